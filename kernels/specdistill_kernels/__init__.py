@@ -1,0 +1,27 @@
+"""Operations of speculative decoding and draft distillation, on the flat shapes that serving engines hold.
+
+Needs torch only, so that a serving stack can import this package alone. Each operation has a folder of its own with
+its public function, a plain-torch `reference.py` that defines it and, where memory demands it, a tiled `chunked.py`.
+
+    expected_acceptance   what a pair of logits rows is worth under every acceptance rule
+    fused_divergence      a divergence and its gradient from hidden states, without storing logits
+    verify                accepted count and next token of each drafted block
+    topk_membership       is a token among the row's K largest logits (the test of speculative KD)
+"""
+
+from specdistill_kernels.expected_acceptance import AcceptanceStatistics, expected_acceptance
+from specdistill_kernels.fused_divergence import DIVERGENCES, DivergenceOutput, fused_divergence
+from specdistill_kernels.topk_membership import topk_membership
+from specdistill_kernels.verify import RULES, Verified, verify
+
+__all__ = [
+    "DIVERGENCES",
+    "RULES",
+    "AcceptanceStatistics",
+    "DivergenceOutput",
+    "Verified",
+    "expected_acceptance",
+    "fused_divergence",
+    "topk_membership",
+    "verify",
+]

@@ -1,0 +1,100 @@
+"""A divergence between target and draft from hidden states, without ever storing [tokens, vocab] logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings
+from specdistill_kernels.fused_divergence.reference import DIVERGENCES
+
+__all__ = ["DIVERGENCES", "DivergenceOutput", "fused_divergence"]
+
+_TILE_ENTRIES = 2**23
+
+
+class DivergenceOutput(NamedTuple):
+    """The loss, and per-token statistics that came for free with it (no gradient flows through those)."""
+
+    loss: Tensor
+    """sum_t weights[t] * divergence[t], a scalar; backward gives the gradients of draft_hidden and draft_weight."""
+    per_token: Tensor
+    """The divergence of each token in nats (tvd: unitless), float32 [tokens]."""
+    alpha: Tensor
+    """sum_v min(p, q), float32 [tokens]; NaN where no target was given."""
+    agreement: Tensor
+    """1 where the two argmaxes agree, float32 [tokens]; NaN where no target was given."""
+
+
+def fused_divergence(
+    draft_hidden: Tensor,
+    draft_weight: Tensor,
+    target_hidden: Tensor | None,
+    target_weight: Tensor | None,
+    weights: Tensor,
+    *,
+    kind: str = "fkl",
+    beta: float = 0.5,
+    eta: float = 3.0,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    vocab_size: int | None = None,
+    draft_softcap: float | None = None,
+    target_softcap: float | None = None,
+    tile_rows: int | None = None,
+) -> DivergenceOutput:
+    """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
+
+    Logits exist for one tile of rows at a time and gradients are formed in the same pass, so memory grows with the tile
+    and not with tokens x vocabulary. Tokens of weight 0 are skipped. Everything is accumulated in float32.
+
+    Args:
+        draft_hidden: [tokens, draft_hidden_size], after the final norm.
+        draft_weight: [draft_vocab, draft_hidden_size], the output head (may be the tied embedding).
+        target_hidden: [tokens, target_hidden_size]; None for `ce`.
+        target_weight: [target_vocab, target_hidden_size]; None for `ce`. The target gets no gradient.
+        weights: [tokens], each token's factor: 1 / (tokens in the accumulation window) gives the token mean.
+        kind: One of `DIVERGENCES`; formulas in `reference.divergence`.
+        beta: Of `jsd`, in (0, 1). As beta -> 0 it tends to beta * KL(target || draft), not to `fkl` itself.
+        eta: Of `lk_lambda`: how fast the loss moves from `fkl` to `tvd` as the acceptance grows.
+        temperature: Divides both models' logits before the softmax. The loss is not multiplied by its square.
+        labels: int64 [tokens], for `ce` only.
+        vocab_size: Real ids; columns beyond it are padding and take no part. Default: the smaller head.
+        draft_softcap, target_softcap: c in logits = c tanh(logits / c) where the model has one (Gemma 2).
+        tile_rows: Rows at a time; by default as many as fit 2**23 logits.
+
+    Returns:
+        See `DivergenceOutput`.
+
+    Raises:
+        ValueError: Unknown kind, missing labels or target, or a setting outside its range.
+
+    Source: fkl, rkl, jsd: Agarwal et al. 2024 (arXiv 2306.13649); tvd: Zhou et al. 2024 (arXiv 2310.08461); lk_*:
+    Samarin et al. 2026 (arXiv 2602.23881).
+    """
+    if kind not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {kind!r}; choose one of {', '.join(DIVERGENCES)}")
+    if kind == "ce" and labels is None:
+        raise ValueError("the divergence 'ce' needs labels")
+    if kind != "ce" and (target_hidden is None or target_weight is None):
+        raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight")
+    if not 0 < beta < 1:
+        raise ValueError(f"expected 0 < beta < 1, got {beta}; use kind='fkl' or kind='rkl' for the ends")
+    if temperature <= 0:
+        raise ValueError(f"expected temperature > 0, got {temperature}")
+    rows = [draft_hidden.shape[0], weights.shape[0]] + ([] if target_hidden is None else [target_hidden.shape[0]])
+    if len(set(rows)) != 1:
+        raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {rows}")
+    widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
+    width = vocab_size or min(widths)
+    if width > min(widths):
+        raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
+    settings = Settings(
+        kind, beta, eta, temperature, width, draft_softcap, target_softcap, tile_rows or max(1, _TILE_ENTRIES // width)
+    )
+    loss, per_token, alpha, agreement = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, settings
+    )
+    return DivergenceOutput(loss, per_token, alpha, agreement)

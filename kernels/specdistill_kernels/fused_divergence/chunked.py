@@ -1,0 +1,162 @@
+"""Tiled torch implementation of `fused_divergence`: closed-form gradients, one tile of rows at a time.
+
+With p = softmax(target), q = softmax(draft), z the draft's logits, alpha = sum_v min(p, q) and
+A_v = q_v (1[q_v < p_v] - sum_u q_u 1[q_u < p_u]) = d alpha / d z_v:
+
+    divergence   d / d z_v
+    ce           q_v - 1[v = label]
+    fkl          q_v - p_v
+    rkl          q_v (log q_v - log p_v - rkl)
+    jeffreys     the sum of fkl and rkl
+    jsd          (1 - beta) q_v (log q_v - log m_v - KL(q || m))
+    tvd          -A_v
+    lk_alpha     -A_v / alpha
+    lk_lambda    w (q_v - p_v) - (1 - w) A_v,   w = exp(-eta alpha)
+
+Forward forms the gradients already, scaled by the caller's weights: then nothing but [tokens, hidden] and [vocab,
+hidden] is kept, and the heads are not multiplied a second time. Backward only scales them by the incoming scalar.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Settings(NamedTuple):
+    """The arguments of `fused_divergence` that are not tensors."""
+
+    kind: str
+    beta: float
+    eta: float
+    temperature: float
+    vocab_size: int
+    draft_softcap: float | None
+    target_softcap: float | None
+    tile_rows: int
+
+
+class ChunkedDivergence(torch.autograd.Function):
+    """See the module's docstring; inputs and outputs as in `fused_divergence`."""
+
+    @staticmethod
+    def forward(ctx, draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, settings: Settings):
+        tokens = draft_hidden.shape[0]
+        per_token = torch.zeros(tokens, dtype=torch.float32, device=draft_hidden.device)
+        fill = 0.0 if target_hidden is not None else float("nan")
+        alpha, agreement = torch.full_like(per_token, fill), torch.full_like(per_token, fill)
+        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
+        head = draft_weight[: settings.vocab_size]
+        # float32 whatever the head's dtype: bf16 sums over many tiles lose 4 to 23 % of the gradient.
+        grad_weight = torch.zeros(draft_weight.shape, dtype=_wide(head), device=head.device) if need_weight else None
+        active = weights.nonzero()[:, 0]
+        for rows in active.split(settings.tile_rows):
+            hidden = draft_hidden[rows]
+            draft_scores = _scores(hidden, head, settings.draft_softcap)
+            target_logits = None
+            if target_hidden is not None:
+                target_head = target_weight[: settings.vocab_size]
+                target_logits = _scores(target_hidden[rows], target_head, settings.target_softcap)
+                target_logits = target_logits / settings.temperature
+            value, grad, overlap, agree = _tile(
+                draft_scores / settings.temperature,
+                target_logits,
+                None if labels is None else labels[rows],
+                settings,
+                need_hidden or need_weight,
+            )
+            per_token[rows] = value.float()
+            if overlap is not None:
+                alpha[rows], agreement[rows] = overlap.float(), agree.float()
+            if grad is None:
+                continue
+            grad *= (weights[rows].to(grad.dtype) / settings.temperature)[:, None]
+            if settings.draft_softcap is not None:
+                grad *= 1 - (draft_scores / settings.draft_softcap) ** 2
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad.to(head.dtype) @ head).to(grad_hidden.dtype)
+            if grad_weight is not None:
+                grad_weight[: settings.vocab_size].addmm_(grad.T, hidden.to(grad.dtype))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(draft_weight.dtype))
+        ctx.mark_non_differentiable(per_token, alpha, agreement)
+        loss = (per_token[active].double() * weights[active].double()).sum()
+        return loss.to(_wide(head)), per_token, alpha, agreement
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_unused):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_loss,
+            None if grad_weight is None else grad_weight * grad_loss,
+            *(None,) * 5,
+        )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _scores(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
+    scores = (hidden.to(head.dtype) @ head.T).to(_wide(head))
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _tile(
+    draft_logits: Tensor, target_logits: Tensor | None, labels: Tensor | None, settings: Settings, need_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Value [rows], gradient of the draft's logits [rows, vocab], alpha [rows] and argmax agreement [rows]."""
+    kind = settings.kind
+    log_q = draft_logits.log_softmax(-1)
+    q = log_q.exp()
+    if target_logits is None:
+        return *_cross_entropy(log_q, q, labels, need_grad), None, None
+    log_p = target_logits.log_softmax(-1)
+    p = log_p.exp()
+    alpha = torch.minimum(p, q).sum(-1)
+    agreement = log_p.argmax(-1) == log_q.argmax(-1)
+    if kind == "ce":
+        return *_cross_entropy(log_q, q, labels, need_grad), alpha, agreement
+    value, grad = torch.zeros_like(alpha), None
+    if kind in ("fkl", "jeffreys", "lk_lambda"):
+        value = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+        grad = q - p if need_grad else None
+    if kind in ("rkl", "jeffreys"):
+        ratio = torch.where(q > 0, log_q - log_p, 0)
+        reverse = (q * ratio).sum(-1)
+        value = value + reverse
+        if need_grad:
+            reverse_grad = q * (ratio - reverse[:, None])
+            grad = reverse_grad if grad is None else grad + reverse_grad
+    elif kind == "jsd":
+        beta = settings.beta
+        log_m = (beta * p + (1 - beta) * q).log()
+        draft_term = torch.where(q > 0, log_q - log_m, 0)
+        draft_kl = (q * draft_term).sum(-1)
+        value = beta * torch.where(p > 0, p * (log_p - log_m), 0).sum(-1) + (1 - beta) * draft_kl
+        grad = (1 - beta) * q * (draft_term - draft_kl[:, None]) if need_grad else None
+    elif kind in ("tvd", "lk_alpha", "lk_lambda"):
+        overlap_grad = None
+        if need_grad:
+            below = torch.where(q < p, q, 0)
+            overlap_grad = below - q * below.sum(-1, keepdim=True)
+        if kind == "tvd":
+            value, grad = 1 - alpha, None if overlap_grad is None else -overlap_grad
+        elif kind == "lk_alpha":
+            value, grad = -alpha.log(), None if overlap_grad is None else -overlap_grad / alpha[:, None]
+        else:
+            weight = (-settings.eta * alpha).exp()
+            value = weight * value + (1 - weight) * (1 - alpha)
+            if grad is not None and overlap_grad is not None:
+                grad = weight[:, None] * grad - (1 - weight)[:, None] * overlap_grad
+    return value, grad, alpha, agreement
+
+
+def _cross_entropy(log_q: Tensor, q: Tensor, labels: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor | None]:
+    assert labels is not None, "checked by fused_divergence"
+    value = -log_q.gather(1, labels[:, None])[:, 0]
+    if not need_grad:
+        return value, None
+    return value, q.scatter_add(1, labels[:, None], torch.full_like(value, -1.0)[:, None])

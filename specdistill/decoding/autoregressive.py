@@ -1,0 +1,86 @@
+"""Plain decoding, one token per target call: the baseline that a draft has to beat, and the source of rollouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.generation import Generation, check_lengths
+from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.models import LanguageModel
+
+
+def prefill(cached: CachedModel, prompts: list[list[int]]) -> torch.Tensor:
+    """Feeds the prompts and returns each row's last hidden state, [batch, hidden]."""
+    longest = max(map(len, prompts))
+    device = cached.model.device
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    hidden = cached.forward(padded)
+    cached.advance([len(prompt) for prompt in prompts])
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    return hidden[torch.arange(len(prompts), device=device), last]
+
+
+def generate_plain(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    seeds: list[int],
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
+
+    Args:
+        model: Any causal model; a trimmed head generates its kept ids only.
+        prompts: Token ids of each prompt.
+        sampling: Temperature and filters.
+        max_new_tokens: Limit per answer.
+        seeds: One per prompt. In float32 a row gives the same tokens alone or in a batch, up to rounding.
+        on_tokens: Called with the number of tokens of each step, for progress.
+
+    Returns:
+        Generations in the order of the prompts.
+
+    Raises:
+        DataError: A prompt is empty or does not fit the context.
+    """
+    check_lengths(prompts, max_new_tokens, model)
+    results = [Generation() for _ in prompts]
+    start = time.perf_counter()
+    with model.generating():
+        cached = CachedModel(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
+        generators = row_generators(seeds, model.device)
+        alive = list(range(len(prompts)))
+        hidden = prefill(cached, prompts)
+        while True:
+            processed = sampling.process(cached.own_logits(hidden))
+            tokens = model.to_token_ids(sampling.pick(processed, [generators[row] for row in alive]))
+            for row, token in zip(alive, tokens.tolist(), strict=True):
+                results[row].emit([token], 0, model.eos_token_ids, max_new_tokens)
+                if len(results[row].token_ids) == 1:
+                    results[row].first_token_seconds = time.perf_counter() - start
+            if on_tokens is not None:
+                on_tokens(len(alive))
+            going = [
+                index
+                for index, row in enumerate(alive)
+                if not results[row].finished and len(results[row].token_ids) < max_new_tokens
+            ]
+            if not going:
+                break
+            if len(going) < len(alive):
+                cached.select(going)
+                alive = [alive[index] for index in going]
+                tokens = tokens[torch.tensor(going, device=tokens.device)]
+            hidden = cached.forward(tokens[:, None])[:, 0]
+            cached.advance([1] * len(alive))
+    for result in results:
+        result.seconds = time.perf_counter() - start
+        result.model_seconds = cached.seconds
+        result.target_calls = cached.calls
+    return results

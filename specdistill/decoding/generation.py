@@ -1,0 +1,71 @@
+"""What generating an answer produced: tokens, who proposed them, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from specdistill.errors import DataError
+from specdistill.models import LanguageModel
+
+
+class Round(NamedTuple):
+    """One verification: a target call and what came of it."""
+
+    proposed: int
+    """Draft tokens that verification could still have kept (those after an end of sequence don't count)."""
+    accepted: int
+    """Draft tokens kept."""
+    emitted: int
+    """Tokens that reached the output, the correction or bonus token included."""
+
+
+@dataclass
+class Generation:
+    """One prompt's answer."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """The answer, its end-of-sequence token included where it has one."""
+    from_draft: list[bool] = field(default_factory=list)
+    """For each token, whether the draft proposed it and it was kept."""
+    rounds: list[Round] = field(default_factory=list)
+    """Verifications in order; the prompt's own pass, which yields the first token, is not one."""
+    finished: bool = False
+    """Ended by an end-of-sequence token rather than by the length limit."""
+    seconds: float = 0.0
+    """Wall time of the call that produced it, shared by its whole batch."""
+    first_token_seconds: float = 0.0
+    """Wall time until the first token."""
+    model_seconds: float = 0.0
+    """Part of `seconds` inside the models' forward passes."""
+    target_calls: int = 0
+    """Forward passes of the target, the prompt's included."""
+
+    def emit(self, token_ids: list[int], num_from_draft: int, stop_ids: frozenset[int], limit: int) -> int:
+        """Appends tokens up to the first end of sequence or the limit; returns how many were taken."""
+        taken = 0
+        for index, token in enumerate(token_ids):
+            if self.finished or len(self.token_ids) >= limit:
+                break
+            self.token_ids.append(token)
+            self.from_draft.append(index < num_from_draft)
+            self.finished = token in stop_ids
+            taken += 1
+        return taken
+
+
+def check_lengths(prompts: list[list[int]], max_new_tokens: int, *models: LanguageModel) -> None:
+    """Refuses prompts that don't fit the context together with what is to be generated.
+
+    Raises:
+        DataError: Naming the prompt (counted from 1), its length and the limit.
+    """
+    for model in models:
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt:
+                raise DataError(f"prompt {number} is empty after tokenisation")
+            if len(prompt) + max_new_tokens > model.max_context:
+                raise DataError(
+                    f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the context of "
+                    f"{model.max_context} of {model.name}; shorten it or lower --max-new-tokens"
+                )

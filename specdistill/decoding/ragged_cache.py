@@ -1,0 +1,80 @@
+"""A KV cache in which every row has its own length, and rolling a row back costs nothing.
+
+Keys and values lie in buffers [batch, heads, capacity, head_dim] that are allocated once. A forward pass writes each
+row's new entries at that row's own positions; entries beyond a row's length are hidden by the attention mask and
+overwritten later. So rejecting tokens is setting a length, whatever the batch, and no entry is ever copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer's buffers. `write_at` is set by the owner before each forward pass."""
+
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.write_at: Tensor = torch.empty(0, dtype=torch.int64)
+        self.extent = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, _, _ = key_states.shape
+        # Zeros, not empty: masked entries still enter 0 * value sums, where stray NaN bit patterns would spread.
+        self.keys = key_states.new_zeros(batch, heads, self.capacity, key_states.shape[-1])
+        self.values = value_states.new_zeros(batch, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Writes [batch, heads, new, head_dim] and returns the buffers up to the longest row."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        if key_states.shape[0] == 1:
+            start = self.extent - key_states.shape[2]
+            self.keys[:, :, start : self.extent] = key_states
+            self.values[:, :, start : self.extent] = value_states
+        else:
+            rows = torch.arange(key_states.shape[0], device=key_states.device)[:, None]
+            self.keys[rows, :, self.write_at] = key_states.transpose(1, 2)
+            self.values[rows, :, self.write_at] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.extent], self.values[:, :, : self.extent]
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps only the given rows."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.extent, 0
+
+    def get_seq_length(self) -> int:
+        return self.extent
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class RaggedCache(Cache):
+    """`RaggedLayer` for every decoder layer, all written at the same positions."""
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        super().__init__(layers=[RaggedLayer(capacity) for _ in range(num_layers)])
+
+    def write_next(self, positions: Tensor, extent: int) -> None:
+        """Announces where the next forward pass writes: positions [batch, new], all below `extent`."""
+        for layer in self.layers:
+            assert isinstance(layer, RaggedLayer)
+            layer.write_at, layer.extent = positions, extent
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps only the given rows of the batch."""
+        for layer in self.layers:
+            assert isinstance(layer, RaggedLayer)
+            layer.select(rows)

@@ -1,0 +1,251 @@
+"""The exact speculative decoder: the draft proposes, the target checks several tokens in one pass.
+
+The life of a round, for each row: feed the draft what it has not seen yet and let it propose `num_draft_tokens` tokens;
+feed the target the last emitted token and all proposals at once; `verify` keeps a prefix and adds one token; roll both
+caches back to what was kept. Rows accept different counts, so each row of the caches has its own length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specdistill.decoding.autoregressive import prefill
+from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.generation import Generation, Round, check_lengths
+from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.errors import ConfigError
+from specdistill.models import LanguageModel
+from specdistill_kernels import Verified, verify
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What one round of drafting produced, flat over rows as engines hold it."""
+
+    token_ids: Tensor
+    """int64 [sum of counts]."""
+    cumulative: Tensor
+    """int64 [batch], running sum of the counts."""
+    logits: Tensor | None
+    """[sum of counts, vocab] after temperature and filters; None at temperature 0 or for argmax drafts."""
+
+
+class Acceptance(Protocol):
+    """Decides which proposals stay; see `ExactAcceptance` and, for distillation, SKD's membership test."""
+
+    always_adds_token: bool
+    """Whether a row whose proposals were all kept gets one more token from the target."""
+
+    def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified: ...
+
+
+@dataclass(frozen=True)
+class ExactAcceptance:
+    """Keeps the target's distribution exactly."""
+
+    sampling: Sampling
+    rule: str
+    always_adds_token: bool = True
+
+    def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified:
+        return verify(
+            self.sampling.process(target_logits),
+            proposal.token_ids,
+            proposal.cumulative,
+            proposal.logits,
+            rule=self.rule,
+            generators=generators,
+        )
+
+
+class SpeculativeDecoder:
+    """Generates with a draft's help, a batch at a time.
+
+    Args:
+        target: The model whose output it is.
+        draft: Proposes tokens; of the same vocabulary. A trimmed head proposes its kept ids only.
+        num_draft_tokens: Tokens proposed per verification (gamma), at least 1.
+        sampling: Temperature and filters of the target, and alike of the draft.
+        rule: `greedy` at temperature 0; `sampled` or `argmax_draft` above. None picks `greedy` or `sampled`.
+        acceptance: Replaces the exact verification (speculative KD uses this); `rule` then says only how to draft.
+        draft_sampling: How the draft samples, if not like the target. Only the rule `sampled` stays exact with it.
+
+    Raises:
+        ConfigError: num_draft_tokens < 1, or a rule that does not go with the temperature.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        draft: LanguageModel,
+        *,
+        num_draft_tokens: int,
+        sampling: Sampling,
+        rule: str | None = None,
+        acceptance: Acceptance | None = None,
+        draft_sampling: Sampling | None = None,
+    ) -> None:
+        if num_draft_tokens < 1:
+            raise ConfigError(f"--num-draft-tokens must be at least 1, got {num_draft_tokens}")
+        rule = rule or ("greedy" if sampling.greedy else "sampled")
+        if (rule == "greedy") != sampling.greedy:
+            raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}")
+        self.target, self.draft = target, draft
+        self.num_draft_tokens = num_draft_tokens
+        self.sampling = sampling
+        self.draft_sampling = draft_sampling or (Sampling(temperature=0.0) if rule == "argmax_draft" else sampling)
+        self.acceptance = acceptance or ExactAcceptance(sampling, rule)
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        *,
+        max_new_tokens: int,
+        seeds: list[int],
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[Generation]:
+        """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
+
+        Args:
+            prompts: Token ids of each prompt.
+            max_new_tokens: Limit per answer.
+            seeds: One per prompt; a row's randomness is its own.
+            on_tokens: Called with the number of tokens of each round, for progress.
+
+        Returns:
+            Generations in the order of the prompts.
+
+        Raises:
+            DataError: A prompt is empty or does not fit either model's context.
+        """
+        check_lengths(prompts, max_new_tokens, self.target, self.draft)
+        start = time.perf_counter()
+        with self.target.generating(), self.draft.generating():
+            batch = _Batch(self, prompts, max_new_tokens, seeds, start)
+            while batch.alive:
+                count = batch.round()
+                if on_tokens is not None:
+                    on_tokens(count)
+        for result in batch.results:
+            result.seconds = time.perf_counter() - start
+            result.model_seconds = batch.target.seconds + batch.draft.seconds
+            result.target_calls = batch.target.calls
+        return batch.results
+
+
+class _Batch:
+    """The rows of one `generate` call that are still going."""
+
+    def __init__(
+        self, decoder: SpeculativeDecoder, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], start: float
+    ) -> None:
+        self.decoder, self.limit = decoder, max_new_tokens
+        capacity = max(map(len, prompts)) + max_new_tokens + decoder.num_draft_tokens + 1
+        self.target = CachedModel(decoder.target, len(prompts), capacity)
+        self.draft = CachedModel(decoder.draft, len(prompts), capacity)
+        self.generators = row_generators(seeds, decoder.target.device)
+        self.results = [Generation() for _ in prompts]
+        self.alive = list(range(len(prompts)))
+        self.prompts = prompts
+        logits = decoder.target.to_vocabulary(self.target.own_logits(prefill(self.target, prompts)))
+        first = decoder.sampling.pick(decoder.sampling.process(logits), self.generators).tolist()
+        for result, token in zip(self.results, first, strict=True):
+            result.emit([token], 0, decoder.target.eos_token_ids, max_new_tokens)
+            result.first_token_seconds = time.perf_counter() - start
+        prefill(self.draft, prompts)
+        self._drop_finished()
+
+    def round(self) -> int:
+        """Drafts, verifies and rolls back once; returns the number of tokens emitted."""
+        decoder = self.decoder
+        budget = [self.limit - len(self.results[row].token_ids) for row in self.alive]
+        # The last token of a row comes from the target anyway where verification always adds one.
+        spare = 1 if decoder.acceptance.always_adds_token else 0
+        counts = [min(decoder.num_draft_tokens, left - spare) for left in budget]
+        proposal = self._propose(counts)
+        proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
+        pending = [self.results[row].token_ids[-1] for row in self.alive]
+        widest = max(counts)
+        fed = [
+            [token, *ids, *[0] * (widest - len(ids))] for token, ids in zip(pending, proposed, strict=True)
+        ]
+        hidden = self.target.forward(torch.tensor(fed, device=decoder.target.device))
+        real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
+        logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
+        generators = [self.generators[row] for row in self.alive]
+        verified = decoder.acceptance(logits, proposal, generators)
+        return self._commit(proposed, verified)
+
+    def _propose(self, counts: list[int]) -> Proposal:
+        """Lets the draft propose up to `counts` tokens per row."""
+        draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
+        sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
+        unseen = [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
+        generators = [self.generators[row] for row in self.alive]
+        steps: list[Tensor] = []
+        step_logits: list[Tensor] = []
+        keep_logits = not sampling.greedy
+        feed = torch.tensor([ids + [0] * (max(map(len, unseen)) - len(ids)) for ids in unseen], device=device)
+        real = list(map(len, unseen))
+        for _ in range(max(counts)):
+            hidden = self.draft.forward(feed)
+            self.draft.advance(real)
+            last = torch.tensor(real, device=device) - 1
+            hidden = hidden[torch.arange(len(real), device=device), last]
+            processed = sampling.process(self.draft.own_logits(hidden))
+            tokens = draft.to_token_ids(sampling.pick(processed, generators))
+            steps.append(tokens)
+            if keep_logits:
+                step_logits.append(draft.to_vocabulary(processed))
+            feed, real = tokens[:, None], [1] * len(real)
+        cumulative = torch.tensor(counts, device=device).cumsum(0)
+        if not steps:
+            none = torch.empty(0, draft.vocab_size, device=device) if keep_logits else None
+            return Proposal(torch.empty(0, dtype=torch.int64, device=device), cumulative, none)
+        chosen = torch.stack(steps, dim=1)
+        ids = torch.cat([row[:count] for row, count in zip(chosen, counts, strict=True)])
+        logits = None
+        if keep_logits:
+            stacked = torch.stack(step_logits, dim=1)
+            logits = torch.cat([row[:count] for row, count in zip(stacked, counts, strict=True)])
+        return Proposal(ids, cumulative, logits)
+
+    def _commit(self, proposed: list[list[int]], verified: Verified) -> int:
+        """Emits what was kept, rolls both caches back, drops rows that ended."""
+        stop_ids = self.decoder.target.eos_token_ids
+        total = 0
+        for row, ids, count, extra in zip(
+            self.alive, proposed, verified.num_accepted.tolist(), verified.next_token.tolist(), strict=True
+        ):
+            result = self.results[row]
+            run = ids[:count] + ([extra] if extra >= 0 else [])
+            taken = result.emit(run, count, stop_ids, self.limit)
+            # Tokens that were drafted behind an accepted end of sequence were never in play.
+            in_play = taken if result.finished and taken <= count else len(ids)
+            result.rounds.append(Round(proposed=in_play, accepted=min(count, taken), emitted=taken))
+            total += taken
+        # Both caches hold everything but the last emitted token, which the next round feeds; the draft may lack more.
+        known = [len(self.prompts[row]) + len(self.results[row].token_ids) - 1 for row in self.alive]
+        self.target.set_lengths(known)
+        self.draft.set_lengths([min(a, b) for a, b in zip(known, self.draft.lengths, strict=True)])
+        self._drop_finished()
+        return total
+
+    def _drop_finished(self) -> None:
+        going = [
+            index
+            for index, row in enumerate(self.alive)
+            if not self.results[row].finished and len(self.results[row].token_ids) < self.limit
+        ]
+        if len(going) == len(self.alive):
+            return
+        self.alive = [self.alive[index] for index in going]
+        if going:
+            self.target.select(going)
+            self.draft.select(going)

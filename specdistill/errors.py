@@ -1,0 +1,25 @@
+"""The errors a caller can cause. Each says what was expected, what came, and the remedy, in one line."""
+
+
+class SpecdistillError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it and exits 2."""
+
+
+class ConfigError(SpecdistillError, ValueError):
+    """A setting is outside its range, or two settings contradict each other."""
+
+
+class DataError(SpecdistillError, ValueError):
+    """Prompts or sequences are missing, malformed or too long."""
+
+
+class ModelError(SpecdistillError, ValueError):
+    """A model can't be found, loaded, or is of an architecture that is not supported."""
+
+
+class IncompatibleModelsError(SpecdistillError, ValueError):
+    """Target and draft don't share one vocabulary."""
+
+
+class OutputError(SpecdistillError, OSError):
+    """A result can't be written, or writing it would overwrite an older one."""

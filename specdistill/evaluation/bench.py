@@ -1,0 +1,218 @@
+"""The whole measurement behind `specdistill bench`, from two model names to the report of METRICS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+import transformers
+
+from specdistill.data.batch import Provenance
+from specdistill.data.batch import Sequence as TokenSequence
+from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts
+from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.evaluation import acceptance, economics, latency
+from specdistill.evaluation.config import BenchConfig
+from specdistill.evaluation.costs import measure_costs
+from specdistill.evaluation.sections import acceptance_section, compare_section, latency_section, model_section
+from specdistill.evaluation.statistics import ratio
+from specdistill.models import LanguageModel, load, vocabulary
+from specdistill.models.pair import load_pair
+from specdistill.progress import Progress, Quiet
+
+_SCORING_BATCH = 8
+
+
+def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Measures a draft against its target.
+
+    Order: the target writes answers; draft (and `compare`) are scored on them; the steps' costs are timed; the draft
+    length is chosen; then plain and speculative decoding are timed against each other.
+
+    Args:
+        config: What to measure.
+        progress: Where bars go.
+
+    Returns:
+        The report, JSON-ready, in the schema of METRICS (version 1).
+
+    Raises:
+        SpecdistillError: Bad input; nothing was measured then.
+    """
+    progress = progress or Quiet()
+    check_source(config.prompts)
+    for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
+        if name is not None:
+            load.check_exists(name, role)
+    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    pair = load_pair(config.target, config.draft, device=config.device, dtype=config.dtype, say=progress.say)
+    target, draft = pair.target, pair.draft
+    other = _load_compare(config, pair.target, progress)
+    room = min(target.max_context, draft.max_context) - config.max_new_tokens
+    encoded = encode_all(prompts, target.tokenizer, room)
+    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+
+    answers = write_answers(target, prompts, encoded, sampling, config.max_new_tokens, config.seed, progress)
+    records = _score(target, draft, answers, sampling, progress, f"scoring {draft.name}")
+    rule = config.served_rule
+    taus = {
+        gamma: ratio(*acceptance.predicted_tau(records, rule, gamma)).mean
+        for gamma in range(1, config.max_draft_tokens + 1)
+    }
+    context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
+    context = min(context, room + config.max_new_tokens - config.max_draft_tokens - 1)
+    with progress.task("timing single steps", 8 * (config.max_draft_tokens + 2), "passes") as task:
+        costs = measure_costs(
+            target,
+            draft,
+            batch_size=config.batch_size,
+            max_draft_tokens=config.max_draft_tokens,
+            context=context,
+            on_pass=task.advance,
+        )
+    gamma = config.num_draft_tokens or max(
+        taus, key=lambda length: economics.speedup(taus[length], length, costs.cost_ratio, costs.verify_cost[length + 1])
+    )
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=gamma, sampling=sampling, rule=rule)
+    timed = min(config.latency_prompts or len(prompts), len(prompts))
+    runs = _time(config, target, decoder, encoded[:timed], progress)
+    latency_report, speedup = latency_section(runs)
+    differences = _lossless(config, target, draft, prompts[:timed], encoded, runs, gamma)
+
+    verdict = economics.judge(costs, taus, gamma, ratio(*acceptance.alpha_sums(records, rule)).mean, tuple(speedup))
+    report: dict[str, Any] = {
+        "schema": 1,
+        "target": model_section(target),
+        "draft": model_section(draft),
+        "setup": {
+            "device": str(target.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "engine": "specdistill",
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            "rule": rule,
+            "num_draft_tokens": gamma,
+            "batch_size": config.batch_size,
+            "max_new_tokens": config.max_new_tokens,
+            "prompts": len(prompts),
+            "latency_prompts": timed,
+            "prompt_source": config.prompts,
+            "seed": config.seed,
+        },
+        "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus, sampling),
+        "latency": latency_report,
+        "economics": {
+            "cost_ratio": verdict.cost_ratio,
+            "target_step_seconds": costs.target_step_seconds,
+            "draft_step_seconds": costs.draft_step_seconds,
+            "verify_cost": {str(width): cost for width, cost in verdict.verify_cost.items()},
+            "break_even_alpha": verdict.break_even_alpha,
+            "best_num_draft_tokens": verdict.best_num_draft_tokens,
+            "predicted_speedup": {str(length): value for length, value in verdict.predicted_speedup.items()},
+            "perfect_draft_speedup": verdict.perfect_draft_speedup,
+            "verdict": verdict.verdict,
+            "why": verdict.why,
+        },
+        "lossless": {
+            "checked": True,
+            "greedy_identical": not any(differences),
+            "prompts_compared": len(differences),
+            "differences": [difference for difference in differences if difference],
+        },
+    }
+    if other is not None:
+        other_records = _score(target, other, answers, sampling, progress, f"scoring {other.name}")
+        report["compare"] = compare_section(other, records, other_records, rule, gamma)
+    return report
+
+
+def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first `count` prompts when categories take turns; 0 keeps all."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    turns = [prompt for row in zip_longest(*by_category.values()) for prompt in row if prompt is not None]
+    return turns[: count or None]
+
+
+def write_answers(
+    target: LanguageModel,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress,
+    name: str = "target writes answers",
+) -> list[TokenSequence]:
+    """Lets the target answer every prompt, several at a time; shorter prompts share a batch to waste less padding."""
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    answers: dict[int, TokenSequence] = {}
+    with progress.task(name, len(prompts) * max_new_tokens, "tokens") as task:
+        for start in range(0, len(order), _SCORING_BATCH):
+            chosen = order[start : start + _SCORING_BATCH]
+            written = generate_plain(
+                target,
+                [encoded[index] for index in chosen],
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                seeds=[seed * 100_003 + index for index in chosen],
+                on_tokens=task.advance,
+            )
+            for index, generation in zip(chosen, written, strict=True):
+                ids = tuple(generation.token_ids)
+                # Answers that ended early leave their share of the bar.
+                task.advance(max_new_tokens - len(ids))
+                answers[index] = TokenSequence(
+                    prompts[index].id, tuple(encoded[index]), ids, (int(Provenance.TARGET),) * len(ids)
+                )
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _load_compare(config: BenchConfig, target: LanguageModel, progress: Progress) -> LanguageModel | None:
+    if config.compare is None:
+        return None
+    source = load.find(config.compare, "compare", progress.say)
+    vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, source.name)
+    return load.load_model(source, "compare", device=str(target.device), dtype=target.model.dtype)
+
+
+def _score(target, draft, answers, sampling, progress: Progress, name: str) -> list[acceptance.PromptAcceptance]:
+    with progress.task(name, len(answers), "answers") as task:
+        return acceptance.score(target, draft, answers, sampling, on_sequences=task.advance)
+
+
+def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> list[latency.TimedRun]:
+    latency.warm_up(target, decoder, encoded[0])
+    total = 2 * len(encoded) * config.max_new_tokens
+    with progress.task("plain against speculative", total, "tokens") as task:
+        return latency.time_both(
+            target,
+            decoder,
+            encoded,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            seeds=[config.seed * 100_003 + index for index in range(len(encoded))],
+            on_tokens=task.advance,
+        )
+
+
+def _lossless(config: BenchConfig, target, draft, prompts, encoded, runs, gamma) -> list[dict[str, object] | None]:
+    """Greedy runs are compared as they are; when the bench samples, a few greedy ones are made for the check."""
+    if config.temperature == 0:
+        pairs = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]
+        return [
+            latency.first_difference(target, prompt, ids, *pair)
+            for prompt, ids, pair in zip(prompts, encoded[: len(prompts)], pairs, strict=True)
+        ]
+    few = min(4, len(prompts))
+    return latency.greedy_check(
+        target, draft, prompts[:few], encoded[:few], num_draft_tokens=gamma, max_new_tokens=min(48, config.max_new_tokens)
+    )

@@ -1,0 +1,110 @@
+"""Speculative decoding against the plain target: the same prompts in the same run, alternating, paired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from specdistill.data.prompts import Prompt
+from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """Both ways of generating for one batch of prompts."""
+
+    plain: list[Generation]
+    speculative: list[Generation]
+
+
+def time_both(
+    target: LanguageModel,
+    decoder: SpeculativeDecoder,
+    encoded: Sequence[list[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    seeds: list[int],
+    on_tokens=None,
+) -> list[TimedRun]:
+    """Times plain and speculative decoding batch by batch; which goes first alternates, so drift cancels out.
+
+    Args:
+        target: The model alone.
+        decoder: The same model with a draft.
+        encoded: Token ids of each prompt.
+        batch_size: Prompts decoded together.
+        max_new_tokens: Tokens per answer.
+        seeds: One per prompt.
+        on_tokens: Called with the number of tokens of each step, for progress.
+    """
+    runs = []
+    for number, start in enumerate(range(0, len(encoded), batch_size)):
+        chunk = list(encoded[start : start + batch_size])
+        arguments = {
+            "max_new_tokens": max_new_tokens,
+            "seeds": seeds[start : start + batch_size],
+            "on_tokens": on_tokens,
+        }
+
+        def plain(chunk=chunk, arguments=arguments):
+            return generate_plain(target, chunk, sampling=decoder.sampling, **arguments)
+
+        def speculative(chunk=chunk, arguments=arguments):
+            return decoder.generate(chunk, **arguments)
+
+        if number % 2:
+            second = speculative()
+            runs.append(TimedRun(plain(), second))
+        else:
+            first = plain()
+            runs.append(TimedRun(first, speculative()))
+    return runs
+
+
+def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int]) -> None:
+    """First calls pay for allocations and thread pools; let nobody's measurement carry that."""
+    generate_plain(target, [prompt], sampling=decoder.sampling, max_new_tokens=4, seeds=[0])
+    decoder.generate([prompt], max_new_tokens=4, seeds=[0])
+
+
+@torch.inference_mode()
+def first_difference(
+    target: LanguageModel, prompt: Prompt, encoded: list[int], plain: Generation, other: Generation
+) -> dict[str, object] | None:
+    """Where two greedy answers part, and how close the target's two best logits are there; None if they are equal.
+
+    A gap of a few float32 roundings is a numerical tie (a pass over several tokens adds up in another order than one
+    over a single token); a larger one is a bug.
+    """
+    if plain.token_ids == other.token_ids:
+        return None
+    pairs = zip(plain.token_ids, other.token_ids, strict=False)
+    shorter = min(len(plain.token_ids), len(other.token_ids))
+    position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
+    ids = torch.tensor([encoded + plain.token_ids[:position]], device=target.device)
+    best = target.logits(target.hidden_states(ids)[0, -1]).topk(2).values
+    return {"prompt": prompt.id, "position": position, "logit_gap": float(best[0] - best[1])}
+
+
+def greedy_check(
+    target: LanguageModel,
+    draft: LanguageModel,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    *,
+    num_draft_tokens: int,
+    max_new_tokens: int,
+) -> list[dict[str, object] | None]:
+    """Compares greedy answers with and without the draft, one prompt at a time."""
+    sampling = Sampling(temperature=0.0)
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens, sampling=sampling)
+    differences = []
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        plain = generate_plain(target, [ids], sampling=sampling, max_new_tokens=max_new_tokens, seeds=[0])
+        fast = decoder.generate([ids], max_new_tokens=max_new_tokens, seeds=[0])
+        differences.append(first_difference(target, prompt, ids, plain[0], fast[0]))
+    return differences

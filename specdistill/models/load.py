@@ -1,0 +1,119 @@
+"""Finds a model by hub id, directory or .gguf file, and loads its configuration, tokenizer and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from specdistill.errors import ModelError
+from specdistill.models import families, gguf, vocabulary
+from specdistill.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model whose files were found and whose configuration and tokenizer were read; no weights yet."""
+
+    name: str
+    """As the user wrote it."""
+    location: str
+    """A directory or hub id that transformers loads from."""
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def directory(self) -> Path | None:
+        return Path(self.location) if Path(self.location).is_dir() else None
+
+
+def check_exists(name: str, role: str) -> None:
+    """Finds what can be found wrong about a model's name without loading anything (fast, no heavy work).
+
+    Raises:
+        ModelError: A path that isn't there, a directory without config.json, a file that is no .gguf.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"--{role} {name} has no config.json; name a directory that save_pretrained wrote")
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"--{role} {name} is a file but no .gguf; name a checkpoint directory or a .gguf file")
+        gguf.check_gguf(path)
+    elif path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
+
+
+def find(name: str, role: str, say=print) -> ModelSource:
+    """Reads configuration and tokenizer; converts a .gguf on first use.
+
+    Args:
+        name: Hub id, directory or .gguf file.
+        role: `target` or `draft`, for messages.
+        say: Where a slow conversion announces itself.
+
+    Raises:
+        ModelError: It can't be found or read, or its architecture is not supported.
+    """
+    check_exists(name, role)
+    path = Path(name)
+    location = str(gguf.convert(path, say) if path.is_file() else name)
+    try:
+        config = AutoConfig.from_pretrained(location)
+        families.check_supported(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"can't load --{role} {name}: {reason} (a hub id needs network access or a local cache)"
+        ) from error
+    return ModelSource(name, location, config, tokenizer)
+
+
+def load_model(source: ModelSource | str, role: str = "target", *, device: str = "cpu", dtype=torch.float32, say=print):
+    """Loads the weights.
+
+    Args:
+        source: From `find`, or a name.
+        role: `target` or `draft`, for messages.
+        device: A torch device.
+        dtype: Of the weights.
+        say: Where a slow conversion announces itself.
+
+    Returns:
+        A `LanguageModel` in eval mode, with a trimmed head if the checkpoint has one.
+
+    Raises:
+        ModelError: As `find`.
+    """
+    if isinstance(source, str):
+        source = find(source, role, say)
+    # The bar for one file of weights says nothing that our own lines don't.
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, config=source.config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"can't load the weights of --{role} {source.name}: {str(error).splitlines()[0]}") from error
+    model = model.to(device).eval()
+    vocab_size = vocabulary.real_vocab_size(source.tokenizer)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise ModelError(
+            f"--{role} {source.name}: the tokenizer produces {vocab_size} ids but the head has {rows} rows; "
+            "the tokenizer files belong to another model"
+        )
+    kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
+    return LanguageModel(
+        model=model,
+        tokenizer=source.tokenizer,
+        name=source.name,
+        directory=source.directory,
+        vocab_size=vocab_size,
+        kept_ids=None if kept_ids is None else kept_ids.to(device),
+    )

@@ -1,0 +1,66 @@
+"""A target and the draft that proposes for it, checked against each other before any weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from specdistill.errors import ConfigError
+from specdistill.models import load, vocabulary
+from specdistill.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two models that mean the same token by the same id."""
+
+    target: LanguageModel
+    draft: LanguageModel
+
+
+def load_pair(target: str, draft: str, *, device: str = "auto", dtype: str = "auto", say=print) -> ModelPair:
+    """Finds both, proves that their tokenizers agree, then loads both sets of weights.
+
+    Args:
+        target: Hub id, directory or .gguf file.
+        draft: Likewise.
+        device: A torch device, or `auto`.
+        dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
+        say: Where slow steps announce themselves.
+
+    Raises:
+        ModelError: One of them can't be loaded.
+        IncompatibleModelsError: Their tokenizers differ.
+    """
+    sources = [load.find(target, "target", say), load.find(draft, "draft", say)]
+    vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, target, draft)
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    loaded = [
+        load.load_model(source, role, device=where, dtype=kind, say=say)
+        for source, role in zip(sources, ("target", "draft"), strict=True)
+    ]
+    return ModelPair(*loaded)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: torch does not know or have the device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device} can't be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slower beyond one token."""
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
