@@ -153,12 +153,19 @@ class _Batch:
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
         self.prompts = prompts
-        logits = decoder.target.to_vocabulary(self.target.own_logits(prefill(self.target, prompts)))
-        first = decoder.sampling.pick(decoder.sampling.process(logits), self.generators).tolist()
-        for result, token in zip(self.results, first, strict=True):
-            result.emit([token], 0, decoder.target.eos_token_ids, max_new_tokens)
-            result.first_token_seconds = time.perf_counter() - start
+        hidden = prefill(self.target, prompts)
+        if decoder.acceptance.always_adds_token:
+            logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
+            first = decoder.sampling.pick(decoder.sampling.process(logits), self.generators).tolist()
+            for result, token in zip(self.results, first, strict=True):
+                result.emit([token], 0, decoder.target.eos_token_ids, max_new_tokens)
+                result.first_token_seconds = time.perf_counter() - start
+        else:
+            # The draft is to propose the first token too: the round starts from the prompt's last token.
+            self.target.advance([-1] * len(prompts))
         prefill(self.draft, prompts)
+        if not decoder.acceptance.always_adds_token:
+            self.draft.advance([-1] * len(prompts))
         self._drop_finished()
 
     def round(self) -> int:
@@ -170,7 +177,7 @@ class _Batch:
         counts = [min(decoder.num_draft_tokens, left - spare) for left in budget]
         proposal = self._propose(counts)
         proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
-        pending = [self.results[row].token_ids[-1] for row in self.alive]
+        pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
         widest = max(counts)
         fed = [
             [token, *ids, *[0] * (widest - len(ids))] for token, ids in zip(pending, proposed, strict=True)

@@ -39,7 +39,33 @@ class PromptAcceptance:
         return len(self.fkl)
 
 
-@torch.inference_mode()
+HiddenCache = dict[TokenSequence, torch.Tensor]
+"""Sequence -> hidden states [answer, hidden] that predict its answer: worth keeping for a frozen model."""
+
+
+@torch.no_grad()
+def answer_hidden_states(
+    model: LanguageModel, sequences: Sequence[TokenSequence], cache: HiddenCache | None = None
+) -> list[torch.Tensor]:
+    """Hidden states that predict each answer token, [answer, hidden] per sequence, in one pass.
+
+    Args:
+        model: Frozen while it is used with a cache.
+        sequences: Prompts with answers; all in one batch.
+        cache: Read first, and filled with what was missing.
+    """
+    missing = [sequence for sequence in sequences if cache is None or sequence not in cache]
+    found: HiddenCache = {} if cache is None else cache
+    if missing:
+        batch = collate(missing).to(model.device)
+        hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+        lengths = [len(sequence.answer_ids) for sequence in missing]
+        # Copies: a slice would keep the whole batch's storage alive.
+        found.update(zip(missing, (rows.clone() for rows in hidden.split(lengths)), strict=True))
+    return [found[sequence] for sequence in sequences]
+
+
+@torch.no_grad()
 def score(
     target: LanguageModel,
     draft: LanguageModel,
@@ -47,6 +73,7 @@ def score(
     sampling: Sampling,
     *,
     batch_size: int = 8,
+    target_cache: HiddenCache | None = None,
     on_sequences=None,
 ) -> list[PromptAcceptance]:
     """Runs both models over the target's answers.
@@ -57,6 +84,7 @@ def score(
         sampling: Temperature and filters under which p and q are compared; at temperature 0 the rules that sample are
             compared at temperature 1, since both distributions would be single points.
         batch_size: Sequences per pass.
+        target_cache: Spares the target's pass where another draft was scored on the same sequences before.
         on_sequences: Called with the number of sequences done, for progress.
 
     Returns:
@@ -66,14 +94,11 @@ def score(
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
-        batch = collate(chunk).to(target.device)
-        rows = batch.predicting
-        hidden = [model.hidden_states(batch.input_ids, batch.attention_mask)[rows] for model in (target, draft)]
-        lengths = [len(sequence.answer_ids) for sequence in chunk]
+        target_hidden = answer_hidden_states(target, chunk, target_cache)
+        draft_hidden = answer_hidden_states(draft, chunk)
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
-        for target_rows, draft_rows, labels in zip(
-            hidden[0].split(lengths), hidden[1].split(lengths), batch.labels.split(lengths), strict=True
-        ):
+        for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
+            labels = torch.tensor(sequence.answer_ids, device=target.device)
             logits = [target.logits(target_rows), draft.logits(draft_rows)]
             statistics = expected_acceptance(*(compared.process(each) for each in logits), labels)
             assert statistics.token_acceptance is not None

@@ -57,7 +57,8 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
 
     answers = write_answers(target, prompts, encoded, sampling, config.max_new_tokens, config.seed, progress)
-    records = _score(target, draft, answers, sampling, progress, f"scoring {draft.name}")
+    target_states: acceptance.HiddenCache = {}
+    records = _score(target, draft, answers, sampling, progress, target_states)
     rule = config.served_rule
     taus = {
         gamma: ratio(*acceptance.predicted_tau(records, rule, gamma)).mean
@@ -128,7 +129,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         },
     }
     if other is not None:
-        other_records = _score(target, other, answers, sampling, progress, f"scoring {other.name}")
+        other_records = _score(target, other, answers, sampling, progress, target_states)
         report["compare"] = compare_section(other, records, other_records, rule, gamma)
     return report
 
@@ -184,9 +185,11 @@ def _load_compare(config: BenchConfig, target: LanguageModel, progress: Progress
     return load.load_model(source, "compare", device=str(target.device), dtype=target.model.dtype)
 
 
-def _score(target, draft, answers, sampling, progress: Progress, name: str) -> list[acceptance.PromptAcceptance]:
-    with progress.task(name, len(answers), "answers") as task:
-        return acceptance.score(target, draft, answers, sampling, on_sequences=task.advance)
+def _score(target, draft, answers, sampling, progress: Progress, target_states: acceptance.HiddenCache):
+    with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
+        return acceptance.score(
+            target, draft, answers, sampling, target_cache=target_states, on_sequences=task.advance
+        )
 
 
 def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> list[latency.TimedRun]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM
 
 from specdistill.errors import ConfigError
@@ -56,3 +58,23 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
     model.generation_config = copy.deepcopy(target.model.generation_config)
     name = f"{Path(target.name).stem} cut to layers {','.join(map(str, layers))}"
     return LanguageModel(model.eval(), target.tokenizer, name, None, target.vocab_size)
+
+
+@contextlib.contextmanager
+def only_layers(model: LanguageModel, layers: Sequence[int]) -> Iterator[LanguageModel]:
+    """Runs the model with some of its layers while the block lasts, without copying weights; caches can't be used."""
+    base, config = model.base_model, model.config
+    attribute = families.LAYER_LIST[config.model_type]
+    every, types = getattr(base, attribute), families.layer_attention_types(config)
+    total = config.num_hidden_layers
+    try:
+        setattr(base, attribute, torch.nn.ModuleList(every[index] for index in layers))
+        config.num_hidden_layers = len(layers)
+        if types is not None:
+            config.layer_types = [types[index] for index in layers]
+        yield model
+    finally:
+        setattr(base, attribute, every)
+        config.num_hidden_layers = total
+        if types is not None:
+            config.layer_types = types

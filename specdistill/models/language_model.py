@@ -106,7 +106,7 @@ class LanguageModel:
         weight = self.head_weight
         if self.kept_ids is None:
             return weight[: self.vocab_size]
-        if self.model.training or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return weight[self.kept_ids]
         if self._head is None:
             # A contiguous copy: gathering rows on every step would cost as much as the multiplication it saves.

@@ -1,0 +1,68 @@
+"""specdistill: train the draft model of speculative decoding, measure what it is worth, ship it.
+
+    init_draft(InitDraftConfig(...))    cut a draft out of the target's own layers
+    train_draft(TrainConfig(...))       distil it toward the target
+    run_bench(BenchConfig(...))         acceptance, speed and verdict, as a JSON-ready report
+    SpeculativeDecoder                  exact speculative decoding, batched
+
+Names are imported on first use, so that `import specdistill` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+    from specdistill.distill.config import InitDraftConfig, TrainConfig
+    from specdistill.distill.initialise import init_draft
+    from specdistill.distill.train_draft import train_draft
+    from specdistill.errors import SpecdistillError
+    from specdistill.evaluation.bench import run_bench
+    from specdistill.evaluation.config import BenchConfig
+    from specdistill.models import LanguageModel, load_model, load_pair
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BenchConfig": "specdistill.evaluation.config",
+    "InitDraftConfig": "specdistill.distill.config",
+    "LanguageModel": "specdistill.models",
+    "Sampling": "specdistill.decoding",
+    "SpecdistillError": "specdistill.errors",
+    "SpeculativeDecoder": "specdistill.decoding",
+    "TrainConfig": "specdistill.distill.config",
+    "generate_plain": "specdistill.decoding",
+    "init_draft": "specdistill.distill.initialise",
+    "load_model": "specdistill.models",
+    "load_pair": "specdistill.models",
+    "run_bench": "specdistill.evaluation.bench",
+    "train_draft": "specdistill.distill.train_draft",
+}
+
+__all__ = [
+    "BenchConfig",
+    "InitDraftConfig",
+    "LanguageModel",
+    "Sampling",
+    "SpecdistillError",
+    "SpeculativeDecoder",
+    "TrainConfig",
+    "generate_plain",
+    "init_draft",
+    "load_model",
+    "load_pair",
+    "run_bench",
+    "train_draft",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'specdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,92 @@
+"""The command line: parse -> config -> call -> render. One thin module per command, nothing heavy imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Yaml
+
+from specdistill import __version__
+from specdistill.cli import bench, init_draft, train_draft
+from specdistill.errors import ConfigError, SpecdistillError
+
+app = App(
+    name="specdistill",
+    help=(
+        "Train the draft model of speculative decoding, measure what it is worth, ship it.\n\n"
+        "Every command also reads its settings from a file: --config FILE.yaml (flags win over the file). "
+        "--debug shows tracebacks."
+    ),
+    version=__version__,
+    # One spelling per flag: no --no-x and --empty-x twins.
+    default_parameter=Parameter(negative=()),
+)
+app.command(init_draft.command, name="init-draft")
+app.command(train_draft.command, name="train-draft")
+app.command(bench.command, name="bench")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for bad input or a failed run, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        app.config = _config_files(arguments)
+        app([each for each in arguments if each != "--debug"], exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        print("specdistill: interrupted", file=sys.stderr)
+        return 130
+    except (CycloptsError, SpecdistillError) as error:
+        if debug:
+            raise
+        print(f"specdistill: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"specdistill: unexpected {type(error).__name__}: {reason} (run again with --debug for the traceback)",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _config_files(arguments: list[str]) -> list[Yaml]:
+    """Takes --config FILE out of the arguments.
+
+    Raises:
+        ConfigError: The file is missing, or is no YAML mapping.
+    """
+    files = []
+    while True:
+        index = next((i for i, each in enumerate(arguments) if each == "--config" or each.startswith("--config=")), None)
+        if index is None:
+            return files
+        flag = arguments.pop(index)
+        if "=" not in flag and index >= len(arguments):
+            raise ConfigError("--config needs a file name")
+        path = Path(flag.partition("=")[2] if "=" in flag else arguments.pop(index))
+        _check_yaml(path)
+        files.append(Yaml(path, must_exist=True, search_parents=False, use_commands_as_keys=False))
+
+
+def _check_yaml(path: Path) -> None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"can't read --config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} must hold a mapping of settings, got {type(content).__name__}")

@@ -1,0 +1,32 @@
+"""`specdistill bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from specdistill.evaluation.config import BenchConfig
+
+
+def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
+    """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
+    from specdistill import atomic_files
+    from specdistill.evaluation.bench import run_bench
+    from specdistill.report.html import html_report
+    from specdistill.report.json_file import json_report
+    from specdistill.report.progress import TerminalProgress
+    from specdistill.report.terminal import bench_tables
+
+    # Hours of measuring must not end at a file that can't be written.
+    for path, flag in ((config.json, "--json"), (config.html, "--html")):
+        atomic_files.refuse_existing_file(Path(path) if path else None, flag)
+    report = run_bench(config, TerminalProgress())
+    bench_tables(report)
+    if config.json:
+        atomic_files.write_text(Path(config.json), json_report(report))
+        print(f"json: {config.json}")
+    if config.html:
+        atomic_files.write_text(Path(config.html), html_report(report))
+        print(f"html: {Path(config.html).resolve()}")

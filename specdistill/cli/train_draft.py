@@ -1,0 +1,18 @@
+"""`specdistill train-draft`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from specdistill.distill.config import TrainConfig
+
+
+def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+    """Distil a draft (student) toward its target (teacher)."""
+    from specdistill.distill.train_draft import train_draft
+    from specdistill.report.progress import TerminalProgress
+    from specdistill.report.terminal import training_table
+
+    training_table(train_draft(config, TerminalProgress()))

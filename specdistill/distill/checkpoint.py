@@ -1,0 +1,111 @@
+"""A draft on disk: a plain save_pretrained checkpoint that serving engines load as it is."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import GenerationConfig
+from transformers.utils import cached_file
+
+from specdistill import atomic_files
+from specdistill.models import LanguageModel, vocabulary
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path, dtype=None) -> None:
+    """Writes weights, config, generation config and the target's own tokenizer files.
+
+    Every file is complete before it takes its final name, and the weights come last, so whatever was there before stays
+    usable until the new ones are whole.
+
+    Args:
+        draft: What to save; its embedding and head are padded or trimmed to the target's number of rows.
+        target: Gives the vocabulary size, the tokenizer files (byte for byte) and the stop ids.
+        directory: Exists already.
+        dtype: Of the saved weights; None keeps the draft's.
+
+    Raises:
+        OutputError: The disk is full or the directory can't be written.
+    """
+    model = draft.model
+    wanted_rows = target.head_weight.shape[0]
+    if draft.head_weight.shape[0] != wanted_rows or (dtype is not None and dtype != model.dtype):
+        model = copy.deepcopy(model)
+        vocabulary.resize_to(model, wanted_rows, target.vocab_size)
+        if dtype is not None:
+            model = model.to(dtype)
+    model.generation_config = assisted_generation_config(target)
+    with atomic_files.output_errors(directory):
+        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+        try:
+            model.save_pretrained(temporary)
+            for name, source in tokenizer_files(target).items():
+                shutil.copyfile(source, temporary / name)
+            for file in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+                _publish(file, directory / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if draft.kept_ids is not None:
+        vocabulary.save_kept_ids(directory, draft.kept_ids, f"the most frequent tokens of {target.name}")
+
+
+def assisted_generation_config(target: LanguageModel) -> GenerationConfig:
+    """What transformers' assisted generation reads from a draft, and nothing that distorts its distribution.
+
+    Penalties and filters that a target's file may hold are left out: under them even an identical draft is rejected.
+    """
+    stop = sorted(target.eos_token_ids)
+    original = target.model.generation_config
+    assert original is not None
+    return GenerationConfig(
+        bos_token_id=original.bos_token_id,
+        eos_token_id=stop[0] if len(stop) == 1 else stop,
+        pad_token_id=original.pad_token_id,
+        num_assistant_tokens=4,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.4,
+    )
+
+
+def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
+    """The target's tokenizer files: name -> where they lie (its directory, or the hub's local cache)."""
+    found = {}
+    for name in TOKENIZER_FILES:
+        if target.directory is not None:
+            path = target.directory / name
+        else:
+            cached = cached_file(
+                target.name,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            path = None if cached is None else Path(cached)
+        if path is not None and path.is_file():
+            found[name] = path
+    return found
+
+
+def _publish(source: Path, destination: Path) -> None:
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    # safetensors makes files that only their owner may read; a checkpoint is meant to be served.
+    mask = os.umask(0)
+    os.umask(mask)
+    source.chmod(0o666 & ~mask)
+    os.replace(source, destination)

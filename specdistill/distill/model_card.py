@@ -1,0 +1,84 @@
+"""The README.md of a trained draft: what it is, how to serve it, and the numbers that were measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specdistill.distill.config import TrainConfig
+from specdistill.models import ModelPair
+
+_TEMPLATE = """---
+library_name: transformers
+tags: [speculative-decoding, draft-model, specdistill]
+---
+
+# Draft model for {target}
+
+Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
+agrees with it. {parameters:,} parameters ({share:.0%} of the target's), same vocabulary and tokenizer files as the target.
+{trimmed}
+## Measured
+
+Alpha, the share of draft tokens that verification accepts, on the target's own answers to {heldout_prompts} held-out
+prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping watched these prompts, so
+run `specdistill bench` on fresh ones before you deploy):
+
+| rule of the server | before | after | paired difference [95 % interval] |
+|---|---|---|---|
+{rows}
+
+The rules: `greedy` is argmax agreement (temperature 0); `sampled` is sum min(p, q) (transformers, vLLM with
+`draft_sample_method: probabilistic`); `argmax_draft` is p_target(argmax q) (vLLM's default, SGLang, llama.cpp above
+temperature 0).
+
+Alpha alone does not say whether serving gets faster: that depends on what a draft step costs. Ask
+`specdistill bench --target {target} --draft {output}`.
+
+## Training
+
+Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of {steps}{ended},
+peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in `history.jsonl`.
+
+## Serving
+
+```
+vllm serve {target} --speculative-config '{{"method": "draft_model", "model": "{output}", "num_speculative_tokens": 4}}'
+```
+
+```python
+target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("{output}"))
+```
+"""
+
+
+def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) -> str:
+    """Markdown with a front matter, from `train_draft`'s summary."""
+    rows = "\n".join(
+        f"| {rule} | {summary['alpha_before'][rule]:.3f} | {summary['alpha_after'][rule]:.3f} "
+        f"| {gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}] |"
+        for rule, gain in summary["gain"].items()
+    )
+    trimmed = ""
+    if pair.draft.kept_ids is not None:
+        trimmed = (
+            f"\nspecdistill runs it with an output head of {len(pair.draft.kept_ids):,} ids (`draft_vocabulary.json`); "
+            "the weights hold the full head for engines that demand it.\n"
+        )
+    return _TEMPLATE.format(
+        target=config.target,
+        output=config.output,
+        parameters=pair.draft.num_parameters,
+        share=pair.draft.num_parameters / pair.target.num_parameters,
+        trimmed=trimmed,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        method=config.method,
+        loss=config.loss,
+        prompts=config.prompts,
+        rows=rows,
+        ended=" (interrupted)" if summary["interrupted"] else "",
+        **{
+            name: summary[name]
+            for name in ("heldout_prompts", "training_prompts", "best_step", "steps", "learning_rate")
+        },
+    )

@@ -1,0 +1,1 @@
+"""Numbers -> terminal tables, JSON, one self-contained HTML page. Prints, never computes."""

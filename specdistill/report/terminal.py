@@ -1,0 +1,130 @@
+"""Tables for people, on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+RULE_MEANING = {
+    "greedy": "argmax agreement: every engine at temperature 0",
+    "sampled": "sum min(p, q): transformers, vLLM probabilistic",
+    "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
+}
+
+
+def estimate(value: dict[str, Any], digits: int = 3, sign: str = "") -> str:
+    """`0.512 [0.480, 0.541]`."""
+    low, high = value["ci95"]
+    return f"{value['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def training_table(summary: dict[str, Any]) -> None:
+    """Prints what `train_draft` returned."""
+    console = Console()
+    table = Table(title=f"held-out alpha, {summary['heldout_prompts']} prompts that training never saw")
+    for name in ("rule", "before", "after", "paired difference [95 %]"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for rule, gain in summary["gain"].items():
+        before, after = summary["alpha_before"][rule], summary["alpha_after"][rule]
+        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+    console.print(table)
+    if summary["best_step"] == 0:
+        console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
+    console.print(f"draft: {summary['output']} (best step {summary['best_step']} of {summary['steps']})", soft_wrap=True)
+
+
+def bench_tables(report: dict[str, Any]) -> None:
+    """Prints the bench report."""
+    console = Console()
+    setup, acceptance, latency, economics = (report[key] for key in ("setup", "acceptance", "latency", "economics"))
+    target, draft = report["target"], report["draft"]
+    head = f", head of {draft['head_size']:,} ids" if "head_size" in draft else ""
+    console.print(
+        f"target {escape(target['name'])} ({target['parameters'] / 1e6:.1f}M)   "
+        f"draft {escape(draft['name'])} ({draft['parameters'] / 1e6:.1f}M{head})   {setup['device']}, {setup['threads']} threads",
+        soft_wrap=True,
+    )
+    _alpha_table(console, report)
+    _positions(console, report)
+    categories = Table(title="by category")
+    for name in ("category", "prompts", "alpha greedy", "alpha sampled", "tokens per target call"):
+        categories.add_column(name, justify="left" if name == "category" else "right")
+    for name, row in acceptance["by_category"].items():
+        numbers = [f"{row[key]:.3f}" for key in ("alpha_greedy", "alpha_sampled", "mean_acceptance_length")]
+        categories.add_row(escape(name), str(row["prompts"]), *numbers)
+    console.print(categories)
+
+    speed = Table(title=f"speed, batch {setup['batch_size']}, {setup['latency_prompts']} prompts, interleaved")
+    for name in ("", "tokens/s", "first token, s", "per token, s"):
+        speed.add_column(name, justify="left" if not name else "right")
+    for name, row in (("plain target", latency["baseline"]), ("speculative", latency["speculative"])):
+        numbers = (row["tokens_per_second"], row["time_to_first_token"], row["time_per_output_token"])
+        speed.add_row(name, f"{numbers[0]:.2f}", f"{numbers[1]:.3f}", f"{numbers[2]:.4f}")
+    console.print(speed)
+    gamma = setup["num_draft_tokens"]
+    threshold = economics["break_even_alpha"]
+    facts = [
+        f"speed-up, measured: {estimate(latency['speedup'], 2)} with {gamma} draft tokens",
+        f"speed-up, predicted: {economics['predicted_speedup'][str(gamma)]:.2f}; best with "
+        f"{economics['best_num_draft_tokens']} draft tokens; a perfect draft {economics['perfect_draft_speedup']:.2f}",
+        f"costs in target steps: draft step {economics['cost_ratio']:.3f}, checking {gamma + 1} tokens "
+        f"{economics['verify_cost'][str(gamma + 1)]:.2f}; break-even alpha "
+        + ("none" if threshold is None else f"{threshold:.3f}"),
+        f"time inside the models: {latency['engine_efficiency']:.3f} of the decoding time",
+        _lossless_line(report["lossless"]),
+    ]
+    for fact in facts:
+        console.print(fact, soft_wrap=True, highlight=False)
+    console.print(f"[bold]verdict: {economics['verdict']}[/bold] - {escape(economics['why'])}", soft_wrap=True, highlight=False)
+
+
+def _alpha_table(console: Console, report: dict[str, Any]) -> None:
+    acceptance, other = report["acceptance"], report.get("compare")
+    temperature = acceptance["alpha_temperature"]
+    table = Table(
+        title=f"alpha on {acceptance['tokens_scored']:,} tokens that the target wrote "
+        f"(sampling rules at temperature {temperature:g})"
+    )
+    table.add_column("rule")
+    table.add_column("alpha [95 %]", justify="right")
+    if other:
+        table.add_column(escape(other["draft"]["name"]), justify="right")
+        table.add_column("paired difference", justify="right")
+    table.add_column("means")
+    for rule, meaning in RULE_MEANING.items():
+        cells = [rule, estimate(acceptance["alpha"][rule])]
+        if other:
+            cells += [estimate(other["alpha"][rule]), estimate(other["difference"][rule], sign="+")]
+        table.add_row(*cells, meaning)
+    console.print(table)
+
+
+def _positions(console: Console, report: dict[str, Any]) -> None:
+    acceptance = report["acceptance"]
+    table = Table(title="acceptance by position in the draft, real decoding")
+    table.add_column("position")
+    for position in range(1, len(acceptance["by_position"]) + 1):
+        table.add_column(str(position), justify="right")
+    table.add_row("joint", *(f"{value:.3f}" for value in acceptance["by_position"]))
+    table.add_row("conditional", *(f"{value:.3f}" for value in acceptance["by_position_conditional"]))
+    console.print(table)
+    gamma = str(report["setup"]["num_draft_tokens"])
+    console.print(
+        f"tokens per target call: {estimate(acceptance['mean_acceptance_length'])}, predicted "
+        f"{acceptance['predicted_mean_acceptance_length'][gamma]:.3f}; accepted/proposed "
+        f"{estimate(acceptance['acceptance_rate'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _lossless_line(lossless: dict[str, Any]) -> str:
+    if lossless["greedy_identical"]:
+        return f"lossless: greedy output identical to the target's own on {lossless['prompts_compared']} prompts"
+    parted = ", ".join(
+        f"{each['prompt']} at token {each['position']} (logit gap {each['logit_gap']:.1e})" for each in lossless["differences"]
+    )
+    return f"greedy output differs on {len(lossless['differences'])} of {lossless['prompts_compared']} prompts: {parted}"
