@@ -200,13 +200,17 @@ class _Batch:
         keep_logits = not sampling.greedy
         feed = torch.tensor([ids + [0] * (max(map(len, unseen)) - len(ids)) for ids in unseen], device=device)
         real = list(map(len, unseen))
-        for _ in range(max(counts)):
+        for step in range(max(counts)):
             hidden = self.draft.forward(feed)
             self.draft.advance(real)
             last = torch.tensor(real, device=device) - 1
             hidden = hidden[torch.arange(len(real), device=device), last]
             processed = sampling.process(self.draft.own_logits(hidden))
-            tokens = draft.to_token_ids(sampling.pick(processed, generators))
+            # Rows that want fewer tokens must not draw: a row's randomness may not depend on who shares its batch.
+            drawing = [index for index, count in enumerate(counts) if count > step]
+            picked = sampling.pick(processed[drawing], [generators[index] for index in drawing])
+            tokens = torch.zeros(len(counts), dtype=torch.int64, device=device)
+            tokens[drawing] = draft.to_token_ids(picked)
             steps.append(tokens)
             if keep_logits:
                 step_logits.append(draft.to_vocabulary(processed))

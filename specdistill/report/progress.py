@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from specdistill.progress import Task
 
-class _Task:
+
+class _Bar:
     def __init__(self, progress: Progress, task_id) -> None:
         self._progress, self._id = progress, task_id
 
@@ -19,6 +21,25 @@ class _Task:
 
     def note(self, text: str) -> None:
         self._progress.update(self._id, note=escape(text))
+
+
+class _Lines:
+    """For log files: a line at every fifth of the way instead of a bar that redraws itself."""
+
+    def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
+        self._console, self._name, self._total, self._unit = console, name, max(1, total), unit
+        self._done, self._shown, self._note = 0, 0, ""
+
+    def advance(self, amount: int = 1) -> None:
+        self._done += amount
+        fifths = 5 * self._done // self._total
+        if fifths > self._shown:
+            self._shown = fifths
+            text = f"{self._name}: {self._done}/{self._total} {self._unit}  {self._note}".rstrip()
+            self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._note = text
 
 
 class TerminalProgress:
@@ -31,7 +52,10 @@ class TerminalProgress:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, name: str, total: int, unit: str) -> Iterator[_Task]:
+    def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
+        if not self.console.is_terminal:
+            yield _Lines(self.console, name, total, unit)
+            return
         columns = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -42,4 +66,4 @@ class TerminalProgress:
             TextColumn("{task.fields[note]}"),
         ]
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            yield _Task(progress, progress.add_task(escape(name), total=total, note=""))
+            yield _Bar(progress, progress.add_task(escape(name), total=total, note=""))

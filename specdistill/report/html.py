@@ -1,0 +1,20 @@
+"""The report as one HTML page that needs no network: styles and plots are inside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from specdistill.report.plots import all_plots
+from specdistill.report.terminal import RULE_MEANING, estimate
+
+
+def html_report(report: dict[str, Any]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("specdistill", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["estimate"] = estimate
+    template = environment.get_template("bench.html.jinja")
+    return template.render(report=report, plots=all_plots(report), rule_meaning=RULE_MEANING)

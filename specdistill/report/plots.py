@@ -1,0 +1,122 @@
+"""The report's plots as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
+RULES = ("greedy", "sampled", "argmax_draft")
+
+_STYLE = {
+    # Text stays text: smaller files, and a phone zooms it sharply.
+    "svg.fonttype": "none",
+    # Deterministic element ids, so that equal reports are equal files.
+    "svg.hashsalt": "specdistill",
+    "font.size": 13,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+}
+
+
+def all_plots(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(title, SVG, one sentence that says how to read it) for every plot that the report has data for."""
+    plots = [
+        (
+            "Acceptance by position",
+            _draw(_positions, report),
+            "Joint: share of rounds in which the first i draft tokens were all kept. Conditional: share of those that "
+            "kept i-1 which also kept the i-th. From real decoding.",
+        ),
+        (
+            "Speed-up over draft length",
+            _draw(_speedups, report),
+            "Predicted from one scoring pass and measured step costs; the dot is the measured run with its 95 % "
+            "interval. Below the line at 1 the draft slows serving down.",
+        ),
+        (
+            "Alpha by rule",
+            _draw(_alphas, report),
+            "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts.",
+        ),
+    ]
+    if len(report["acceptance"]["by_category"]) > 1:
+        plots.append(("Alpha by category", _draw(_categories, report), "What kind of prompt the draft is good at."))
+    return plots
+
+
+def _draw(paint, report: dict[str, Any]) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        paint(figure.subplots(), report)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Width and height in points would defeat the page's own sizing; the viewBox keeps the shape.
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+
+
+def _positions(axes: Axes, report: dict[str, Any]) -> None:
+    joint, conditional = report["acceptance"]["by_position"], report["acceptance"]["by_position_conditional"]
+    places = range(1, len(joint) + 1)
+    axes.bar(places, joint, color=ACCENT, width=0.6, label="joint")
+    axes.plot(places, conditional, color=SECOND, marker="o", label="conditional")
+    axes.set(xlabel="position in the draft", ylabel="accepted", ylim=(0, 1.02), xticks=list(places))
+    axes.legend(frameon=False)
+
+
+def _speedups(axes: Axes, report: dict[str, Any]) -> None:
+    predicted = {int(length): value for length, value in report["economics"]["predicted_speedup"].items()}
+    axes.axhline(1, color=QUIET, linewidth=1.5)
+    axes.plot(list(predicted), list(predicted.values()), color=ACCENT, marker="o", label="predicted")
+    measured = report["latency"]["speedup"]
+    low, high = measured["ci95"]
+    gamma = report["setup"]["num_draft_tokens"]
+    spread = [[measured["mean"] - low], [high - measured["mean"]]]
+    axes.errorbar([gamma], [measured["mean"]], yerr=spread, color=SECOND, marker="s", capsize=4, label="measured")
+    axes.set(xlabel="draft tokens per target call", ylabel="speed-up", xticks=list(predicted))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def _alphas(axes: Axes, report: dict[str, Any]) -> None:
+    series = [(report["draft"]["name"], report["acceptance"]["alpha"], ACCENT)]
+    if "compare" in report:
+        series.insert(0, (report["compare"]["draft"]["name"], report["compare"]["alpha"], QUIET))
+    width = 0.7 / len(series)
+    for place, (name, alpha, colour) in enumerate(series):
+        left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(RULES))]
+        means = [alpha[rule]["mean"] for rule in RULES]
+        spread = [
+            [alpha[rule]["mean"] - alpha[rule]["ci95"][0] for rule in RULES],
+            [alpha[rule]["ci95"][1] - alpha[rule]["mean"] for rule in RULES],
+        ]
+        axes.bar(left, means, width, yerr=spread, color=colour, capsize=3, label=_short(name))
+    axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(RULES)), xticklabels=RULES)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+
+
+def _categories(axes: Axes, report: dict[str, Any]) -> None:
+    rows = report["acceptance"]["by_category"]
+    places = range(len(rows))
+    axes.barh([place + 0.2 for place in places], [row["alpha_greedy"] for row in rows.values()], 0.4, color=ACCENT)
+    axes.barh([place - 0.2 for place in places], [row["alpha_sampled"] for row in rows.values()], 0.4, color=SECOND)
+    axes.set(xlabel="alpha", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
+    axes.legend(["greedy", "sampled"], frameon=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else "…" + name[-27:]

@@ -1,0 +1,221 @@
+"""The divergences: definition against hand-computed values and autograd, tiles against the definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from specdistill_kernels.fused_divergence import DIVERGENCES, fused_divergence
+from specdistill_kernels.fused_divergence.reference import divergence
+
+PROBABILISTIC = [kind for kind in DIVERGENCES if kind != "ce"]
+
+
+def logits_of(*probabilities: float) -> torch.Tensor:
+    return torch.tensor([probabilities], dtype=torch.float64).log()
+
+
+P, Q = (0.5, 0.3, 0.2), (0.2, 0.2, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("fkl", 0.5 * math.log(2.5) + 0.3 * math.log(1.5) + 0.2 * math.log(1 / 3)),
+        ("rkl", 0.2 * math.log(0.4) + 0.2 * math.log(2 / 3) + 0.6 * math.log(3)),
+        ("tvd", 0.4),
+        ("lk_alpha", -math.log(0.6)),
+        (
+            "jsd",
+            0.25 * (0.5 * math.log(0.5 / 0.275) + 0.3 * math.log(0.3 / 0.225) + 0.2 * math.log(0.2 / 0.5))
+            + 0.75 * (0.2 * math.log(0.2 / 0.275) + 0.2 * math.log(0.2 / 0.225) + 0.6 * math.log(0.6 / 0.5)),
+        ),
+    ],
+)
+def test_hand_computed_on_three_tokens(kind, expected):
+    value = divergence(logits_of(*Q), logits_of(*P), kind, beta=0.25)
+    assert float(value) == pytest.approx(expected, abs=1e-12)
+
+
+def test_jeffreys_and_lk_lambda_are_made_of_their_parts():
+    arguments = (logits_of(*Q), logits_of(*P))
+    fkl, rkl, tvd = (divergence(*arguments, kind) for kind in ("fkl", "rkl", "tvd"))
+    torch.testing.assert_close(divergence(*arguments, "jeffreys"), fkl + rkl)
+    weight = math.exp(-3 * 0.6)
+    torch.testing.assert_close(divergence(*arguments, "lk_lambda", eta=3), weight * fkl + (1 - weight) * tvd)
+
+
+@pytest.mark.parametrize("kind", PROBABILISTIC)
+def test_zero_at_equality_and_positive_elsewhere(kind):
+    torch.manual_seed(0)
+    logits = torch.randn(5, 11, dtype=torch.float64)
+    assert divergence(logits, logits, kind).abs().max() < 1e-12
+    assert (divergence(logits, torch.randn_like(logits), kind) > 0).all()
+
+
+def test_jsd_is_symmetric_at_one_half_bounded_and_tends_to_beta_times_fkl():
+    torch.manual_seed(0)
+    draft, target = torch.randn(2, 6, 9, dtype=torch.float64)
+    one, other = divergence(draft, target, "jsd"), divergence(target, draft, "jsd")
+    torch.testing.assert_close(one, other)
+    assert (divergence(30 * draft, 30 * target, "jsd") <= math.log(2)).all()
+    small = divergence(draft, target, "jsd", beta=1e-6)
+    torch.testing.assert_close(small / 1e-6, divergence(draft, target, "fkl"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_gradcheck_of_the_reference(kind):
+    torch.manual_seed(1)
+    draft = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 7, dtype=torch.float64)
+    labels = torch.tensor([0, 6, 3])
+    # lk_lambda's weight is a constant for the gradient, so finite differences must hold it still as well.
+    weight = (-3.0 * torch.minimum(draft.detach().softmax(-1), target.softmax(-1)).sum(-1)).exp()
+
+    def value(logits):
+        if kind == "lk_lambda":
+            return weight * divergence(logits, target, "fkl") + (1 - weight) * divergence(logits, target, "tvd")
+        return divergence(logits, target, kind, beta=0.3, labels=labels)
+
+    assert torch.autograd.gradcheck(value, (draft,))
+    (expected,) = torch.autograd.grad(value(draft).sum(), draft)
+    (actual,) = torch.autograd.grad(divergence(draft, target, kind, beta=0.3, labels=labels).sum(), draft)
+    torch.testing.assert_close(actual, expected)
+
+
+def case(tokens=13, vocab=40, draft_size=6, target_size=9, dtype=torch.float64, padded=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    return {
+        "draft_hidden": make(tokens, draft_size).requires_grad_(),
+        "draft_weight": make(vocab + padded, draft_size).requires_grad_(),
+        "target_hidden": make(tokens, target_size),
+        "target_weight": make(vocab, target_size),
+        "weights": torch.rand(tokens, generator=generator).to(dtype),
+        "labels": torch.randint(0, vocab, (tokens,), generator=generator),
+    }
+
+
+def expected(inputs, kind, temperature=1.0, softcaps=(None, None), vocab=40):
+    draft = inputs["draft_hidden"] @ inputs["draft_weight"][:vocab].T
+    target = inputs["target_hidden"] @ inputs["target_weight"][:vocab].T
+    draft, target = (
+        logits if cap is None else cap * torch.tanh(logits / cap) for logits, cap in zip((draft, target), softcaps, strict=True)
+    )
+    per_token = divergence(draft / temperature, target / temperature, kind, beta=0.3, labels=inputs["labels"])
+    return (per_token * inputs["weights"]).sum(), per_token
+
+
+REGIMES = {
+    "one-tile": {"tile_rows": 100},
+    "multi-tile": {"tile_rows": 4},
+    "temperature": {"temperature": 0.7, "tile_rows": 5},
+    "softcap": {"draft_softcap": 3.0, "target_softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_tiles_equal_autograd_of_the_reference(kind, regime):
+    settings = REGIMES[regime]
+    inputs = case()
+    wanted, per_token = expected(
+        inputs,
+        kind,
+        settings.get("temperature", 1.0),
+        (settings.get("draft_softcap"), settings.get("target_softcap")),
+    )
+    wanted_grads = torch.autograd.grad(wanted, (inputs["draft_hidden"], inputs["draft_weight"]))
+    output = fused_divergence(**inputs, kind=kind, beta=0.3, **settings)
+    grads = torch.autograd.grad(output.loss * 2.5, (inputs["draft_hidden"], inputs["draft_weight"]))
+    torch.testing.assert_close(output.loss, wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(output.per_token.double(), per_token.detach(), rtol=1e-5, atol=1e-6)
+    for grad, want in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(grad, 2.5 * want, rtol=1e-9, atol=1e-10)
+
+
+def test_masked_tokens_cost_nothing_and_get_no_gradient():
+    inputs = case()
+    inputs["weights"][[0, 5, 12]] = 0
+    with torch.no_grad():
+        inputs["target_hidden"][5] = float("nan")
+    output = fused_divergence(**inputs, kind="fkl", tile_rows=4)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and torch.isfinite(inputs["draft_weight"].grad).all()
+    assert inputs["draft_hidden"].grad[[0, 5, 12]].abs().max() == 0
+
+
+def test_empty_batch_gives_zero_with_a_gradient_path():
+    inputs = case(tokens=0)
+    output = fused_divergence(**inputs, kind="jsd")
+    output.loss.backward()
+    assert output.loss == 0 and inputs["draft_weight"].grad.abs().sum() == 0
+
+
+def test_padded_vocabulary_takes_no_probability_and_no_gradient():
+    inputs = case(padded=8)
+    with torch.no_grad():
+        inputs["draft_weight"][40:] = 100.0
+    output = fused_divergence(**inputs, kind="fkl", vocab_size=40)
+    output.loss.backward()
+    wanted, _ = expected(inputs, "fkl")
+    torch.testing.assert_close(output.loss, wanted.detach(), rtol=1e-6, atol=1e-9)
+    assert inputs["draft_weight"].grad[40:].abs().max() == 0
+
+
+def test_alpha_and_agreement_come_with_the_loss():
+    inputs = case()
+    output = fused_divergence(**inputs, kind="tvd")
+    torch.testing.assert_close(output.alpha, 1 - output.per_token)
+    draft = (inputs["draft_hidden"] @ inputs["draft_weight"].T).argmax(-1)
+    target = (inputs["target_hidden"] @ inputs["target_weight"].T).argmax(-1)
+    assert output.agreement.tolist() == (draft == target).float().tolist()
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_float32_is_no_less_accurate_than_plain_torch(kind):
+    truth_inputs = case(tokens=64, vocab=3000, draft_size=32, target_size=48)
+    truth, _ = expected(truth_inputs, kind, vocab=3000)
+    truth_grad = torch.autograd.grad(truth, truth_inputs["draft_hidden"])[0]
+    single = {
+        name: (value.detach().float().requires_grad_(value.requires_grad) if value.is_floating_point() else value)
+        for name, value in truth_inputs.items()
+    }
+    plain, _ = expected(single, kind, vocab=3000)
+    plain_grad = torch.autograd.grad(plain, single["draft_hidden"])[0]
+    fused = fused_divergence(**single, kind=kind, beta=0.3, tile_rows=17)
+    fused_grad = torch.autograd.grad(fused.loss, single["draft_hidden"])[0]
+    scale = truth_grad.abs().max()
+    for ours, theirs, want, size in ((fused.loss, plain, truth, truth.abs()), (fused_grad, plain_grad, truth_grad, scale)):
+        allowed = 2 * (theirs.double() - want).abs().max() + 1e-6 * size
+        assert (ours.double() - want).abs().max() <= allowed
+
+
+def test_bfloat16_heads_accumulate_their_gradient_in_float32():
+    inputs = case(tokens=512, vocab=64, draft_size=16, target_size=16, dtype=torch.bfloat16)
+    output = fused_divergence(**inputs, kind="fkl", tile_rows=1)
+    output.loss.backward()
+    exact = {name: value.detach().double() if value.is_floating_point() else value for name, value in inputs.items()}
+    exact["draft_weight"].requires_grad_()
+    wanted, _ = expected(exact, "fkl", vocab=64)
+    (grad,) = torch.autograd.grad(wanted, exact["draft_weight"])
+    # 512 single-row tiles added up in bfloat16 would lose whole digits; one final rounding loses 2^-9.
+    assert ((inputs["draft_weight"].grad.double() - grad).norm() / grad.norm()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kind": "kl"}, "unknown divergence 'kl'"),
+        ({"kind": "jsd", "beta": 1.0}, "0 < beta < 1"),
+        ({"kind": "ce", "labels": None}, "needs labels"),
+        ({"kind": "fkl", "target_hidden": None}, "needs target_hidden"),
+        ({"temperature": 0.0}, "temperature > 0"),
+        ({"vocab_size": 41}, "larger than a head"),
+        ({"weights": torch.ones(3)}, "same number of tokens"),
+    ],
+)
+def test_refuses(change, text):
+    with pytest.raises(ValueError, match=text):
+        fused_divergence(**(case() | change))
