@@ -1,0 +1,207 @@
+"""Every mistake a user can make: one clear line, exit code 2 (130 for Ctrl-C), nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_models import make_model, make_tokenizer, save
+
+from specdistill.cli import main
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save(make_model(layers=3), folder / "target")
+    save(make_model(layers=1, seed=9), folder / "draft")
+    save(make_model(layers=1, tokenizer=make_tokenizer(first_word="zebra")), folder / "foreign")
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.jsonl").write_text('{"prompt": "w1"}\n{"prompt": \n')
+    (folder / "long.txt").write_text("w1 " * 300 + "\nw2\nw3\n")
+    (folder / "fine.txt").write_text("w1 w2\nw3 w4\nw5 w6\nw7 w8\n")
+    (folder / "used").mkdir()
+    (folder / "used" / "precious").write_text("keep me")
+    (folder / "report.json").write_text("old")
+    return folder
+
+
+TRAIN = ["train-draft", "--target", "target", "--draft", "draft", "--output", "out", "--prompts", "fine.txt"]
+BENCH = ["bench", "--target", "target", "--draft", "draft", "--prompts", "fine.txt", "--max-new-tokens", "8"]
+INIT = ["init-draft", "--target", "target", "--output", "out", "--layers", "1", "--prompts", "fine.txt"]
+
+
+def changed(command, **flags):
+    command = command.copy()
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if flag in command:
+            command[command.index(flag) + 1] = value
+        else:
+            command += [flag, value]
+    return command
+
+
+CASES = {
+    "missing target": (changed(BENCH, target="./nowhere"), "--target ./nowhere does not exist"),
+    "missing gguf": (changed(TRAIN, target="no.gguf"), "--target no.gguf does not exist"),
+    "missing draft": (changed(TRAIN, draft="./nowhere"), "--draft ./nowhere does not exist"),
+    "missing compare": (changed(BENCH, compare="./nowhere"), "--compare ./nowhere does not exist"),
+    "missing prompts": (changed(TRAIN, prompts="none.jsonl"), "prompts file none.jsonl does not exist"),
+    "empty prompts": (changed(TRAIN, prompts="empty.jsonl"), "empty.jsonl holds no prompts"),
+    "empty prompts in bench": (changed(BENCH, prompts="empty.jsonl"), "empty.jsonl holds no prompts"),
+    "broken line": (changed(TRAIN, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
+    "broken line in init": (changed(INIT, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
+    "unknown method": (changed(TRAIN, method="magic"), 'Choose from: "seqkd"'),
+    "different tokenizers": (changed(TRAIN, draft="foreign"), "id 5 is 'w0' in target (65 tokens) and 'zebra' in foreign"),
+    "different tokenizers in bench": (changed(BENCH, draft="foreign"), "id 5 is 'w0' in target"),
+    "different tokenizers in compare": (changed(BENCH, compare="foreign"), "id 5 is 'w0' in target"),
+    "output holds a run": (changed(TRAIN, output="used"), "used already holds files; choose another --output"),
+    "output of init holds a run": (changed(INIT, output="used"), "used already holds files"),
+    "output is a file": (changed(TRAIN, output="fine.txt"), "fine.txt is a file"),
+    "report exists": (changed(BENCH, json="report.json"), "report.json already exists; choose another --json"),
+    "prompt longer than the context": (changed(BENCH, prompts="long.txt"), "prompt '1' has 302 tokens, but only 248 fit"),
+    "prompt longer than the context in training": (changed(TRAIN, prompts="long.txt"), "prompt '1' has 302 tokens"),
+    "unknown flag": ([*BENCH, "--temprature", "1"], "Unknown option: --temprature. Did you mean --temperature?"),
+    "unknown command": (["bnch"], 'Unknown command "bnch"'),
+    "not a number": (changed(TRAIN, steps="many"), 'unable to convert "many" into int'),
+    "out of range": (changed(BENCH, top_p="2"), "--top-p in (0, 1]"),
+    "missing flag": (["bench", "--target", "target"], "--draft"),
+    "too many layers": (changed(INIT, layers="3"), "--layers 3 must be below the target's 3 layers"),
+    "bad device": (changed(BENCH, device="quantum"), "--device quantum can't be used"),
+    "missing config": ([*BENCH, "--config", "no.yaml"], "can't read --config no.yaml"),
+    "config without a name": ([*BENCH, "--config"], "--config needs a file name"),
+}
+
+
+@pytest.fixture
+def at(files, monkeypatch):
+    monkeypatch.chdir(files)
+    return files
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_line_and_exit_code_two(name, at, capsys):
+    arguments, text = CASES[name]
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("specdistill: ") and text in lines[0], captured.err
+    assert captured.out == ""
+    assert (at / "used" / "precious").read_text() == "keep me" and (at / "report.json").read_text() == "old"
+    assert not [path for path in at.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("target: target\nnum_draft_tokns: 3\n", "num_draft_tokns"),
+        ("- a\n", "must hold a mapping"),
+        ("a: [1\n", "not valid YAML"),
+    ],
+)
+def test_bad_config_files(at, tmp_path, capsys, content, text):
+    (tmp_path / "c.yaml").write_text(content)
+    assert main([*BENCH, "--config", str(tmp_path / "c.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and text in error
+
+
+def test_config_file_and_flags_make_one_config(at, tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
+    seen = []
+    monkeypatch.setattr("specdistill.evaluation.bench.run_bench", lambda config, progress: seen.append(config) or exit(9))
+    with pytest.raises(SystemExit):
+        main(["bench", "--config", str(tmp_path / "c.yaml"), "--seed", "7"])
+    assert (seen[0].max_new_tokens, seen[0].seed, seen[0].draft) == (5, 7, "draft")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_is_one_line_and_the_partial_output_is_removed(at, tmp_path, capsys):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True).returncode:
+        pytest.skip("this sandbox does not allow mounts; tests/distill covers a full disk by fault injection")
+    try:
+        assert main(changed(INIT, output=str(small / "out"), calibration_tokens="4")) == 2
+        assert "disk full while writing" in capsys.readouterr().err
+        assert not list((small / "out").glob("*.safetensors"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_output_that_cannot_be_written(at, capsys, monkeypatch):
+    # Root may write anywhere, so the refusal of the operating system is played.
+    from pathlib import Path
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for command, flags in ((TRAIN, {"output": "locked/out"}), (INIT, {"output": "locked/out"}), (BENCH, {"json": "locked/r.json"})):
+        assert main(changed(command, **flags)) == 2
+        error = capsys.readouterr().err
+        assert "choose a folder that you may write to" in error and len(error.strip().splitlines()) == 1
+
+
+def test_read_only_file_system(at, capsys):
+    assert main(changed(TRAIN, output="/proc/specdistill/out")) == 2
+    error = capsys.readouterr().err
+    assert "can't write /proc/specdistill/out" in error and len(error.strip().splitlines()) == 1
+
+
+def test_unexpected_errors_are_one_line_too_unless_debug(at, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr("specdistill.evaluation.bench.run_bench", broken)
+    assert main(BENCH) == 2
+    error = capsys.readouterr().err
+    assert "unexpected RuntimeError: boom and more" in error and len(error.strip().splitlines()) == 1
+    with pytest.raises(RuntimeError):
+        main([*BENCH, "--debug"])
+
+
+def test_ctrl_c_in_the_middle_of_training(at, tmp_path):
+    output = tmp_path / "out"
+    command = changed(
+        TRAIN, output=str(output), steps="100000", heldout_prompts="1", eval_every="5", patience="0", max_new_tokens="8"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from specdistill.cli import main; sys.exit(main())", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "model.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "kept the best draft so far and the rollouts" in error and "Traceback" not in error
+    from specdistill.models import load_model
+
+    load_model(str(output), "draft")
+    assert json.loads((output / "history.jsonl").read_text().splitlines()[-1])["step"] >= 5
+
+
+def test_commands_end_to_end(at, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    cut, out = tmp_path / "cut", tmp_path / "out"
+    assert main(changed(INIT, output=str(cut), layers="2", calibration_tokens="4")) == 0
+    assert "layers" in capsys.readouterr().out
+    train = changed(TRAIN, draft=str(cut), output=str(out), steps="4", eval_every="2", max_new_tokens="8")
+    assert main(train) == 0
+    assert "paired difference" in capsys.readouterr().out
+    report = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    assert main([*changed(BENCH, draft=str(out), compare=str(cut), max_draft_tokens="2"), *report]) == 0
+    shown = capsys.readouterr().out
+    assert "verdict:" in shown and str(tmp_path / "r.html") in shown
+    assert json.loads((tmp_path / "r.json").read_text())["compare"] and "<svg" in (tmp_path / "r.html").read_text()

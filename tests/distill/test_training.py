@@ -1,0 +1,277 @@
+"""init-draft and train-draft end to end on tiny models: what they write, that they learn, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from tiny_models import make_model, save
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
+from specdistill.distill import trainer as trainer_module
+from specdistill.distill.config import METHODS
+from specdistill.distill.layer_search import end_layers, even_layers
+from specdistill.distill.trainer import learning_rate
+from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
+from specdistill.models import load_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    # Two padded rows, as real families have them.
+    save(make_model(layers=4, vocab_size=67), folder / "target")
+    save(make_model(layers=1, seed=9, vocab_size=65), folder / "draft")
+    prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": f"w{(i + 1) % 60} w{(i + 2) % 60}"} for i in range(24)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    return folder
+
+
+def config(files, output, **settings):
+    defaults = {
+        "prompts": str(files / "prompts.jsonl"),
+        "heldout_prompts": 6,
+        "rollouts_per_prompt": 2,
+        "max_new_tokens": 16,
+        "steps": 6,
+        "eval_every": 3,
+        "learning_rate": 3e-3,
+    }
+    return TrainConfig(
+        target=str(files / "target"), draft=str(files / "draft"), output=str(output), **(defaults | settings)
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_writes_a_plain_checkpoint(files, tmp_path, method):
+    output = tmp_path / "out"
+    summary = train_draft(config(files, output, method=method))
+    assert summary["steps"] == 6 and summary["heldout_prompts"] == 6 and summary["training_prompts"] == 18
+    model = AutoModelForCausalLM.from_pretrained(output)
+    # Padded to the target's exact number of rows, as vLLM demands.
+    assert model.config.vocab_size == model.get_output_embeddings().weight.shape[0] == 67
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (output / name).read_bytes() == (files / "target" / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(output).get_vocab() == load_model(str(files / "target")).tokenizer.get_vocab()
+    history = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 3, 6]
+    card = (output / "README.md").read_text()
+    assert f"Method `{method}`" in card and f"{summary['alpha_after']['greedy']:.3f}" in card
+    settings = yaml.safe_load((output / "specdistill.yaml").read_text())
+    assert TrainConfig(**settings) == config(files, output, method=method)
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_training_raises_heldout_alpha(files, tmp_path):
+    summary = train_draft(
+        config(files, tmp_path / "out", steps=80, eval_every=20, rollouts_per_prompt=6, target_fraction=0.7, patience=0)
+    )
+    for rule in ("greedy", "sampled"):
+        assert summary["gain"][rule]["ci95"][0] > 0, summary["gain"]
+    trained = load_model(summary["output"], "draft")
+    assert trained.model.config.num_hidden_layers == 1
+
+
+def test_assisted_generation_with_the_result_is_exact_and_silent(files, tmp_path, recwarn, caplog):
+    output = tmp_path / "out"
+    train_draft(config(files, output))
+    target = AutoModelForCausalLM.from_pretrained(files / "target")
+    draft = AutoModelForCausalLM.from_pretrained(output)
+    ids = torch.tensor([[3, 9, 12, 4]])
+    arguments = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    alone = target.generate(ids, **arguments)
+    assert torch.equal(target.generate(ids, assistant_model=draft, **arguments), alone)
+    assert draft.generation_config.num_assistant_tokens == 4
+    assert draft.generation_config.repetition_penalty in (None, 1.0)
+
+
+def test_heldout_prompts_are_never_trained_on(files, tmp_path, monkeypatch):
+    seen: set[str] = set()
+    original = trainer_module.DraftTrainer._one_step
+
+    def spy(self, sequences):
+        seen.update(each.prompt_id for each in sequences)
+        return original(self, sequences)
+
+    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", spy)
+    train_draft(config(files, tmp_path / "out", method="gkd", steps=12))
+    assert len(seen) == 18
+
+
+def test_rollouts_of_one_run_serve_another(files, tmp_path):
+    train_draft(config(files, tmp_path / "one", method="seqkd"))
+    saved = tmp_path / "one" / "rollouts.jsonl"
+    assert len(saved.read_text().splitlines()) == 36
+    train_draft(config(files, tmp_path / "two", method="distillspec", rollouts=str(saved)))
+    assert not (tmp_path / "two" / "rollouts.jsonl").exists()
+
+
+def test_same_seed_same_result(files, tmp_path):
+    histories = []
+    for name in ("one", "two"):
+        train_draft(config(files, tmp_path / name, method="gkd", seed=5))
+        histories.append((tmp_path / name / "history.jsonl").read_text())
+    assert histories[0] == histories[1]
+
+
+def test_trimmed_head_is_kept_through_training(files, tmp_path):
+    init_draft(
+        InitDraftConfig(
+            target=str(files / "target"),
+            output=str(tmp_path / "cut"),
+            layers=2,
+            vocab_keep=30,
+            prompts=str(files / "prompts.jsonl"),
+            calibration_tokens=8,
+        )
+    )
+    train_draft(dataclasses.replace(config(files, tmp_path / "out"), draft=str(tmp_path / "cut")))
+    trained = load_model(str(tmp_path / "out"), "draft")
+    assert trained.kept_ids is not None and len(trained.kept_ids) == 30 and 1 in trained.kept_ids
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert full.get_output_embeddings().weight.shape[0] == 67, "engines get the full vocabulary"
+
+
+def test_early_stopping_keeps_the_best(files, tmp_path):
+    summary = train_draft(config(files, tmp_path / "out", learning_rate=50.0, steps=30, eval_every=1, patience=2))
+    assert summary["steps"] < 30
+    assert summary["alpha_after"]["sampled"] >= summary["alpha_before"]["sampled"]
+
+
+def test_when_nothing_is_better_the_start_is_written_unchanged(files, tmp_path, monkeypatch):
+    target = str(files / "target")
+    same = dataclasses.replace(config(files, tmp_path / "out", learning_rate=1.0, steps=2, eval_every=1), draft=target)
+    summary = train_draft(same)
+    assert summary["best_step"] == 0
+    start = load_model(target).model.state_dict()
+    written = load_model(str(tmp_path / "out")).model.state_dict()
+    assert all(torch.equal(written[name][:65], tensor[:65]) for name, tensor in start.items())
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_best(files, tmp_path, monkeypatch):
+    original = trainer_module.fused_divergence
+    calls = iter(range(100))
+
+    def broken(*args, **kwargs):
+        output = original(*args, **kwargs)
+        return output._replace(loss=output.loss * float("nan")) if next(calls) == 4 else output
+
+    monkeypatch.setattr(trainer_module, "fused_divergence", broken)
+    with pytest.raises(SpecdistillError, match=r"step 5 \(prompts .*lower --learning-rate"):
+        train_draft(config(files, tmp_path / "out"))
+    assert (tmp_path / "out" / "history.jsonl").exists()
+
+
+def test_full_disk_while_saving_leaves_the_last_checkpoint(files, tmp_path, monkeypatch):
+    from specdistill.distill import checkpoint
+
+    original = checkpoint._publish
+    saves = iter(range(1000))
+
+    def full(source, destination):
+        if destination.name == "model.safetensors" and next(saves) >= 1:
+            raise OSError(28, "No space left on device")
+        original(source, destination)
+
+    monkeypatch.setattr(checkpoint, "_publish", full)
+    with pytest.raises(OutputError, match="disk full while writing"):
+        train_draft(config(files, tmp_path / "out", steps=60, eval_every=5))
+    load_model(str(tmp_path / "out"), "draft")
+    assert not list((tmp_path / "out").glob(".saving*"))
+
+
+def test_interrupt_keeps_what_was_learned(files, tmp_path, monkeypatch):
+    original = trainer_module.DraftTrainer._one_step
+
+    def interrupted(self, sequences):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return original(self, sequences)
+
+    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_draft(config(files, tmp_path / "out", eval_every=100))
+    output = tmp_path / "out"
+    trained, start = load_model(str(output), "draft"), load_model(str(files / "draft"), "draft")
+    assert not torch.equal(trained.head_weight[:65], start.head_weight[:65])
+    assert len((output / "rollouts.jsonl").read_text().splitlines()) == 36
+    assert "(interrupted)" in (output / "README.md").read_text()
+
+
+def test_output_that_holds_a_run_is_refused(files, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.safetensors").write_text("precious")
+    with pytest.raises(OutputError, match="already holds files"):
+        train_draft(config(files, tmp_path / "old"))
+    assert (tmp_path / "old" / "model.safetensors").read_text() == "precious"
+
+
+def test_supervised_needs_answers_before_anything_is_generated(files, tmp_path):
+    (tmp_path / "p.txt").write_text("w1\nw2\nw3\n")
+    with pytest.raises(DataError, match='needs the field "answer"'):
+        train_draft(config(files, tmp_path / "out", method="supervised-kd", prompts=str(tmp_path / "p.txt")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"method": "magic"}, "unknown --method 'magic'"),
+        ({"beta": 1.0}, "--beta must be in"),
+        ({"lmbda": 1.1}, "--lmbda"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"method": "seqkd", "divergence": "rkl"}, "minimises cross entropy"),
+        ({"method": "skd", "rollouts": "x"}, "does not use"),
+        ({"temperature": -0.1}, "--temperature"),
+    ],
+)
+def test_refuses_settings(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        TrainConfig(**({"target": "t", "draft": "d", "output": "o"} | settings))
+
+
+def test_learning_rate_by_size():
+    free = TrainConfig(target="t", draft="d", output="o")
+    assert [learning_rate(free, size) for size in (42_000_000, 135_000_000, 1_000_000_000)] == [5e-4, 1e-4, 1e-5]
+    fixed = TrainConfig(target="t", draft="d", output="o", learning_rate=2e-5)
+    assert learning_rate(fixed, 1) == 2e-5
+
+
+def test_layer_patterns():
+    assert even_layers(30, 4) == [0, 10, 19, 29] and even_layers(5, 1) == [0]
+    assert end_layers(30, 4) == [0, 1, 28, 29] and end_layers(30, 3) == [0, 1, 29] and end_layers(5, 1) == [0]
+
+
+@pytest.mark.parametrize("choose", ["auto", "even", "ends", "greedy"])
+def test_init_draft_measures_and_keeps_the_best(files, tmp_path, choose):
+    record = init_draft(
+        InitDraftConfig(
+            target=str(files / "target"),
+            output=str(tmp_path / "cut"),
+            layers=2,
+            choose=choose,
+            prompts=str(files / "prompts.jsonl"),
+            calibration_tokens=8,
+        )
+    )
+    found = record["candidates"]
+    assert set(found) == ({"even", "ends", "greedy"} if choose == "auto" else {choose})
+    best = max(found.values(), key=lambda each: each["alpha"])
+    assert record["layers"] == best["layers"]
+    assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(record))
+    assert load_model(str(tmp_path / "cut"), "draft").config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"), [({"layers": 4}, "below the target's 4 layers"), ({"layers": 1, "vocab_keep": 66}, "exceeds the vocabulary")]
+)
+def test_init_draft_refuses(files, tmp_path, settings, text):
+    with pytest.raises(ConfigError, match=text):
+        init_draft(
+            InitDraftConfig(
+                target=str(files / "target"), output=str(tmp_path / "x"), prompts=str(files / "prompts.jsonl"), **settings
+            )
+        )
