@@ -1,4 +1,4 @@
-"""The main job on a real model, start to end: cut a draft out of SmolLM2-135M-Instruct, distil it, bench before and after.
+"""The main job on a real model: cut a draft out of SmolLM2-135M-Instruct, distil it, bench before and after.
 
     python benchmarks/demo.py --output demo
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -24,8 +24,8 @@ class Progress(Protocol):
         """One line that stays."""
         ...
 
-    def task(self, name: str, total: int, unit: str):
-        """A context manager that yields a `Task` of `total` units."""
+    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Task]:
+        """Yields a `Task` of `total` units."""
         ...
 
 

@@ -36,7 +36,8 @@ def test_wheel_and_sdist_hold_both_packages_with_data_and_types(built):
     ):
         assert name in wheel
     assert not [name for name in wheel if name.startswith(("tests", "benchmarks", "kernels/"))]
-    sdist = tarfile.open(next(built.glob("*.tar.gz"))).getnames()
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        sdist = archive.getnames()
     assert any(name.endswith("kernels/specdistill_kernels/__init__.py") for name in sdist)
     assert any(name.endswith("LICENSE") for name in sdist)
 

@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         app.config = _config_files(arguments)
-        app([each for each in arguments if each != "--debug"], exit_on_error=False, print_error=False)
+        tokens = [each for each in arguments if each != "--debug"]
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("specdistill: interrupted", file=sys.stderr)
         return 130
@@ -68,7 +69,9 @@ def _config_files(arguments: list[str]) -> list[Yaml]:
     """
     files = []
     while True:
-        index = next((i for i, each in enumerate(arguments) if each == "--config" or each.startswith("--config=")), None)
+        index = next(
+            (i for i, each in enumerate(arguments) if each == "--config" or each.startswith("--config=")), None
+        )
         if index is None:
             return files
         flag = arguments.pop(index)

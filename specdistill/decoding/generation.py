@@ -66,6 +66,6 @@ def check_lengths(prompts: list[list[int]], max_new_tokens: int, *models: Langua
                 raise DataError(f"prompt {number} is empty after tokenisation")
             if len(prompt) + max_new_tokens > model.max_context:
                 raise DataError(
-                    f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the context of "
-                    f"{model.max_context} of {model.name}; shorten it or lower --max-new-tokens"
+                    f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the context "
+                    f"of {model.max_context} of {model.name}; shorten it or lower --max-new-tokens"
                 )

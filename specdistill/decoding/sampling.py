@@ -63,7 +63,10 @@ class Sampling:
             return processed.argmax(-1)
         probabilities = processed.softmax(-1)
         return torch.cat(
-            [torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)]
+            [
+                torch.multinomial(row, 1, generator=generator)
+                for row, generator in zip(probabilities, generators, strict=True)
+            ]
         )
 
 

@@ -39,8 +39,10 @@ class Proposal:
 class Acceptance(Protocol):
     """Decides which proposals stay; see `ExactAcceptance` and, for distillation, SKD's membership test."""
 
-    always_adds_token: bool
-    """Whether a row whose proposals were all kept gets one more token from the target."""
+    @property
+    def always_adds_token(self) -> bool:
+        """Whether a row whose proposals were all kept gets one more token from the target."""
+        ...
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified: ...
 
@@ -179,9 +181,7 @@ class _Batch:
         proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
         pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
         widest = max(counts)
-        fed = [
-            [token, *ids, *[0] * (widest - len(ids))] for token, ids in zip(pending, proposed, strict=True)
-        ]
+        fed = [[token, *ids, *[0] * (widest - len(ids))] for token, ids in zip(pending, proposed, strict=True)]
         hidden = self.target.forward(torch.tensor(fed, device=decoder.target.device))
         real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from transformers import GenerationConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from specdistill import atomic_files
 from specdistill.models import LanguageModel, vocabulary

@@ -19,8 +19,10 @@ class InitDraftConfig:
     layers: int
     """How many of the target's layers to keep."""
     choose: Literal["auto", "even", "ends", "greedy"] = "auto"
-    """Which layers: evenly spaced, first and last ones, or greedily by alpha on the calibration answers; auto measures
-    all three and keeps the best."""
+    """Which layers: evenly spaced, first and last ones, or added greedily by alpha on the calibration answers; auto
+    trains all three for a few steps and keeps the one with the highest alpha."""
+    probe_steps: int = 20
+    """Steps of auto's short training of each candidate; 0 compares them untrained."""
     vocab_keep: int = 0
     """Trim the output head to the N ids that the target uses most (for small drafts the head is most of a step's cost);
     0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
@@ -38,9 +40,10 @@ class InitDraftConfig:
     """CPU threads of torch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "layers", "calibration_prompts")
+        _at_least(self, 1, "layers")
+        _at_least(self, 2, "calibration_prompts")
         _at_least(self, 2, "calibration_tokens")
-        _at_least(self, 0, "vocab_keep", "threads")
+        _at_least(self, 0, "vocab_keep", "threads", "probe_steps")
 
 
 METHODS = ("seqkd", "supervised-kd", "gkd", "distillspec", "skd")
@@ -120,7 +123,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(
-            self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens", "steps", "batch_size"
+            self,
+            1,
+            "heldout_prompts",
+            "rollouts_per_prompt",
+            "skd_top_k",
+            "skd_num_draft_tokens",
+            "steps",
+            "batch_size",
         )
         _at_least(self, 1, "eval_every")
         _at_least(self, 2, "max_new_tokens")

@@ -60,7 +60,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dic
     answers = write_answers(
         target, prompts, encoded, Sampling(), config.calibration_tokens, config.seed, progress, "calibration answers"
     )
-    layers, candidates = choose_layers(target, answers, config.layers, config.choose, progress)
+    layers, candidates = choose_layers(target, answers, config.layers, config.choose, config.probe_steps, progress)
     draft = cut_draft(target, layers)
     record: dict[str, Any] = {
         "config": dataclasses.asdict(config),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from typing import Any
 
 import torch
 
 from specdistill.data.batch import Sequence, collate
-from specdistill.models import LanguageModel, families
+from specdistill.decoding import Sampling
+from specdistill.distill.rollouts import Pool
+from specdistill.evaluation.acceptance import HiddenCache, alpha_sums, answer_hidden_states, score
+from specdistill.evaluation.statistics import ratio
+from specdistill.models import LanguageModel, cut_draft, families
 from specdistill.models.cut import only_layers
 from specdistill.progress import Progress
-from specdistill_kernels import expected_acceptance
+from specdistill_kernels import expected_acceptance, fused_divergence
 
-_MAX_TOKENS = 160
-"""Answer tokens that a candidate is scored on: a greedy search looks at hundreds of candidates."""
+_MAX_TOKENS = 96
+"""Answer tokens that an untrained candidate is scored on: a greedy search looks at hundreds of candidates."""
+_PROBE_BATCH = 4
+_PROBE_LEARNING_RATE = 5e-4
 
 
 class LayerScorer:
@@ -24,7 +31,8 @@ class LayerScorer:
         # A few tokens of many answers say more than all tokens of a few.
         share = max(4, _MAX_TOKENS // len(answers))
         cut = [
-            Sequence(each.prompt_id, each.prompt_ids, each.answer_ids[:share], each.provenance[:share]) for each in answers
+            Sequence(each.prompt_id, each.prompt_ids, each.answer_ids[:share], each.provenance[:share])
+            for each in answers
         ]
         self._batch = collate(cut[: max(1, _MAX_TOKENS // share)]).to(target.device)
         self._target_logits = self._logits()
@@ -72,33 +80,85 @@ def greedy_layers(score: LayerScorer, total: int, count: int, progress: Progress
     return sorted(chosen)
 
 
+def healed_alpha(
+    target: LanguageModel, layers: Many[int], answers: Many[Sequence], steps: int, progress: Progress, name: str
+) -> float:
+    """Alpha of a cut after a short training, on answers that this training did not see.
+
+    Cutting breaks the flow between layers; what counts is how fast a few steps mend it. Untrained alpha does not tell:
+    on SmolLM2 the cut that it prefers learns slowest (benchmarks/results/layer_choice.json).
+
+    Args:
+        target: The model to cut from.
+        layers: The candidate.
+        answers: The target's own answers; every second one is for training.
+        steps: Optimiser steps.
+        progress: Where the bar goes.
+        name: Of the candidate, for the bar.
+    """
+    draft = cut_draft(target, layers)
+    draft.model.train()
+    optimizer = torch.optim.AdamW(draft.model.parameters(), lr=_PROBE_LEARNING_RATE, weight_decay=0.0)
+    training, watched = answers[::2], answers[1::2]
+    pool = Pool(training, _PROBE_BATCH, seed=0)
+    cache: HiddenCache = {}
+    with progress.task(f"short training, {name}", steps, "steps") as task:
+        for step in range(1, steps + 1):
+            sequences = pool.next_batch(step)
+            batch = collate(sequences).to(target.device)
+            hidden = draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+            output = fused_divergence(
+                hidden,
+                draft.head_weight,
+                torch.cat(answer_hidden_states(target, sequences, cache)),
+                target.head_weight,
+                torch.full((len(hidden),), 1 / len(hidden), device=hidden.device),
+                kind="fkl",
+                vocab_size=target.vocab_size,
+                draft_softcap=draft.softcap,
+                target_softcap=target.softcap,
+            )
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(draft.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            task.advance()
+    draft.model.eval()
+    return ratio(*alpha_sums(score(target, draft, watched, Sampling()), "sampled")).mean
+
+
 def choose_layers(
-    target: LanguageModel, answers: Many[Sequence], count: int, how: str, progress: Progress
-) -> tuple[list[int], dict[str, dict[str, object]]]:
+    target: LanguageModel, answers: Many[Sequence], count: int, how: str, probe_steps: int, progress: Progress
+) -> tuple[list[int], dict[str, dict[str, Any]]]:
     """Layers for a draft, and what every candidate scored.
 
     Args:
         target: The model to cut from.
-        answers: The target's own answers to calibration prompts.
+        answers: The target's own answers to calibration prompts, at least two.
         count: Layers to keep.
         how: `even`, `ends`, `greedy`, or `auto` for the best of the three.
-        progress: Where the greedy search shows its bar.
+        probe_steps: Steps of the short training that `auto` judges by; 0 judges the untrained cuts.
+        progress: Where bars and remarks go.
     """
     total = families.num_layers(target.config)
-    score = LayerScorer(target, answers)
-    found: dict[str, list[int]] = {}
-    if how in ("even", "auto"):
-        found["even"] = even_layers(total, count)
-    if how in ("ends", "auto"):
-        found["ends"] = end_layers(total, count)
-    if how in ("greedy", "auto"):
-        found["greedy"] = greedy_layers(score, total, count, progress)
-    scores = {name: score(layers) for name, layers in found.items()}
-    best = max(scores, key=lambda name: scores[name])
-    table = {name: {"layers": found[name], "alpha": scores[name]} for name in found}
-    progress.say(
-        "layers: "
-        + "; ".join(f"{name} {found[name]} alpha {scores[name]:.4f}" for name in found)
-        + (f"; kept {best}" if len(found) > 1 else "")
-    )
-    return found[best], table
+    untrained = LayerScorer(target, answers)
+    table: dict[str, dict[str, Any]] = {}
+    for name in ("even", "ends", "greedy") if how == "auto" else (how,):
+        if name == "greedy":
+            layers = greedy_layers(untrained, total, count, progress)
+        else:
+            layers = even_layers(total, count) if name == "even" else end_layers(total, count)
+        table[name] = {"layers": layers, "alpha": untrained(layers)}
+        if probe_steps and how == "auto":
+            same = next((each for each in table.values() if each["layers"] == layers and "trained_alpha" in each), None)
+            table[name]["trained_alpha"] = (
+                same["trained_alpha"]
+                if same
+                else healed_alpha(target, layers, answers, probe_steps, progress, f"{name} {layers}")
+            )
+    best = max(table, key=lambda name: table[name].get("trained_alpha", table[name]["alpha"]))
+    for name, found in table.items():
+        trained = f", {found['trained_alpha']:.4f} after {probe_steps} steps" if "trained_alpha" in found else ""
+        kept = "  (kept)" if name == best else ""
+        progress.say(f"layers {name} {found['layers']}: alpha {found['alpha']:.4f}{trained}{kept}")
+    return table[best]["layers"], table

@@ -15,7 +15,7 @@ tags: [speculative-decoding, draft-model, specdistill]
 # Draft model for {target}
 
 Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
-agrees with it. {parameters:,} parameters ({share:.0%} of the target's), same vocabulary and tokenizer files as the target.
+agrees with it. {parameters:,} parameters ({share:.0%} of the target's), the target's vocabulary and tokenizer files.
 {trimmed}
 ## Measured
 
@@ -36,8 +36,9 @@ Alpha alone does not say whether serving gets faster: that depends on what a dra
 
 ## Training
 
-Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of {steps}{ended},
-peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in `history.jsonl`.
+Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of
+{steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
+`history.jsonl`.
 
 ## Serving
 

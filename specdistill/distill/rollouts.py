@@ -132,7 +132,7 @@ def given_answers(prompts: Many[Prompt], encoded: Many[list[int]], tokenizer, ma
     for prompt, ids in zip(prompts, encoded, strict=True):
         if prompt.answer is None:
             raise DataError(
-                f"prompt {prompt.id!r} has no answer; supervised-kd needs the field \"answer\" in every record "
+                f'prompt {prompt.id!r} has no answer; supervised-kd needs the field "answer" in every record '
                 "(--method seqkd or distillspec let the target answer instead)"
             )
         answer = tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
@@ -184,9 +184,7 @@ def target_rollouts(
             )
             for (index, _), generation in zip(chosen, written, strict=True):
                 task.advance(max_new_tokens - len(generation.token_ids))
-                sequences.append(
-                    answer_sequence(prompts[index].id, encoded[index], generation, Provenance.TARGET)
-                )
+                sequences.append(answer_sequence(prompts[index].id, encoded[index], generation, Provenance.TARGET))
             save_rollouts(save_to, sequences)
     return sequences
 

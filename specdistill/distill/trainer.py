@@ -128,10 +128,11 @@ class DraftTrainer:
         )
         output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.draft.model.parameters(), config.max_grad_norm)
-        if not (math.isfinite(float(output.loss.detach())) and math.isfinite(float(norm))):
+        loss = float(output.loss.detach())
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
             names = ", ".join(sequence.prompt_id for sequence in sequences)
             raise SpecdistillError(
-                f"loss {float(output.loss.detach())} with gradient norm {float(norm)} at step {self.step} (prompts {names}); "
+                f"loss {loss} with gradient norm {float(norm)} at step {self.step} (prompts {names}); "
                 f"lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}"
             )
         self._optimizer.step()
@@ -139,7 +140,7 @@ class DraftTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         self.draft.weights_changed()
         return {
-            "loss": float(output.loss.detach()),
+            "loss": loss,
             "alpha": float(output.alpha.mean()),
             "grad_norm": float(norm),
             "learning_rate": self._schedule.get_last_lr()[0],
@@ -160,7 +161,9 @@ class DraftTrainer:
         records = self._heldout.score(self.draft)
         now = alphas(records)
         rule = self._config.rule
-        self.history.append({"step": step, **measured, **{f"heldout_alpha_{name}": value for name, value in now.items()}})
+        self.history.append(
+            {"step": step, **measured, **{f"heldout_alpha_{name}": value for name, value in now.items()}}
+        )
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         atomic_files.write_text(self._output / HISTORY_FILE, lines)
         if not self.best or now[rule] > alphas(self.best)[rule]:
@@ -168,7 +171,9 @@ class DraftTrainer:
             if step:
                 save_draft(self.draft, self.target, self._output, self._save_dtype)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in now.items())
-        self._progress.say(f"step {step}: held-out alpha {shown}" + ("  (best)" if step and self.best_step == step else ""))
+        self._progress.say(
+            f"step {step}: held-out alpha {shown}" + ("  (best)" if step and self.best_step == step else "")
+        )
         return records
 
 

@@ -99,8 +99,8 @@ def score(
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
-            logits = [target.logits(target_rows), draft.logits(draft_rows)]
-            statistics = expected_acceptance(*(compared.process(each) for each in logits), labels)
+            target_logits = compared.process(target.logits(target_rows))
+            statistics = expected_acceptance(target_logits, compared.process(draft.logits(draft_rows)), labels)
             assert statistics.token_acceptance is not None
             # The argmax is that of the raw logits at every temperature: filters keep the most likely id.
             results.append(
@@ -146,7 +146,9 @@ def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int) -> floa
     return float(starts[:tokens].sum())
 
 
-def predicted_tau(records: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def predicted_tau(
+    records: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and expected rounds of each answer: their sums' ratio is the predicted mean acceptance length."""
     tokens = np.array([record.num_tokens - 1 for record in records], dtype=float)
     rounds = np.array([expected_rounds(record.token_acceptance[rule], num_draft_tokens) for record in records])

@@ -76,7 +76,8 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
             on_pass=task.advance,
         )
     gamma = config.num_draft_tokens or max(
-        taus, key=lambda length: economics.speedup(taus[length], length, costs.cost_ratio, costs.verify_cost[length + 1])
+        taus,
+        key=lambda length: economics.speedup(taus[length], length, costs.cost_ratio, costs.verify_cost[length + 1]),
     )
     decoder = SpeculativeDecoder(target, draft, num_draft_tokens=gamma, sampling=sampling, rule=rule)
     timed = min(config.latency_prompts or len(prompts), len(prompts))
@@ -84,7 +85,9 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     latency_report, speedup = latency_section(runs)
     differences = _lossless(config, target, draft, prompts[:timed], encoded, runs, gamma)
 
-    verdict = economics.judge(costs, taus, gamma, ratio(*acceptance.alpha_sums(records, rule)).mean, tuple(speedup))
+    verdict = economics.judge(
+        costs, taus, gamma, ratio(*acceptance.alpha_sums(records, rule)).mean, (speedup.mean, speedup.low, speedup.high)
+    )
     report: dict[str, Any] = {
         "schema": 1,
         "target": model_section(target),
@@ -187,9 +190,7 @@ def _load_compare(config: BenchConfig, target: LanguageModel, progress: Progress
 
 def _score(target, draft, answers, sampling, progress: Progress, target_states: acceptance.HiddenCache):
     with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
-        return acceptance.score(
-            target, draft, answers, sampling, target_cache=target_states, on_sequences=task.advance
-        )
+        return acceptance.score(target, draft, answers, sampling, target_cache=target_states, on_sequences=task.advance)
 
 
 def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> list[latency.TimedRun]:
@@ -217,5 +218,10 @@ def _lossless(config: BenchConfig, target, draft, prompts, encoded, runs, gamma)
         ]
     few = min(4, len(prompts))
     return latency.greedy_check(
-        target, draft, prompts[:few], encoded[:few], num_draft_tokens=gamma, max_new_tokens=min(48, config.max_new_tokens)
+        target,
+        draft,
+        prompts[:few],
+        encoded[:few],
+        num_draft_tokens=gamma,
+        max_new_tokens=min(48, config.max_new_tokens),
     )

@@ -33,8 +33,8 @@ class BenchConfig:
     top_p: float = 1.0
     """Keep the smallest set of ids with this mass, in both models; 1 keeps all."""
     rule: Literal["auto", "greedy", "sampled", "argmax_draft"] = "auto"
-    """How the server accepts. auto: greedy at temperature 0, else sampled. vLLM's default, SGLang's standalone drafts and
-    llama.cpp use argmax_draft above temperature 0."""
+    """How the server accepts. auto: greedy at temperature 0, else sampled. Above temperature 0 vLLM's default, SGLang's
+    standalone drafts and llama.cpp use argmax_draft."""
     num_draft_tokens: int = 0
     """Draft tokens per verification in the timed run; 0 takes the length with the highest predicted speed-up."""
     max_draft_tokens: int = 8

@@ -91,8 +91,9 @@ def judge(
     best = max(predicted, key=lambda gamma: predicted[gamma])
     perfect = {gamma: speedup(gamma + 1, gamma, c, v[gamma + 1]) for gamma in predicted_tau}
     cap = max(perfect.values())
-    threshold = break_even_alpha(num_draft_tokens, c, v[num_draft_tokens + 1])
-    facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {v[num_draft_tokens + 1]:.2f} target steps"
+    check = v[num_draft_tokens + 1]
+    threshold = break_even_alpha(num_draft_tokens, c, check)
+    facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
     if cap <= 1:
         verdict = "cannot pay"
@@ -105,7 +106,9 @@ def judge(
         )
     elif measured is None and predicted[num_draft_tokens] > 1:
         verdict = "pays"
-        why = f"predicted {predicted[num_draft_tokens]:.2f}x with {num_draft_tokens} draft tokens (not measured): {facts}"
+        why = (
+            f"predicted {predicted[num_draft_tokens]:.2f}x with {num_draft_tokens} draft tokens (not measured): {facts}"
+        )
     else:
         verdict = "does not pay"
         got = (

@@ -20,9 +20,7 @@ class Estimate(NamedTuple):
         return {"mean": self.mean, "ci95": [self.low, self.high]}
 
 
-def of_sums(
-    function: Callable[..., np.ndarray], *columns: ArrayLike, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
     """A function of per-prompt sums, with prompts resampled *together* in every column, so differences are paired.
 
     Args:

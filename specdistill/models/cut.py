@@ -45,9 +45,7 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
     # scales), are right; then every stored tensor is overwritten by the target's.
     model = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype).to(target.device)
     attribute = families.LAYER_LIST[config.model_type]
-    renamed = {
-        f".{attribute}.{position}.": f".{attribute}.{index}." for position, index in enumerate(layers)
-    }
+    renamed = {f".{attribute}.{position}.": f".{attribute}.{index}." for position, index in enumerate(layers)}
     source = target.model.state_dict()
     state = {}
     for key in model.state_dict():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,7 +54,9 @@ class LanguageModel:
     @property
     def head_weight(self) -> Tensor:
         """The output head, [padded vocab, hidden]; the tied embedding where the model ties them."""
-        return self.model.get_output_embeddings().weight
+        head = self.model.get_output_embeddings()
+        assert head is not None, "causal models have an output head"
+        return cast(Tensor, head.weight)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from specdistill.errors import ModelError
@@ -76,7 +83,9 @@ def find(name: str, role: str, say=print) -> ModelSource:
     return ModelSource(name, location, config, tokenizer)
 
 
-def load_model(source: ModelSource | str, role: str = "target", *, device: str = "cpu", dtype=torch.float32, say=print):
+def load_model(
+    source: ModelSource | str, role: str = "target", *, device: str = "cpu", dtype=torch.float32, say=print
+) -> LanguageModel:
     """Loads the weights.
 
     Args:
@@ -100,20 +109,25 @@ def load_model(source: ModelSource | str, role: str = "target", *, device: str =
         model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, config=source.config)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"can't load the weights of --{role} {source.name}: {str(error).splitlines()[0]}") from error
-    model = model.to(device).eval()
     vocab_size = vocabulary.real_vocab_size(source.tokenizer)
-    rows = model.get_output_embeddings().weight.shape[0]
-    if vocab_size > rows:
-        raise ModelError(
-            f"--{role} {source.name}: the tokenizer produces {vocab_size} ids but the head has {rows} rows; "
-            "the tokenizer files belong to another model"
-        )
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
-    return LanguageModel(
-        model=model,
+    loaded = LanguageModel(
+        model=_on(model, device).eval(),
         tokenizer=source.tokenizer,
         name=source.name,
         directory=source.directory,
         vocab_size=vocab_size,
         kept_ids=None if kept_ids is None else kept_ids.to(device),
     )
+    if vocab_size > loaded.head_weight.shape[0]:
+        raise ModelError(
+            f"--{role} {source.name}: the tokenizer produces {vocab_size} ids but the head has "
+            f"{loaded.head_weight.shape[0]} rows; the tokenizer files belong to another model"
+        )
+    return loaded
+
+
+def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    # transformers' own annotation of `to` does not take a device's name.
+    torch.nn.Module.to(model, device)
+    return model

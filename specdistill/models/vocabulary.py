@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,20 @@ def resize_to(model: PreTrainedModel, vocab_size: int, real_size: int) -> None:
             f"the target's head has {vocab_size} rows, but the tokenizer produces {real_size} ids; "
             "the target's config is not that of its tokenizer"
         )
-    embedding = model.get_input_embeddings()
-    if embedding.weight.shape[0] != vocab_size:
+    if _head(model).shape[0] != vocab_size:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     model.config.vocab_size = vocab_size
     padding = slice(real_size, vocab_size)
     if vocab_size == real_size:
         return
     with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        head[padding] = _away_from_hidden_states(model, head, real_size)
+        _head(model)[padding] = _away_from_hidden_states(model, _head(model), real_size)
+
+
+def _head(model: PreTrainedModel) -> Tensor:
+    head = model.get_output_embeddings()
+    assert head is not None, "causal models have an output head"
+    return cast(Tensor, head.weight)
 
 
 def _away_from_hidden_states(model: PreTrainedModel, head: Tensor, real_size: int) -> Tensor:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
 RULES = ("greedy", "sampled", "argmax_draft")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     # Text stays text: smaller files, and a phone zooms it sharply.
     "svg.fonttype": "none",
     # Deterministic element ids, so that equal reports are equal files.
@@ -65,7 +65,9 @@ def _draw(paint, report: dict[str, Any]) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # Width and height in points would defeat the page's own sizing; the viewBox keeps the shape.
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
 
 
 def _positions(axes: Axes, report: dict[str, Any]) -> None:

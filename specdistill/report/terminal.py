@@ -33,7 +33,9 @@ def training_table(summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["best_step"] == 0:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    console.print(f"draft: {summary['output']} (best step {summary['best_step']} of {summary['steps']})", soft_wrap=True)
+    console.print(
+        f"draft: {summary['output']} (best step {summary['best_step']} of {summary['steps']})", soft_wrap=True
+    )
 
 
 def bench_tables(report: dict[str, Any]) -> None:
@@ -44,7 +46,8 @@ def bench_tables(report: dict[str, Any]) -> None:
     head = f", head of {draft['head_size']:,} ids" if "head_size" in draft else ""
     console.print(
         f"target {escape(target['name'])} ({target['parameters'] / 1e6:.1f}M)   "
-        f"draft {escape(draft['name'])} ({draft['parameters'] / 1e6:.1f}M{head})   {setup['device']}, {setup['threads']} threads",
+        f"draft {escape(draft['name'])} ({draft['parameters'] / 1e6:.1f}M{head})   "
+        f"{setup['device']}, {setup['threads']} threads",
         soft_wrap=True,
     )
     _alpha_table(console, report)
@@ -78,7 +81,9 @@ def bench_tables(report: dict[str, Any]) -> None:
     ]
     for fact in facts:
         console.print(fact, soft_wrap=True, highlight=False)
-    console.print(f"[bold]verdict: {economics['verdict']}[/bold] - {escape(economics['why'])}", soft_wrap=True, highlight=False)
+    console.print(
+        f"[bold]verdict: {economics['verdict']}[/bold] - {escape(economics['why'])}", soft_wrap=True, highlight=False
+    )
 
 
 def _alpha_table(console: Console, report: dict[str, Any]) -> None:
@@ -125,6 +130,9 @@ def _lossless_line(lossless: dict[str, Any]) -> str:
     if lossless["greedy_identical"]:
         return f"lossless: greedy output identical to the target's own on {lossless['prompts_compared']} prompts"
     parted = ", ".join(
-        f"{each['prompt']} at token {each['position']} (logit gap {each['logit_gap']:.1e})" for each in lossless["differences"]
+        f"{each['prompt']} at token {each['position']} (logit gap {each['logit_gap']:.1e})"
+        for each in lossless["differences"]
     )
-    return f"greedy output differs on {len(lossless['differences'])} of {lossless['prompts_compared']} prompts: {parted}"
+    return (
+        f"greedy output differs on {len(lossless['differences'])} of {lossless['prompts_compared']} prompts: {parted}"
+    )

@@ -58,14 +58,20 @@ CASES = {
     "broken line": (changed(TRAIN, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
     "broken line in init": (changed(INIT, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
     "unknown method": (changed(TRAIN, method="magic"), 'Choose from: "seqkd"'),
-    "different tokenizers": (changed(TRAIN, draft="foreign"), "id 5 is 'w0' in target (65 tokens) and 'zebra' in foreign"),
+    "different tokenizers": (
+        changed(TRAIN, draft="foreign"),
+        "id 5 is 'w0' in target (65 tokens) and 'zebra' in foreign",
+    ),
     "different tokenizers in bench": (changed(BENCH, draft="foreign"), "id 5 is 'w0' in target"),
     "different tokenizers in compare": (changed(BENCH, compare="foreign"), "id 5 is 'w0' in target"),
     "output holds a run": (changed(TRAIN, output="used"), "used already holds files; choose another --output"),
     "output of init holds a run": (changed(INIT, output="used"), "used already holds files"),
     "output is a file": (changed(TRAIN, output="fine.txt"), "fine.txt is a file"),
     "report exists": (changed(BENCH, json="report.json"), "report.json already exists; choose another --json"),
-    "prompt longer than the context": (changed(BENCH, prompts="long.txt"), "prompt '1' has 302 tokens, but only 248 fit"),
+    "prompt longer than the context": (
+        changed(BENCH, prompts="long.txt"),
+        "prompt '1' has 302 tokens, but only 248 fit",
+    ),
     "prompt longer than the context in training": (changed(TRAIN, prompts="long.txt"), "prompt '1' has 302 tokens"),
     "unknown flag": ([*BENCH, "--temprature", "1"], "Unknown option: --temprature. Did you mean --temperature?"),
     "unknown command": (["bnch"], 'Unknown command "bnch"'),
@@ -115,7 +121,9 @@ def test_bad_config_files(at, tmp_path, capsys, content, text):
 def test_config_file_and_flags_make_one_config(at, tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
     seen = []
-    monkeypatch.setattr("specdistill.evaluation.bench.run_bench", lambda config, progress: seen.append(config) or exit(9))
+    monkeypatch.setattr(
+        "specdistill.evaluation.bench.run_bench", lambda config, progress: seen.append(config) or exit(9)
+    )
     with pytest.raises(SystemExit):
         main(["bench", "--config", str(tmp_path / "c.yaml"), "--seed", "7"])
     assert (seen[0].max_new_tokens, seen[0].seed, seen[0].draft) == (5, 7, "draft")
@@ -143,7 +151,11 @@ def test_output_that_cannot_be_written(at, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    for command, flags in ((TRAIN, {"output": "locked/out"}), (INIT, {"output": "locked/out"}), (BENCH, {"json": "locked/r.json"})):
+    for command, flags in (
+        (TRAIN, {"output": "locked/out"}),
+        (INIT, {"output": "locked/out"}),
+        (BENCH, {"json": "locked/r.json"}),
+    ):
         assert main(changed(command, **flags)) == 2
         error = capsys.readouterr().err
         assert "choose a folder that you may write to" in error and len(error.strip().splitlines()) == 1

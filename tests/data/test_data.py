@@ -23,7 +23,9 @@ def test_builtin_set_is_large_varied_unique_and_split_in_halves():
     every, train, heldout = (load_prompts(name) for name in ("builtin", "builtin:train", "builtin:heldout"))
     assert len(every) >= 160 and len(train) == len(heldout) == len(every) // 2
     assert {prompt.category for prompt in train} == {prompt.category for prompt in heldout}
-    assert {"writing", "reasoning", "maths", "coding", "extraction", "summarisation"} == {each.category for each in every}
+    assert {"writing", "reasoning", "maths", "coding", "extraction", "summarisation"} == {
+        each.category for each in every
+    }
     texts = [prompt.messages[0]["content"] for prompt in every]
     assert len(set(texts)) == len(texts)
     assert not {prompt.id for prompt in train} & {prompt.id for prompt in heldout}

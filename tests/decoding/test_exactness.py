@@ -69,10 +69,7 @@ def test_trimmed_head_proposes_kept_ids_only_and_stays_exact():
         results = speculative(target, draft, gamma)
         assert [result.token_ids for result in results] == wanted
         proposed = {
-            token
-            for result in results
-            for token, own in zip(result.token_ids, result.from_draft, strict=True)
-            if own
+            token for result in results for token, own in zip(result.token_ids, result.from_draft, strict=True) if own
         }
         assert proposed and proposed <= set(draft.kept_ids.tolist())
 

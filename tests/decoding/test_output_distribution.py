@@ -41,7 +41,13 @@ def exact_law(target, sampling, prompt) -> torch.Tensor:
 @pytest.mark.parametrize("rule", ["sampled", "argmax_draft"])
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(), Sampling(temperature=0.6), Sampling(top_k=4), Sampling(top_p=0.8), Sampling(temperature=1.3, top_k=6, top_p=0.9)],
+    [
+        Sampling(),
+        Sampling(temperature=0.6),
+        Sampling(top_k=4),
+        Sampling(top_p=0.8),
+        Sampling(temperature=1.3, top_k=6, top_p=0.9),
+    ],
     ids=["plain", "cool", "top-k", "top-p", "all"],
 )
 def test_three_tokens_follow_the_target(pair, rule, sampling):

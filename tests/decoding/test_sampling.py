@@ -47,7 +47,12 @@ def test_pick_follows_the_distribution_and_its_own_generator():
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"temperature": -1}, "--temperature"), ({"top_k": -1}, "--top-k"), ({"top_p": 0}, "--top-p"), ({"top_p": 1.5}, "--top-p")],
+    [
+        ({"temperature": -1}, "--temperature"),
+        ({"top_k": -1}, "--top-k"),
+        ({"top_p": 0}, "--top-p"),
+        ({"top_p": 1.5}, "--top-p"),
+    ],
 )
 def test_refuses(settings, text):
     with pytest.raises(ConfigError, match=text):

@@ -16,7 +16,10 @@ from specdistill.errors import DataError
 from specdistill.models import ModelPair
 from specdistill.progress import Quiet
 
-PROMPTS = [Prompt(str(index), ({"role": "user", "content": f"w{index} w{index + 1}"},), answer=f"w{index}") for index in range(6)]
+PROMPTS = [
+    Prompt(str(index), ({"role": "user", "content": f"w{index} w{index + 1}"},), answer=f"w{index}")
+    for index in range(6)
+]
 ENCODED = [[3, 5 + index, 6 + index, 4] for index in range(6)]
 
 

@@ -259,19 +259,26 @@ def test_init_draft_measures_and_keeps_the_best(files, tmp_path, choose):
     )
     found = record["candidates"]
     assert set(found) == ({"even", "ends", "greedy"} if choose == "auto" else {choose})
-    best = max(found.values(), key=lambda each: each["alpha"])
-    assert record["layers"] == best["layers"]
+    if choose == "auto":
+        best = max(found.values(), key=lambda each: each["trained_alpha"])
+        assert record["layers"] == best["layers"]
+        assert all(each["trained_alpha"] > each["alpha"] for each in found.values()), "a few steps must help every cut"
+    assert found[choose if choose != "auto" else "even"]["alpha"] > 0
     assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(record))
     assert load_model(str(tmp_path / "cut"), "draft").config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize(
-    ("settings", "text"), [({"layers": 4}, "below the target's 4 layers"), ({"layers": 1, "vocab_keep": 66}, "exceeds the vocabulary")]
+    ("settings", "text"),
+    [({"layers": 4}, "below the target's 4 layers"), ({"layers": 1, "vocab_keep": 66}, "exceeds the vocabulary")],
 )
 def test_init_draft_refuses(files, tmp_path, settings, text):
     with pytest.raises(ConfigError, match=text):
         init_draft(
             InitDraftConfig(
-                target=str(files / "target"), output=str(tmp_path / "x"), prompts=str(files / "prompts.jsonl"), **settings
+                target=str(files / "target"),
+                output=str(tmp_path / "x"),
+                prompts=str(files / "prompts.jsonl"),
+                **settings,
             )
         )

@@ -28,7 +28,12 @@ def files(tmp_path_factory):
 
 
 def bench(files, draft="good", **settings):
-    defaults = {"prompts": str(files / "prompts.jsonl"), "max_new_tokens": 24, "max_draft_tokens": 3, "num_draft_tokens": 2}
+    defaults = {
+        "prompts": str(files / "prompts.jsonl"),
+        "max_new_tokens": 24,
+        "max_draft_tokens": 3,
+        "num_draft_tokens": 2,
+    }
     return run_bench(BenchConfig(target=str(files / "target"), draft=str(files / draft), **(defaults | settings)))
 
 
@@ -39,7 +44,9 @@ SCHEMA = {
     "draft": {"name": str, "parameters": int, "vocab_size": int, "dtype": str},
     "setup": {
         **dict.fromkeys(("device", "torch", "transformers", "engine"), str),
-        **dict.fromkeys(("threads", "top_k", "num_draft_tokens", "batch_size", "max_new_tokens", "prompts", "seed"), int),
+        **dict.fromkeys(
+            ("threads", "top_k", "num_draft_tokens", "batch_size", "max_new_tokens", "prompts", "seed"), int
+        ),
         **dict.fromkeys(("temperature", "top_p"), float),
     },
     "acceptance": {

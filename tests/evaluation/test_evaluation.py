@@ -188,7 +188,9 @@ def test_verdicts():
 
 
 def test_costs_are_measured_for_every_width():
-    costs = measure_costs(make_model(layers=6), make_model(layers=1), batch_size=2, max_draft_tokens=3, context=20, repeats=3)
+    costs = measure_costs(
+        make_model(layers=6), make_model(layers=1), batch_size=2, max_draft_tokens=3, context=20, repeats=3
+    )
     assert set(costs.verify_cost) == {1, 2, 3, 4} and costs.verify_cost[1] == 1
     assert 0 < costs.cost_ratio < 1
 

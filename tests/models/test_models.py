@@ -93,7 +93,7 @@ def test_pair_of_different_tokenizers_names_both_and_the_first_differing_token(t
     with pytest.raises(IncompatibleModelsError, match=r"id 5 is 'w0' in .*target .* and 'zebra' in .*draft"):
         load_pair(str(target), str(draft))
     shorter = make_tokenizer(words=50)
-    with pytest.raises(IncompatibleModelsError, match="id 55 is 'w50' in a .* and 'unused' in b"):
+    with pytest.raises(IncompatibleModelsError, match=r"id 55 is 'w50' in a .* and 'unused' in b"):
         check_same_vocabulary(make_tokenizer(), shorter, "a", "b")
 
 
@@ -183,5 +183,7 @@ def test_gguf_is_converted_once_and_reused(gguf_path, smollm2, monkeypatch):
     assert smollm2.tokenizer.chat_template
     directory = smollm2.directory
     assert directory == gguf.converted_directory(gguf_path) and not list(directory.parent.glob(".*"))
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("converted again")
+    )
     assert gguf.convert(gguf_path) == directory

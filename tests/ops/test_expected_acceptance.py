@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from specdistill_kernels import expected_acceptance
 
 

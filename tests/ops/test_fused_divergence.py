@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from specdistill_kernels.fused_divergence import DIVERGENCES, fused_divergence
 from specdistill_kernels.fused_divergence.reference import divergence
 
@@ -101,7 +102,8 @@ def expected(inputs, kind, temperature=1.0, softcaps=(None, None), vocab=40):
     draft = inputs["draft_hidden"] @ inputs["draft_weight"][:vocab].T
     target = inputs["target_hidden"] @ inputs["target_weight"][:vocab].T
     draft, target = (
-        logits if cap is None else cap * torch.tanh(logits / cap) for logits, cap in zip((draft, target), softcaps, strict=True)
+        logits if cap is None else cap * torch.tanh(logits / cap)
+        for logits, cap in zip((draft, target), softcaps, strict=True)
     )
     per_token = divergence(draft / temperature, target / temperature, kind, beta=0.3, labels=inputs["labels"])
     return (per_token * inputs["weights"]).sum(), per_token
@@ -187,7 +189,10 @@ def test_float32_is_no_less_accurate_than_plain_torch(kind):
     fused = fused_divergence(**single, kind=kind, beta=0.3, tile_rows=17)
     fused_grad = torch.autograd.grad(fused.loss, single["draft_hidden"])[0]
     scale = truth_grad.abs().max()
-    for ours, theirs, want, size in ((fused.loss, plain, truth, truth.abs()), (fused_grad, plain_grad, truth_grad, scale)):
+    for ours, theirs, want, size in (
+        (fused.loss, plain, truth, truth.abs()),
+        (fused_grad, plain_grad, truth_grad, scale),
+    ):
         allowed = 2 * (theirs.double() - want).abs().max() + 1e-6 * size
         assert (ours.double() - want).abs().max() <= allowed
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from scipy.stats import chi2
+
 from specdistill_kernels import verify
 from specdistill_kernels.verify import reference
 
@@ -154,7 +155,9 @@ def test_one_row_alone_and_in_a_batch_draws_the_same():
 
 def test_numerically_equal_laws_never_fail_on_an_empty_residual():
     p = torch.tensor([[0.1, 0.9], [0.5, 0.5]]).log()
-    count, token = reference.verify_row(p, torch.tensor([0]), torch.tensor([[0.1000001, 0.8999999]]).log(), "sampled", torch.Generator())
+    count, token = reference.verify_row(
+        p, torch.tensor([0]), torch.tensor([[0.1000001, 0.8999999]]).log(), "sampled", torch.Generator()
+    )
     assert count in (0, 1) and token in (0, 1)
 
 

@@ -25,8 +25,21 @@ def report():
     return {
         "schema": 1,
         "target": {"name": "big<script>", "parameters": 134_515_008, "vocab_size": 49152, "dtype": "float32"},
-        "draft": {"name": "small", "parameters": 42_000_000, "vocab_size": 49152, "dtype": "float32", "head_size": 8192},
-        "setup": {"device": "cpu", "threads": 1, "num_draft_tokens": 2, "batch_size": 1, "latency_prompts": 6, "rule": "greedy"},
+        "draft": {
+            "name": "small",
+            "parameters": 42_000_000,
+            "vocab_size": 49152,
+            "dtype": "float32",
+            "head_size": 8192,
+        },
+        "setup": {
+            "device": "cpu",
+            "threads": 1,
+            "num_draft_tokens": 2,
+            "batch_size": 1,
+            "latency_prompts": 6,
+            "rule": "greedy",
+        },
         "acceptance": {
             "tokens_scored": 4096,
             "alpha_temperature": 1.0,
@@ -93,7 +106,13 @@ def test_html_is_one_self_contained_page(report):
     external += re.findall(r"(?:url\(|@import|xlink:href=)\s*[\"']?(?!#)(?:https?:|//)[^\"')]*", page)
     assert not external
     assert 'name="viewport"' in page and "big&lt;script&gt;" in page
-    for text in ("pays", "measured 1.10x", "0.500 [0.480, 0.520]", "+0.100 [+0.080, +0.120]", "identical to the target"):
+    for text in (
+        "pays",
+        "measured 1.10x",
+        "0.500 [0.480, 0.520]",
+        "+0.100 [+0.080, +0.120]",
+        "identical to the target",
+    ):
         assert text in page
 
 
@@ -108,9 +127,7 @@ def test_report_without_a_second_draft_and_with_one_category(report):
     del report["compare"], report["draft"]["head_size"]
     report["acceptance"]["by_category"].pop("coding")
     report["economics"].update(break_even_alpha=None, verdict="cannot pay")
-    report["lossless"].update(
-        greedy_identical=False, differences=[{"prompt": "x", "position": 3, "logit_gap": 1e-6}]
-    )
+    report["lossless"].update(greedy_identical=False, differences=[{"prompt": "x", "position": 3, "logit_gap": 1e-6}])
     page = html_report(report)
     assert page.count("<svg") == 3 and "verdict bad" in page and "differed from the target" in page
 
@@ -119,7 +136,14 @@ def test_terminal_shows_the_numbers_and_the_verdict(report, capsys, monkeypatch)
     monkeypatch.setenv("COLUMNS", "140")
     bench_tables(report)
     shown = capsys.readouterr().out
-    for text in ("0.500 [0.480, 0.520]", "verdict: pays", "head of 8,192 ids", "writing", "identical to the target", "big<script>"):
+    for text in (
+        "0.500 [0.480, 0.520]",
+        "verdict: pays",
+        "head of 8,192 ids",
+        "writing",
+        "identical to the target",
+        "big<script>",
+    ):
         assert text in shown
     report["lossless"].update(greedy_identical=False, differences=[{"prompt": "x", "position": 3, "logit_gap": 1e-6}])
     bench_tables(report)
@@ -128,7 +152,7 @@ def test_terminal_shows_the_numbers_and_the_verdict(report, capsys, monkeypatch)
 
 def test_training_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    alpha = {rule: 0.25 for rule in ("greedy", "sampled", "argmax_draft")}
+    alpha = dict.fromkeys(("greedy", "sampled", "argmax_draft"), 0.25)
     gain = {rule: spread(0.1) for rule in alpha}
     summary = {"heldout_prompts": 9, "output": "out", "best_step": 0, "steps": 5, "gain": gain}
     training_table(summary | {"alpha_before": alpha, "alpha_after": alpha})

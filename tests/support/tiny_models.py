@@ -23,7 +23,9 @@ from specdistill.models import LanguageModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
 WORDS = 60
-TEMPLATE = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+)
 
 
 def make_tokenizer(words: int = WORDS, first_word: str = "w0") -> PreTrainedTokenizerFast:
@@ -32,13 +34,19 @@ def make_tokenizer(words: int = WORDS, first_word: str = "w0") -> PreTrainedToke
     tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = TEMPLATE
     return fast
 
 
-def make_config(family: str = "llama", *, layers: int = 3, vocab_size: int = WORDS + 5, context: int = 256, tied: bool = False):
+def make_config(
+    family: str = "llama", *, layers: int = 3, vocab_size: int = WORDS + 5, context: int = 256, tied: bool = False
+):
     """A configuration of two heads and 32 hidden units."""
     shared = {
         "vocab_size": vocab_size,
@@ -76,7 +84,9 @@ def make_config(family: str = "llama", *, layers: int = 3, vocab_size: int = WOR
     return {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}[family](**shared)
 
 
-def make_model(family: str = "llama", *, seed: int = 0, tokenizer=None, scale: float = 4.0, **settings) -> LanguageModel:
+def make_model(
+    family: str = "llama", *, seed: int = 0, tokenizer=None, scale: float = 4.0, **settings
+) -> LanguageModel:
     """A random model whose logits are spread enough that its argmaxes are no ties."""
     torch.manual_seed(seed)
     tokenizer = tokenizer or make_tokenizer()

@@ -50,6 +50,5 @@ def expected_acceptance(
         )
         for start in range(0, max(1, target_logits.shape[0]), rows)
     ]
-    return AcceptanceStatistics(
-        *(None if column[0] is None else torch.cat(column) for column in zip(*tiles, strict=True))
-    )
+    columns = zip(*tiles, strict=True)
+    return AcceptanceStatistics._make(None if column[0] is None else torch.cat(column) for column in columns)

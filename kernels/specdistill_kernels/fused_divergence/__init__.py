@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings

@@ -69,7 +69,7 @@ class ChunkedDivergence(torch.autograd.Function):
                 need_hidden or need_weight,
             )
             per_token[rows] = value.float()
-            if overlap is not None:
+            if overlap is not None and agree is not None:
                 alpha[rows], agreement[rows] = overlap.float(), agree.float()
             if grad is None:
                 continue

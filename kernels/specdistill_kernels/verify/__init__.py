@@ -24,8 +24,8 @@ def verify(
     """Keeps the longest prefix of each row's draft that the rule allows, then picks one more token.
 
     Args:
-        target_logits: [sum over rows of (num_draft_tokens + 1), vocab], any float dtype: the row's logits after the last
-            emitted token and after each draft token, *after* temperature and filters.
+        target_logits: [sum over rows of (num_draft_tokens + 1), vocab], any float dtype: each row's logits behind its
+            last emitted token and behind each draft token, with temperature and filters applied.
         draft_token_ids: int64 [sum of num_draft_tokens].
         cu_num_draft_tokens: int64 [batch], inclusive running sum of each row's number of draft tokens (0 is allowed).
         draft_logits: [sum of num_draft_tokens, vocab], what the draft tokens were sampled from, processed like the

@@ -22,7 +22,10 @@ class Verified(NamedTuple):
 def verify_row(
     target_logits: Tensor, draft_ids: Tensor, draft_logits: Tensor | None, rule: str, generator: torch.Generator | None
 ) -> tuple[int, int]:
-    """Accepted count and next token of one row: target_logits [n + 1, vocab], draft_ids [n], draft_logits [n, vocab]."""
+    """Accepted count and next token of one row.
+
+    Shapes: target_logits [n + 1, vocab], draft_ids [n], draft_logits [n, vocab] or None.
+    """
     drafted = draft_ids.shape[0]
     if rule == "greedy":
         best = target_logits.argmax(-1)
