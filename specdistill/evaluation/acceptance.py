@@ -18,7 +18,7 @@ from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.batch import collate
 from specdistill.decoding.sampling import Sampling
 from specdistill.models import LanguageModel
-from specdistill_kernels import expected_acceptance
+from specdistill_kernels import AcceptanceStatistics, expected_acceptance
 
 ALPHA_RULES = ("greedy", "sampled", "argmax_draft")
 
@@ -31,8 +31,11 @@ class PromptAcceptance:
     """rule -> alpha of each position."""
     token_acceptance: dict[str, np.ndarray]
     """rule -> probability that the token really written there came from the draft."""
+    alpha_at_1: dict[str, np.ndarray]
+    """The rules that sample, compared at temperature 1: what the draft would be worth to a server that samples. At
+    temperature 0 both distributions are points, so every rule's `alpha` is argmax agreement."""
     fkl: np.ndarray
-    """KL(target || draft) in nats."""
+    """KL(target || draft) in nats, at temperature 1 where the sampling is greedy."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,8 +84,7 @@ def score(
     Args:
         target, draft: The pair.
         sequences: Prompts with answers that the target wrote at `sampling`.
-        sampling: Temperature and filters under which p and q are compared; at temperature 0 the rules that sample are
-            compared at temperature 1, since both distributions would be single points.
+        sampling: Temperature and filters under which p and q are compared.
         batch_size: Sequences per pass.
         target_cache: Spares the target's pass where another draft was scored on the same sequences before.
         on_sequences: Called with the number of sequences done, for progress.
@@ -90,7 +92,6 @@ def score(
     Returns:
         One record per sequence, in order.
     """
-    compared = Sampling(temperature=1.0, top_k=sampling.top_k, top_p=sampling.top_p) if sampling.greedy else sampling
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
@@ -99,24 +100,31 @@ def score(
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
-            target_logits = compared.process(target.logits(target_rows))
-            statistics = expected_acceptance(target_logits, compared.process(draft.logits(draft_rows)), labels)
+            # A greedy sampling leaves logits as they are, which is temperature 1.
+            target_logits = sampling.process(target.logits(target_rows))
+            statistics = expected_acceptance(target_logits, sampling.process(draft.logits(draft_rows)), labels)
             assert statistics.token_acceptance is not None
-            # The argmax is that of the raw logits at every temperature: filters keep the most likely id.
-            results.append(
-                PromptAcceptance(
-                    alpha={rule: _array(getattr(statistics, rule)) for rule in ALPHA_RULES},
-                    token_acceptance={
-                        "greedy": _array(statistics.greedy),
-                        "sampled": _array(statistics.token_acceptance),
-                        "argmax_draft": _array((statistics.draft_argmax == labels).double()),
-                    },
-                    fkl=_array(statistics.fkl),
-                )
-            )
+            results.append(_record(statistics, labels, sampling.greedy))
         if on_sequences is not None:
             on_sequences(len(chunk))
     return results
+
+
+def _record(statistics: AcceptanceStatistics, labels: torch.Tensor, greedy: bool) -> PromptAcceptance:
+    alpha = {rule: _array(getattr(statistics, rule)) for rule in ALPHA_RULES}
+    assert statistics.token_acceptance is not None, "scored with labels"
+    agreement = alpha["greedy"]
+    token_acceptance = {
+        "greedy": agreement,
+        "sampled": _array(statistics.token_acceptance),
+        "argmax_draft": _array((statistics.draft_argmax == labels).double()),
+    }
+    return PromptAcceptance(
+        alpha=dict.fromkeys(ALPHA_RULES, agreement) if greedy else alpha,
+        token_acceptance=dict.fromkeys(ALPHA_RULES, agreement) if greedy else token_acceptance,
+        alpha_at_1={rule: alpha[rule] for rule in ("sampled", "argmax_draft")} if greedy else {},
+        fkl=_array(statistics.fkl),
+    )
 
 
 def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int) -> float:
@@ -155,9 +163,9 @@ def predicted_tau(
     return tokens, rounds
 
 
-def alpha_sums(records: Sequence[PromptAcceptance], rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of alpha and number of tokens of each answer, for `statistics.ratio`."""
-    sums = np.array([record.alpha[rule].sum() for record in records])
+def alpha_sums(records: Sequence[PromptAcceptance], rule: str, *, at_1: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of alpha (or of `alpha_at_1`) and number of tokens of each answer, for `statistics.ratio`."""
+    sums = np.array([(record.alpha_at_1 if at_1 else record.alpha)[rule].sum() for record in records])
     return sums, np.array([record.num_tokens for record in records], dtype=float)
 
 

@@ -110,7 +110,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
             "prompt_source": config.prompts,
             "seed": config.seed,
         },
-        "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus, sampling),
+        "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus),
         "latency": latency_report,
         "economics": {
             "cost_ratio": verdict.cost_ratio,

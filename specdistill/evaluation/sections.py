@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from specdistill.data.prompts import Prompt
-from specdistill.decoding import Generation, Sampling
+from specdistill.decoding import Generation
 from specdistill.evaluation.acceptance import ALPHA_RULES, PromptAcceptance, alpha_sums, predicted_tau
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.statistics import Estimate, of_sums, paired_difference, ratio
@@ -35,7 +35,6 @@ def acceptance_section(
     rule: str,
     num_draft_tokens: int,
     taus: dict[int, float],
-    sampling: Sampling,
 ) -> dict[str, Any]:
     """`acceptance` of the report: alphas are teacher-forced, the rest comes from the real speculative runs."""
     generations = [generation for run in runs for generation in run.speculative]
@@ -56,9 +55,7 @@ def acceptance_section(
     per_prompt = emitted[calls > 0] / calls[calls > 0]
     return {
         "tokens_scored": int(sum(record.num_tokens for record in records)),
-        # At temperature 0 both distributions are points: the rules that sample are compared at temperature 1.
-        "alpha_temperature": 1.0 if sampling.greedy else sampling.temperature,
-        "alpha": {each: ratio(*alpha_sums(records, each)).to_json() for each in ALPHA_RULES},
+        **alphas(records),
         "by_position": joint,
         "by_position_conditional": conditional,
         "mean_acceptance_length": ratio(emitted, calls).to_json(),
@@ -67,6 +64,16 @@ def acceptance_section(
         "acceptance_rate": ratio(accepted, proposed).to_json(),
         "by_category": categories,
     }
+
+
+def alphas(records: Sequence[PromptAcceptance]) -> dict[str, Any]:
+    """`alpha` of every rule and, where it says something else, `alpha_at_temperature_1` of the rules that sample."""
+    found: dict[str, Any] = {"alpha": {each: ratio(*alpha_sums(records, each)).to_json() for each in ALPHA_RULES}}
+    if records[0].alpha_at_1:
+        found["alpha_at_temperature_1"] = {
+            each: ratio(*alpha_sums(records, each, at_1=True)).to_json() for each in records[0].alpha_at_1
+        }
+    return found
 
 
 def by_position(generations: Sequence[Generation], num_draft_tokens: int) -> tuple[list[float], list[float]]:
@@ -103,16 +110,24 @@ def compare_section(
     num_draft_tokens: int,
 ) -> dict[str, Any]:
     """`compare` of the report: the other draft's alphas, and draft minus other, paired by prompt."""
+    difference: dict[str, Any] = {
+        each: paired_difference(alpha_sums(records, each), alpha_sums(other_records, each)).to_json()
+        for each in ALPHA_RULES
+    }
+    at_1 = {
+        each: paired_difference(
+            alpha_sums(records, each, at_1=True), alpha_sums(other_records, each, at_1=True)
+        ).to_json()
+        for each in records[0].alpha_at_1
+    }
     ours, theirs = predicted_tau(records, rule, num_draft_tokens), predicted_tau(other_records, rule, num_draft_tokens)
     return {
         "draft": model_section(other),
-        "alpha": {each: ratio(*alpha_sums(other_records, each)).to_json() for each in ALPHA_RULES},
+        **alphas(other_records),
         "predicted_mean_acceptance_length": ratio(*theirs).to_json(),
         "difference": {
-            **{
-                each: paired_difference(alpha_sums(records, each), alpha_sums(other_records, each)).to_json()
-                for each in ALPHA_RULES
-            },
+            **difference,
+            **({"at_temperature_1": at_1} if at_1 else {}),
             "predicted_mean_acceptance_length": paired_difference(ours, theirs).to_json(),
         },
     }

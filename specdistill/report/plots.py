@@ -13,8 +13,9 @@ matplotlib.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from specdistill.report.terminal import alpha_rows
+
 INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
-RULES = ("greedy", "sampled", "argmax_draft")
 
 _STYLE: dict[Any, Any] = {
     # Text stays text: smaller files, and a phone zooms it sharply.
@@ -94,30 +95,30 @@ def _speedups(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _alphas(axes: Axes, report: dict[str, Any]) -> None:
-    series = [(report["draft"]["name"], report["acceptance"]["alpha"], ACCENT)]
+    rows = alpha_rows(report)
+    series = [(report["draft"]["name"], [row.alpha for row in rows], ACCENT)]
     if "compare" in report:
-        series.insert(0, (report["compare"]["draft"]["name"], report["compare"]["alpha"], QUIET))
+        series.insert(0, (report["compare"]["draft"]["name"], [row.other or {} for row in rows], QUIET))
     width = 0.7 / len(series)
-    for place, (name, alpha, colour) in enumerate(series):
-        left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(RULES))]
-        means = [alpha[rule]["mean"] for rule in RULES]
+    for place, (name, alphas, colour) in enumerate(series):
+        left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(rows))]
         spread = [
-            [alpha[rule]["mean"] - alpha[rule]["ci95"][0] for rule in RULES],
-            [alpha[rule]["ci95"][1] - alpha[rule]["mean"] for rule in RULES],
+            [alpha["mean"] - alpha["ci95"][0] for alpha in alphas],
+            [alpha["ci95"][1] - alpha["mean"] for alpha in alphas],
         ]
+        means = [alpha["mean"] for alpha in alphas]
         axes.bar(left, means, width, yerr=spread, color=colour, capsize=3, label=_short(name))
-    axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(RULES)), xticklabels=RULES)
+    labels = [row.rule.replace(", at temperature", "\nat temperature") for row in rows]
+    axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(rows)), xticklabels=labels)
     if len(series) > 1:
         axes.legend(frameon=False)
 
 
 def _categories(axes: Axes, report: dict[str, Any]) -> None:
-    rows = report["acceptance"]["by_category"]
+    rule, rows = report["setup"]["rule"], report["acceptance"]["by_category"]
     places = range(len(rows))
-    axes.barh([place + 0.2 for place in places], [row["alpha_greedy"] for row in rows.values()], 0.4, color=ACCENT)
-    axes.barh([place - 0.2 for place in places], [row["alpha_sampled"] for row in rows.values()], 0.4, color=SECOND)
-    axes.set(xlabel="alpha", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
-    axes.legend(["greedy", "sampled"], frameon=False)
+    axes.barh(list(places), [row[f"alpha_{rule}"] for row in rows.values()], 0.6, color=ACCENT)
+    axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
 
 
 def _short(name: str) -> str:

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-RULE_MEANING = {
+MEANING = {
     "greedy": "argmax agreement: every engine at temperature 0",
     "sampled": "sum min(p, q): transformers, vLLM probabilistic",
     "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
 }
+
+
+class AlphaRow(NamedTuple):
+    """One line of the alpha table, already looked up in the report."""
+
+    rule: str
+    meaning: str
+    alpha: dict[str, Any]
+    other: dict[str, Any] | None
+    difference: dict[str, Any] | None
+
+
+def alpha_rows(report: dict[str, Any]) -> list[AlphaRow]:
+    """The rules worth showing: at temperature 0 all agree, so those that sample are shown at temperature 1 instead."""
+    acceptance, other = report["acceptance"], report.get("compare")
+    difference = other["difference"] if other else {}
+    rows = []
+    for rule, meaning in MEANING.items():
+        at_1 = acceptance.get("alpha_at_temperature_1", {})
+        if rule in at_1:
+            found = (
+                at_1[rule],
+                other and other["alpha_at_temperature_1"][rule],
+                other and difference["at_temperature_1"][rule],
+            )
+            rows.append(AlphaRow(f"{rule}, at temperature 1", meaning, *found))
+        else:
+            found = (acceptance["alpha"][rule], other and other["alpha"][rule], other and difference[rule])
+            rows.append(AlphaRow(rule, meaning, *found))
+    return rows
 
 
 def estimate(value: dict[str, Any], digits: int = 3, sign: str = "") -> str:
@@ -53,10 +83,10 @@ def bench_tables(report: dict[str, Any]) -> None:
     _alpha_table(console, report)
     _positions(console, report)
     categories = Table(title="by category")
-    for name in ("category", "prompts", "alpha greedy", "alpha sampled", "tokens per target call"):
+    for name in ("category", "prompts", f"alpha {setup['rule']}", "tokens per target call"):
         categories.add_column(name, justify="left" if name == "category" else "right")
     for name, row in acceptance["by_category"].items():
-        numbers = [f"{row[key]:.3f}" for key in ("alpha_greedy", "alpha_sampled", "mean_acceptance_length")]
+        numbers = [f"{row[key]:.3f}" for key in (f"alpha_{setup['rule']}", "mean_acceptance_length")]
         categories.add_row(escape(name), str(row["prompts"]), *numbers)
     console.print(categories)
 
@@ -87,23 +117,19 @@ def bench_tables(report: dict[str, Any]) -> None:
 
 
 def _alpha_table(console: Console, report: dict[str, Any]) -> None:
-    acceptance, other = report["acceptance"], report.get("compare")
-    temperature = acceptance["alpha_temperature"]
-    table = Table(
-        title=f"alpha on {acceptance['tokens_scored']:,} tokens that the target wrote "
-        f"(sampling rules at temperature {temperature:g})"
-    )
+    other = report.get("compare")
+    table = Table(title=f"alpha on {report['acceptance']['tokens_scored']:,} tokens that the target wrote")
     table.add_column("rule")
     table.add_column("alpha [95 %]", justify="right")
     if other:
         table.add_column(escape(other["draft"]["name"]), justify="right")
         table.add_column("paired difference", justify="right")
     table.add_column("means")
-    for rule, meaning in RULE_MEANING.items():
-        cells = [rule, estimate(acceptance["alpha"][rule])]
-        if other:
-            cells += [estimate(other["alpha"][rule]), estimate(other["difference"][rule], sign="+")]
-        table.add_row(*cells, meaning)
+    for row in alpha_rows(report):
+        cells = [row.rule, estimate(row.alpha)]
+        if row.other and row.difference:
+            cells += [estimate(row.other), estimate(row.difference, sign="+")]
+        table.add_row(*cells, row.meaning)
     console.print(table)
 
 

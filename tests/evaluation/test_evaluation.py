@@ -123,7 +123,8 @@ def test_repetition_penalty_of_a_generation_config_does_not_reach_the_scores():
     target.model.generation_config.repetition_penalty = 5.0
     target.model.generation_config.top_k = 1
     records = score(target, target, answers(target, sampling), sampling)
-    assert ratio(*alpha_sums(records, "sampled")).mean == pytest.approx(1, abs=1e-5)
+    assert ratio(*alpha_sums(records, "greedy")).mean == 1
+    assert ratio(*alpha_sums(records, "sampled", at_1=True)).mean == pytest.approx(1, abs=1e-5)
 
 
 def test_the_cache_spares_the_pass_and_changes_nothing():
@@ -196,5 +197,5 @@ def test_costs_are_measured_for_every_width():
 
 
 def test_records_hold_alpha_per_prompt():
-    record = PromptAcceptance({"sampled": np.array([0.5, 1.0])}, {}, np.zeros(2))
+    record = PromptAcceptance({"sampled": np.array([0.5, 1.0])}, {}, {}, np.zeros(2))
     assert alpha_sums([record], "sampled")[0].tolist() == [1.5] and record.num_tokens == 2

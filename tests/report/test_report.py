@@ -10,7 +10,7 @@ import pytest
 
 from specdistill.report.html import html_report
 from specdistill.report.json_file import json_report
-from specdistill.report.terminal import bench_tables, training_table
+from specdistill.report.terminal import alpha_rows, bench_tables, training_table
 
 
 def spread(mean):
@@ -39,11 +39,12 @@ def report():
             "batch_size": 1,
             "latency_prompts": 6,
             "rule": "greedy",
+            "temperature": 0.0,
         },
         "acceptance": {
             "tokens_scored": 4096,
-            "alpha_temperature": 1.0,
             "alpha": alpha,
+            "alpha_at_temperature_1": {rule: spread(0.33) for rule in ("sampled", "argmax_draft")},
             "by_position": [0.6, 0.4],
             "by_position_conditional": [0.6, 0.66],
             "mean_acceptance_length": spread(2.0),
@@ -70,8 +71,12 @@ def report():
         "compare": {
             "draft": {"name": "before", "parameters": 1, "vocab_size": 1, "dtype": "float32"},
             "alpha": alpha,
+            "alpha_at_temperature_1": {rule: spread(0.22) for rule in ("sampled", "argmax_draft")},
             "predicted_mean_acceptance_length": spread(1.5),
-            "difference": {rule: spread(0.1) for rule in (*rules, "predicted_mean_acceptance_length")},
+            "difference": {
+                **{rule: spread(0.1) for rule in (*rules, "predicted_mean_acceptance_length")},
+                "at_temperature_1": {rule: spread(0.11) for rule in ("sampled", "argmax_draft")},
+            },
         },
     }
 
@@ -110,7 +115,7 @@ def test_html_is_one_self_contained_page(report):
         "pays",
         "measured 1.10x",
         "0.500 [0.480, 0.520]",
-        "+0.100 [+0.080, +0.120]",
+        "+0.110 [+0.090, +0.130]",
         "identical to the target",
     ):
         assert text in page
@@ -121,6 +126,14 @@ def test_plots_scale_to_the_screen_and_are_deterministic(report):
     for opening in re.findall(r"<svg[^>]*>", page):
         assert "viewBox" in opening and not re.search(r"\s(width|height)=", opening)
     assert page == html_report(report)
+
+
+def test_above_temperature_zero_the_rules_are_shown_as_they_are(report):
+    for part in (report["acceptance"], report["compare"]):
+        del part["alpha_at_temperature_1"]
+    del report["compare"]["difference"]["at_temperature_1"]
+    assert [row.rule for row in alpha_rows(report)] == ["greedy", "sampled", "argmax_draft"]
+    assert "0.600 [0.580, 0.620]" in html_report(report)
 
 
 def test_report_without_a_second_draft_and_with_one_category(report):
