@@ -25,16 +25,16 @@ SCALES = {
     "demo": {
         "init": "--layers 4 --vocab-keep 8192 --calibration-prompts 24 --calibration-tokens 48 --probe-steps 12",
         "train": "--method distillspec --rollouts-per-prompt 2 --max-new-tokens 64 --steps 60 --eval-every 20 "
-        "--target-fraction 0.8 --learning-rate 1e-3",
+        "--target-fraction 0.8",
         "bench": ["--num-prompts 0 --latency-prompts 6 --max-new-tokens 48 --threads 1"],
     },
     "study": {
         "init": "--layers 4 --vocab-keep 8192",
-        "train": "--method distillspec --rollouts-per-prompt 8 --max-new-tokens 96 --steps 360 --eval-every 30 "
-        "--target-fraction 0.8 --learning-rate 1e-3",
+        "train": "--method distillspec --rollouts-per-prompt 6 --max-new-tokens 96 --steps 240 --eval-every 30 "
+        "--target-fraction 0.8",
         "bench": [
-            "--num-prompts 0 --latency-prompts 16 --max-new-tokens 96 --threads 1 --temperature 0",
-            "--num-prompts 0 --latency-prompts 16 --max-new-tokens 96 --threads 1 --temperature 1",
+            "--num-prompts 0 --latency-prompts 12 --max-new-tokens 96 --threads 1 --temperature 0",
+            "--num-prompts 0 --latency-prompts 12 --max-new-tokens 96 --threads 1 --temperature 1",
         ],
     },
 }

@@ -14,6 +14,9 @@ from transformers.utils.hub import cached_file
 from specdistill import atomic_files
 from specdistill.models import LanguageModel, vocabulary
 
+CUT_RECORD_FILE = "init_draft.json"
+"""Lies beside a draft that was cut out of its target and not trained since: train-draft writes to another directory."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -14,7 +14,7 @@ from specdistill import atomic_files
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import check_source, encode_all, load_prompts
 from specdistill.decoding import Sampling
-from specdistill.distill.checkpoint import save_draft
+from specdistill.distill.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.distill.config import InitDraftConfig
 from specdistill.distill.layer_search import choose_layers
 from specdistill.errors import ConfigError
@@ -23,8 +23,6 @@ from specdistill.evaluation.bench import spread_over_categories, write_answers
 from specdistill.models import LanguageModel, cut_draft, families, load
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
-
-RECORD_FILE = "init_draft.json"
 
 
 def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dic
         progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
     stored = getattr(source.config, "dtype", None)
     save_draft(draft, target, output, stored if isinstance(stored, torch.dtype) else None)
-    atomic_files.write_text(output / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    atomic_files.write_text(output / CUT_RECORD_FILE, json.dumps(record, indent=2) + "\n")
     return record
 
 

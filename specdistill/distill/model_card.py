@@ -54,10 +54,16 @@ target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("
 
 def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) -> str:
     """Markdown with a front matter, from `train_draft`'s summary."""
-    rows = "\n".join(
-        f"| {rule} | {summary['alpha_before'][rule]:.3f} | {summary['alpha_after'][rule]:.3f} "
-        f"| {gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}] |"
-        for rule, gain in summary["gain"].items()
+    # Stopped before the first look: the weights were trained, but nobody measured them.
+    unmeasured = summary["interrupted"] and summary["best_step"] == 0
+    rows = (
+        "| (interrupted before the first measurement) | | | |"
+        if unmeasured
+        else "\n".join(
+            f"| {rule} | {summary['alpha_before'][rule]:.3f} | {summary['alpha_after'][rule]:.3f} "
+            f"| {gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}] |"
+            for rule, gain in summary["gain"].items()
+        )
     )
     trimmed = ""
     if pair.draft.kept_ids is not None:

@@ -182,7 +182,7 @@ def _finish(
         "steps": trainer.step,
         "best_step": trainer.best_step,
         "interrupted": interrupted,
-        "learning_rate": learning_rate(config, pair.draft.num_parameters),
+        "learning_rate": learning_rate(config, pair.draft),
         "heldout_prompts": num_heldout,
         "training_prompts": num_training,
         "alpha_before": alphas(trainer.start_records),

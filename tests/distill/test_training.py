@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,7 +200,8 @@ def test_interrupt_keeps_what_was_learned(files, tmp_path, monkeypatch):
     trained, start = load_model(str(output), "draft"), load_model(str(files / "draft"), "draft")
     assert not torch.equal(trained.head_weight[:65], start.head_weight[:65])
     assert len((output / "rollouts.jsonl").read_text().splitlines()) == 36
-    assert "(interrupted)" in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert "(interrupted)" in card and "interrupted before the first measurement" in card
 
 
 def test_output_that_holds_a_run_is_refused(files, tmp_path):
@@ -233,11 +235,19 @@ def test_refuses_settings(settings, text):
         TrainConfig(**({"target": "t", "draft": "d", "output": "o"} | settings))
 
 
-def test_learning_rate_by_size():
+def test_learning_rate_by_size_and_freshness(tmp_path):
     free = TrainConfig(target="t", draft="d", output="o")
-    assert [learning_rate(free, size) for size in (42_000_000, 135_000_000, 1_000_000_000)] == [5e-4, 1e-4, 1e-5]
+
+    def rates(directory):
+        sizes = (42_000_000, 135_000_000, 1_000_000_000)
+        drafts = [SimpleNamespace(directory=directory, num_parameters=size) for size in sizes]
+        return [learning_rate(free, draft) for draft in drafts]
+
+    assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
+    (tmp_path / "init_draft.json").write_text("{}")
+    assert rates(tmp_path) == [1e-3, 5e-4, 1e-4]
     fixed = TrainConfig(target="t", draft="d", output="o", learning_rate=2e-5)
-    assert learning_rate(fixed, 1) == 2e-5
+    assert learning_rate(fixed, make_model()) == 2e-5
 
 
 def test_layer_patterns():

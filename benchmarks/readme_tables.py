@@ -1,0 +1,116 @@
+"""Fills the README's tables from benchmarks/results, so that no number there is typed by hand.
+
+python benchmarks/readme_tables.py           writes README.md
+python benchmarks/readme_tables.py --check   fails if README.md is out of date (a test runs this)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from smollm2 import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def load(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def spread(value: dict[str, Any], sign: str = "") -> str:
+    low, high = value["ci95"]
+    return f"{value['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def alpha_table() -> str:
+    lines = ["| rule | cut, untrained | distilled | paired difference |", "|---|---|---|---|"]
+    greedy, sampled = load("smollm2_greedy.json"), load("smollm2_sampled.json")
+    rows = [("`greedy`, temperature 0", greedy, "greedy")]
+    rows += [(f"`{rule}`, temperature 1", sampled, rule) for rule in ("sampled", "argmax_draft")]
+    for label, report, rule in rows:
+        compare = report["compare"]
+        lines.append(
+            f"| {label} | {spread(compare['alpha'][rule])} | {spread(report['acceptance']['alpha'][rule])} "
+            f"| {spread(compare['difference'][rule], '+')} |"
+        )
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    lines = [
+        "| | temperature 0 | temperature 1 |",
+        "|---|---|---|",
+    ]
+    reports = [load("smollm2_greedy.json"), load("smollm2_sampled.json")]
+
+    def row(label: str, cell) -> None:
+        lines.append(f"| {label} | " + " | ".join(cell(report) for report in reports) + " |")
+
+    row("draft tokens per target call (chosen by bench)", lambda r: str(r["setup"]["num_draft_tokens"]))
+    row("tokens per target call, measured", lambda r: spread(r["acceptance"]["mean_acceptance_length"]))
+    row(
+        "tokens per target call, predicted",
+        lambda r: f"{r['acceptance']['predicted_mean_acceptance_length'][str(r['setup']['num_draft_tokens'])]:.3f}",
+    )
+    row("draft step, in target steps", lambda r: f"{r['economics']['cost_ratio']:.3f}")
+    row(
+        "checking the draft, in target steps",
+        lambda r: f"{r['economics']['verify_cost'][str(r['setup']['num_draft_tokens'] + 1)]:.2f}",
+    )
+    row("speed-up, measured", lambda r: spread(r["latency"]["speedup"]))
+    row("speed-up of a perfect draft", lambda r: f"{r['economics']['perfect_draft_speedup']:.2f}")
+    row("verdict", lambda r: f"**{r['economics']['verdict']}**")
+    return "\n".join(lines)
+
+
+def layers_table() -> str:
+    found = load("layer_choice.json")
+    steps = [entry["step"] for entry in found["even"]["heldout"]]
+    lines = ["| layers kept | " + " | ".join(f"{step} steps" for step in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+    for name, entry in found.items():
+        cells = [f"{each['heldout_alpha_greedy']:.3f}" for each in entry["heldout"]]
+        lines.append(f"| {name} {entry['layers']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def lossless_line() -> str:
+    found = load("lossless.json")
+    outcome = "identical in all of them" if found["identical"] else f"{len(found['differences'])} differences"
+    return (
+        f"{found['prompts']} prompts x draft lengths {found['draft_lengths'][0]} to {found['draft_lengths'][-1]}, "
+        f"{found['tokens_per_length']:,} tokens each: {outcome}."
+    )
+
+
+TABLES = {"alpha": alpha_table, "speed": speed_table, "layers": layers_table, "lossless": lossless_line}
+
+
+def filled(text: str) -> str:
+    """README text with every marked block replaced."""
+    for name, make in TABLES.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not block.search(text):
+            sys.exit(f"README.md has no block <!-- {name} -->")
+        text = block.sub(lambda match, make=make: match[1] + make() + "\n" + match[2], text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    current = README.read_text()
+    wanted = filled(current)
+    if parser.parse_args().check:
+        if wanted != current:
+            sys.exit("README.md is out of date: run `python benchmarks/readme_tables.py`")
+        return
+    README.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
