@@ -99,7 +99,7 @@ class TrainConfig:
     """Answers per step."""
     learning_rate: float = 0.0
     """Peak of AdamW; 0 chooses by the draft's size (below 100M, below 300M, above): 3e-4, 1e-4, 1e-5 for a trained
-    model, which higher rates spoil, and 1e-3, 5e-4, 1e-4 for one that init-draft just cut."""
+    model, which higher rates spoil, and 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut."""
     warmup: float = 0.1
     """Share of steps with a rising learning rate; after it a cosine falls to a tenth of the peak."""
     weight_decay: float = 0.0

@@ -245,7 +245,7 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
 
     assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
     (tmp_path / "init_draft.json").write_text("{}")
-    assert rates(tmp_path) == [1e-3, 5e-4, 1e-4]
+    assert rates(tmp_path) == [1.5e-3, 5e-4, 1e-4]
     fixed = TrainConfig(target="t", draft="d", output="o", learning_rate=2e-5)
     assert learning_rate(fixed, make_model()) == 2e-5
 
