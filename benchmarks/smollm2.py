@@ -30,8 +30,8 @@ SCALES = {
     },
     "study": {
         "init": "--layers 4 --vocab-keep 8192",
-        "train": "--method distillspec --heldout-prompts 12 --rollouts-per-prompt 6 --max-new-tokens 96 --steps 240 --eval-every 30 "
-        "--target-fraction 0.8",
+        "train": "--method distillspec --heldout-prompts 12 --rollouts-per-prompt 6 --max-new-tokens 96 --steps 240 "
+        "--eval-every 30 --target-fraction 0.8",
         "bench": [
             "--num-prompts 0 --latency-prompts 12 --max-new-tokens 96 --threads 1 --temperature 0",
             "--num-prompts 0 --latency-prompts 12 --max-new-tokens 96 --threads 1 --temperature 1",

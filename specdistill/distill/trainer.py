@@ -86,7 +86,8 @@ class DraftTrainer:
                     tokens += measured.pop("tokens")
                     task.advance()
                     speed = tokens / (time.perf_counter() - started)
-                    task.note(f"loss {measured['loss']:.3f}  alpha {measured['alpha']:.3f}  {speed:.0f} tokens/s")
+                    alpha = f"  alpha {measured['alpha']:.3f}" if "alpha" in measured else ""
+                    task.note(f"loss {measured['loss']:.3f}{alpha}  {speed:.0f} tokens/s")
                     if self.step % config.eval_every == 0 or self.step == config.steps:
                         measured["tokens_seen"] = tokens
                         self._look(self.step, measured)
@@ -141,7 +142,7 @@ class DraftTrainer:
         self.draft.weights_changed()
         return {
             "loss": loss,
-            "alpha": float(output.alpha.mean()),
+            **({} if target_hidden is None else {"alpha": float(output.alpha.mean())}),
             "grad_norm": float(norm),
             "learning_rate": self._schedule.get_last_lr()[0],
             "tokens": count,

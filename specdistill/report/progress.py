@@ -7,9 +7,26 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.text import Text
 
 from specdistill.progress import Task
+
+
+class _Speed(ProgressColumn):
+    """Units per second, once there is something to divide by."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text("" if not task.speed else f"{task.speed:.3g}/s")
 
 
 class _Bar:
@@ -61,6 +78,7 @@ class TerminalProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
+            _Speed(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),

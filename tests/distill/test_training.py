@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny_models import make_model, save
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_models import FAMILIES, make_model, save
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
 from specdistill.distill import trainer as trainer_module
@@ -18,7 +18,7 @@ from specdistill.distill.config import METHODS
 from specdistill.distill.layer_search import end_layers, even_layers
 from specdistill.distill.trainer import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
-from specdistill.models import load_model
+from specdistill.models import load, load_model
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,35 @@ def test_every_method_runs_and_writes_a_plain_checkpoint(files, tmp_path, method
     assert AutoTokenizer.from_pretrained(output).get_vocab() == load_model(str(files / "target")).tokenizer.get_vocab()
     history = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history] == [0, 3, 6]
+    # Strict JSON: seqkd has no training alpha, and NaN is no number.
+    assert "NaN" not in (output / "history.jsonl").read_text()
     card = (output / "README.md").read_text()
     assert f"Method `{method}`" in card and f"{summary['alpha_after']['greedy']:.3f}" in card
     settings = yaml.safe_load((output / "specdistill.yaml").read_text())
     assert TrainConfig(**settings) == config(files, output, method=method)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_cut_and_trained(files, tmp_path, family, monkeypatch):
+    # AutoTokenizer gives every qwen2 checkpoint Qwen's own pre-tokeniser, which the tests' whole words can't follow.
+    monkeypatch.setattr(load, "AutoTokenizer", PreTrainedTokenizerFast)
+    target = save(make_model(family, layers=4), tmp_path / "target")
+    prompts = str(files / "prompts.jsonl")
+    init_draft(
+        InitDraftConfig(
+            target=str(target),
+            output=str(tmp_path / "cut"),
+            layers=2,
+            prompts=prompts,
+            calibration_tokens=8,
+            probe_steps=2,
+        )
+    )
+    settings = config(files, tmp_path / "out", steps=30, eval_every=10, rollouts_per_prompt=3, patience=0)
+    summary = train_draft(dataclasses.replace(settings, target=str(target), draft=str(tmp_path / "cut")))
+    assert summary["alpha_after"]["sampled"] > summary["alpha_before"]["sampled"]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 2
 
 
 def test_training_raises_heldout_alpha(files, tmp_path):

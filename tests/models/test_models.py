@@ -34,8 +34,9 @@ def test_cut_takes_the_named_layers_and_nothing_else(family):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_cut_survives_saving(tmp_path, tied):
-    target = make_model(layers=4, tied=tied)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_survives_saving(tmp_path, family, tied):
+    target = make_model(family, layers=4, tied=tied)
     draft = cut_draft(target, [1, 3])
     draft.model.save_pretrained(tmp_path)
     target.tokenizer.save_pretrained(tmp_path)
