@@ -13,9 +13,9 @@ from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.costs import measure_costs
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.config import BenchConfig
-from specdistill.evaluation.costs import measure_costs
 from specdistill.evaluation.sections import acceptance_section, compare_section, latency_section, model_section
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load, vocabulary
@@ -168,7 +168,7 @@ def write_answers(
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 seeds=[seed * 100_003 + index for index in chosen],
-                on_tokens=task.advance,
+                on_tokens=lambda row, ids: task.advance(len(ids)),
             )
             for index, generation in zip(chosen, written, strict=True):
                 ids = tuple(generation.token_ids)
@@ -204,7 +204,7 @@ def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> 
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
             seeds=[config.seed * 100_003 + index for index in range(len(encoded))],
-            on_tokens=task.advance,
+            on_tokens=lambda row, ids: task.advance(len(ids)),
         )
 
 
