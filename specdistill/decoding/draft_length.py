@@ -80,8 +80,8 @@ class AutoLength:
     """The length with the highest expected tokens per second, from measured costs and the acceptance seen so far.
 
     Where no length beats a plain step it falls back to plain decoding, and looks again from time to time: seldom enough
-    that looking costs at most `probe_share` of the time. State carries over from one `generate` to the next. With a rule
-    that samples, *which* tokens come out then depends on timing; their distribution does not.
+    that looking costs at most `probe_share` of the time. State carries over from one `generate` to the next, so with a
+    rule that samples *which* tokens come out depends on what came before; their distribution does not.
 
     Args:
         costs: Measured at the batch size that is served, for 1 to max_tokens + 1 tokens per target pass.
@@ -97,10 +97,8 @@ class AutoLength:
 
     def __init__(self, costs: Costs, max_tokens: int, probe_share: float = 0.02) -> None:
         if set(costs.verify_cost) < set(range(1, max_tokens + 2)):
-            raise ConfigError(
             covered = sorted(costs.verify_cost)
             raise ConfigError(f"costs must cover passes of 1 to {max_tokens + 1} tokens, got {covered}")
-            )
         self.max_tokens, self._costs, self._probe_share = max_tokens, costs, probe_share
         self._kept = [0.0] * max_tokens
         self._seen = [0.0] * max_tokens

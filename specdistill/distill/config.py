@@ -81,6 +81,8 @@ class TrainConfig:
     """Of all rollouts; 0 keeps all ids."""
     top_p: float = 1.0
     """Of all rollouts; 1 keeps all ids."""
+    min_p: float = 0.0
+    """Of all rollouts; 0 keeps all ids."""
     beta: float = 0.5
     """Of jsd: 0 < beta < 1, the target's weight in the mixture."""
     eta: float = 3.0
@@ -139,6 +141,8 @@ class TrainConfig:
             raise ConfigError(f"unknown --method {self.method!r}; choose one of {', '.join(METHODS)}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
         if not 0 < self.beta < 1:
             raise ConfigError(f"--beta must be in (0, 1), got {self.beta}; use --divergence fkl or rkl for the ends")
         for name in ("lmbda", "target_fraction", "warmup"):

@@ -69,7 +69,7 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
     atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
     with _reported_interrupt(output, progress):
-        sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
         answers = write_answers(
             pair.target,
             heldout,

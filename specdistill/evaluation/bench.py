@@ -12,8 +12,9 @@ import transformers
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts
-from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
-from specdistill.decoding.costs import measure_costs
+from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.costs import Costs, measure_costs
+from specdistill.decoding.draft_length import DraftLength
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.config import BenchConfig
 from specdistill.evaluation.sections import acceptance_section, compare_section, latency_section, model_section
@@ -54,12 +55,12 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     other = _load_compare(config, pair.target, progress)
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
-    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
 
     answers = write_answers(target, prompts, encoded, sampling, config.max_new_tokens, config.seed, progress)
     target_states: acceptance.HiddenCache = {}
     records = _score(target, draft, answers, sampling, progress, target_states)
-    rule = config.served_rule
+    rule = config.predicting_rule
     taus = {
         gamma: ratio(*acceptance.predicted_tau(records, rule, gamma)).mean
         for gamma in range(1, config.max_draft_tokens + 1)
@@ -79,7 +80,16 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         taus,
         key=lambda length: economics.speedup(taus[length], length, costs.cost_ratio, costs.verify_cost[length + 1]),
     )
-    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=gamma, sampling=sampling, rule=rule)
+    decoder = SpeculativeDecoder(
+        target,
+        draft,
+        num_draft_tokens=_draft_length(config, gamma, costs),
+        sampling=sampling,
+        rule=config.served_rule,
+        lenience=config.lenience,
+    )
+    if config.draft_length == "auto" or (not config.num_draft_tokens and config.draft_length == "confidence"):
+        gamma = config.max_draft_tokens
     timed = min(config.latency_prompts or len(prompts), len(prompts))
     runs = _time(config, target, decoder, encoded[:timed], progress)
     latency_report, speedup = latency_section(runs)
@@ -101,7 +111,12 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
             "temperature": config.temperature,
             "top_k": config.top_k,
             "top_p": config.top_p,
-            "rule": rule,
+            "min_p": config.min_p,
+            "rule": config.served_rule,
+            "predicting_rule": rule,
+            "lossy": config.served_rule == "lenient",
+            "lenience": config.lenience,
+            "draft_length": config.draft_length,
             "num_draft_tokens": gamma,
             "batch_size": config.batch_size,
             "max_new_tokens": config.max_new_tokens,
@@ -125,8 +140,8 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
             "why": verdict.why,
         },
         "lossless": {
-            "checked": True,
-            "greedy_identical": not any(differences),
+            "checked": config.served_rule != "lenient",
+            "greedy_identical": config.served_rule != "lenient" and not any(differences),
             "prompts_compared": len(differences),
             "differences": [difference for difference in differences if difference],
         },
@@ -135,6 +150,14 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         other_records = _score(target, other, answers, sampling, progress, target_states)
         report["compare"] = compare_section(other, records, other_records, rule, gamma)
     return report
+
+
+def _draft_length(config: BenchConfig, gamma: int, costs: Costs) -> int | DraftLength:
+    if config.draft_length == "auto":
+        return AutoLength(costs, config.max_draft_tokens)
+    if config.draft_length == "confidence":
+        return ConfidenceLength(config.num_draft_tokens or config.max_draft_tokens, config.confidence)
+    return gamma
 
 
 def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -210,6 +233,8 @@ def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> 
 
 def _lossless(config: BenchConfig, target, draft, prompts, encoded, runs, gamma) -> list[dict[str, object] | None]:
     """Greedy runs are compared as they are; when the bench samples, a few greedy ones are made for the check."""
+    if config.served_rule == "lenient":
+        return []
     if config.temperature == 0:
         pairs = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]
         return [
