@@ -4,7 +4,7 @@
 
 The target's own output is decoded one prompt at a time; the speculative one in ragged batches of eight, float32, one
 thread. Where two outputs part, it prints how close the target's two best logits were there: a gap of a few roundings is
-a numerical tie, anything larger is a bug. Writes benchmarks/results/lossless.json; the last line of stdout is that JSON.
+thread. Where two outputs part, it prints how close the two best logits were there: a gap of a few roundings is a
 """
 
 from __future__ import annotations
