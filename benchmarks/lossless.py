@@ -3,8 +3,8 @@
     python benchmarks/lossless.py --draft demo/.../draft --prompts 64
 
 The target's own output is decoded one prompt at a time; the speculative one in ragged batches of eight, float32, one
-thread. Where two outputs part, it prints how close the target's two best logits were there: a gap of a few roundings is
-thread. Where two outputs part, it prints how close the two best logits were there: a gap of a few roundings is a
+thread. Where two outputs part, it reports how close the two best logits were there: a gap of a few roundings is a
+numerical tie, anything larger is a bug. Writes benchmarks/results/lossless.json, which is also the last line of stdout.
 """
 
 from __future__ import annotations

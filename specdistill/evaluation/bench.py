@@ -7,7 +7,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-import transformers
 
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
@@ -17,7 +16,15 @@ from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.config import BenchConfig
-from specdistill.evaluation.sections import acceptance_section, compare_section, latency_section, model_section
+from specdistill.evaluation.sections import (
+    acceptance_section,
+    compare_section,
+    economics_section,
+    latency_section,
+    lossless_section,
+    model_section,
+    setup_section,
+)
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.pair import load_pair
@@ -95,56 +102,17 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     latency_report, speedup = latency_section(runs)
     differences = _lossless(config, target, draft, prompts[:timed], encoded, runs, gamma)
 
-    verdict = economics.judge(
-        costs, taus, gamma, ratio(*acceptance.alpha_sums(records, rule)).mean, (speedup.mean, speedup.low, speedup.high)
-    )
+    alpha = ratio(*acceptance.alpha_sums(records, rule)).mean
+    verdict = economics.judge(costs, taus, gamma, alpha, (speedup.mean, speedup.low, speedup.high))
     report: dict[str, Any] = {
         "schema": 1,
         "target": model_section(target),
         "draft": model_section(draft),
-        "setup": {
-            "device": str(target.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "engine": "specdistill",
-            "temperature": config.temperature,
-            "top_k": config.top_k,
-            "top_p": config.top_p,
-            "min_p": config.min_p,
-            "rule": config.served_rule,
-            "predicting_rule": rule,
-            "lossy": config.served_rule == "lenient",
-            "lenience": config.lenience,
-            "draft_length": config.draft_length,
-            "num_draft_tokens": gamma,
-            "batch_size": config.batch_size,
-            "max_new_tokens": config.max_new_tokens,
-            "prompts": len(prompts),
-            "latency_prompts": timed,
-            "prompt_source": config.prompts,
-            "seed": config.seed,
-        },
+        "setup": setup_section(config, target, gamma, len(prompts), timed),
         "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus),
         "latency": latency_report,
-        "economics": {
-            "cost_ratio": verdict.cost_ratio,
-            "target_step_seconds": costs.target_step_seconds,
-            "draft_step_seconds": costs.draft_step_seconds,
-            "verify_cost": {str(width): cost for width, cost in verdict.verify_cost.items()},
-            "break_even_alpha": verdict.break_even_alpha,
-            "best_num_draft_tokens": verdict.best_num_draft_tokens,
-            "predicted_speedup": {str(length): value for length, value in verdict.predicted_speedup.items()},
-            "perfect_draft_speedup": verdict.perfect_draft_speedup,
-            "verdict": verdict.verdict,
-            "why": verdict.why,
-        },
-        "lossless": {
-            "checked": config.served_rule != "lenient",
-            "greedy_identical": config.served_rule != "lenient" and not any(differences),
-            "prompts_compared": len(differences),
-            "differences": [difference for difference in differences if difference],
-        },
+        "economics": economics_section(verdict, costs),
+        "lossless": lossless_section(config.lossy, differences),
     }
     if other is not None:
         other_records = _score(target, other, answers, sampling, progress, target_states)
@@ -233,7 +201,7 @@ def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> 
 
 def _lossless(config: BenchConfig, target, draft, prompts, encoded, runs, gamma) -> list[dict[str, object] | None]:
     """Greedy runs are compared as they are; when the bench samples, a few greedy ones are made for the check."""
-    if config.served_rule == "lenient":
+    if config.lossy:
         return []
     if config.temperature == 0:
         pairs = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]

@@ -94,3 +94,8 @@ class BenchConfig:
     def predicting_rule(self) -> str:
         """The rule that predictions are made for: block and lenient keep at least as much as sampled."""
         return "sampled" if self.served_rule in ("block", "lenient") else self.served_rule
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the timed run gives up the target's distribution."""
+        return self.served_rule == "lenient"
