@@ -4,8 +4,8 @@
     python benchmarks/kernel_report.py --check         also fails where a committed limit is exceeded (CI runs this)
 
 Compiles each kernel ahead of time for sm_80, sm_90, sm_100 (NVIDIA) and gfx942 (AMD), and reads from the machine code:
-registers, spills, shared memory, the width of loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no
-GPU; must not run under TRITON_INTERPRET. The last line of stdout is the table as JSON.
+registers, spills, shared memory, the width of loads in bytes, and bytes loaded per vocabulary entry. Needs triton and
+no GPU; must not run under TRITON_INTERPRET. The last line of stdout is the table as JSON.
 """
 
 from __future__ import annotations

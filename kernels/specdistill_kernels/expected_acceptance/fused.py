@@ -17,8 +17,8 @@ from torch import Tensor
 
 from specdistill_kernels.expected_acceptance.reference import AcceptanceStatistics
 
-# 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every target
-# (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
+# 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every
+# target (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
 BLOCK, NUM_WARPS = 2048, 8
 
 
