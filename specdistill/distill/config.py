@@ -89,8 +89,9 @@ class TrainConfig:
     """Of lk_lambda: how fast it moves from fkl to tvd as alpha grows (3 as published for EAGLE-3)."""
     lmbda: float = 0.5
     """Of gkd: share of steps that train on the draft's own answers."""
-    target_fraction: float = 0.6
-    """Of distillspec: share of steps on the target's answers before the draft's own begin."""
+    target_fraction: float | None = None
+    """Of distillspec: share of steps on the target's answers before the draft's own begin. Left out: 0.6, or 1 for a
+    draft that init-draft just cut, whose own answers are still noise to learn from."""
     skd_top_k: int = 25
     """Of skd: a draft token outside the target's top K is replaced (25 as published)."""
     skd_num_draft_tokens: int = 5
@@ -146,7 +147,7 @@ class TrainConfig:
         if not 0 < self.beta < 1:
             raise ConfigError(f"--beta must be in (0, 1), got {self.beta}; use --divergence fkl or rkl for the ends")
         for name in ("lmbda", "target_fraction", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(self, name)}")
         if self.eta < 0 or self.max_grad_norm <= 0:
             raise ConfigError("--eta must be 0 or more and --max-grad-norm above 0")
