@@ -89,7 +89,7 @@ def expected_acceptance_fwd_kernel(
     nan = float("nan")
     tl.store(out_ptr + row, tl.where(undefined, nan, overlap))
     tl.store(out_ptr + rows + row, tl.where(undefined, nan, tl.exp(proposed - target_lse)))
-    tl.store(out_ptr + 2 * rows + row, tl.where(undefined, nan, (target_at == draft_at).to(tl.float32)))
+    tl.store(out_ptr + 2 * rows + row, tl.where(undefined, nan, tl.where(target_at == draft_at, 1.0, 0.0)))
     tl.store(out_ptr + 3 * rows + row, tl.where(undefined, nan, target_entropy))
     tl.store(out_ptr + 4 * rows + row, tl.where(undefined, nan, draft_entropy))
     tl.store(out_ptr + 5 * rows + row, tl.where(undefined, nan, divergence))
@@ -126,4 +126,4 @@ def expected_acceptance_fused(
             BLOCK=block,
             num_warps=NUM_WARPS,
         )
-    return AcceptanceStatistics(*out[:6], None if token_ids is None else out[6], argmax)
+    return AcceptanceStatistics._make([*out[:6], None if token_ids is None else out[6], argmax])

@@ -53,8 +53,7 @@ def acceptance_statistics(
         -torch.where(q > 0, q * log_q, 0).sum(-1),
         torch.where(p > 0, p * (log_p - log_q), 0).sum(-1),
     )
-    return AcceptanceStatistics(
-        *(each.masked_fill(undefined, torch.nan) for each in statistics),
-        None if token_acceptance is None else token_acceptance.masked_fill(undefined, torch.nan),
-        draft_argmax,
-    )
+    if token_acceptance is not None:
+        token_acceptance = token_acceptance.masked_fill(undefined, torch.nan)
+    masked = [each.masked_fill(undefined, torch.nan) for each in statistics]
+    return AcceptanceStatistics._make([*masked, token_acceptance, draft_argmax])
