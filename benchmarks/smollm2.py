@@ -24,8 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 SCALES = {
     "demo": {
         "init": "--layers 4 --vocab-keep 8192 --calibration-prompts 24 --calibration-tokens 48 --probe-steps 12",
-        "train": "--method distillspec --rollouts-per-prompt 2 --max-new-tokens 64 --steps 60 --eval-every 20 "
-        "--target-fraction 0.8",
+        "train": "--method distillspec --rollouts-per-prompt 2 --max-new-tokens 64 --steps 60 --eval-every 20",
         "bench": ["--num-prompts 0 --latency-prompts 6 --max-new-tokens 48 --threads 1"],
     },
     "study": {

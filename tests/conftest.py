@@ -11,12 +11,46 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
+# Without a GPU kernels run in Triton's interpreter. The variable counts only before triton is first imported.
+if "triton" in sys.modules:
+    raise pytest.UsageError("triton was imported before tests/conftest.py could choose the interpreter")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where kernel tests put their tensors; on a CPU the interpreter is repaired and made strict first."""
+    if not INTERPRETED:
+        return "cuda"
+    import triton_interpreter
+
+    triton_interpreter.install()
+    return "cpu"
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch):
+    """torch.empty gives NaN (and the largest int): an output element that a kernel forgets to write then shows."""
+    original = torch.empty
+
+    def empty(*args, **kwargs):
+        made = original(*args, **kwargs)
+        if made.is_floating_point():
+            return made.fill_(torch.nan)
+        return made if made.dtype == torch.bool else made.fill_(torch.iinfo(made.dtype).max)
+
+    monkeypatch.setattr(torch, "empty", empty)
 
 
 @pytest.fixture(scope="session")

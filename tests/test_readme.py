@@ -37,7 +37,7 @@ def test_every_command_in_the_readme_parses():
         app.parse_args(command[1:], exit_on_error=False, print_error=False)
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(make_model(layers=3), tmp_path / "big")
     save(make_model(layers=1, seed=4), tmp_path / "small")
@@ -48,6 +48,10 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     code = example.replace("TrainConfig(", f"TrainConfig({small}, heldout_prompts=2, steps=2, ")
     code = code.replace("BenchConfig(", f"BenchConfig({small}, ")
     exec(compile(code, "README.md", "exec"), {})
+    (decoding,) = [block for block in code_blocks("python") if "SpeculativeDecoder" in block]
+    exec(compile(decoding, "README.md", "exec"), {})
+    reasons = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert len(reasons) == 2 and set(reasons) <= {"length", "eos", "stop"}
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "setup", "check", "test-fast"])

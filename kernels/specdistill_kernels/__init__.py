@@ -1,7 +1,8 @@
 """Operations of speculative decoding and draft distillation, on the flat shapes that serving engines hold.
 
-Needs torch only, so that a serving stack can import this package alone. Each operation has a folder of its own with
-its public function, a plain-torch `reference.py` that defines it and, where memory demands it, a tiled `chunked.py`.
+Needs torch (and triton on a GPU) only, so that a serving stack can import this package alone. Each operation has a
+folder of its own with its public function, a plain-torch `reference.py` that defines it and, where there is one, a
+Triton kernel in `fused.py` and a tiled torch version in `chunked.py`. Importing this package does not import triton.
 
     expected_acceptance   what a pair of logits rows is worth under every acceptance rule
     fused_divergence      a divergence and its gradient from hidden states, without storing logits

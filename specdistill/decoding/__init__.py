@@ -2,8 +2,20 @@
 
 from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.cached_model import CachedModel
-from specdistill.decoding.generation import Generation, Round
+from specdistill.decoding.draft_length import AutoLength, ConfidenceLength, FixedLength
+from specdistill.decoding.generation import Generation, Round, unpad
 from specdistill.decoding.sampling import Sampling
 from specdistill.decoding.speculative import SpeculativeDecoder
 
-__all__ = ["CachedModel", "Generation", "Round", "Sampling", "SpeculativeDecoder", "generate_plain"]
+__all__ = [
+    "AutoLength",
+    "CachedModel",
+    "ConfidenceLength",
+    "FixedLength",
+    "Generation",
+    "Round",
+    "Sampling",
+    "SpeculativeDecoder",
+    "generate_plain",
+    "unpad",
+]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
 from specdistill.decoding.cached_model import CachedModel
-from specdistill.decoding.generation import Generation, check_lengths
+from specdistill.decoding.generation import Generation, OnTokens, check_lengths
 from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
 
 
@@ -31,7 +31,8 @@ def generate_plain(
     sampling: Sampling,
     max_new_tokens: int,
     seeds: list[int],
-    on_tokens: Callable[[int], None] | None = None,
+    stop_strings: tuple[str, ...] = (),
+    on_tokens: OnTokens | None = None,
 ) -> list[Generation]:
     """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
 
@@ -41,7 +42,8 @@ def generate_plain(
         sampling: Temperature and filters.
         max_new_tokens: Limit per answer.
         seeds: One per prompt. In float32 a row gives the same tokens alone or in a batch, up to rounding.
-        on_tokens: Called with the number of tokens of each step, for progress.
+        stop_strings: An answer also ends with the token that completes one of these.
+        on_tokens: Called for each new token, for streaming and progress.
 
     Returns:
         Generations in the order of the prompts.
@@ -51,6 +53,7 @@ def generate_plain(
     """
     check_lengths(prompts, max_new_tokens, model)
     results = [Generation() for _ in prompts]
+    stopping = Stopping.of(model, max_new_tokens, stop_strings)
     start = time.perf_counter()
     with model.generating():
         cached = CachedModel(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
@@ -61,16 +64,12 @@ def generate_plain(
             processed = sampling.process(cached.own_logits(hidden))
             tokens = model.to_token_ids(sampling.pick(processed, [generators[row] for row in alive]))
             for row, token in zip(alive, tokens.tolist(), strict=True):
-                results[row].emit([token], 0, model.eos_token_ids, max_new_tokens)
+                taken = results[row].emit([token], 0, stopping)
+                if on_tokens is not None:
+                    on_tokens(row, taken)
                 if len(results[row].token_ids) == 1:
                     results[row].first_token_seconds = time.perf_counter() - start
-            if on_tokens is not None:
-                on_tokens(len(alive))
-            going = [
-                index
-                for index, row in enumerate(alive)
-                if not results[row].finished and len(results[row].token_ids) < max_new_tokens
-            ]
+            going = [index for index, row in enumerate(alive) if results[row].finish_reason is None]
             if not going:
                 break
             if len(going) < len(alive):

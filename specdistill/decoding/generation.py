@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from torch import Tensor
+
+from specdistill.decoding.stopping import Stopping
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
+
+OnTokens = Callable[[int, list[int]], None]
+"""Called with a prompt's index and the tokens just added to its answer: one accepted run at a time."""
 
 
 class Round(NamedTuple):
@@ -30,8 +37,8 @@ class Generation:
     """For each token, whether the draft proposed it and it was kept."""
     rounds: list[Round] = field(default_factory=list)
     """Verifications in order; the prompt's own pass, which yields the first token, is not one."""
-    finished: bool = False
-    """Ended by an end-of-sequence token rather than by the length limit."""
+    finish_reason: str | None = None
+    """`eos`, `stop` (a stop string) or `length`; None while it is being generated."""
     seconds: float = 0.0
     """Wall time of the call that produced it, shared by its whole batch."""
     first_token_seconds: float = 0.0
@@ -41,16 +48,16 @@ class Generation:
     target_calls: int = 0
     """Forward passes of the target, the prompt's included."""
 
-    def emit(self, token_ids: list[int], num_from_draft: int, stop_ids: frozenset[int], limit: int) -> int:
-        """Appends tokens up to the first end of sequence or the limit; returns how many were taken."""
-        taken = 0
+    def emit(self, token_ids: list[int], num_from_draft: int, stopping: Stopping) -> list[int]:
+        """Appends tokens up to the end of the answer, and returns those that were taken."""
+        taken = []
         for index, token in enumerate(token_ids):
-            if self.finished or len(self.token_ids) >= limit:
+            if self.finish_reason is not None:
                 break
             self.token_ids.append(token)
             self.from_draft.append(index < num_from_draft)
-            self.finished = token in stop_ids
-            taken += 1
+            self.finish_reason = stopping.reason(self.token_ids)
+            taken.append(token)
         return taken
 
 
@@ -69,3 +76,13 @@ def check_lengths(prompts: list[list[int]], max_new_tokens: int, *models: Langua
                     f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the context "
                     f"of {model.max_context} of {model.name}; shorten it or lower --max-new-tokens"
                 )
+
+
+def unpad(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
+    """Prompts as lists from a padded batch, whichever side the padding is on.
+
+    Args:
+        input_ids: int64 [batch, length].
+        attention_mask: [batch, length], 0 on padding.
+    """
+    return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]

@@ -1,7 +1,8 @@
-"""Temperature, top-k and top-p, applied alike to target and draft."""
+"""Temperature, top-k, top-p and min-p, applied alike to target and draft."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ class Sampling:
     """Keep the K most likely ids; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of ids with at least this mass; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep ids at least this fraction as likely as the likeliest; 0 keeps all. Applied last, as in transformers."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -29,6 +32,8 @@ class Sampling:
             raise ConfigError(f"--top-k must be 0 (off) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
 
     @property
     def greedy(self) -> bool:
@@ -52,6 +57,9 @@ class Sampling:
             # Mass *before* the id: the first id that reaches top_p is still kept.
             dropped = mass.cumsum(-1) - mass >= self.top_p
             logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+        if self.min_p:
+            floor = logits.amax(-1, keepdim=True) + math.log(self.min_p)
+            logits = logits.masked_fill(logits < floor, -torch.inf)
         return logits
 
     def pick(self, processed: Tensor, generators: list[torch.Generator]) -> Tensor:

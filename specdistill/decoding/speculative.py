@@ -8,7 +8,6 @@ caches back to what was kept. Rows accept different counts, so each row of the c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from specdistill.decoding.autoregressive import prefill
 from specdistill.decoding.cached_model import CachedModel
-from specdistill.decoding.generation import Generation, Round, check_lengths
+from specdistill.decoding.draft_length import DraftLength, FixedLength
+from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
 from specdistill_kernels import Verified, verify
@@ -49,10 +50,12 @@ class Acceptance(Protocol):
 
 @dataclass(frozen=True)
 class ExactAcceptance:
-    """Keeps the target's distribution exactly."""
+    """Keeps the target's distribution exactly, under every rule but `lenient`."""
 
     sampling: Sampling
     rule: str
+    lenience: float = 1.0
+    """Of the lossy rule `lenient`."""
     always_adds_token: bool = True
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified:
@@ -63,6 +66,7 @@ class ExactAcceptance:
             proposal.logits,
             rule=self.rule,
             generators=generators,
+            lenience=self.lenience,
         )
 
 
@@ -72,14 +76,16 @@ class SpeculativeDecoder:
     Args:
         target: The model whose output it is.
         draft: Proposes tokens; of the same vocabulary. A trimmed head proposes its kept ids only.
-        num_draft_tokens: Tokens proposed per verification (gamma), at least 1.
+        num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides round by round.
         sampling: Temperature and filters of the target, and alike of the draft.
-        rule: `greedy` at temperature 0; `sampled` or `argmax_draft` above. None picks `greedy` or `sampled`.
-        acceptance: Replaces the exact verification (speculative KD uses this); `rule` then says only how to draft.
-        draft_sampling: How the draft samples, if not like the target. Only the rule `sampled` stays exact with it.
+        rule: `greedy` at temperature 0; above it `sampled`, `block` (exact too, and never shorter in expectation),
+            `argmax_draft`, or the lossy `lenient`. None picks `greedy` or `sampled`.
+        lenience: In (0, 1], of the rule `lenient`; below 1 the output does not follow the target.
+        acceptance: Replaces the verification (speculative KD uses this); `rule` then says only how to draft.
 
     Raises:
-        ConfigError: num_draft_tokens < 1, or a rule that does not go with the temperature.
+        ConfigError: A number of draft tokens below 1, a lenience out of range, or a rule that does not go with the
+            temperature.
     """
 
     def __init__(
@@ -87,22 +93,22 @@ class SpeculativeDecoder:
         target: LanguageModel,
         draft: LanguageModel,
         *,
-        num_draft_tokens: int,
+        num_draft_tokens: int | DraftLength,
         sampling: Sampling,
         rule: str | None = None,
+        lenience: float = 1.0,
         acceptance: Acceptance | None = None,
-        draft_sampling: Sampling | None = None,
     ) -> None:
-        if num_draft_tokens < 1:
-            raise ConfigError(f"--num-draft-tokens must be at least 1, got {num_draft_tokens}")
         rule = rule or ("greedy" if sampling.greedy else "sampled")
         if (rule == "greedy") != sampling.greedy:
             raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}")
+        if not 0 < lenience <= 1:
+            raise ConfigError(f"--lenience must be in (0, 1], got {lenience}")
         self.target, self.draft = target, draft
-        self.num_draft_tokens = num_draft_tokens
+        self.length = FixedLength(num_draft_tokens) if isinstance(num_draft_tokens, int) else num_draft_tokens
         self.sampling = sampling
-        self.draft_sampling = draft_sampling or (Sampling(temperature=0.0) if rule == "argmax_draft" else sampling)
-        self.acceptance = acceptance or ExactAcceptance(sampling, rule)
+        self.draft_sampling = Sampling(temperature=0.0) if rule == "argmax_draft" else sampling
+        self.acceptance = acceptance or ExactAcceptance(sampling, rule, lenience)
 
     def generate(
         self,
@@ -110,7 +116,8 @@ class SpeculativeDecoder:
         *,
         max_new_tokens: int,
         seeds: list[int],
-        on_tokens: Callable[[int], None] | None = None,
+        stop_strings: tuple[str, ...] = (),
+        on_tokens: OnTokens | None = None,
     ) -> list[Generation]:
         """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
 
@@ -118,7 +125,8 @@ class SpeculativeDecoder:
             prompts: Token ids of each prompt.
             max_new_tokens: Limit per answer.
             seeds: One per prompt; a row's randomness is its own.
-            on_tokens: Called with the number of tokens of each round, for progress.
+            stop_strings: An answer also ends with the token that completes one of these.
+            on_tokens: Called for each run of tokens that a round adds to a row, for streaming and progress.
 
         Returns:
             Generations in the order of the prompts.
@@ -129,11 +137,10 @@ class SpeculativeDecoder:
         check_lengths(prompts, max_new_tokens, self.target, self.draft)
         start = time.perf_counter()
         with self.target.generating(), self.draft.generating():
-            batch = _Batch(self, prompts, max_new_tokens, seeds, start)
+            stopping = Stopping.of(self.target, max_new_tokens, stop_strings)
+            batch = _Batch(self, prompts, stopping, seeds, on_tokens, start)
             while batch.alive:
-                count = batch.round()
-                if on_tokens is not None:
-                    on_tokens(count)
+                batch.round()
         for result in batch.results:
             result.seconds = time.perf_counter() - start
             result.model_seconds = batch.target.seconds + batch.draft.seconds
@@ -145,10 +152,16 @@ class _Batch:
     """The rows of one `generate` call that are still going."""
 
     def __init__(
-        self, decoder: SpeculativeDecoder, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], start: float
+        self,
+        decoder: SpeculativeDecoder,
+        prompts: list[list[int]],
+        stopping: Stopping,
+        seeds: list[int],
+        on_tokens: OnTokens | None,
+        start: float,
     ) -> None:
-        self.decoder, self.limit = decoder, max_new_tokens
-        capacity = max(map(len, prompts)) + max_new_tokens + decoder.num_draft_tokens + 1
+        self.decoder, self.stopping, self.on_tokens = decoder, stopping, on_tokens
+        capacity = max(map(len, prompts)) + stopping.max_new_tokens + decoder.length.max_tokens + 1
         self.target = CachedModel(decoder.target, len(prompts), capacity)
         self.draft = CachedModel(decoder.draft, len(prompts), capacity)
         self.generators = row_generators(seeds, decoder.target.device)
@@ -159,25 +172,23 @@ class _Batch:
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
             first = decoder.sampling.pick(decoder.sampling.process(logits), self.generators).tolist()
-            for result, token in zip(self.results, first, strict=True):
-                result.emit([token], 0, decoder.target.eos_token_ids, max_new_tokens)
+            for row, (result, token) in enumerate(zip(self.results, first, strict=True)):
+                self._emit(row, [token], 0)
                 result.first_token_seconds = time.perf_counter() - start
         else:
             # The draft is to propose the first token too: the round starts from the prompt's last token.
             self.target.advance([-1] * len(prompts))
-        prefill(self.draft, prompts)
-        if not decoder.acceptance.always_adds_token:
-            self.draft.advance([-1] * len(prompts))
+        # The draft reads the prompt when it first proposes: a policy that never drafts doesn't pay for it.
         self._drop_finished()
 
-    def round(self) -> int:
-        """Drafts, verifies and rolls back once; returns the number of tokens emitted."""
+    def round(self) -> None:
+        """Drafts, verifies and rolls back once."""
         decoder = self.decoder
-        budget = [self.limit - len(self.results[row].token_ids) for row in self.alive]
+        budget = [self.stopping.max_new_tokens - len(self.results[row].token_ids) for row in self.alive]
         # The last token of a row comes from the target anyway where verification always adds one.
         spare = 1 if decoder.acceptance.always_adds_token else 0
-        counts = [min(decoder.num_draft_tokens, left - spare) for left in budget]
-        proposal = self._propose(counts)
+        limit = decoder.length.limit()
+        proposal, counts = self._propose([min(limit, left - spare) for left in budget])
         proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
         pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
         widest = max(counts)
@@ -187,10 +198,10 @@ class _Batch:
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
         generators = [self.generators[row] for row in self.alive]
         verified = decoder.acceptance(logits, proposal, generators)
-        return self._commit(proposed, verified)
+        self._commit(proposed, verified)
 
-    def _propose(self, counts: list[int]) -> Proposal:
-        """Lets the draft propose up to `counts` tokens per row."""
+    def _propose(self, counts: list[int]) -> tuple[Proposal, list[int]]:
+        """Lets the draft propose up to `counts` tokens per row; the second value is how many each row proposed."""
         draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
         sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
         unseen = [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
@@ -200,60 +211,66 @@ class _Batch:
         keep_logits = not sampling.greedy
         feed = torch.tensor([ids + [0] * (max(map(len, unseen)) - len(ids)) for ids in unseen], device=device)
         real = list(map(len, unseen))
+        confidence = [1.0] * len(counts)
         for step in range(max(counts)):
+            # Rows that want no more tokens must not draw: a row's randomness may not depend on who shares its batch.
+            drawing = [index for index, count in enumerate(counts) if count > step]
+            if not drawing:
+                break
             hidden = self.draft.forward(feed)
             self.draft.advance(real)
             last = torch.tensor(real, device=device) - 1
             hidden = hidden[torch.arange(len(real), device=device), last]
             processed = sampling.process(self.draft.own_logits(hidden))
-            # Rows that want fewer tokens must not draw: a row's randomness may not depend on who shares its batch.
-            drawing = [index for index, count in enumerate(counts) if count > step]
             picked = sampling.pick(processed[drawing], [generators[index] for index in drawing])
             tokens = torch.zeros(len(counts), dtype=torch.int64, device=device)
             tokens[drawing] = draft.to_token_ids(picked)
             steps.append(tokens)
             if keep_logits:
                 step_logits.append(draft.to_vocabulary(processed))
+            if self.decoder.length.watches_confidence:
+                chances = processed[drawing].softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
+                for index, chance in zip(drawing, chances, strict=True):
+                    confidence[index] *= chance
+                    if not self.decoder.length.goes_on(confidence[index]):
+                        counts[index] = step + 1
             feed, real = tokens[:, None], [1] * len(real)
         cumulative = torch.tensor(counts, device=device).cumsum(0)
         if not steps:
             none = torch.empty(0, draft.vocab_size, device=device) if keep_logits else None
-            return Proposal(torch.empty(0, dtype=torch.int64, device=device), cumulative, none)
+            return Proposal(torch.empty(0, dtype=torch.int64, device=device), cumulative, none), counts
         chosen = torch.stack(steps, dim=1)
         ids = torch.cat([row[:count] for row, count in zip(chosen, counts, strict=True)])
         logits = None
         if keep_logits:
             stacked = torch.stack(step_logits, dim=1)
             logits = torch.cat([row[:count] for row, count in zip(stacked, counts, strict=True)])
-        return Proposal(ids, cumulative, logits)
+        return Proposal(ids, cumulative, logits), counts
 
-    def _commit(self, proposed: list[list[int]], verified: Verified) -> int:
+    def _commit(self, proposed: list[list[int]], verified: Verified) -> None:
         """Emits what was kept, rolls both caches back, drops rows that ended."""
-        stop_ids = self.decoder.target.eos_token_ids
-        total = 0
-        for row, ids, count, extra in zip(
-            self.alive, proposed, verified.num_accepted.tolist(), verified.next_token.tolist(), strict=True
-        ):
+        kept = verified.num_accepted.tolist()
+        for row, ids, count, extra in zip(self.alive, proposed, kept, verified.next_token.tolist(), strict=True):
+            taken = self._emit(row, ids[:count] + ([extra] if extra >= 0 else []), count)
             result = self.results[row]
-            run = ids[:count] + ([extra] if extra >= 0 else [])
-            taken = result.emit(run, count, stop_ids, self.limit)
-            # Tokens that were drafted behind an accepted end of sequence were never in play.
-            in_play = taken if result.finished and taken <= count else len(ids)
+            # Tokens that were drafted behind an accepted end of the answer were never in play.
+            in_play = taken if result.finish_reason in ("eos", "stop") and taken <= count else len(ids)
             result.rounds.append(Round(proposed=in_play, accepted=min(count, taken), emitted=taken))
-            total += taken
+        self.decoder.length.observe([len(ids) for ids in proposed], kept)
         # Both caches hold everything but the last emitted token, which the next round feeds; the draft may lack more.
         known = [len(self.prompts[row]) + len(self.results[row].token_ids) - 1 for row in self.alive]
         self.target.set_lengths(known)
         self.draft.set_lengths([min(a, b) for a, b in zip(known, self.draft.lengths, strict=True)])
         self._drop_finished()
-        return total
+
+    def _emit(self, row: int, token_ids: list[int], num_from_draft: int) -> int:
+        taken = self.results[row].emit(token_ids, num_from_draft, self.stopping)
+        if self.on_tokens is not None and taken:
+            self.on_tokens(row, taken)
+        return len(taken)
 
     def _drop_finished(self) -> None:
-        going = [
-            index
-            for index, row in enumerate(self.alive)
-            if not self.results[row].finished and len(self.results[row].token_ids) < self.limit
-        ]
+        going = [index for index, row in enumerate(self.alive) if self.results[row].finish_reason is None]
         if len(going) == len(self.alive):
             return
         self.alive = [self.alive[index] for index in going]

@@ -30,6 +30,11 @@ TOKENIZER_FILES = (
 )
 
 
+def is_fresh_cut(draft: LanguageModel) -> bool:
+    """Whether the draft comes straight from init-draft: training writes to another directory, without that record."""
+    return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
+
+
 def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path, dtype=None) -> None:
     """Writes weights, config, generation config and the target's own tokenizer files.
 

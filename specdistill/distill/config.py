@@ -81,14 +81,17 @@ class TrainConfig:
     """Of all rollouts; 0 keeps all ids."""
     top_p: float = 1.0
     """Of all rollouts; 1 keeps all ids."""
+    min_p: float = 0.0
+    """Of all rollouts; 0 keeps all ids."""
     beta: float = 0.5
     """Of jsd: 0 < beta < 1, the target's weight in the mixture."""
     eta: float = 3.0
     """Of lk_lambda: how fast it moves from fkl to tvd as alpha grows (3 as published for EAGLE-3)."""
     lmbda: float = 0.5
     """Of gkd: share of steps that train on the draft's own answers."""
-    target_fraction: float = 0.6
-    """Of distillspec: share of steps on the target's answers before the draft's own begin."""
+    target_fraction: float | None = None
+    """Of distillspec: share of steps on the target's answers before the draft's own begin. Left out: 0.6, or 1 for a
+    draft that init-draft just cut, whose own answers are still noise to learn from."""
     skd_top_k: int = 25
     """Of skd: a draft token outside the target's top K is replaced (25 as published)."""
     skd_num_draft_tokens: int = 5
@@ -139,10 +142,12 @@ class TrainConfig:
             raise ConfigError(f"unknown --method {self.method!r}; choose one of {', '.join(METHODS)}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
         if not 0 < self.beta < 1:
             raise ConfigError(f"--beta must be in (0, 1), got {self.beta}; use --divergence fkl or rkl for the ends")
         for name in ("lmbda", "target_fraction", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(self, name)}")
         if self.eta < 0 or self.max_grad_norm <= 0:
             raise ConfigError("--eta must be 0 or more and --max-grad-norm above 0")

@@ -17,7 +17,7 @@ from specdistill.models.cut import only_layers
 from specdistill.progress import Progress
 from specdistill_kernels import expected_acceptance, fused_divergence
 
-_MAX_TOKENS = 96
+_MAX_TOKENS = 160
 """Answer tokens that an untrained candidate is scored on: a greedy search looks at hundreds of candidates."""
 _PROBE_BATCH = 4
 _PROBE_LEARNING_RATE = 5e-4

@@ -180,7 +180,7 @@ def target_rollouts(
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 seeds=[(seed * 1009 + copy) * 1_000_003 + index for index, copy in chosen],
-                on_tokens=task.advance,
+                on_tokens=lambda row, ids: task.advance(len(ids)),
             )
             for (index, _), generation in zip(chosen, written, strict=True):
                 task.advance(max_new_tokens - len(generation.token_ids))

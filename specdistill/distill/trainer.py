@@ -13,7 +13,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from specdistill import atomic_files
 from specdistill.data.batch import Sequence, collate
-from specdistill.distill.checkpoint import CUT_RECORD_FILE, save_draft
+from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import HeldOut, alphas
 from specdistill.distill.rollouts import Source
@@ -186,6 +186,5 @@ def learning_rate(config: TrainConfig, draft: LanguageModel) -> float:
     """
     if config.learning_rate:
         return config.learning_rate
-    fresh = draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
-    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if fresh else (3e-4, 1e-4, 1e-5)
+    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if is_fresh_cut(draft) else (3e-4, 1e-4, 1e-5)
     return tiny if draft.num_parameters < 100e6 else small if draft.num_parameters < 300e6 else large

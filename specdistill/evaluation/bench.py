@@ -7,16 +7,24 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-import transformers
 
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts
-from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.costs import Costs, measure_costs
+from specdistill.decoding.draft_length import DraftLength
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.config import BenchConfig
-from specdistill.evaluation.costs import measure_costs
-from specdistill.evaluation.sections import acceptance_section, compare_section, latency_section, model_section
+from specdistill.evaluation.sections import (
+    acceptance_section,
+    compare_section,
+    economics_section,
+    latency_section,
+    lossless_section,
+    model_section,
+    setup_section,
+)
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.pair import load_pair
@@ -54,12 +62,12 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     other = _load_compare(config, pair.target, progress)
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
-    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
 
     answers = write_answers(target, prompts, encoded, sampling, config.max_new_tokens, config.seed, progress)
     target_states: acceptance.HiddenCache = {}
     records = _score(target, draft, answers, sampling, progress, target_states)
-    rule = config.served_rule
+    rule = config.predicting_rule
     taus = {
         gamma: ratio(*acceptance.predicted_tau(records, rule, gamma)).mean
         for gamma in range(1, config.max_draft_tokens + 1)
@@ -79,62 +87,45 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         taus,
         key=lambda length: economics.speedup(taus[length], length, costs.cost_ratio, costs.verify_cost[length + 1]),
     )
-    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=gamma, sampling=sampling, rule=rule)
+    decoder = SpeculativeDecoder(
+        target,
+        draft,
+        num_draft_tokens=_draft_length(config, gamma, costs),
+        sampling=sampling,
+        rule=config.served_rule,
+        lenience=config.lenience,
+    )
+    if config.draft_length == "auto" or (not config.num_draft_tokens and config.draft_length == "confidence"):
+        gamma = config.max_draft_tokens
     timed = min(config.latency_prompts or len(prompts), len(prompts))
     runs = _time(config, target, decoder, encoded[:timed], progress)
     latency_report, speedup = latency_section(runs)
     differences = _lossless(config, target, draft, prompts[:timed], encoded, runs, gamma)
 
-    verdict = economics.judge(
-        costs, taus, gamma, ratio(*acceptance.alpha_sums(records, rule)).mean, (speedup.mean, speedup.low, speedup.high)
-    )
+    alpha = ratio(*acceptance.alpha_sums(records, rule)).mean
+    verdict = economics.judge(costs, taus, gamma, alpha, (speedup.mean, speedup.low, speedup.high))
     report: dict[str, Any] = {
         "schema": 1,
         "target": model_section(target),
         "draft": model_section(draft),
-        "setup": {
-            "device": str(target.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "engine": "specdistill",
-            "temperature": config.temperature,
-            "top_k": config.top_k,
-            "top_p": config.top_p,
-            "rule": rule,
-            "num_draft_tokens": gamma,
-            "batch_size": config.batch_size,
-            "max_new_tokens": config.max_new_tokens,
-            "prompts": len(prompts),
-            "latency_prompts": timed,
-            "prompt_source": config.prompts,
-            "seed": config.seed,
-        },
+        "setup": setup_section(config, target, gamma, len(prompts), timed),
         "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus),
         "latency": latency_report,
-        "economics": {
-            "cost_ratio": verdict.cost_ratio,
-            "target_step_seconds": costs.target_step_seconds,
-            "draft_step_seconds": costs.draft_step_seconds,
-            "verify_cost": {str(width): cost for width, cost in verdict.verify_cost.items()},
-            "break_even_alpha": verdict.break_even_alpha,
-            "best_num_draft_tokens": verdict.best_num_draft_tokens,
-            "predicted_speedup": {str(length): value for length, value in verdict.predicted_speedup.items()},
-            "perfect_draft_speedup": verdict.perfect_draft_speedup,
-            "verdict": verdict.verdict,
-            "why": verdict.why,
-        },
-        "lossless": {
-            "checked": True,
-            "greedy_identical": not any(differences),
-            "prompts_compared": len(differences),
-            "differences": [difference for difference in differences if difference],
-        },
+        "economics": economics_section(verdict, costs),
+        "lossless": lossless_section(config.lossy, differences),
     }
     if other is not None:
         other_records = _score(target, other, answers, sampling, progress, target_states)
         report["compare"] = compare_section(other, records, other_records, rule, gamma)
     return report
+
+
+def _draft_length(config: BenchConfig, gamma: int, costs: Costs) -> int | DraftLength:
+    if config.draft_length == "auto":
+        return AutoLength(costs, config.max_draft_tokens)
+    if config.draft_length == "confidence":
+        return ConfidenceLength(config.num_draft_tokens or config.max_draft_tokens, config.confidence)
+    return gamma
 
 
 def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -168,7 +159,7 @@ def write_answers(
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 seeds=[seed * 100_003 + index for index in chosen],
-                on_tokens=task.advance,
+                on_tokens=lambda row, ids: task.advance(len(ids)),
             )
             for index, generation in zip(chosen, written, strict=True):
                 ids = tuple(generation.token_ids)
@@ -204,12 +195,14 @@ def _time(config: BenchConfig, target, decoder, encoded, progress: Progress) -> 
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
             seeds=[config.seed * 100_003 + index for index in range(len(encoded))],
-            on_tokens=task.advance,
+            on_tokens=lambda row, ids: task.advance(len(ids)),
         )
 
 
 def _lossless(config: BenchConfig, target, draft, prompts, encoded, runs, gamma) -> list[dict[str, object] | None]:
     """Greedy runs are compared as they are; when the bench samples, a few greedy ones are made for the check."""
+    if config.lossy:
+        return []
     if config.temperature == 0:
         pairs = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]
         return [

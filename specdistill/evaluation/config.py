@@ -32,13 +32,22 @@ class BenchConfig:
     """Keep the K most likely ids of both models; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of ids with this mass, in both models; 1 keeps all."""
-    rule: Literal["auto", "greedy", "sampled", "argmax_draft"] = "auto"
+    min_p: float = 0.0
+    """Keep ids at least this fraction as likely as the likeliest, in both models; 0 keeps all."""
+    rule: Literal["auto", "greedy", "sampled", "argmax_draft", "block", "lenient"] = "auto"
     """How the server accepts. auto: greedy at temperature 0, else sampled. Above temperature 0 vLLM's default, SGLang's
-    standalone drafts and llama.cpp use argmax_draft."""
+    standalone drafts and llama.cpp use argmax_draft. block judges drafts as a whole (exact); lenient is lossy."""
+    lenience: float = 1.0
+    """Of the rule lenient, below 1: a token may come up as often as its probability divided by this. LOSSY."""
     num_draft_tokens: int = 0
     """Draft tokens per verification in the timed run; 0 takes the length with the highest predicted speed-up."""
     max_draft_tokens: int = 8
     """Longest draft length that costs and predictions cover."""
+    draft_length: Literal["fixed", "confidence", "auto"] = "fixed"
+    """fixed: always num_draft_tokens. confidence: up to that many (0: max_draft_tokens), until the draft doubts. auto:
+    whatever pays most by measured costs and the acceptance seen so far; plain decoding where drafting doesn't pay."""
+    confidence: float = 0.4
+    """Of draft_length confidence: draft until the product of the draft's probabilities falls under this."""
     batch_size: int = 1
     """Prompts decoded together in the timed run."""
     seed: int = 0
@@ -65,13 +74,28 @@ class BenchConfig:
             raise ConfigError(
                 f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {self.max_draft_tokens}"
             )
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("--temperature and --top-k must be 0 or more, --top-p in (0, 1]")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
+            raise ConfigError("--temperature and --top-k must be 0 or more, --top-p in (0, 1], --min-p in [0, 1)")
+        if (self.rule == "lenient") != (self.lenience < 1) or not 0 < self.lenience <= 1:
+            raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"--confidence must be in (0, 1), got {self.confidence}")
         if self.rule != "auto" and (self.rule == "greedy") != (self.temperature == 0):
             raise ConfigError(f"--rule {self.rule} does not go with --temperature {self.temperature}")
 
     @property
     def served_rule(self) -> str:
+        """How the timed run accepts."""
         if self.rule != "auto":
             return self.rule
         return "greedy" if self.temperature == 0 else "sampled"
+
+    @property
+    def predicting_rule(self) -> str:
+        """The rule that predictions are made for: block and lenient keep at least as much as sampled."""
+        return "sampled" if self.served_rule in ("block", "lenient") else self.served_rule
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the timed run gives up the target's distribution."""
+        return self.served_rule == "lenient"

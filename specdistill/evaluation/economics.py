@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from specdistill.decoding.costs import Costs
+
 
 def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
     """Predicted ratio of plain to speculative time per token."""
@@ -34,22 +36,6 @@ def break_even_alpha(num_draft_tokens: int, cost_ratio: float, verify_cost: floa
         else:
             high = middle
     return high
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Measured on this machine at one batch size."""
-
-    target_step_seconds: float
-    """One plain target step."""
-    draft_step_seconds: float
-    """One draft step."""
-    verify_cost: Mapping[int, float]
-    """Tokens in one target pass -> its time in plain target steps; 1 -> 1.0."""
-
-    @property
-    def cost_ratio(self) -> float:
-        return self.draft_step_seconds / self.target_step_seconds
 
 
 @dataclass(frozen=True)

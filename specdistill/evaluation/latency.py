@@ -39,7 +39,7 @@ def time_both(
         batch_size: Prompts decoded together.
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
-        on_tokens: Called with the number of tokens of each step, for progress.
+        on_tokens: As in `generate_plain`, for progress.
     """
     runs = []
     for number, start in enumerate(range(0, len(encoded), batch_size)):

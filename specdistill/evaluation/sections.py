@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation
+from specdistill.decoding.costs import Costs
 from specdistill.evaluation.acceptance import ALPHA_RULES, PromptAcceptance, alpha_sums, predicted_tau
+from specdistill.evaluation.config import BenchConfig
+from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.statistics import Estimate, of_sums, paired_difference, ratio
 from specdistill.models import LanguageModel
@@ -26,6 +32,38 @@ def model_section(model: LanguageModel) -> dict[str, Any]:
     if model.kept_ids is not None:
         section["head_size"] = len(model.kept_ids)
     return section
+
+
+def setup_section(
+    config: BenchConfig, target: LanguageModel, num_draft_tokens: int, prompts: int, latency_prompts: int
+) -> dict[str, Any]:
+    """`setup` of the report."""
+    copied = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "lenience",
+        "draft_length",
+        "batch_size",
+        "max_new_tokens",
+        "seed",
+    )
+    return {
+        "device": str(target.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "engine": "specdistill",
+        **{name: getattr(config, name) for name in copied},
+        "rule": config.served_rule,
+        "predicting_rule": config.predicting_rule,
+        "lossy": config.lossy,
+        "num_draft_tokens": num_draft_tokens,
+        "prompts": prompts,
+        "latency_prompts": latency_prompts,
+        "prompt_source": config.prompts,
+    }
 
 
 def acceptance_section(
@@ -100,6 +138,25 @@ def latency_section(runs: Sequence[TimedRun]) -> tuple[dict[str, Any], Estimate]
         "speedup": speedup.to_json(),
         "engine_efficiency": inside / columns[1][0].sum(),
     }, speedup
+
+
+def economics_section(found: Economics, costs: Costs) -> dict[str, Any]:
+    """`economics` of the report, with the two steps' times that METRICS leaves out."""
+    section = dataclasses.asdict(found)
+    for name in ("verify_cost", "predicted_speedup"):
+        section[name] = {str(key): value for key, value in section[name].items()}
+    steps = {"target_step_seconds": costs.target_step_seconds, "draft_step_seconds": costs.draft_step_seconds}
+    return section | steps
+
+
+def lossless_section(lossy: bool, differences: Sequence[dict[str, object] | None]) -> dict[str, Any]:
+    """`lossless` of the report: one entry per compared prompt, None where the outputs are equal."""
+    return {
+        "checked": not lossy,
+        "greedy_identical": not lossy and not any(differences),
+        "prompts_compared": len(differences),
+        "differences": [difference for difference in differences if difference],
+    }
 
 
 def compare_section(

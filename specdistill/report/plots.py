@@ -115,7 +115,7 @@ def _alphas(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _categories(axes: Axes, report: dict[str, Any]) -> None:
-    rule, rows = report["setup"]["rule"], report["acceptance"]["by_category"]
+    rule, rows = report["setup"]["predicting_rule"], report["acceptance"]["by_category"]
     places = range(len(rows))
     axes.barh(list(places), [row[f"alpha_{rule}"] for row in rows.values()], 0.6, color=ACCENT)
     axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))

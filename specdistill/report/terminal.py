@@ -83,10 +83,10 @@ def bench_tables(report: dict[str, Any]) -> None:
     _alpha_table(console, report)
     _positions(console, report)
     categories = Table(title="by category")
-    for name in ("category", "prompts", f"alpha {setup['rule']}", "tokens per target call"):
+    for name in ("category", "prompts", f"alpha {setup['predicting_rule']}", "tokens per target call"):
         categories.add_column(name, justify="left" if name == "category" else "right")
     for name, row in acceptance["by_category"].items():
-        numbers = [f"{row[key]:.3f}" for key in (f"alpha_{setup['rule']}", "mean_acceptance_length")]
+        numbers = [f"{row[key]:.3f}" for key in (f"alpha_{setup['predicting_rule']}", "mean_acceptance_length")]
         categories.add_row(escape(name), str(row["prompts"]), *numbers)
     console.print(categories)
 
@@ -153,6 +153,8 @@ def _positions(console: Console, report: dict[str, Any]) -> None:
 
 
 def _lossless_line(lossless: dict[str, Any]) -> str:
+    if not lossless["checked"]:
+        return "LOSSY: the rule lenient does not keep the target's distribution"
     if lossless["greedy_identical"]:
         return f"lossless: greedy output identical to the target's own on {lossless['prompts_compared']} prompts"
     parted = ", ".join(

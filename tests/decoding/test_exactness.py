@@ -83,7 +83,7 @@ def test_stops_at_any_end_of_sequence_id_also_inside_an_accepted_run():
     wanted = free[: free.index(stop) + 1]
     for gamma in (1, 4, 8):
         result = speculative(target, target, gamma, [PROMPTS[0]])[0]
-        assert result.token_ids == wanted and result.finished
+        assert result.token_ids == wanted and result.finish_reason == "eos"
         assert sum(entry.emitted for entry in result.rounds) == len(wanted) - 1
 
 

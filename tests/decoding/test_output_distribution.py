@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2
 from tiny_models import make_model, make_tokenizer
 
-from specdistill.decoding import Sampling, SpeculativeDecoder
+from specdistill.decoding import ConfidenceLength, Sampling, SpeculativeDecoder
 
 BATCH, REPEATS = 500, 10
 
@@ -38,7 +38,7 @@ def exact_law(target, sampling, prompt) -> torch.Tensor:
     return (first[:, None, None] * second[:, :, None] * steps[:, 2].reshape(vocab, vocab, vocab)).flatten()
 
 
-@pytest.mark.parametrize("rule", ["sampled", "argmax_draft"])
+@pytest.mark.parametrize("rule", ["sampled", "argmax_draft", "block", "until doubt"])
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -47,13 +47,17 @@ def exact_law(target, sampling, prompt) -> torch.Tensor:
         Sampling(top_k=4),
         Sampling(top_p=0.8),
         Sampling(temperature=1.3, top_k=6, top_p=0.9),
+        Sampling(min_p=0.1),
     ],
-    ids=["plain", "cool", "top-k", "top-p", "all"],
+    ids=["plain", "cool", "top-k", "top-p", "all", "min-p"],
 )
 def test_three_tokens_follow_the_target(pair, rule, sampling):
     target, draft = pair
     prompt = [5, 6, 7]
-    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=2, sampling=sampling, rule=rule)
+    # Stopping after a doubtful token must not bias it: the token itself stays in the proposal.
+    length = ConfidenceLength(2, 0.3) if rule == "until doubt" else 2
+    rule = "sampled" if rule == "until doubt" else rule
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=length, sampling=sampling, rule=rule)
     vocab = target.vocab_size
     counts = torch.zeros(vocab**3)
     accepted = proposed = 0

@@ -16,6 +16,7 @@ from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
 from specdistill.distill import trainer as trainer_module
 from specdistill.distill.config import METHODS
 from specdistill.distill.layer_search import end_layers, even_layers
+from specdistill.distill.train_draft import target_fraction
 from specdistill.distill.trainer import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
@@ -272,6 +273,15 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
     assert rates(tmp_path) == [1.5e-3, 5e-4, 1e-4]
     fixed = TrainConfig(target="t", draft="d", output="o", learning_rate=2e-5)
     assert learning_rate(fixed, make_model()) == 2e-5
+
+
+def test_a_fresh_cut_learns_from_the_target_only(tmp_path):
+    free = TrainConfig(target="t", draft="d", output="o")
+    draft = SimpleNamespace(directory=tmp_path)
+    assert target_fraction(free, draft) == 0.6
+    (tmp_path / "init_draft.json").write_text("{}")
+    assert target_fraction(free, draft) == 1.0
+    assert target_fraction(dataclasses.replace(free, target_fraction=0.0), draft) == 0.0
 
 
 def test_layer_patterns():

@@ -130,7 +130,20 @@ def test_compare_gives_paired_differences(files):
     assert other["difference"]["greedy"]["ci95"][0] > 0
 
 
-@pytest.mark.parametrize("rule", ["sampled", "argmax_draft"])
+def test_the_lossy_rule_is_marked_and_never_called_lossless(files):
+    report = bench(files, temperature=0.9, rule="lenient", lenience=0.5)
+    assert report["setup"]["lossy"] and report["setup"]["lenience"] == 0.5
+    assert not report["lossless"]["checked"] and not report["lossless"]["greedy_identical"]
+
+
+@pytest.mark.parametrize("draft_length", ["confidence", "auto"])
+def test_draft_lengths_that_vary_stay_lossless(files, draft_length):
+    report = bench(files, draft_length=draft_length, num_draft_tokens=0)
+    assert report["lossless"]["greedy_identical"] and report["setup"]["draft_length"] == draft_length
+    assert len(report["acceptance"]["by_position"]) == 3
+
+
+@pytest.mark.parametrize("rule", ["sampled", "argmax_draft", "block"])
 def test_rules_that_sample(files, rule):
     report = bench(files, temperature=0.9, rule=rule)
     assert report["setup"]["rule"] == rule and "alpha_at_temperature_1" not in report["acceptance"]
@@ -176,6 +189,10 @@ def test_prompts_are_spread_over_categories():
         ({"rule": "sampled"}, "does not go with"),
         ({"rule": "greedy", "temperature": 1.0}, "does not go with"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"rule": "lenient", "temperature": 1.0}, "--lenience go together"),
+        ({"lenience": 0.5}, "--lenience go together"),
+        ({"confidence": 1.0}, "--confidence"),
+        ({"min_p": 1.0}, "--min-p"),
     ],
 )
 def test_refuses_settings(settings, text):

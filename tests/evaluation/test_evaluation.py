@@ -11,6 +11,7 @@ from tiny_models import make_model, perturbed
 
 from specdistill.data import Provenance, Sequence
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.generation import Generation, Round
 from specdistill.evaluation import economics
 from specdistill.evaluation.acceptance import (
@@ -21,7 +22,6 @@ from specdistill.evaluation.acceptance import (
     predicted_tau,
     score,
 )
-from specdistill.evaluation.costs import measure_costs
 from specdistill.evaluation.sections import by_position
 from specdistill.evaluation.statistics import of_sums, paired_difference, ratio
 

@@ -69,7 +69,7 @@ def p_value(rule, filtered=False, seed=0):
 
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["full", "filtered"])
-@pytest.mark.parametrize("rule", ["sampled", "argmax_draft"])
+@pytest.mark.parametrize("rule", ["sampled", "argmax_draft", "block"])
 def test_what_is_emitted_follows_the_target(rule, filtered):
     assert p_value(rule, filtered) > FALSE_ALARM
 
@@ -77,7 +77,7 @@ def test_what_is_emitted_follows_the_target(rule, filtered):
 def planted(kind):
     """`verify_row` with one classic mistake."""
 
-    def wrong(target_logits, draft_ids, draft_logits, rule, generator):
+    def wrong(target_logits, draft_ids, draft_logits, rule, generator, lenience):
         p, q = target_logits[0].softmax(-1), draft_logits[0].softmax(-1)
         token = int(draft_ids[0])
         uniform = torch.rand((), generator=generator)
@@ -171,3 +171,82 @@ def test_refuses():
         verify(logits, torch.tensor([1, 2]), torch.tensor([2]), rule="sampled", generators=[torch.Generator()])
     with pytest.raises(ValueError, match="one generator per row"):
         verify(logits, torch.tensor([1, 2]), torch.tensor([2]), rule="argmax_draft")
+
+
+def block_law(draws, rule, seed=0, lenience=1.0):
+    """First three tokens after drafting two, and the mean accepted count, over many draws."""
+    generator = torch.Generator().manual_seed(seed)
+    target = 1.5 * torch.randn(1 + VOCAB + VOCAB**2, VOCAB, generator=generator)
+    draft = 1.5 * torch.randn(1 + VOCAB, VOCAB, generator=generator)
+    q, p = draft.softmax(-1), target.softmax(-1)
+    joint = p[0][:, None, None] * p[1 : 1 + VOCAB][:, :, None] * p[1 + VOCAB :].reshape(VOCAB, VOCAB, VOCAB)
+    counts, accepted = torch.zeros(VOCAB, VOCAB, VOCAB), 0
+    for _ in range(draws):
+        first = int(torch.multinomial(q[0], 1, generator=generator))
+        second = int(torch.multinomial(q[1 + first], 1, generator=generator))
+        rows = torch.stack([target[0], target[1 + first], target[1 + VOCAB + first * VOCAB + second]])
+        got = verify(
+            rows,
+            torch.tensor([first, second]),
+            torch.tensor([2]),
+            torch.stack([draft[0], draft[1 + first]]),
+            rule=rule,
+            generators=[generator],
+            lenience=lenience,
+        )
+        kept = int(got.num_accepted)
+        accepted += kept
+        emitted = [*[first, second][:kept], int(got.next_token)]
+        while len(emitted) < 3:
+            row = p[1 + emitted[0]] if len(emitted) == 1 else p[1 + VOCAB + emitted[0] * VOCAB + emitted[1]]
+            emitted.append(int(torch.multinomial(row, 1, generator=generator)))
+        counts[tuple(emitted)] += 1
+    return g_test(counts.flatten(), joint.flatten()), accepted / draws
+
+
+def test_block_verification_is_exact_over_three_tokens_and_keeps_more_than_token_verification():
+    p_block, kept_block = block_law(6000, "block")
+    p_token, kept_token = block_law(6000, "sampled")
+    assert p_block > FALSE_ALARM and p_token > FALSE_ALARM
+    # Standard error of each mean is below 0.01.
+    assert kept_block > kept_token + 0.02, (kept_block, kept_token)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_block_verification_never_expects_fewer_tokens(seed):
+    """Exactly, by summing over every draft of two tokens and every coin: E[kept] = sum over prefixes of q x chance."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(1 + VOCAB, VOCAB, generator=generator).softmax(-1).pow(3)
+    q = torch.rand(1 + VOCAB, VOCAB, generator=generator).softmax(-1).pow(3)
+    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+    token = block = 0.0
+    for first in range(VOCAB):
+        weight = min(1.0, float(p[0, first] / q[0, first]))
+        token += float(q[0, first]) * weight
+        mass = float((weight * p[1 + first] - q[1 + first]).clamp(min=0).sum())
+        inside = mass / (mass + 1 - weight) if mass + 1 - weight > 0 else 1.0
+        for second in range(VOCAB):
+            reached = float(q[0, first] * q[1 + first, second])
+            token += reached * weight * min(1.0, float(p[1 + first, second] / q[1 + first, second]))
+            end = min(1.0, weight * float(p[1 + first, second] / q[1 + first, second]))
+            block += reached * (2 * end + (1 - end) * inside)
+    assert block >= token - 1e-9
+
+
+def test_lenience_is_lossy_accepts_more_and_is_exact_at_one():
+    p_exact, kept_exact = block_law(3000, "lenient")
+    p_loose, kept_loose = block_law(3000, "lenient", lenience=0.5)
+    assert p_exact > FALSE_ALARM and p_loose < FALSE_ALARM
+    assert kept_loose > kept_exact + 0.1
+    with pytest.raises(ValueError, match="0 < lenience <= 1"):
+        block_law(1, "lenient", lenience=0.0)
+
+
+@pytest.mark.parametrize("rule", ["block", "lenient"])
+def test_an_identical_draft_passes_these_rules_too(rule):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, VOCAB)
+    for _ in range(200):
+        ids = torch.multinomial(logits[:3].softmax(-1), 1, generator=generator)[:, 0]
+        got = verify(logits, ids, torch.tensor([3]), logits[:3], rule=rule, generators=[generator])
+        assert int(got.num_accepted) == 3

@@ -39,6 +39,7 @@ def report():
             "batch_size": 1,
             "latency_prompts": 6,
             "rule": "greedy",
+            "predicting_rule": "greedy",
             "temperature": 0.0,
         },
         "acceptance": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specdistill_kernels.backend import choose
 from specdistill_kernels.expected_acceptance.reference import AcceptanceStatistics, acceptance_statistics
 
 __all__ = ["AcceptanceStatistics", "expected_acceptance"]
@@ -14,7 +15,12 @@ _TILE_ENTRIES = 2**23
 
 
 def expected_acceptance(
-    target_logits: Tensor, draft_logits: Tensor, token_ids: Tensor | None = None, *, tile_rows: int | None = None
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    token_ids: Tensor | None = None,
+    *,
+    tile_rows: int | None = None,
+    backend: str = "auto",
 ) -> AcceptanceStatistics:
     """Scores draft against target row by row, without materialising either probability matrix.
 
@@ -24,13 +30,16 @@ def expected_acceptance(
         target_logits: [tokens, vocab], any float dtype, after temperature and filters; -inf means probability 0.
         draft_logits: [tokens, vocab], likewise. Both must cover the same ids: slice padded vocabularies first.
         token_ids: int64 [tokens], the token that was really emitted at each position, for `token_acceptance`.
-        tile_rows: Rows computed at a time; by default as many as fit 2**23 entries.
+        tile_rows: Rows computed at a time in torch; by default as many as fit 2**23 entries.
+        backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 
     Returns:
-        One float32 value per token for each statistic; see `AcceptanceStatistics`.
+        One float32 value per token for each statistic; see `AcceptanceStatistics`. A row that holds NaN, or no finite
+        logit at all, gives NaN for every statistic and 0 for `draft_argmax`.
 
     Raises:
         ValueError: The shapes disagree.
+        RuntimeError: `fused` was asked for where it can't run.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.5: the acceptance rate is the overlap sum_v min(p, q).
     """
@@ -41,6 +50,10 @@ def expected_acceptance(
         )
     if token_ids is not None and token_ids.shape != target_logits.shape[:1]:
         raise ValueError(f"expected token_ids of shape [{target_logits.shape[0]}], got {tuple(token_ids.shape)}")
+    if choose(backend, target_logits) == "fused":
+        from specdistill_kernels.expected_acceptance.fused import expected_acceptance_fused
+
+        return expected_acceptance_fused(target_logits, draft_logits, token_ids)
     rows = tile_rows or max(1, _TILE_ENTRIES // max(1, target_logits.shape[1]))
     tiles = [
         acceptance_statistics(

@@ -37,19 +37,23 @@ def acceptance_statistics(
     log_p = target_logits.to(dtype).log_softmax(-1)
     log_q = draft_logits.to(dtype).log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
-    draft_argmax = log_q.argmax(-1)
+    # NaN anywhere, or nothing finite, makes a whole row of its log-softmax NaN.
+    undefined = (log_p + log_q).isnan().all(-1)
+    draft_argmax = log_q.argmax(-1).masked_fill(undefined, 0)
     token_acceptance = None
     if token_ids is not None:
         log_ratio = (log_q - log_p).gather(1, token_ids[:, None])[:, 0]
         token_acceptance = log_ratio.clamp(max=0).exp()
     # 0 * (-inf) is NaN; terms of probability 0 are 0 by continuity.
-    return AcceptanceStatistics(
-        sampled=torch.minimum(p, q).sum(-1),
-        argmax_draft=p.gather(1, draft_argmax[:, None])[:, 0],
-        greedy=(log_p.argmax(-1) == draft_argmax).to(dtype),
-        target_entropy=-torch.where(p > 0, p * log_p, 0).sum(-1),
-        draft_entropy=-torch.where(q > 0, q * log_q, 0).sum(-1),
-        fkl=torch.where(p > 0, p * (log_p - log_q), 0).sum(-1),
-        token_acceptance=token_acceptance,
-        draft_argmax=draft_argmax,
+    statistics = (
+        torch.minimum(p, q).sum(-1),
+        p.gather(1, draft_argmax[:, None])[:, 0],
+        (log_p.argmax(-1) == draft_argmax).to(dtype),
+        -torch.where(p > 0, p * log_p, 0).sum(-1),
+        -torch.where(q > 0, q * log_q, 0).sum(-1),
+        torch.where(p > 0, p * (log_p - log_q), 0).sum(-1),
     )
+    if token_acceptance is not None:
+        token_acceptance = token_acceptance.masked_fill(undefined, torch.nan)
+    masked = [each.masked_fill(undefined, torch.nan) for each in statistics]
+    return AcceptanceStatistics._make([*masked, token_acceptance, draft_argmax])

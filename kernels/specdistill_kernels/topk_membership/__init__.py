@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from specdistill_kernels.backend import choose
+from specdistill_kernels.topk_membership.reference import membership
 
 __all__ = ["topk_membership"]
 
 
-def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int) -> Tensor:
+def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int, *, backend: str = "auto") -> Tensor:
     """Tells, by counting larger logits instead of sorting, whether each token is in its row's top K.
 
     In plain torch: `(logits.topk(top_k).indices == token_ids[:, None]).any(-1)`, with ties going to the lower id.
@@ -18,12 +20,14 @@ def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int) -> Tensor:
             most entries to -inf, and the top K would then be filled with arbitrary ids).
         token_ids: int64 [tokens].
         top_k: K, at least 1.
+        backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 
     Returns:
-        bool [tokens].
+        bool [tokens]. A token whose own logit is NaN is no member; other NaNs of its row count as smaller.
 
     Raises:
         ValueError: top_k < 1 or the shapes disagree.
+        RuntimeError: `fused` was asked for where it can't run.
 
     Source: Xu et al. 2024 (arXiv 2410.11325), Algorithm 1.
     """
@@ -34,8 +38,8 @@ def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int) -> Tensor:
             "expected logits [tokens, vocab] and token_ids [tokens], got "
             f"{tuple(logits.shape)} and {tuple(token_ids.shape)}"
         )
-    own = logits.gather(1, token_ids[:, None])
-    larger = (logits > own).sum(-1)
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    tied_before = ((logits == own) & (columns < token_ids[:, None])).sum(-1)
-    return larger + tied_before < top_k
+    if choose(backend, logits) == "fused":
+        from specdistill_kernels.topk_membership.fused import topk_membership_fused
+
+        return topk_membership_fused(logits, token_ids, top_k)
+    return membership(logits, token_ids, top_k)

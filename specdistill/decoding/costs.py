@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from specdistill.decoding.cached_model import CachedModel
-from specdistill.evaluation.economics import Costs
 from specdistill.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured on this machine at one batch size."""
+
+    target_step_seconds: float
+    """One plain target step."""
+    draft_step_seconds: float
+    """One draft step."""
+    verify_cost: Mapping[int, float]
+    """Tokens in one target pass -> its time in plain target steps; 1 -> 1.0."""
+
+    @property
+    def cost_ratio(self) -> float:
+        return self.draft_step_seconds / self.target_step_seconds
 
 
 def measure_costs(

@@ -1,0 +1,38 @@
+"""Which implementation of an operation runs: decided here, once, and never downgraded silently."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from torch import Tensor
+
+BACKENDS = ("auto", "fused", "torch")
+
+
+def choose(requested: str, tensor: Tensor) -> str:
+    """`fused` (Triton) or `torch` (tiled, any device).
+
+    Args:
+        requested: `auto` takes Triton on a GPU where it is installed, and torch otherwise.
+        tensor: Where the data lies.
+
+    Raises:
+        ValueError: An unknown name.
+        RuntimeError: `fused` was asked for and can't run here; says what is missing.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"unknown backend {requested!r}; choose one of {', '.join(BACKENDS)}")
+    if requested == "torch":
+        return "torch"
+    installed = importlib.util.find_spec("triton") is not None
+    if requested == "auto":
+        return "fused" if tensor.is_cuda and installed else "torch"
+    if not installed:
+        raise RuntimeError("backend 'fused' needs the package triton: pip install triton")
+    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+        raise RuntimeError(
+            f"backend 'fused' needs a GPU, the data is on {tensor.device} (TRITON_INTERPRET=1, set before triton is "
+            "imported, interprets kernels on a CPU for tests)"
+        )
+    return "fused"

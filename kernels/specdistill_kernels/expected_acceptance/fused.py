@@ -1,0 +1,129 @@
+"""Acceptance statistics of two logits rows in Triton: no probability is ever written.
+
+One program per row, two passes over the vocabulary in blocks. The first yields both rows' log-sum-exp (online: running
+maximum and rescaled sum) and argmax; the second forms p = exp(z_t - lse_t) and q = exp(z_d - lse_d) in registers and
+sums min(p, q), p log p, q log q and p (log p - log q). Reads each row twice: 8 bytes per vocabulary entry for a pair of
+bfloat16 rows; writes a few numbers per row. Forward only.
+
+Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specdistill_kernels.expected_acceptance.reference import AcceptanceStatistics
+
+# 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every
+# target (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
+BLOCK, NUM_WARPS = 2048, 8
+
+
+@triton.jit
+def _online(peak, total, scores):
+    """Running maximum and sum of exponentials; a block without any finite score leaves the sum at zero."""
+    new_peak = tl.maximum(peak, tl.max(scores, 0))
+    shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+    return new_peak, total * tl.exp(peak - shift) + tl.sum(tl.exp(scores - shift), 0)
+
+
+@triton.jit
+def _leftmost(best, best_at, scores, columns):
+    """Running argmax; the lowest column wins ties, within a block and across blocks."""
+    peak = tl.max(scores, 0)
+    at = tl.min(tl.where(scores == peak, columns, 2147483647), 0)
+    better = peak > best
+    return tl.where(better, peak, best), tl.where(better, at, best_at)
+
+
+@triton.jit
+def expected_acceptance_fwd_kernel(
+    target_ptr,
+    draft_ptr,
+    token_ptr,
+    out_ptr,
+    argmax_ptr,
+    target_stride,
+    draft_stride,
+    rows,
+    vocab,
+    BLOCK: tl.constexpr,
+):
+    # int64 before the multiplication: rows x vocabulary exceeds 2**31.
+    row = tl.program_id(0).to(tl.int64)
+    target_row, draft_row = target_ptr + row * target_stride, draft_ptr + row * draft_stride
+    target_peak, target_sum, target_best, target_at = -float("inf"), 0.0, -float("inf"), 0
+    draft_peak, draft_sum, draft_best, draft_at = -float("inf"), 0.0, -float("inf"), 0
+    strange = 0
+    for start in range(0, vocab, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab
+        target = tl.load(target_row + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        draft = tl.load(draft_row + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        # A maximum may skip NaN, so it is looked for by itself.
+        strange += tl.sum(((target != target) | (draft != draft)).to(tl.int32), 0)
+        target_peak, target_sum = _online(target_peak, target_sum, target)
+        draft_peak, draft_sum = _online(draft_peak, draft_sum, draft)
+        target_best, target_at = _leftmost(target_best, target_at, target, columns)
+        draft_best, draft_at = _leftmost(draft_best, draft_at, draft, columns)
+    undefined = (strange > 0) | (target_sum == 0.0) | (draft_sum == 0.0)
+    target_lse, draft_lse = target_peak + tl.log(target_sum), draft_peak + tl.log(draft_sum)
+
+    overlap, target_entropy, draft_entropy, divergence = 0.0, 0.0, 0.0, 0.0
+    for start in range(0, vocab, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < vocab
+        log_p = tl.load(target_row + columns, mask=inside, other=-float("inf")).to(tl.float32) - target_lse
+        log_q = tl.load(draft_row + columns, mask=inside, other=-float("inf")).to(tl.float32) - draft_lse
+        p, q = tl.exp(log_p), tl.exp(log_q)
+        overlap += tl.sum(tl.minimum(p, q), 0)
+        # 0 * (-inf) is NaN; terms of probability 0 are 0 by continuity.
+        target_entropy -= tl.sum(tl.where(p > 0, p * log_p, 0.0), 0)
+        draft_entropy -= tl.sum(tl.where(q > 0, q * log_q, 0.0), 0)
+        divergence += tl.sum(tl.where(p > 0, p * (log_p - log_q), 0.0), 0)
+
+    proposed = tl.load(target_row + draft_at).to(tl.float32)
+    nan = float("nan")
+    tl.store(out_ptr + row, tl.where(undefined, nan, overlap))
+    tl.store(out_ptr + rows + row, tl.where(undefined, nan, tl.exp(proposed - target_lse)))
+    tl.store(out_ptr + 2 * rows + row, tl.where(undefined, nan, tl.where(target_at == draft_at, 1.0, 0.0)))
+    tl.store(out_ptr + 3 * rows + row, tl.where(undefined, nan, target_entropy))
+    tl.store(out_ptr + 4 * rows + row, tl.where(undefined, nan, draft_entropy))
+    tl.store(out_ptr + 5 * rows + row, tl.where(undefined, nan, divergence))
+    tl.store(argmax_ptr + row, tl.where(undefined, 0, draft_at).to(tl.int64))
+    if token_ptr is not None:
+        token = tl.load(token_ptr + row)
+        own_q = tl.load(draft_row + token).to(tl.float32) - draft_lse
+        own_p = tl.load(target_row + token).to(tl.float32) - target_lse
+        tl.store(out_ptr + 6 * rows + row, tl.where(undefined, nan, tl.exp(tl.minimum(own_q - own_p, 0.0))))
+
+
+def expected_acceptance_fused(
+    target_logits: Tensor, draft_logits: Tensor, token_ids: Tensor | None, block: int = BLOCK
+) -> AcceptanceStatistics:
+    """See `expected_acceptance`; `block` is forced by tests to reach the multi-block path at small vocabularies."""
+    rows, vocab = target_logits.shape
+    # Rows may lie anywhere; entries of a row must be neighbours, or every load would fetch a sector for one entry.
+    target_logits, draft_logits = (
+        each if each.stride(1) == 1 else each.contiguous() for each in (target_logits, draft_logits)
+    )
+    out = torch.empty(7, rows, dtype=torch.float32, device=target_logits.device)
+    argmax = torch.empty(rows, dtype=torch.int64, device=target_logits.device)
+    if rows:
+        expected_acceptance_fwd_kernel[(rows,)](
+            target_logits,
+            draft_logits,
+            token_ids,
+            out,
+            argmax,
+            target_logits.stride(0),
+            draft_logits.stride(0),
+            rows,
+            vocab,
+            BLOCK=block,
+            num_warps=NUM_WARPS,
+        )
+    return AcceptanceStatistics._make([*out[:6], None if token_ids is None else out[6], argmax])
