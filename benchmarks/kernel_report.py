@@ -26,6 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -48,7 +49,7 @@ class Case:
     kernel: Any
     signature: dict[str, str]
     block: int
-    num_warps: int
+    threads: int
     bytes_per_entry: float
     """Limit: bytes loaded per vocabulary entry, all passes."""
     aligned: bool = True
@@ -73,7 +74,7 @@ def acceptance_case(dtype: str, tokens: bool, aligned: bool = True) -> Case:
             "BLOCK": "constexpr",
         },
         acceptance.BLOCK,
-        acceptance.NUM_WARPS,
+        acceptance.THREADS,
         2 * 2 * size,
         aligned,
     )
@@ -93,7 +94,7 @@ def membership_case(dtype: str, aligned: bool = True) -> Case:
             "BLOCK": "constexpr",
         },
         membership.BLOCK,
-        membership.NUM_WARPS,
+        membership.THREADS,
         {"bf16": 2, "fp32": 4}[dtype],
         aligned,
     )
@@ -142,8 +143,8 @@ def compile_case(case: Case, target_name: str) -> Row:
         constexprs=constants,
         attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
     )
-    compiled = triton.compile(source, target=TARGETS[target_name], options={"num_warps": case.num_warps})
-    threads = case.num_warps * TARGETS[target_name].warp_size
+    warps = case.threads // TARGETS[target_name].warp_size
+    compiled = triton.compile(source, target=TARGETS[target_name], options={"num_warps": warps})
     if "cubin" in compiled.asm:
         registers, spills, widths = read_cubin(compiled.asm["cubin"])
     else:
@@ -157,7 +158,7 @@ def compile_case(case: Case, target_name: str) -> Row:
         spills,
         compiled.metadata.shared,
         max(widths, default=0),
-        sum(passes) * threads / case.block,
+        sum(passes) * case.threads / case.block,
     )
 
 
@@ -166,8 +167,8 @@ def read_cubin(cubin: bytes) -> tuple[int, int, list[int]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = _tool(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path))
-        code = _tool(triton.knobs.nvidia.nvdisasm.path, "-c", str(path))
+        usage = _tool(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path))
+        code = _tool(knobs.nvidia.nvdisasm.path, "-c", str(path))
     found = re.search(r"REG:(\d+)", usage)
     assert found is not None, usage
     widths = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "fused", "torch")
@@ -36,3 +37,8 @@ def choose(requested: str, tensor: Tensor) -> str:
             "imported, interprets kernels on a CPU for tests)"
         )
     return "fused"
+
+
+def warps_of(threads: int) -> int:
+    """Triton's num_warps for a program of so many threads: a warp has 64 lanes on AMD's data-centre GPUs, else 32."""
+    return threads // (64 if torch.version.hip else 32)

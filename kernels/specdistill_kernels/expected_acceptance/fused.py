@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specdistill_kernels.backend import warps_of
 from specdistill_kernels.expected_acceptance.reference import AcceptanceStatistics
 
 # 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every
 # target (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
-BLOCK, NUM_WARPS = 2048, 8
+BLOCK, THREADS = 2048, 256
 
 
 @triton.jit
@@ -52,6 +53,7 @@ def expected_acceptance_fwd_kernel(
     vocab,
     BLOCK: tl.constexpr,
 ):
+    """One row: both log-sum-exps and argmaxes, then the sums. out is [7, rows] float32, in the statistics' order."""
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     row = tl.program_id(0).to(tl.int64)
     target_row, draft_row = target_ptr + row * target_stride, draft_ptr + row * draft_stride
@@ -124,6 +126,6 @@ def expected_acceptance_fused(
             rows,
             vocab,
             BLOCK=block,
-            num_warps=NUM_WARPS,
+            num_warps=warps_of(THREADS),
         )
     return AcceptanceStatistics._make([*out[:6], None if token_ids is None else out[6], argmax])

@@ -11,11 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, NUM_WARPS = 8192, 8
+from specdistill_kernels.backend import warps_of
+
+BLOCK, THREADS = 8192, 256
 
 
 @triton.jit
 def topk_membership_fwd_kernel(logits_ptr, token_ptr, out_ptr, stride, vocab, top_k, BLOCK: tl.constexpr):
+    """One row: counts the ids ahead of the token."""
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     row = tl.program_id(0).to(tl.int64)
     start_ptr = logits_ptr + row * stride
@@ -46,6 +49,6 @@ def topk_membership_fused(logits: Tensor, token_ids: Tensor, top_k: int, block: 
             logits.shape[1],
             top_k,
             BLOCK=block,
-            num_warps=NUM_WARPS,
+            num_warps=warps_of(THREADS),
         )
     return out
