@@ -15,7 +15,7 @@ from pathlib import Path
 
 from smollm2 import RESULTS, run, target_file
 
-STEPS = "--method distillspec --target-fraction 1 --steps 60 --eval-every 20 --max-new-tokens 96"
+STEPS = "--method distillspec --target-fraction 1 --steps 60 --eval-every 20 --max-new-tokens 96 --learning-rate 5e-4"
 
 
 def main() -> None:
