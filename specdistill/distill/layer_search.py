@@ -86,7 +86,7 @@ def healed_alpha(
     """Alpha of a cut after a short training, on answers that this training did not see.
 
     Cutting breaks the flow between layers; what counts is how fast a few steps mend it. Untrained alpha does not tell:
-    on SmolLM2 the cut that it prefers learns slowest (benchmarks/results/layer_choice.json).
+    on SmolLM2 a cut that it prefers by far learned slowest (benchmarks/results/layer_choice.json).
 
     Args:
         target: The model to cut from.
