@@ -77,6 +77,7 @@ def judge(
     best = max(predicted, key=lambda gamma: predicted[gamma])
     perfect = {gamma: speedup(gamma + 1, gamma, c, v[gamma + 1]) for gamma in predicted_tau}
     cap = max(perfect.values())
+    drafts = _drafts(num_draft_tokens)
     check = v[num_draft_tokens + 1]
     threshold = break_even_alpha(num_draft_tokens, c, check)
     facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
@@ -87,14 +88,12 @@ def judge(
     elif measured is not None and measured[1] > 1:
         verdict = "pays"
         why = (
-            f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}] with {num_draft_tokens} draft tokens: "
+            f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}] with {drafts}: "
             f"{facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         )
     elif measured is None and predicted[num_draft_tokens] > 1:
         verdict = "pays"
-        why = (
-            f"predicted {predicted[num_draft_tokens]:.2f}x with {num_draft_tokens} draft tokens (not measured): {facts}"
-        )
+        why = f"predicted {predicted[num_draft_tokens]:.2f}x with {drafts} (not measured): {facts}"
     else:
         verdict = "does not pay"
         got = (
@@ -102,7 +101,11 @@ def judge(
             if measured is not None
             else f"predicted {predicted[num_draft_tokens]:.2f}x"
         )
-        why = f"{got} with {num_draft_tokens} draft tokens: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
+        why = f"{got} with {drafts}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         if best != num_draft_tokens and predicted[best] > 1:
-            why += f"; with {best} draft tokens {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
+            why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
     return Economics(c, dict(v), threshold, best, predicted, cap, verdict, why)
+
+
+def _drafts(count: int) -> str:
+    return f"{count} draft token" + ("" if count == 1 else "s")

@@ -185,7 +185,7 @@ def test_verdicts():
     poor = judged(0.1, {1: 1.2, 2: 1.3}, (0.8, 0.7, 0.9), alpha=0.2)
     assert poor.verdict == "does not pay" and "needs alpha" in poor.why
     unsure = judged(0.1, {1: 1.7, 2: 1.65}, (1.02, 0.97, 1.08))
-    assert unsure.verdict == "does not pay" and "with 1 draft tokens 1.31x is predicted" in unsure.why
+    assert unsure.verdict == "does not pay" and "with 1 draft token 1.31x is predicted" in unsure.why
 
 
 def test_costs_are_measured_for_every_width():
