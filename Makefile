@@ -12,7 +12,7 @@ export SPECDISTILL_CACHE := $(CACHE)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-fast check lint format bench-readme clean
+.PHONY: setup demo test test-fast check lint format clean
 
 setup: $(STAMP)
 
@@ -34,7 +34,7 @@ demo: setup
 test: setup check
 	$(BIN)/python -m pytest
 
-# Everything that needs no real model: seconds.
+# Everything that needs no real model: a few minutes.
 test-fast: setup
 	$(BIN)/python -m pytest -m "not smollm2"
 

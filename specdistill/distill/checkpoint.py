@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from transformers import GenerationConfig
 from transformers.utils.hub import cached_file
 
@@ -35,28 +36,28 @@ def is_fresh_cut(draft: LanguageModel) -> bool:
     return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
 
 
-def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path, dtype=None) -> None:
+def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path) -> None:
     """Writes weights, config, generation config and the target's own tokenizer files.
 
     Every file is complete before it takes its final name, and the weights come last, so whatever was there before stays
     usable until the new ones are whole.
 
     Args:
-        draft: What to save; its embedding and head are padded or trimmed to the target's number of rows.
+        draft: What to save, in its `stored_dtype`; embedding and head are padded or trimmed to the target's number of
+            rows.
         target: Gives the vocabulary size, the tokenizer files (byte for byte) and the stop ids.
         directory: Exists already.
-        dtype: Of the saved weights; None keeps the draft's.
 
     Raises:
         OutputError: The disk is full or the directory can't be written.
     """
-    model = draft.model
+    model, dtype = draft.model, draft.stored_dtype or draft.model.dtype
     wanted_rows = target.head_weight.shape[0]
-    if draft.head_weight.shape[0] != wanted_rows or (dtype is not None and dtype != model.dtype):
+    if draft.head_weight.shape[0] != wanted_rows or dtype != model.dtype:
         model = copy.deepcopy(model)
         vocabulary.resize_to(model, wanted_rows, target.vocab_size)
-        if dtype is not None:
-            model = model.to(dtype)
+        # transformers' own annotation of `to` does not take a dtype.
+        torch.nn.Module.to(model, dtype)
     model.generation_config = assisted_generation_config(target)
     with atomic_files.output_errors(directory):
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))

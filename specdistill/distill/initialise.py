@@ -12,7 +12,7 @@ import torch
 
 from specdistill import atomic_files
 from specdistill.data.batch import Sequence
-from specdistill.data.prompts import check_source, encode_all, load_prompts
+from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.distill.config import InitDraftConfig
@@ -39,7 +39,6 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dic
         SpecdistillError: Bad input; nothing was written then.
     """
     progress = progress or Quiet()
-    check_source(config.prompts)
     load.check_exists(config.target, "target")
     prompts = spread_over_categories(load_prompts(config.prompts), config.calibration_prompts)
     output = Path(config.output)
@@ -71,8 +70,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dic
         draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
         record["head_size"], record["head_covers"] = len(draft.kept_ids), covered
         progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
-    stored = getattr(source.config, "dtype", None)
-    save_draft(draft, target, output, stored if isinstance(stored, torch.dtype) else None)
+    save_draft(draft, target, output)
     atomic_files.write_text(output / CUT_RECORD_FILE, json.dumps(record, indent=2) + "\n")
     return record
 

@@ -122,19 +122,29 @@ def answer_sequence(prompt_id: str, encoded: list[int], generation: Generation, 
     return Sequence(prompt_id, tuple(encoded), ids, (int(writer),) * len(ids))
 
 
+def check_answers(prompts: Many[Prompt]) -> None:
+    """Needs no model, so that a missing answer is found before one is loaded.
+
+    Raises:
+        DataError: A prompt has no answer.
+    """
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise DataError(
+                f'prompt {prompt.id!r} has no answer; supervised-kd needs the field "answer" in every record '
+                "(--method seqkd or distillspec let the target answer instead)"
+            )
+
+
 def given_answers(prompts: Many[Prompt], encoded: Many[list[int]], tokenizer, max_new_tokens: int) -> list[Sequence]:
     """The answers that came with the prompts, ended by the end-of-sequence token, cut at `max_new_tokens`.
 
     Raises:
         DataError: A prompt has no answer.
     """
+    check_answers(prompts)
     sequences = []
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if prompt.answer is None:
-            raise DataError(
-                f'prompt {prompt.id!r} has no answer; supervised-kd needs the field "answer" in every record '
-                "(--method seqkd or distillspec let the target answer instead)"
-            )
         answer = tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
         answer = [*answer, tokenizer.eos_token_id][:max_new_tokens]
         sequences.append(Sequence(prompt.id, tuple(ids), tuple(answer), (int(Provenance.GIVEN),) * len(answer)))

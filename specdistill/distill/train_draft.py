@@ -14,7 +14,7 @@ import yaml
 
 from specdistill import atomic_files
 from specdistill.data.batch import Sequence
-from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts, split_prompts
+from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill import rollouts
 from specdistill.distill.checkpoint import is_fresh_cut, save_draft
@@ -25,8 +25,7 @@ from specdistill.distill.skd import Skd
 from specdistill.distill.trainer import DraftTrainer, learning_rate
 from specdistill.errors import DataError
 from specdistill.evaluation.bench import write_answers
-from specdistill.models import LanguageModel, ModelPair, load, vocabulary
-from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.progress import Progress, Quiet
 
 CONFIG_FILE = "specdistill.yaml"
@@ -48,24 +47,31 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
         KeyboardInterrupt: After the best draft so far was saved.
     """
     progress = progress or Quiet()
-    check_source(config.prompts)
     if config.rollouts is not None and not Path(config.rollouts).is_file():
         raise DataError(f"--rollouts {config.rollouts} does not exist")
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)
+    if config.method == "supervised-kd":
+        rollouts.check_answers(training)
     output = Path(config.output)
     atomic_files.claim_output_directory(output)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    pair, save_dtype = _load(config, progress)
+    pair = load_pair(
+        config.target,
+        config.draft,
+        device=config.device,
+        dtype=config.dtype,
+        draft_dtype=torch.float32,
+        say=progress.say,
+    )
+    pair.target.model.requires_grad_(False)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens
     encoded = encode_all(training, pair.target.tokenizer, room)
     heldout_encoded = encode_all(heldout, pair.target.tokenizer, room)
-    if config.method == "supervised-kd":
-        rollouts.given_answers(training, encoded, pair.target.tokenizer, config.max_new_tokens)
     atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
     with _reported_interrupt(output, progress):
@@ -81,9 +87,7 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
             "held-out answers",
         )
         source, reused = build_source(config, pair, training, encoded, sampling, output, progress)
-        trainer = DraftTrainer(
-            pair, source, reused, HeldOut(pair.target, answers, sampling), config, output, progress, save_dtype
-        )
+        trainer = DraftTrainer(pair, source, reused, HeldOut(pair.target, answers, sampling), config, output, progress)
         interrupted = False
         try:
             trainer.train()
@@ -92,7 +96,7 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
             raise
         finally:
             if trainer.best:
-                summary = _finish(config, pair, trainer, output, save_dtype, len(training), len(heldout), interrupted)
+                summary = _finish(config, pair, trainer, output, len(training), len(heldout), interrupted)
     return summary
 
 
@@ -159,25 +163,11 @@ def target_fraction(config: TrainConfig, draft: LanguageModel) -> float:
     return 1.0 if is_fresh_cut(draft) else 0.6
 
 
-def _load(config: TrainConfig, progress: Progress) -> tuple[ModelPair, torch.dtype | None]:
-    """Both models, tokenizers compared before any weights are read; the draft in float32, whatever it is stored in."""
-    target_source = load.find(config.target, "target", progress.say)
-    draft_source = load.find(config.draft, "draft", progress.say)
-    vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, config.target, config.draft)
-    device = resolve_device(config.device)
-    target = load.load_model(target_source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
-    target.model.requires_grad_(False)
-    stored = getattr(draft_source.config, "dtype", None)
-    draft = load.load_model(draft_source, "draft", device=device, dtype=torch.float32)
-    return ModelPair(target, draft), stored if isinstance(stored, torch.dtype) else None
-
-
 def _finish(
     config: TrainConfig,
     pair: ModelPair,
     trainer: DraftTrainer,
     output: Path,
-    save_dtype: torch.dtype | None,
     num_training: int,
     num_heldout: int,
     interrupted: bool,
@@ -186,7 +176,7 @@ def _finish(
     if trainer.best_step == 0 and not interrupted:
         # Nothing beat the start: the output must still be a draft, and an honest one.
         _restore_start(config, pair.draft)
-        save_draft(pair.draft, pair.target, output, save_dtype)
+        save_draft(pair.draft, pair.target, output)
     gain = gains(trainer.best, trainer.start_records)
     summary = {
         "output": str(output),

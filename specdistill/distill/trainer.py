@@ -38,7 +38,6 @@ class DraftTrainer:
         config: Settings.
         output: Directory of the run.
         progress: Where the bar goes.
-        save_dtype: Of saved weights; None keeps the draft's.
     """
 
     def __init__(
@@ -50,11 +49,10 @@ class DraftTrainer:
         config: TrainConfig,
         output: Path,
         progress: Progress,
-        save_dtype: torch.dtype | None = None,
     ) -> None:
         self.target, self.draft = pair.target, pair.draft
         self._source, self._reused, self._heldout = source, reused, heldout
-        self._config, self._output, self._progress, self._save_dtype = config, output, progress, save_dtype
+        self._config, self._output, self._progress = config, output, progress
         self._cache: HiddenCache = {}
         self.history: list[dict[str, Any]] = []
         self.best: list[PromptAcceptance] = []
@@ -99,7 +97,7 @@ class DraftTrainer:
             except KeyboardInterrupt:
                 if self.best_step == 0 and self.step > 1:
                     # No look has found a better draft yet, but what was learned so far must not be lost.
-                    save_draft(self.draft, self.target, self._output, self._save_dtype)
+                    save_draft(self.draft, self.target, self._output)
                 raise
             finally:
                 self.draft.model.eval()
@@ -170,7 +168,7 @@ class DraftTrainer:
         if not self.best or now[rule] > alphas(self.best)[rule]:
             self.best, self.best_step = records, step
             if step:
-                save_draft(self.draft, self.target, self._output, self._save_dtype)
+                save_draft(self.draft, self.target, self._output)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in now.items())
         self._progress.say(
             f"step {step}: held-out alpha {shown}" + ("  (best)" if step and self.best_step == step else "")

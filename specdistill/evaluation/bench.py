@@ -10,7 +10,7 @@ import torch
 
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
-from specdistill.data.prompts import Prompt, check_source, encode_all, load_prompts
+from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
@@ -50,7 +50,6 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         SpecdistillError: Bad input; nothing was measured then.
     """
     progress = progress or Quiet()
-    check_source(config.prompts)
     for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)

@@ -61,7 +61,7 @@ def judge(
     predicted_tau: Mapping[int, float],
     num_draft_tokens: int,
     alpha: float,
-    measured: tuple[float, float, float] | None,
+    measured: tuple[float, float, float],
 ) -> Economics:
     """Draws the verdict.
 
@@ -70,7 +70,7 @@ def judge(
         predicted_tau: gamma -> predicted mean acceptance length.
         num_draft_tokens: The gamma that was benched.
         alpha: Under the served rule, for the sentence.
-        measured: Measured speed-up (mean, low, high) at `num_draft_tokens`; None where it was not measured.
+        measured: Measured speed-up (mean, low, high) at `num_draft_tokens`.
     """
     c, v = costs.cost_ratio, costs.verify_cost
     predicted = {gamma: speedup(tau, gamma, c, v[gamma + 1]) for gamma, tau in predicted_tau.items()}
@@ -85,22 +85,15 @@ def judge(
     if cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
-    elif measured is not None and measured[1] > 1:
+    elif measured[1] > 1:
         verdict = "pays"
         why = (
             f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}] with {drafts}: "
             f"{facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         )
-    elif measured is None and predicted[num_draft_tokens] > 1:
-        verdict = "pays"
-        why = f"predicted {predicted[num_draft_tokens]:.2f}x with {drafts} (not measured): {facts}"
     else:
         verdict = "does not pay"
-        got = (
-            f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}]"
-            if measured is not None
-            else f"predicted {predicted[num_draft_tokens]:.2f}x"
-        )
+        got = f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}]"
         why = f"{got} with {drafts}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         if best != num_draft_tokens and predicted[best] > 1:
             why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"

@@ -55,7 +55,9 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
     model.tie_weights()
     model.generation_config = copy.deepcopy(target.model.generation_config)
     name = f"{Path(target.name).stem} cut to layers {','.join(map(str, layers))}"
-    return LanguageModel(model.eval(), target.tokenizer, name, None, target.vocab_size)
+    return LanguageModel(
+        model.eval(), target.tokenizer, name, None, target.vocab_size, stored_dtype=target.stored_dtype
+    )
 
 
 @contextlib.contextmanager

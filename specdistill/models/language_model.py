@@ -29,6 +29,8 @@ class LanguageModel:
     """Ids that the tokenizer can produce; rows of the head beyond it are padding and never sampled."""
     kept_ids: Tensor | None = None
     """int64 [N] ascending: the ids of a trimmed output head; None for the whole vocabulary."""
+    stored_dtype: torch.dtype | None = None
+    """Of the files it came from, in which it is saved again; None keeps the weights' own."""
     _head: Tensor | None = field(default=None, repr=False)
 
     @property

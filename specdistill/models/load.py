@@ -103,6 +103,8 @@ def load_model(
     """
     if isinstance(source, str):
         source = find(source, role, say)
+    # Read before loading: from_pretrained writes the dtype that was asked for into the configuration.
+    stored = getattr(source.config, "dtype", None)
     # The bar for one file of weights says nothing that our own lines don't.
     transformers_logging.disable_progress_bar()
     try:
@@ -118,6 +120,7 @@ def load_model(
         directory=source.directory,
         vocab_size=vocab_size,
         kept_ids=None if kept_ids is None else kept_ids.to(device),
+        stored_dtype=stored if isinstance(stored, torch.dtype) else None,
     )
     if vocab_size > loaded.head_weight.shape[0]:
         raise ModelError(

@@ -19,7 +19,15 @@ class ModelPair:
     draft: LanguageModel
 
 
-def load_pair(target: str, draft: str, *, device: str = "auto", dtype: str = "auto", say=print) -> ModelPair:
+def load_pair(
+    target: str,
+    draft: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    draft_dtype: torch.dtype | None = None,
+    say=print,
+) -> ModelPair:
     """Finds both, proves that their tokenizers agree, then loads both sets of weights.
 
     Args:
@@ -27,6 +35,7 @@ def load_pair(target: str, draft: str, *, device: str = "auto", dtype: str = "au
         draft: Likewise.
         device: A torch device, or `auto`.
         dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
+        draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
         say: Where slow steps announce themselves.
 
     Raises:
@@ -37,11 +46,10 @@ def load_pair(target: str, draft: str, *, device: str = "auto", dtype: str = "au
     vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, target, draft)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    loaded = [
-        load.load_model(source, role, device=where, dtype=kind, say=say)
-        for source, role in zip(sources, ("target", "draft"), strict=True)
-    ]
-    return ModelPair(*loaded)
+    return ModelPair(
+        load.load_model(sources[0], "target", device=where, dtype=kind),
+        load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),
+    )
 
 
 def resolve_device(device: str) -> str:

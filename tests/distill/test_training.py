@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_models import FAMILIES, make_model, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -160,6 +161,15 @@ def test_trimmed_head_is_kept_through_training(files, tmp_path):
     assert trained.kept_ids is not None and len(trained.kept_ids) == 30 and 1 in trained.kept_ids
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert full.get_output_embeddings().weight.shape[0] == 67, "engines get the full vocabulary"
+
+
+def test_a_draft_trains_in_float32_and_is_saved_as_it_was_stored(files, tmp_path):
+    stored = make_model(layers=1, seed=9)
+    stored.model = stored.model.to(torch.bfloat16)
+    draft = save(stored, tmp_path / "bf16")
+    train_draft(dataclasses.replace(config(files, tmp_path / "out", steps=3), draft=str(draft)))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
 def test_early_stopping_keeps_the_best(files, tmp_path):

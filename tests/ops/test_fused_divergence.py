@@ -87,7 +87,10 @@ def test_gradcheck_of_the_reference(kind):
 
 def case(tokens=13, vocab=40, draft_size=6, target_size=9, dtype=torch.float64, padded=0, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+
+    def make(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
     return {
         "draft_hidden": make(tokens, draft_size).requires_grad_(),
         "draft_weight": make(vocab + padded, draft_size).requires_grad_(),
