@@ -3,9 +3,10 @@
     python benchmarks/kernel_report.py                 prints the table
     python benchmarks/kernel_report.py --check         also fails where a committed limit is exceeded (CI runs this)
 
-Compiles each kernel ahead of time for sm_80, sm_90, sm_100 (NVIDIA) and gfx942 (AMD), and reads from the machine code:
-registers, spills, shared memory, the width of loads in bytes, and bytes loaded per vocabulary entry. Needs triton and
-no GPU; must not run under TRITON_INTERPRET. The last line of stdout is the table as JSON.
+Runs every operation's own launcher on CPU tensors, records what it would launch, compiles that ahead of time for sm_80,
+sm_90, sm_100 (NVIDIA) and gfx942 (AMD), and reads from the machine code: registers, spills, shared memory, the width of
+loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no GPU; must not run under TRITON_INTERPRET. The
+last line of stdout is the table as JSON.
 """
 
 from __future__ import annotations
@@ -17,21 +18,31 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)
 # 3.10 flips the default; numbers should not depend on the version.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+import torch
 import triton
+from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from specdistill_kernels.expected_acceptance import fused as acceptance
+from specdistill_kernels.filter_threshold import fused as threshold
+from specdistill_kernels.noise import TARGET, TILE
+from specdistill_kernels.sample import fused as sample
+from specdistill_kernels.settings import Settings
 from specdistill_kernels.topk_membership import fused as membership
+from specdistill_kernels.verify import fused as verify
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -39,76 +50,103 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32",
+          torch.bool: "i1"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Case:
-    """A kernel as its launcher runs it."""
+class Streaming:
+    """How a kernel that reads rows goes over the vocabulary."""
 
-    name: str
+    entries: int
+    """Columns that its code handles between two jumps back."""
+    reads: int
+    """How often that code may load an entry, all rows and passes together."""
+
+
+# Kernels that are not here read a few numbers per row.
+STREAMING = {
+    "expected_acceptance_fwd_kernel": Streaming(acceptance.BLOCK, 4),
+    "topk_membership_fwd_kernel": Streaming(membership.BLOCK, 1),
+    # Maximum, search by count, mass, search by mass. The searches run once per two bits; ptxas unrolls the others by 4.
+    "filter_threshold_kernel": Streaming(threshold.BLOCK, 10),
+    "sample_pick_kernel": Streaming(4 * TILE, 1),
+    "verify_statistics_kernel": Streaming(4 * TILE, 1),
+    "verify_masses_kernel": Streaming(TILE, 2),
+    "verify_resample_kernel": Streaming(4 * TILE, 2),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as its launcher called it."""
+
+    case: str
     kernel: Any
-    signature: dict[str, str]
-    block: int
-    threads: int
-    bytes_per_entry: float
-    """Limit: bytes loaded per vocabulary entry, all passes."""
-    aligned: bool = True
-    """Whether rows start at multiples of 16 bytes; a vocabulary of 50257 does not."""
+    arguments: dict[str, Any]
+    warps: int
+    aligned: bool
+    """Whether rows start at multiples of 16 bytes; those of a vocabulary of 50257 do not."""
+
+    @property
+    def streaming(self) -> Streaming | None:
+        return STREAMING.get(self.kernel.fn.__name__)
 
 
-def acceptance_case(dtype: str, tokens: bool, aligned: bool = True) -> Case:
-    size = {"bf16": 2, "fp32": 4}[dtype]
-    return Case(
-        f"expected_acceptance {dtype}{' +tokens' if tokens else ''}{'' if aligned else ' unaligned'}",
-        acceptance.expected_acceptance_fwd_kernel,
-        {
-            "target_ptr": f"*{dtype}",
-            "draft_ptr": f"*{dtype}",
-            "token_ptr": "*i64" if tokens else "constexpr",
-            "out_ptr": "*fp32",
-            "argmax_ptr": "*i64",
-            "target_stride": "i32",
-            "draft_stride": "i32",
-            "rows": "i32",
-            "vocab": "i32",
-            "BLOCK": "constexpr",
-        },
-        acceptance.BLOCK,
-        acceptance.THREADS,
-        2 * 2 * size,
-        aligned,
-    )
+def launches(case: str, aligned: bool, call: Callable[[], Any]) -> list[Launch]:
+    """Runs launcher code on CPU tensors and records the kernels that it would launch, with their real arguments."""
+    found = []
+
+    def record(kernel, *args, grid, warmup, num_warps, **constants):
+        names = [parameter.name for parameter in kernel.params]
+        arguments = dict(zip(names, args, strict=False)) | constants
+        found.append(Launch(case, kernel, arguments, num_warps, aligned))
+
+    with mock.patch.object(JITFunction, "run", record):
+        call()
+    return found
 
 
-def membership_case(dtype: str, aligned: bool = True) -> Case:
-    return Case(
-        f"topk_membership {dtype}{'' if aligned else ' unaligned'}",
-        membership.topk_membership_fwd_kernel,
-        {
-            "logits_ptr": f"*{dtype}",
-            "token_ptr": "*i64",
-            "out_ptr": "*i1",
-            "stride": "i32",
-            "vocab": "i32",
-            "top_k": "i32",
-            "BLOCK": "constexpr",
-        },
-        membership.BLOCK,
-        membership.THREADS,
-        {"bf16": 2, "fp32": 4}[dtype],
-        aligned,
-    )
+def logits(rows: int, dtype: torch.dtype, aligned: bool) -> Tensor:
+    return torch.zeros(rows, 49152 if aligned else 50257, dtype=dtype)
 
 
-CASES = [
-    acceptance_case("bf16", tokens=False),
-    acceptance_case("bf16", tokens=True),
-    acceptance_case("fp32", tokens=True),
-    acceptance_case("bf16", tokens=True, aligned=False),
-    membership_case("bf16"),
-    membership_case("fp32"),
-    membership_case("bf16", aligned=False),
-]
+def operation_cases() -> Iterator[Launch]:
+    """Every operation in the dtypes and alignments that engines hold."""
+    for dtype, aligned in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)):
+        end = f"{DTYPES[dtype]}{'' if aligned else ' unaligned'}"
+        for case, call in calls(dtype, aligned).items():
+            yield from launches(f"{case} {end}", aligned, call)
+
+
+def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
+    """Launchers of two requests with two draft tokens each."""
+    four, six = logits(4, dtype, aligned), logits(6, dtype, aligned)
+    tokens, cu = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 4])
+    keys = [torch.zeros(2, dtype=torch.int64)] * 2
+    settings = Settings(torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1))
+    per_row = Settings(*(each.repeat(2) for each in settings))
+    row_keys = [tokens] * 3
+
+    def verifying(rule: str, draft: Tensor | None, filtered: bool) -> Callable[[], Any]:
+        return lambda: verify.verify_fused(six, tokens, cu, draft, rule, keys, settings, 1.0, filtered)
+
+    found: dict[str, Callable[[], Any]] = {
+        "expected_acceptance": lambda: acceptance.expected_acceptance_fused(four, four, tokens),
+        "topk_membership": lambda: membership.topk_membership_fused(four, tokens, 25),
+        "filter_threshold": lambda: threshold.filter_threshold_fused(four, per_row),
+        "sample": lambda: sample.sample_fused(four, row_keys, TARGET, per_row, False, True),
+        "verify sampled": verifying("sampled", four, True),
+    }
+    if dtype == torch.bfloat16 and aligned:
+        found |= {
+            "expected_acceptance no tokens": lambda: acceptance.expected_acceptance_fused(four, four, None),
+            "sample greedy": lambda: sample.sample_fused(four, row_keys, TARGET, per_row, True, False),
+            "verify greedy": verifying("greedy", None, False),
+            "verify one-hot": verifying("argmax_draft", None, False),
+            "verify block": verifying("block", four, True),
+        }
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,6 +154,7 @@ class Row:
     """One kernel on one target."""
 
     kernel: str
+    """The case, a slash, and the kernel's name."""
     target: str
     registers: int
     spills: int
@@ -123,43 +162,46 @@ class Row:
     widest_load: int
     """Bytes of the widest load instruction, per thread."""
     bytes_per_entry: float
-    """Bytes that all passes together load per vocabulary entry."""
+    """Bytes that the kernel's code loads per vocabulary entry; 0 for kernels that don't go over the vocabulary."""
 
 
-def compile_case(case: Case, target_name: str) -> Row:
+def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list]]:
+    """Types, constants and alignments by the JIT's own rules: 1 and None are constants, multiples of 16 are known."""
+    signature, constants, aligned = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = f"*{DTYPES[value.dtype]}"
+            aligned[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, aligned
+
+
+def compile_launch(launch: Launch, target_name: str) -> Row:
     """Compiles for one target and reads the machine code."""
-    constants: dict[str, Any] = {"BLOCK": case.block}
-    if case.signature.get("token_ptr") == "constexpr":
-        constants["token_ptr"] = None
-    # What the JIT would find out from the arguments: pointers are 16-byte aligned, strides only sometimes.
-    divisible = [
-        index
-        for index, (name, kind) in enumerate(case.signature.items())
-        if kind.startswith("*") or (case.aligned and name in ("target_stride", "draft_stride", "stride", "vocab"))
-    ]
-    source = ASTSource(
-        fn=case.kernel,
-        signature=case.signature,
-        constexprs=constants,
-        attrs={(index,): [["tt.divisibility", 16]] for index in divisible},
-    )
-    warps = case.threads // TARGETS[target_name].warp_size
-    compiled = triton.compile(source, target=TARGETS[target_name], options={"num_warps": warps})
+    signature, constants, aligned = signature_of(launch)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=aligned)
+    target = TARGETS[target_name]
+    # The launcher counted warps of 32; see backend.warps_of.
+    warps = max(1, launch.warps * 32 // target.warp_size)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
     if "cubin" in compiled.asm:
         registers, spills, widths = read_cubin(compiled.asm["cubin"])
     else:
         registers, spills, widths = read_amdgcn(compiled.asm["amdgcn"])
-    # In aligned kernels the passes load 16 bytes at a time; what is narrower fetches a token's own entry, once a row.
-    passes = [width for width in widths if width >= 16] if case.aligned else widths
-    return Row(
-        case.name,
-        target_name,
-        registers,
-        spills,
-        compiled.metadata.shared,
-        max(widths, default=0),
-        sum(passes) * case.threads / case.block,
-    )
+    # In aligned kernels rows are loaded 16 bytes at a time; what is narrower fetches a few numbers, once a row.
+    passes = [width for width in widths if width >= 16] if launch.aligned else widths
+    streaming = launch.streaming
+    traffic = sum(passes) * warps * target.warp_size / streaming.entries if streaming else 0.0
+    name = f"{launch.case} / {launch.kernel.fn.__name__.removesuffix('_kernel')}"
+    return Row(name, target_name, registers, spills, compiled.metadata.shared, max(widths, default=0), traffic)
 
 
 def read_cubin(cubin: bytes) -> tuple[int, int, list[int]]:
@@ -191,31 +233,43 @@ def _tool(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def problems(case: Case, row: Row) -> list[str]:
+def problems(launch: Launch, row: Row) -> list[str]:
     """What exceeds the limits: none may spill; aligned rows are loaded 16 bytes at a time, each entry once a pass."""
     found = []
     if row.spills:
         found.append(f"{row.spills} spills")
-    if case.aligned and row.widest_load < 16:
-        found.append(f"loads of {row.widest_load} bytes, expected 16")
-    if case.aligned and row.bytes_per_entry > 1.05 * case.bytes_per_entry:
-        found.append(f"{row.bytes_per_entry:.2f} bytes per entry, limit {case.bytes_per_entry:.2f}")
+    streaming = launch.streaming
+    if launch.aligned and streaming is not None:
+        rows = launch.arguments.get("logits_ptr", launch.arguments.get("target_ptr"))
+        assert rows is not None
+        limit = streaming.reads * rows.element_size()
+        if row.widest_load < 16:
+            found.append(f"loads of {row.widest_load} bytes, expected 16")
+        if row.bytes_per_entry > 1.05 * limit:
+            found.append(f"{row.bytes_per_entry:.2f} bytes per entry, limit {limit:.2f}")
     return [f"{row.kernel} on {row.target}: {text}" for text in found]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()
     rows, bad = [], []
-    print(f"{'kernel':40} {'target':8} {'regs':>5} {'spills':>7} {'shared':>7} {'load':>5} {'B/entry':>8}")
-    for case in CASES:
+    print(f"{'kernel':62} {'target':8} {'regs':>5} {'spills':>7} {'shared':>7} {'load':>5} {'B/entry':>8}")
+    seen = set()
+    for launch in operation_cases():
+        # Operations share kernels; one compilation of equal signatures is enough.
+        key = (launch.kernel.fn.__name__, str(signature_of(launch)), launch.warps)
+        if key in seen or options.only not in launch.case:
+            continue
+        seen.add(key)
         for target in TARGETS:
-            row = compile_case(case, target)
+            row = compile_launch(launch, target)
             rows.append(row)
-            bad += problems(case, row)
+            bad += problems(launch, row)
             print(
-                f"{row.kernel:40} {row.target:8} {row.registers:5} {row.spills:7} {row.shared:7} {row.widest_load:5} "
+                f"{row.kernel:62} {row.target:8} {row.registers:5} {row.spills:7} {row.shared:7} {row.widest_load:5} "
                 f"{row.bytes_per_entry:8.2f}",
                 flush=True,
             )

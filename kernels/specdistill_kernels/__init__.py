@@ -7,11 +7,16 @@ Triton kernel in `fused.py` and a tiled torch version in `chunked.py`. Importing
     expected_acceptance   what a pair of logits rows is worth under every acceptance rule
     fused_divergence      a divergence and its gradient from hidden states, without storing logits
     verify                accepted count and next token of each drafted block
+    sample                one token per row from filtered logits, by counter-based Gumbel noise
+    filter_threshold      top-k, top-p and min-p as the logit that a token must reach
     topk_membership       is a token among the row's K largest logits (the test of speculative KD)
 """
 
+from specdistill_kernels import noise
 from specdistill_kernels.expected_acceptance import AcceptanceStatistics, expected_acceptance
+from specdistill_kernels.filter_threshold import filter_threshold
 from specdistill_kernels.fused_divergence import DIVERGENCES, DivergenceOutput, fused_divergence
+from specdistill_kernels.sample import sample
 from specdistill_kernels.topk_membership import topk_membership
 from specdistill_kernels.verify import RULES, Verified, verify
 
@@ -22,7 +27,10 @@ __all__ = [
     "DivergenceOutput",
     "Verified",
     "expected_acceptance",
+    "filter_threshold",
     "fused_divergence",
+    "noise",
+    "sample",
     "topk_membership",
     "verify",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
 
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.generation import Generation, OnTokens, check_lengths
-from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.decoding.sampling import Keys, Sampling
 from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
 
@@ -57,12 +58,14 @@ def generate_plain(
     start = time.perf_counter()
     with model.generating():
         cached = CachedModel(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
-        generators = row_generators(seeds, model.device)
+        keys = Keys(
+            torch.tensor(seeds, device=model.device), torch.zeros(len(seeds), dtype=torch.int64, device=model.device)
+        )
         alive = list(range(len(prompts)))
         hidden = prefill(cached, prompts)
-        while True:
-            processed = sampling.process(cached.own_logits(hidden))
-            tokens = model.to_token_ids(sampling.pick(processed, [generators[row] for row in alive]))
+        for step in itertools.count():
+            # All rows have emitted equally many tokens, those that have ended aside.
+            tokens = model.to_token_ids(sampling.pick(cached.own_logits(hidden), keys, ahead=step))
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 taken = results[row].emit([token], 0, stopping)
                 if on_tokens is not None:
@@ -74,6 +77,7 @@ def generate_plain(
                 break
             if len(going) < len(alive):
                 cached.select(going)
+                keys = keys.of_rows(going)
                 alive = [alive[index] for index in going]
                 tokens = tokens[torch.tensor(going, device=tokens.device)]
             hidden = cached.forward(tokens[:, None])[:, 0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, ModelError
+from specdistill_kernels import filter_threshold, noise, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,37 +48,55 @@ class Sampling:
         logits = logits.float()
         if self.greedy:
             return logits
-        logits = logits / self.temperature
-        if self.top_k:
-            kth = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < kth, -torch.inf)
-        if self.top_p < 1:
-            ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-            mass = ordered.softmax(-1)
-            # Mass *before* the id: the first id that reaches top_p is still kept.
-            dropped = mass.cumsum(-1) - mass >= self.top_p
-            logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
-        if self.min_p:
-            floor = logits.amax(-1, keepdim=True) + math.log(self.min_p)
-            logits = logits.masked_fill(logits < floor, -torch.inf)
-        return logits
+        rows = logits.reshape(-1, logits.shape[-1])
+        lowest = filter_threshold(rows, **self.settings).reshape(*logits.shape[:-1], 1)
+        return logits.masked_fill(logits < lowest, -torch.inf) / self.temperature
 
-    def pick(self, processed: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """One column per row of [batch, vocab] logits that `process` returned: int64 [batch].
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As the kernels take them."""
+        return asdict(self)
 
-        Each row draws from its own generator, so a row's tokens don't depend on who shares its batch.
+    def pick(self, logits: Tensor, keys: Keys, *, from_draft: bool = False, ahead: int = 0) -> Tensor:
+        """One column per row of unprocessed logits [batch, vocab]: int64 [batch].
+
+        Args:
+            logits: Of the target, or of the draft (`from_draft`), whose noise is another.
+            keys: Each row's randomness, so that a row's tokens don't depend on who shares its batch.
+            ahead: Tokens between those emitted and the one that is picked.
+
+        Raises:
+            ModelError: A row that holds NaN, or no finite logit.
         """
-        if self.greedy:
-            return processed.argmax(-1)
-        probabilities = processed.softmax(-1)
-        return torch.cat(
-            [
-                torch.multinomial(row, 1, generator=generator)
-                for row, generator in zip(probabilities, generators, strict=True)
-            ]
+        picked = sample(
+            logits,
+            seeds=keys.seeds,
+            positions=keys.emitted + ahead,
+            rounds=keys.emitted if from_draft else None,
+            stream=noise.DRAFT if from_draft else noise.TARGET,
+            **self.settings,
         )
+        refuse_undefined(picked)
+        return picked
 
 
-def row_generators(seeds: list[int], device: torch.device) -> list[torch.Generator]:
-    """One source of randomness per row."""
-    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+@dataclass(frozen=True)
+class Keys:
+    """What the randomness of a batch's rows comes from; see `specdistill_kernels.noise`."""
+
+    seeds: Tensor
+    """int64 [batch]."""
+    emitted: Tensor
+    """Tokens each row has emitted so far, int64 [batch]."""
+
+    def of_rows(self, rows: list[int]) -> Keys:
+        """The same for some of the rows."""
+        return Keys(self.seeds[rows], self.emitted[rows])
+
+
+def refuse_undefined(tokens: Tensor) -> None:
+    """Raises ModelError where a kernel found no token to emit."""
+    if bool((tokens < 0).any()):
+        raise ModelError(
+            "a model's logits are NaN or infinite, so no token can be picked; load it in float32 or check its weights"
+        )

@@ -18,7 +18,7 @@ from specdistill.decoding.autoregressive import prefill
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength, FixedLength
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
-from specdistill.decoding.sampling import Sampling, row_generators
+from specdistill.decoding.sampling import Keys, Sampling, refuse_undefined
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
@@ -34,7 +34,7 @@ class Proposal:
     cumulative: Tensor
     """int64 [batch], running sum of the counts."""
     logits: Tensor | None
-    """[sum of counts, vocab] after temperature and filters; None at temperature 0 or for argmax drafts."""
+    """[sum of counts, vocab] before temperature; None at temperature 0 or for argmax drafts."""
 
 
 class Acceptance(Protocol):
@@ -45,7 +45,7 @@ class Acceptance(Protocol):
         """Whether a row whose proposals were all kept gets one more token from the target."""
         ...
 
-    def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified: ...
+    def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified: ...
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,20 @@ class ExactAcceptance:
     """Of the lossy rule `lenient`."""
     always_adds_token: bool = True
 
-    def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified:
-        return verify(
-            self.sampling.process(target_logits),
+    def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
+        verified = verify(
+            target_logits,
             proposal.token_ids,
             proposal.cumulative,
             proposal.logits,
             rule=self.rule,
-            generators=generators,
+            seeds=keys.seeds,
+            positions=keys.emitted,
             lenience=self.lenience,
+            **self.sampling.settings,
         )
+        refuse_undefined(verified.next_token)
+        return verified
 
 
 class SpeculativeDecoder:
@@ -164,14 +168,14 @@ class _Batch:
         capacity = max(map(len, prompts)) + stopping.max_new_tokens + decoder.length.max_tokens + 1
         self.target = CachedModel(decoder.target, len(prompts), capacity)
         self.draft = CachedModel(decoder.draft, len(prompts), capacity)
-        self.generators = row_generators(seeds, decoder.target.device)
+        self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
         self.prompts = prompts
         hidden = prefill(self.target, prompts)
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
-            first = decoder.sampling.pick(decoder.sampling.process(logits), self.generators).tolist()
+            first = decoder.sampling.pick(logits, self._keys()).tolist()
             for row, (result, token) in enumerate(zip(self.results, first, strict=True)):
                 self._emit(row, [token], 0)
                 result.first_token_seconds = time.perf_counter() - start
@@ -196,16 +200,19 @@ class _Batch:
         hidden = self.target.forward(torch.tensor(fed, device=decoder.target.device))
         real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
-        generators = [self.generators[row] for row in self.alive]
-        verified = decoder.acceptance(logits, proposal, generators)
+        verified = decoder.acceptance(logits, proposal, self._keys())
         self._commit(proposed, verified)
+
+    def _keys(self) -> Keys:
+        emitted = [len(self.results[row].token_ids) for row in self.alive]
+        return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
 
     def _propose(self, counts: list[int]) -> tuple[Proposal, list[int]]:
         """Lets the draft propose up to `counts` tokens per row; the second value is how many each row proposed."""
         draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
         sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
         unseen = [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
-        generators = [self.generators[row] for row in self.alive]
+        keys = self._keys()
         steps: list[Tensor] = []
         step_logits: list[Tensor] = []
         keep_logits = not sampling.greedy
@@ -221,15 +228,15 @@ class _Batch:
             self.draft.advance(real)
             last = torch.tensor(real, device=device) - 1
             hidden = hidden[torch.arange(len(real), device=device), last]
-            processed = sampling.process(self.draft.own_logits(hidden))
-            picked = sampling.pick(processed[drawing], [generators[index] for index in drawing])
+            logits = self.draft.own_logits(hidden)
+            picked = sampling.pick(logits[drawing], keys.of_rows(drawing), from_draft=True, ahead=step)
             tokens = torch.zeros(len(counts), dtype=torch.int64, device=device)
             tokens[drawing] = draft.to_token_ids(picked)
             steps.append(tokens)
             if keep_logits:
-                step_logits.append(draft.to_vocabulary(processed))
+                step_logits.append(draft.to_vocabulary(logits))
             if self.decoder.length.watches_confidence:
-                chances = processed[drawing].softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
+                chances = sampling.process(logits[drawing]).softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
                 for index, chance in zip(drawing, chances, strict=True):
                     confidence[index] *= chance
                     if not self.decoder.length.goes_on(confidence[index]):

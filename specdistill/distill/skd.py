@@ -20,6 +20,7 @@ from torch import Tensor
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Sampling, SpeculativeDecoder
+from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.rollouts import PromptTurns
 from specdistill.models import ModelPair
@@ -35,7 +36,7 @@ class TopKAcceptance:
     """Of the target's replacements."""
     always_adds_token: bool = False
 
-    def __call__(self, target_logits: Tensor, proposal: Proposal, generators: list[torch.Generator]) -> Verified:
+    def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
         """See `verify` for the shapes; next_token is -1 where every proposal of the row was kept."""
         ends = proposal.cumulative.tolist()
         starts = [0, *ends[:-1]]
@@ -51,8 +52,8 @@ class TopKAcceptance:
             if kept == end - start:
                 following.append(-1)
                 continue
-            logits = self.sampling.process(target_logits[start + row + kept])[None]
-            following.append(int(self.sampling.pick(logits, [generators[row]])))
+            logits = target_logits[start + row + kept][None]
+            following.append(int(self.sampling.pick(logits, keys.of_rows([row]), ahead=kept)))
         device = target_logits.device
         return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
 

@@ -134,3 +134,12 @@ def test_refuses_settings_that_contradict_each_other():
         SpeculativeDecoder(model, model, num_draft_tokens=0, sampling=GREEDY)
     with pytest.raises(ConfigError, match="does not go with temperature"):
         SpeculativeDecoder(model, model, num_draft_tokens=1, sampling=GREEDY, rule="sampled")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9), Sampling(top_k=5, min_p=0.02)])
+def test_a_seed_writes_the_same_answer_with_any_argmax_draft_and_without_one(sampling):
+    target = make_model()
+    wanted = [result.token_ids for result in plain(target, sampling=sampling)]
+    for draft, gamma in ((perturbed(target, 0.02), 3), (make_model(layers=1, seed=3), 5)):
+        results = speculative(target, draft, gamma, sampling=sampling, rule="argmax_draft")
+        assert [result.token_ids for result in results] == wanted

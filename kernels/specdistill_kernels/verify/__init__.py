@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from specdistill_kernels.verify.reference import RULES, Verified, verify_row
+from specdistill_kernels.backend import choose
+from specdistill_kernels.settings import per_row, settings_of
+from specdistill_kernels.verify.reference import RULES, Verified, verify_requests
 
 __all__ = ["RULES", "Verified", "verify"]
 
@@ -19,62 +19,84 @@ def verify(
     draft_logits: Tensor | None = None,
     *,
     rule: str,
-    generators: Sequence[torch.Generator] | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
     lenience: float = 1.0,
+    backend: str = "auto",
 ) -> Verified:
-    """Keeps the longest prefix of each row's draft that the rule allows, then picks one more token.
+    """Keeps the longest prefix of each request's draft that the rule allows, then picks one more token.
+
+    No [tokens, vocab] probabilities are written. Drafts without probabilities (`greedy`, `argmax_draft`) take one pass:
+    the target's own token is drawn behind every draft token by Gumbel-max, and a draft token stays while it is that
+    token. So the draft token x is kept with probability p(x), else the token is distributed as p without x, and **what
+    is emitted is, token for token, what `sample` with the same seeds emits without any draft**. Drafts with
+    probabilities take a pass for both log-sum-exps and a second one on the row that was rejected.
 
     Args:
-        target_logits: [sum over rows of (num_draft_tokens + 1), vocab], any float dtype: each row's logits behind its
-            last emitted token and behind each draft token, with temperature and filters applied.
-        draft_token_ids: int64 [sum of num_draft_tokens].
-        cu_num_draft_tokens: int64 [batch], inclusive running sum of each row's number of draft tokens (0 is allowed).
-        draft_logits: [sum of num_draft_tokens, vocab], what the draft tokens were sampled from, processed like the
-            target's; read by `sampled`, `block` and `lenient`.
+        target_logits: [sum over requests of (num_draft_tokens + 1), vocab], any float dtype, before temperature: each
+            request's logits behind its last emitted token and behind each draft token.
+        draft_token_ids: int64 [sum of num_draft_tokens]; an id outside the vocabulary (-1) is a placeholder, rejected.
+        cu_num_draft_tokens: int64 [batch], inclusive running sum of each request's number of draft tokens (0 is
+            allowed).
+        draft_logits: [sum of num_draft_tokens, vocab], what the draft tokens were sampled from, before temperature and
+            with -inf for ids a trimmed draft can't propose; read by `sampled`, `block` and `lenient`.
         rule: `greedy` (argmax match), `sampled` (accept with min(1, p/q), resample from the residual (p - q)+),
             `argmax_draft` (the draft is a point mass: accept with p(x), resample from p without x), `block` (the block
             is judged as a whole: exact, and never shorter than `sampled` in expectation), or `lenient`.
-        generators: One per row, the source of its randomness; not used by `greedy`.
+        seeds: int64 [batch]; not needed by `greedy`.
+        positions: int64 [batch], tokens each request has emitted: the position of its first draft token. Draft tokens
+            must have been drawn with the stream `noise.DRAFT` (or noise of the caller's own), never the target's.
+        temperature, top_k, top_p, min_p: One number or a tensor [batch], applied alike to target and draft rows; see
+            `filter_threshold`. A request of temperature 0 is verified greedily under every rule.
         lenience: In (0, 1], read by `lenient` alone: accept with min(1, p / (lenience q)). **Lossy** below 1: a token
             may come up as often as p / lenience. 1 is `sampled`.
+        backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 
     Returns:
-        num_accepted int64 [batch], next_token int64 [batch].
+        num_accepted int64 [batch], next_token int64 [batch]. A row that holds NaN or +inf, or nothing above -inf, keeps
+        no token that it judges; where it had to give the next token, that is -1.
 
     Raises:
         ValueError: Unknown rule, lenience outside (0, 1], or shapes that disagree.
+        RuntimeError: `fused` was asked for where it can't run.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1 and lenience (Appendix A.5); Sun et al. 2024 (arXiv
-    2403.10444) for `block`; DistillSpec (Zhou et al. 2024, arXiv 2310.08461) uses the same lenience as f(p) = p / eps.
+    2403.10444) for `block`; DistillSpec (Zhou et al. 2024, arXiv 2310.08461) uses the same lenience as f(p) = p / eps;
+    Daliri et al. 2024 (arXiv 2408.07978) for output that doesn't depend on the drafter.
     """
-    ends = cu_num_draft_tokens.tolist()
-    batch, drafted = len(ends), ends[-1] if ends else 0
+    batch, drafted = cu_num_draft_tokens.shape[0], draft_token_ids.shape[0]
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
-    if target_logits.shape[0] != drafted + batch or draft_token_ids.shape[0] != drafted:
+    if target_logits.ndim != 2 or target_logits.shape[0] != drafted + batch:
         raise ValueError(
-            f"expected {drafted + batch} target rows and {drafted} draft tokens, got "
-            f"{target_logits.shape[0]} and {draft_token_ids.shape[0]}"
+            f"expected {drafted + batch} target rows for {drafted} draft tokens of {batch} requests, got "
+            f"{tuple(target_logits.shape)}"
         )
-    if rule in ("sampled", "block", "lenient") and (draft_logits is None or draft_logits.shape[0] != drafted):
-        raise ValueError(f"the rule {rule!r} needs draft_logits, one row per draft token")
+    if rule in ("sampled", "block", "lenient") and (
+        draft_logits is None or draft_logits.shape != (drafted, target_logits.shape[1])
+    ):
+        raise ValueError(f"the rule {rule!r} needs draft_logits, one row per draft token over the target's vocabulary")
     if not 0 < lenience <= 1:
         raise ValueError(f"expected 0 < lenience <= 1, got {lenience}")
-    if rule != "greedy" and (generators is None or len(generators) != batch):
-        raise ValueError(f"the rule {rule!r} needs one generator per row")
-    accepted, following = [], []
-    start = 0
-    for row, end in enumerate(ends):
-        count, token = verify_row(
-            target_logits[start + row : end + row + 1],
-            draft_token_ids[start:end],
-            None if draft_logits is None else draft_logits[start:end],
-            rule,
-            None if generators is None else generators[row],
-            lenience,
-        )
-        accepted.append(count)
-        following.append(token)
-        start = end
+    if rule != "greedy" and (seeds is None or positions is None):
+        raise ValueError(f"the rule {rule!r} needs seeds and positions, one per request")
     device = target_logits.device
-    return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
+    if rule == "greedy":
+        temperature = 0.0
+    settings, filtered = settings_of(batch, device, temperature, top_k, top_p, min_p)
+    keys = tuple(per_row(0 if key is None else key, batch, device, torch.int64) for key in (seeds, positions))
+    loose = lenience if rule == "lenient" else 1.0
+    if choose(backend, target_logits) == "fused":
+        from specdistill_kernels.verify.fused import verify_fused
+
+        return verify_fused(
+            target_logits, draft_token_ids, cu_num_draft_tokens, draft_logits, rule, keys, settings, loose,
+            filtered,
+        )  # fmt: skip
+    return verify_requests(
+        target_logits, draft_token_ids, cu_num_draft_tokens, draft_logits, rule, keys, settings, loose
+    )

@@ -1,18 +1,25 @@
-"""The definition of verification for one row, in plain torch. p is the target's distribution, q the draft's."""
+"""The definition of verification, in plain torch, position by position. p is the target's law, q the draft's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from specdistill_kernels import noise
+from specdistill_kernels.filter_threshold.reference import threshold
+from specdistill_kernels.sample.reference import sample_rows
+from specdistill_kernels.settings import Settings
 
 RULES = ("greedy", "sampled", "argmax_draft", "block", "lenient")
 """The last one is lossy: what it emits does not follow the target."""
 
 
 class Verified(NamedTuple):
-    """What verification decided for each row."""
+    """What verification decided for each request."""
 
     num_accepted: Tensor
     """Draft tokens kept, int64 [batch]."""
@@ -20,71 +27,163 @@ class Verified(NamedTuple):
     """The token after them, int64 [batch]: the correction, or the bonus token when all were kept; -1 for none."""
 
 
-def verify_row(
+@dataclass
+class _Batch:
+    """The rows and randomness of all requests, and what was decided. `of` below is int64 [n], request numbers."""
+
+    target: Tensor
+    draft_ids: Tensor
+    draft: Tensor | None
+    cu: Tensor
+    seeds: Tensor
+    emitted: Tensor
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        self.counts = self.cu.diff(prepend=self.cu.new_zeros(1))
+        self.first = self.cu - self.counts
+        self.accepted = torch.zeros_like(self.cu)
+        self.following = torch.full_like(self.cu, -1)
+
+    def targets(self, of: Tensor, position: Tensor | int) -> Tensor:
+        """Target rows of requests at a position (every request before them has one more target row than draft rows)."""
+        return self.target[self.first[of] + of + position]
+
+    def proposed(self, of: Tensor, position: Tensor | int) -> Tensor:
+        """Draft tokens; -1, a placeholder, behind the last one."""
+        if not len(self.draft_ids):
+            return torch.full_like(of, -1)
+        ids = self.draft_ids[(self.first[of] + position).clamp(max=len(self.draft_ids) - 1)]
+        return ids.masked_fill(self.counts[of] <= position, -1)
+
+    def own_tokens(self, of: Tensor, position: Tensor | int) -> Tensor:
+        """What the target itself emits at a position; -1 where its row is undefined."""
+        keys = (self.seeds[of], self.emitted[of] + position, torch.zeros_like(of))
+        return sample_rows(self.targets(of, position), keys, noise.TARGET, self.settings.of_rows(of))
+
+    def coins(self, of: Tensor, position: int) -> Tensor:
+        return noise.coins(self.seeds[of], self.emitted[of] + position, self.emitted[of])
+
+    def laws(self, of: Tensor, position: Tensor | int) -> tuple[Tensor, Tensor]:
+        """p and q at a position, [n, vocab]; NaN where a row is undefined."""
+        assert self.draft is not None, "checked by verify"
+        settings = self.settings.of_rows(of)
+        return (
+            _law(self.targets(of, position), settings),
+            _law(self.draft[self.first[of] + position], settings),
+        )
+
+
+def _law(logits: Tensor, settings: Settings) -> Tensor:
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    filtered = scores.masked_fill(scores < threshold(scores, settings)[:, None], -torch.inf)
+    return (filtered / settings.temperature[:, None]).softmax(-1)
+
+
+def verify_requests(
     target_logits: Tensor,
-    draft_ids: Tensor,
+    draft_token_ids: Tensor,
+    cu_num_draft_tokens: Tensor,
     draft_logits: Tensor | None,
     rule: str,
-    generator: torch.Generator | None,
-    lenience: float = 1.0,
-) -> tuple[int, int]:
-    """Accepted count and next token of one row.
-
-    Shapes: target_logits [n + 1, vocab], draft_ids [n], draft_logits [n, vocab] or None.
-    """
-    drafted = draft_ids.shape[0]
-    if rule == "greedy":
-        best = target_logits.argmax(-1)
-        mismatch = (best[:drafted] != draft_ids).nonzero()
-        count = int(mismatch[0, 0]) if len(mismatch) else drafted
-        return count, int(best[count])
-    assert generator is not None, "checked by verify"
-    p = target_logits.float().softmax(-1)
+    keys: Sequence[Tensor],
+    settings: Settings,
+    lenience: float,
+) -> Verified:
+    """See `verify`; keys are seeds and positions, each [batch]."""
+    batch = _Batch(target_logits, draft_token_ids, draft_logits, cu_num_draft_tokens, keys[0], keys[1], settings)
+    alone = settings.temperature == 0
     if rule == "argmax_draft":
-        q = torch.nn.functional.one_hot(draft_ids, p.shape[-1]).to(p.dtype)
-    else:
-        assert draft_logits is not None, "checked by verify"
-        q = draft_logits.float().softmax(-1)
-    if rule == "block":
-        count, residual = _longest_block(p, q, draft_ids, generator)
-    else:
-        count, residual = _longest_prefix(p, q, draft_ids, generator, lenience if rule == "lenient" else 1.0)
-    # Where p and q differ by rounding alone the residual can vanish; the target itself is then the right law.
-    weights = residual if residual.sum() > 0 else p[count]
-    return count, int(torch.multinomial(weights, 1, generator=generator))
+        alone = torch.ones_like(alone)
+    _keep_own_tokens(batch, alone.nonzero()[:, 0])
+    of = (~alone).nonzero()[:, 0]
+    if len(of):
+        p_share = _longest_block(batch, of) if rule == "block" else _longest_prefix(batch, of, lenience)
+        _draw_next(batch, of, p_share, lenience)
+    return Verified(batch.accepted, batch.following)
 
 
-def _longest_prefix(
-    p: Tensor, q: Tensor, draft_ids: Tensor, generator: torch.Generator, lenience: float
-) -> tuple[int, Tensor]:
-    """Token by token: keep x with probability min(1, p / (lenience q)), then draw from (p - lenience q)+."""
-    for position, token in enumerate(draft_ids.tolist()):
-        # u < p/q written without the division: q > 0 for a token that was drawn from q, but p may be 0.
-        uniform = torch.rand((), generator=generator, device=p.device)
-        if uniform * lenience * q[position, token] < p[position, token]:
-            continue
-        return position, (p[position] - lenience * q[position]).clamp(min=0)
-    return len(draft_ids), p[-1]
+def _keep_own_tokens(batch: _Batch, of: Tensor) -> None:
+    """Keeps draft tokens while they are what the target itself emits."""
+    position = 0
+    while len(of):
+        own = batch.own_tokens(of, position)
+        batch.accepted[of], batch.following[of] = position, own
+        # An undefined row gives -1, and so does a placeholder.
+        of = of[(own == batch.proposed(of, position)) & (own >= 0)]
+        position += 1
 
 
-def _longest_block(p: Tensor, q: Tensor, draft_ids: Tensor, generator: torch.Generator) -> tuple[int, Tensor]:
-    """Jointly: keep the longest prefix i whose coin falls under h_i, then draw from (w_i p - q)+.
+def _ratio(p: Tensor, q: Tensor, tokens: Tensor) -> Tensor:
+    """p(x) / q(x): 1 for equal laws, however they round; NaN where a row is undefined or x is a placeholder."""
+    inside = (tokens >= 0) & (tokens < p.shape[1])
+    column = torch.where(inside, tokens, 0)[:, None]
+    ratio = (p.gather(1, column) / q.gather(1, column))[:, 0]
+    # A row of probabilities holds NaN everywhere or nowhere.
+    return ratio.masked_fill(~inside | p[:, 0].isnan() | q[:, 0].isnan(), torch.nan)
+
+
+def _longest_prefix(batch: _Batch, of: Tensor, lenience: float) -> Tensor:
+    """Token by token: keeps x with probability min(1, p / (lenience q)). Returns p's weight in the residual."""
+    going, position = of, 0
+    while len(going := going[batch.counts[going] > position]):
+        ratio = _ratio(*batch.laws(going, position), batch.proposed(going, position))
+        going = going[batch.coins(going, position) < ratio / lenience]
+        batch.accepted[going] += 1
+        position += 1
+    return torch.ones(len(of), device=of.device)
+
+
+def _longest_block(batch: _Batch, of: Tensor) -> Tensor:
+    """Jointly: keeps the longest prefix i whose coin falls under h_i. Returns p's weight in the residual (w_i p - q)+.
 
     w_i = min(1, w_(i-1) p(x_i) / q(x_i)) is the prefix's running weight, w_0 = 1. With the residual mass
     s_i = sum_v (w_i p_(i+1)(v) - q_(i+1)(v))+, h_i = s_i / (s_i + 1 - w_i) inside the block and h_n = w_n at its end.
     Source: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """
-    weight, kept, kept_weight = 1.0, 0, 1.0
-    for position, token in enumerate(draft_ids.tolist()):
-        weight = min(1.0, weight * float(p[position, token]) / float(q[position, token]))
-        if position + 1 < len(draft_ids):
-            mass = float((weight * p[position + 1] - q[position + 1]).clamp(min=0).sum())
+    weights = torch.ones(len(batch.cu), device=of.device, dtype=torch.float64)
+    kept_weights = weights.clone()
+    going, position = of[batch.counts[of] > 0], 0
+    laws = batch.laws(going, 0) if len(going) else None
+    while laws is not None:
+        ratio = _ratio(*laws, batch.proposed(going, position))
+        coins = batch.coins(going, position)
+        # NaN: nothing from this token on can be judged.
+        judged = ~ratio.isnan()
+        going, coins = going[judged], coins[judged]
+        weights[going] = (weights[going] * ratio[judged]).clamp(max=1)
+        weight = weights[going]
+        chance = weight.clone()
+        inner = batch.counts[going] > position + 1
+        laws = batch.laws(going[inner], position + 1) if inner.any() else None
+        if laws is not None:
+            mass = (weight[inner, None] * laws[0] - laws[1]).clamp(min=0).nansum(-1)
+            spoken = mass + 1 - weight[inner]
             # Both vanish only when the prefix is certain and the laws ahead agree: nothing then speaks against it.
-            chance = mass / (mass + 1 - weight) if mass + 1 - weight > 0 else 1.0
-        else:
-            chance = weight
-        if float(torch.rand((), generator=generator, device=p.device)) < chance:
-            kept, kept_weight = position + 1, weight
-    if kept == len(draft_ids):
-        return kept, p[-1]
-    return kept, (kept_weight * p[kept] - q[kept]).clamp(min=0)
+            chance[inner] = torch.where(spoken > 0, mass / spoken, 1.0)
+        kept = going[coins < chance]
+        batch.accepted[kept], kept_weights[kept] = position + 1, weights[kept]
+        going = going[inner]
+        position += 1
+    return kept_weights[of]
+
+
+def _draw_next(batch: _Batch, of: Tensor, p_share: Tensor, q_share: float) -> None:
+    """The token behind what was kept: from (a p - b q)+, or from p itself behind a whole draft or a placeholder."""
+    kept = batch.accepted[of]
+    proposed = batch.proposed(of, kept)
+    taken = (proposed >= 0) & (proposed < batch.target.shape[1])
+    if taken.any():
+        some, at = of[taken], kept[taken]
+        p, q = batch.laws(some, at)
+        residual = (p_share[taken, None].to(p.dtype) * p - q_share * q).clamp(min=0)
+        scores = residual.log() + noise.gumbel(
+            batch.seeds[some], batch.emitted[some] + at, torch.zeros_like(some), noise.TARGET, p.shape[1]
+        ).to(p.dtype)
+        drawn = scores.argmax(-1)
+        batch.following[some] = drawn.masked_fill((p + q)[:, 0].isnan(), -1)
+        # Where p and q differ by rounding alone the residual can vanish; the target itself is then the right law.
+        taken[taken.clone()] = (residual.sum(-1) > 0) | residual[:, 0].isnan()
+    plain = of[~taken]
+    if len(plain):
+        batch.following[plain] = batch.own_tokens(plain, kept[~taken])

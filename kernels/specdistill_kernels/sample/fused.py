@@ -1,0 +1,155 @@
+"""Sampling in Triton: one pass over the row, Gumbel noise computed in registers.
+
+Each program takes 8192 columns of a row (four tiles, so that every Philox call's four words are used) and leaves its
+best score and column; a second, tiny kernel picks the best of a row's programs. Reads the row once, 2 bytes per
+vocabulary entry for bfloat16; writes 8 bytes per 8192 columns. Filters come as a threshold (`filter_threshold`), so no
+mask and no processed copy of the logits exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specdistill_kernels.backend import warps_of
+from specdistill_kernels.filter_threshold.fused import filter_threshold_fused, request_of
+from specdistill_kernels.noise import GROUP, TILE
+from specdistill_kernels.noise.fused import TARGET, gumbel_group
+from specdistill_kernels.settings import Settings
+
+THREADS = 256
+NOWHERE = tl.constexpr(2147483647)
+
+
+@triton.jit
+def _better(best, best_at, strange, scores, noise, columns, temperature, lowest, GREEDY: tl.constexpr):
+    """Takes a tile of logits into the running best (leftmost on ties)."""
+    # A maximum may skip NaN, so it is looked for by itself; +inf makes a softmax NaN too.
+    strange += tl.sum(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0)
+    if not GREEDY:
+        noisy = tl.where(scores >= lowest, scores / temperature + noise, -float("inf"))
+        scores = tl.where(temperature > 0, noisy, scores)
+    peak = tl.max(scores, 0)
+    at = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
+    better = peak > best
+    return tl.where(better, peak, best), tl.where(better, at, best_at), strange
+
+
+@triton.jit
+def sample_pick_kernel(
+    logits_ptr,
+    lowest_ptr,
+    cu_ptr,
+    seed_ptr,
+    position_ptr,
+    base_ptr,
+    temperature_ptr,
+    best_ptr,
+    at_ptr,
+    stride,
+    vocab,
+    batch,
+    groups,
+    STREAM: tl.constexpr,
+    GREEDY: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Best score and column of one row's group of 4 TILE columns; -1 with score +inf where the group is undefined."""
+    row, group = tl.program_id(0), tl.program_id(1)
+    # int64 before the multiplication: rows x vocabulary exceeds 2**31.
+    start_ptr = logits_ptr + row.to(tl.int64) * stride
+    temperature, lowest = 1.0, -float("inf")
+    first = group * (4 * TILE) + tl.arange(0, TILE)
+    noise = (0.0, 0.0, 0.0, 0.0)
+    if not GREEDY:
+        request, offset = request_of(row, cu_ptr, batch, 1, 1024)
+        temperature = tl.load(temperature_ptr + request)
+        if lowest_ptr is not None:
+            lowest = tl.load(lowest_ptr + row)
+        base = tl.full((), 0, tl.int64)
+        if STREAM != TARGET:
+            base = tl.load(base_ptr + request)
+        noise = gumbel_group(
+            tl.load(seed_ptr + request), tl.load(position_ptr + request) + offset, base, group, STREAM, TILE
+        )
+    best, at, strange = -float("inf"), 0, 0
+    for lane in tl.static_range(4):
+        columns = first + lane * TILE
+        scores = tl.load(start_ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32)
+        best, at, strange = _better(best, at, strange, scores, noise[lane], columns, temperature, lowest, GREEDY)
+    out = row.to(tl.int64) * groups + group
+    tl.store(best_ptr + out, tl.where(strange > 0, float("inf"), best))
+    tl.store(at_ptr + out, tl.where(strange > 0, -1, at))
+
+
+@triton.jit
+def token_of(best_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
+    """The token of a row from its groups: leftmost of the best; -1 where a group is undefined, nothing possible."""
+    index = tl.arange(0, BLOCK)
+    scores = tl.load(best_ptr + row * groups + index, mask=index < groups, other=-float("inf"))
+    columns = tl.load(at_ptr + row * groups + index, mask=index < groups, other=NOWHERE)
+    peak = tl.max(scores, 0)
+    token = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
+    return tl.where(peak == -float("inf"), -1, token).to(tl.int64)
+
+
+@triton.jit
+def sample_combine_kernel(best_ptr, at_ptr, out_ptr, groups, BLOCK: tl.constexpr):
+    """One row's token."""
+    row = tl.program_id(0).to(tl.int64)
+    tl.store(out_ptr + row, token_of(best_ptr, at_ptr, row, groups, BLOCK))
+
+
+def pick(
+    logits: Tensor,
+    keys: Sequence[Tensor],
+    stream: int,
+    temperature: Tensor,
+    lowest: Tensor | None,
+    greedy: bool,
+    cu: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """Launches `sample_pick_kernel`; keys and temperature are per request where `cu` tells the requests apart."""
+    rows, vocab = logits.shape
+    groups = triton.cdiv(vocab, GROUP)
+    best = torch.empty(rows, groups, dtype=torch.float32, device=logits.device)
+    at = torch.empty(rows, groups, dtype=torch.int32, device=logits.device)
+    if rows:
+        sample_pick_kernel[(rows, groups)](
+            logits,
+            lowest,
+            cu,
+            *keys,
+            temperature,
+            best,
+            at,
+            logits.stride(0),
+            vocab,
+            temperature.shape[0],
+            groups,
+            STREAM=stream,
+            GREEDY=greedy,
+            TILE=TILE,
+            num_warps=warps_of(THREADS),
+        )
+    return best, at, groups
+
+
+def sample_fused(
+    logits: Tensor, keys: Sequence[Tensor], stream: int, settings: Settings, greedy: bool, filtered: bool
+) -> Tensor:
+    """See `sample`; `greedy` says that every temperature is 0, `filtered` that some setting filters."""
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    lowest = filter_threshold_fused(logits, settings) if filtered else None
+    best, at, groups = pick(logits, keys, stream, settings.temperature, lowest, greedy)
+    out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+    if logits.shape[0]:
+        sample_combine_kernel[(logits.shape[0],)](
+            best, at, out, groups, BLOCK=triton.next_power_of_2(groups), num_warps=1
+        )
+    return out

@@ -1,0 +1,62 @@
+"""How rows are sampled: one number for all or a tensor with one per row, brought to one form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Settings(NamedTuple):
+    """Each [rows] (or [batch], where rows belong to requests)."""
+
+    temperature: Tensor
+    """float32; 0 is greedy."""
+    top_k: Tensor
+    """int64; 0 is off."""
+    top_p: Tensor
+    """float32; 1 is off."""
+    min_p: Tensor
+    """float32; 0 is off."""
+
+    def of_rows(self, rows: Tensor) -> Settings:
+        """The settings of some rows, int64 [n]."""
+        return Settings(*(each[rows] for each in self))
+
+
+def settings_of(
+    rows: int,
+    device: torch.device,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    min_p: float | Tensor,
+) -> tuple[Settings, bool]:
+    """The settings, and whether any of them can filter (told without looking into tensors, which would wait for a GPU).
+
+    Raises:
+        ValueError: A tensor of another shape than [rows].
+    """
+    settings = Settings(
+        per_row(temperature, rows, device, torch.float32),
+        per_row(top_k, rows, device, torch.int64),
+        per_row(top_p, rows, device, torch.float32),
+        per_row(min_p, rows, device, torch.float32),
+    )
+    warm = isinstance(temperature, Tensor) or temperature != 0
+    filters = any(isinstance(value, Tensor) or value != off for value, off in ((top_k, 0), (top_p, 1), (min_p, 0)))
+    return settings, warm and filters
+
+
+def per_row(value: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One number or a tensor [rows] as a tensor [rows].
+
+    Raises:
+        ValueError: A tensor of another shape.
+    """
+    if not isinstance(value, Tensor):
+        return torch.full((rows,), value, dtype=dtype, device=device)
+    if value.shape != (rows,):
+        raise ValueError(f"expected one value per row, [{rows}], got {tuple(value.shape)}")
+    return value.to(device=device, dtype=dtype)
