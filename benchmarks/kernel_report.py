@@ -38,6 +38,8 @@ from triton.runtime.jit import JITFunction
 
 from specdistill_kernels.expected_acceptance import fused as acceptance
 from specdistill_kernels.filter_threshold import fused as threshold
+from specdistill_kernels.fused_divergence import DIVERGENCES
+from specdistill_kernels.fused_divergence import fused as divergence
 from specdistill_kernels.noise import TARGET, TILE
 from specdistill_kernels.sample import fused as sample
 from specdistill_kernels.settings import Settings
@@ -68,6 +70,8 @@ class Streaming:
 STREAMING = {
     "expected_acceptance_fwd_kernel": Streaming(acceptance.BLOCK, 4),
     "topk_membership_fwd_kernel": Streaming(membership.BLOCK, 1),
+    # Log-sum-exps, sums and gradient of two rows (`ce` with a target has no use for the third pass of the target's).
+    "divergence_rows_kernel": Streaming(divergence.BLOCK, 6),
     # Maximum, search by count, mass, search by mass. The searches run once per two bits; ptxas unrolls the others by 4.
     "filter_threshold_kernel": Streaming(threshold.BLOCK, 10),
     "sample_pick_kernel": Streaming(4 * TILE, 1),
@@ -131,7 +135,14 @@ def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
     def verifying(rule: str, draft: Tensor | None, filtered: bool) -> Callable[[], Any]:
         return lambda: verify.verify_fused(six, tokens, cu, draft, rule, keys, settings, 1.0, filtered)
 
+    def diverging(kind: str, cap: float | None = None) -> Callable[[], Any]:
+        arguments = (logits(4, dtype, aligned), four, tokens, torch.ones(4), kind, 0.5, 3.0, 0.7, cap, cap, True)
+        return lambda: divergence.divergence_tile(*arguments)
+
+    hidden, out = torch.zeros(4, 576, dtype=dtype), torch.zeros(four.shape[1], 576)
     found: dict[str, Callable[[], Any]] = {
+        "fused_divergence lk_lambda": diverging("lk_lambda"),
+        "fused_divergence head": lambda: divergence.add_weight_gradient(out, four, hidden),
         "expected_acceptance": lambda: acceptance.expected_acceptance_fused(four, four, tokens),
         "topk_membership": lambda: membership.topk_membership_fused(four, tokens, 25),
         "filter_threshold": lambda: threshold.filter_threshold_fused(four, per_row),
@@ -142,6 +153,8 @@ def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
         found |= {
             "expected_acceptance no tokens": lambda: acceptance.expected_acceptance_fused(four, four, None),
             "sample greedy": lambda: sample.sample_fused(four, row_keys, TARGET, per_row, True, False),
+            **{f"fused_divergence {kind}": diverging(kind) for kind in DIVERGENCES if kind != "lk_lambda"},
+            "fused_divergence capped": diverging("fkl", 30.0),
             "verify greedy": verifying("greedy", None, False),
             "verify one-hot": verifying("argmax_draft", None, False),
             "verify block": verifying("block", four, True),
@@ -240,7 +253,7 @@ def problems(launch: Launch, row: Row) -> list[str]:
         found.append(f"{row.spills} spills")
     streaming = launch.streaming
     if launch.aligned and streaming is not None:
-        rows = launch.arguments.get("logits_ptr", launch.arguments.get("target_ptr"))
+        rows = launch.arguments.get("logits_ptr", launch.arguments.get("draft_ptr"))
         assert rows is not None
         limit = streaming.reads * rows.element_size()
         if row.widest_load < 16:
@@ -259,8 +272,8 @@ def main() -> None:
     print(f"{'kernel':62} {'target':8} {'regs':>5} {'spills':>7} {'shared':>7} {'load':>5} {'B/entry':>8}")
     seen = set()
     for launch in operation_cases():
-        # Operations share kernels; one compilation of equal signatures is enough.
-        key = (launch.kernel.fn.__name__, str(signature_of(launch)), launch.warps)
+        # One operation may launch a kernel twice alike.
+        key = (launch.case, launch.kernel.fn.__name__, str(signature_of(launch)))
         if key in seen or options.only not in launch.case:
             continue
         seen.add(key)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,17 +33,25 @@ def report():
 
 
 def test_every_kernel_compiles_for_every_target_without_spills(report):
-    assert {row["target"] for row in report} == TARGETS
-    kernels = {row["kernel"] for row in report}
-    assert len(report) == len(kernels) * len(TARGETS)
+    counts = Counter(row["target"] for row in report)
+    assert set(counts) == TARGETS and len(set(counts.values())) == 1
     assert all(row["spills"] == 0 for row in report)
 
 
-def test_every_fused_file_is_in_the_report(report):
-    folders = {path.parent.name for path in (ROOT / "kernels").rglob("fused.py")}
-    assert folders == {row["kernel"].split()[0] for row in report}
+def test_every_kernel_is_in_the_report(report):
+    written = {
+        name
+        for path in (ROOT / "kernels").rglob("fused*.py")
+        for name in re.findall(r"^def (\w+)_kernel\(", path.read_text(), re.MULTILINE)
+    }
+    assert written == {row["kernel"].split(" / ")[1] for row in report}
 
 
 def test_an_entry_is_loaded_once_a_pass(report):
     traffic = {(row["kernel"], row["target"]): row["bytes_per_entry"] for row in report}
-    assert traffic["topk_membership bf16", "sm_90"] == 2 and traffic["expected_acceptance bf16", "sm_90"] == 8
+    for target in TARGETS:
+        assert traffic["topk_membership bf16 / topk_membership_fwd", target] == 2
+        assert traffic["expected_acceptance bf16 / expected_acceptance_fwd", target] == 8
+        # All of verification without draft probabilities: the other kernel reads a few numbers per row.
+        assert traffic["verify greedy bf16 / sample_pick", target] <= 2.1
+        assert traffic["verify one-hot bf16 / sample_pick", target] <= 2.1

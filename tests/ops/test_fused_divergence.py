@@ -97,7 +97,7 @@ def case(tokens=13, vocab=40, draft_size=6, target_size=9, dtype=torch.float64, 
         "target_hidden": make(tokens, target_size),
         "target_weight": make(vocab, target_size),
         "weights": torch.rand(tokens, generator=generator).to(dtype),
-        "labels": torch.randint(0, vocab, (tokens,), generator=generator),
+        "labels": torch.randint(0, min(vocab, 150), (tokens,), generator=generator),
     }
 
 
@@ -227,3 +227,89 @@ def test_bfloat16_heads_accumulate_their_gradient_in_float32():
 def test_refuses(change, text):
     with pytest.raises(ValueError, match=text):
         fused_divergence(**(case() | change))
+
+
+# The kernels: no less accurate than torch in the same dtype, against the float64 truth.
+
+
+def problem(vocab, dtype, device, tokens=5, draft_width=24, target_width=40):
+    generator = torch.Generator().manual_seed(vocab)
+
+    def drawn(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator)).to(device=device, dtype=dtype)
+
+    weights = torch.rand(tokens, generator=generator).to(device)
+    weights[1] = 0
+    return {
+        "draft_hidden": drawn(tokens, draft_width),
+        "draft_weight": drawn(vocab + 3, draft_width, scale=0.5),
+        "target_hidden": drawn(tokens, target_width),
+        "target_weight": drawn(vocab, target_width, scale=0.4),
+        "weights": weights,
+        "labels": torch.randint(0, min(vocab, 150), (tokens,), generator=generator).to(device),
+    }
+
+
+def outcome(inputs, **settings):
+    leaves = {
+        name: value.clone().requires_grad_(name.startswith("draft")) if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    got = fused_divergence(**leaves, **settings)
+    got.loss.backward()
+    return {
+        "per_token": got.per_token,
+        "alpha": got.alpha,
+        "agreement": got.agreement,
+        "target_entropy": got.target_entropy,
+        "grad_hidden": leaves["draft_hidden"].grad,
+        "grad_weight": leaves["draft_weight"].grad,
+    }
+
+
+def assert_no_less_accurate(inputs, kind, dtype, **settings):
+    truth = outcome({n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}, kind=kind, **settings)
+    plain = outcome(inputs, kind=kind, backend="torch", **settings)
+    fused = outcome(inputs, kind=kind, backend="fused", **settings)
+    for name, exact in truth.items():
+        error = (fused[name].double() - exact.double()).abs().max()
+        # The gradient of the logits is rounded once more, to the heads' dtype, where it replaces them.
+        rounding = (
+            torch.finfo(dtype).eps * exact.abs().max() if name.startswith("grad") else 1e-6 * (1 + exact.abs().max())
+        )
+        assert error <= 2 * (plain[name].double() - exact.double()).abs().max() + rounding, name
+        assert exact.isfinite().all() and fused[name].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(
+    ("vocab", "dtype"),
+    [(17, torch.float32), (2500, torch.float32), (300, torch.bfloat16)],
+    ids=["tiny", "blocks", "bf16"],
+)
+def test_kernels_are_no_less_accurate_than_torch(kind, vocab, dtype, device, poisoned_empty):
+    assert_no_less_accurate(problem(vocab, dtype, device), kind, dtype)
+
+
+@pytest.mark.parametrize("kind", ["fkl", "lk_lambda", "ce"])
+def test_kernels_with_softcap_temperature_tiles_and_padded_vocabulary(kind, device):
+    settings = {"temperature": 0.7, "draft_softcap": 3.0, "target_softcap": 5.0, "tile_rows": 2, "vocab_size": 150}
+    assert_no_less_accurate(problem(160, torch.float32, device), kind, torch.float32, **settings)
+
+
+@pytest.mark.parametrize("vocab", [32000, 151936])
+def test_kernels_on_large_vocabularies(vocab, device):
+    inputs = problem(vocab, torch.float32, device, tokens=2, draft_width=4, target_width=4)
+    truth = outcome({n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}, kind="fkl")
+    fused = outcome(inputs, kind="fkl", backend="fused")
+    for name, exact in truth.items():
+        torch.testing.assert_close(fused[name].double(), exact.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_kernels_leave_masked_tokens_and_targets_alone(device):
+    inputs = problem(40, torch.float32, device)
+    inputs["draft_hidden"][1] = torch.nan
+    before = inputs["target_hidden"].clone()
+    got = outcome(inputs, kind="fkl", backend="fused")
+    assert got["grad_hidden"][1].eq(0).all() and got["grad_weight"].isfinite().all()
+    assert torch.equal(inputs["target_hidden"], before)

@@ -60,6 +60,16 @@ def _repair_conversions(builder, handle, tl) -> None:
             return cast(self, source, target_type)
         return stock_fp(self, source, target_type, rounding_mode)
 
+    stock_dot = builder.create_dot
+
+    def dot(self, a, b, *rest):
+        wide = [
+            handle(from_bfloat16_bits(each.data), tl.float32) if each.dtype.scalar == tl.bfloat16 else each
+            for each in (a, b)
+        ]
+        return stock_dot(self, *wide, *rest)
+
+    builder.create_dot = dot
     builder.cast_impl, builder.create_fp_to_fp = cast, fp_to_fp
     builder.get_bf16 = lambda self, value: handle(to_bfloat16_bits(np.array([value], np.float32)), tl.bfloat16)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from specdistill_kernels.backend import choose
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings
 from specdistill_kernels.fused_divergence.reference import DIVERGENCES
 
 __all__ = ["DIVERGENCES", "DivergenceOutput", "fused_divergence"]
 
-_TILE_ENTRIES = 2**23
+_TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**23, 2**26
 
 
 class DivergenceOutput(NamedTuple):
@@ -25,6 +27,8 @@ class DivergenceOutput(NamedTuple):
     """sum_v min(p, q), float32 [tokens]; NaN where no target was given."""
     agreement: Tensor
     """1 where the two argmaxes agree, float32 [tokens]; NaN where no target was given."""
+    target_entropy: Tensor
+    """Entropy of p in nats, float32 [tokens]; NaN where no target was given."""
 
 
 def fused_divergence(
@@ -43,6 +47,7 @@ def fused_divergence(
     draft_softcap: float | None = None,
     target_softcap: float | None = None,
     tile_rows: int | None = None,
+    backend: str = "auto",
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -62,13 +67,16 @@ def fused_divergence(
         labels: int64 [tokens], for `ce` only.
         vocab_size: Real ids; columns beyond it are padding and take no part. Default: the smaller head.
         draft_softcap, target_softcap: c in logits = c tanh(logits / c) where the model has one (Gemma 2).
-        tile_rows: Rows at a time; by default as many as fit 2**23 logits.
+        tile_rows: Rows at a time; by default as many as fit 2**23 logits (on a GPU 2**26, which its matrix units need).
+        backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`. `fused` keeps logits and their gradients in
+            the heads' dtype; float64 runs in torch only.
 
     Returns:
         See `DivergenceOutput`.
 
     Raises:
         ValueError: Unknown kind, missing labels or target, or a setting outside its range.
+        RuntimeError: `fused` was asked for where it can't run.
 
     Source: fkl, rkl, jsd: Agarwal et al. 2024 (arXiv 2306.13649); tvd: Zhou et al. 2024 (arXiv 2310.08461); lk_*:
     Samarin et al. 2026 (arXiv 2602.23881).
@@ -90,10 +98,11 @@ def fused_divergence(
     width = vocab_size or min(widths)
     if width > min(widths):
         raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
-    settings = Settings(
-        kind, beta, eta, temperature, width, draft_softcap, target_softcap, tile_rows or max(1, _TILE_ENTRIES // width)
-    )
-    loss, per_token, alpha, agreement = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
+    fused = draft_weight.dtype != torch.float64 and choose(backend, draft_weight) == "fused"
+    entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
+    rows_at_once = tile_rows or max(1, entries // width)
+    settings = Settings(kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused)
+    loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
         draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, settings
     )
-    return DivergenceOutput(loss, per_token, alpha, agreement)
+    return DivergenceOutput(loss, per_token, *statistics.unbind())

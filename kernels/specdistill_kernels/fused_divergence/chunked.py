@@ -1,4 +1,4 @@
-"""Tiled torch implementation of `fused_divergence`: closed-form gradients, one tile of rows at a time.
+"""`fused_divergence` with closed-form gradients, a tile of rows at a time: in torch, or by the kernels of `fused.py`.
 
 With p = softmax(target), q = softmax(draft), z the draft's logits, alpha = sum_v min(p, q) and
 A_v = q_v (1[q_v < p_v] - sum_u q_u 1[q_u < p_u]) = d alpha / d z_v:
@@ -36,6 +36,8 @@ class Settings(NamedTuple):
     draft_softcap: float | None
     target_softcap: float | None
     tile_rows: int
+    fused: bool
+    """Whether a tile's statistics and gradient come from the Triton kernels."""
 
 
 class ChunkedDivergence(torch.autograd.Function):
@@ -46,7 +48,7 @@ class ChunkedDivergence(torch.autograd.Function):
         tokens = draft_hidden.shape[0]
         per_token = torch.zeros(tokens, dtype=torch.float32, device=draft_hidden.device)
         fill = 0.0 if target_hidden is not None else float("nan")
-        alpha, agreement = torch.full_like(per_token, fill), torch.full_like(per_token, fill)
+        statistics = torch.full((3, tokens), fill, dtype=torch.float32, device=draft_hidden.device)
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
         head = draft_weight[: settings.vocab_size]
@@ -55,13 +57,30 @@ class ChunkedDivergence(torch.autograd.Function):
         active = weights.nonzero()[:, 0]
         for rows in active.split(settings.tile_rows):
             hidden = draft_hidden[rows]
+            if settings.fused:
+                target = None if target_hidden is None else (target_hidden[rows], target_weight)
+                value, found, grad = _fused_tile(
+                    hidden,
+                    head,
+                    target,
+                    None if labels is None else labels[rows],
+                    weights[rows],
+                    settings,
+                    need_hidden or need_weight,
+                )
+                per_token[rows], statistics[:, rows] = value, found
+                if grad_hidden is not None:
+                    grad_hidden[rows] = (grad @ head).to(grad_hidden.dtype)
+                if grad_weight is not None:
+                    _add_weight_gradient(grad_weight, grad, hidden.to(head.dtype))
+                continue
             draft_scores = _scores(hidden, head, settings.draft_softcap)
             target_logits = None
             if target_hidden is not None:
                 target_head = target_weight[: settings.vocab_size]
                 target_logits = _scores(target_hidden[rows], target_head, settings.target_softcap)
                 target_logits = target_logits / settings.temperature
-            value, grad, overlap, agree = _tile(
+            value, grad, found = _tile(
                 draft_scores / settings.temperature,
                 target_logits,
                 None if labels is None else labels[rows],
@@ -69,8 +88,8 @@ class ChunkedDivergence(torch.autograd.Function):
                 need_hidden or need_weight,
             )
             per_token[rows] = value.float()
-            if overlap is not None and agree is not None:
-                alpha[rows], agreement[rows] = overlap.float(), agree.float()
+            if found is not None:
+                statistics[:, rows] = found.float()
             if grad is None:
                 continue
             grad *= (weights[rows].to(grad.dtype) / settings.temperature)[:, None]
@@ -81,9 +100,9 @@ class ChunkedDivergence(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight[: settings.vocab_size].addmm_(grad.T, hidden.to(grad.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(draft_weight.dtype))
-        ctx.mark_non_differentiable(per_token, alpha, agreement)
+        ctx.mark_non_differentiable(per_token, statistics)
         loss = (per_token[active].double() * weights[active].double()).sum()
-        return loss.to(_wide(head)), per_token, alpha, agreement
+        return loss.to(_wide(head)), per_token, statistics
 
     @staticmethod
     def backward(ctx, grad_loss, *_unused):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,6 +112,45 @@ class ChunkedDivergence(torch.autograd.Function):
             None if grad_weight is None else grad_weight * grad_loss,
             *(None,) * 5,
         )
+
+
+def _fused_tile(
+    hidden: Tensor,
+    head: Tensor,
+    target: tuple[Tensor, Tensor] | None,
+    labels: Tensor | None,
+    weights: Tensor,
+    settings: Settings,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value [rows], statistics [3, rows], and the gradient of the draft's logits in the head's dtype, scaled."""
+    from specdistill_kernels.fused_divergence.fused import divergence_tile
+
+    logits = hidden.to(head.dtype) @ head.T
+    target_logits = None
+    if target is not None:
+        target_head = target[1][: settings.vocab_size]
+        target_logits = target[0].to(target_head.dtype) @ target_head.T
+    value, statistics = divergence_tile(
+        logits,
+        target_logits,
+        labels,
+        weights,
+        settings.kind,
+        settings.beta,
+        settings.eta,
+        settings.temperature,
+        settings.draft_softcap,
+        settings.target_softcap,
+        need_grad,
+    )
+    return value, statistics, logits
+
+
+def _add_weight_gradient(out: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    from specdistill_kernels.fused_divergence.fused import add_weight_gradient
+
+    add_weight_gradient(out, grad, hidden)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -106,19 +164,22 @@ def _scores(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
 
 def _tile(
     draft_logits: Tensor, target_logits: Tensor | None, labels: Tensor | None, settings: Settings, need_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Value [rows], gradient of the draft's logits [rows, vocab], alpha [rows] and argmax agreement [rows]."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Value [rows], gradient of the draft's logits [rows, vocab]; [3, rows]: alpha, argmax agreement, entropy of p."""
     kind = settings.kind
     log_q = draft_logits.log_softmax(-1)
     q = log_q.exp()
     if target_logits is None:
-        return *_cross_entropy(log_q, q, labels, need_grad), None, None
+        return *_cross_entropy(log_q, q, labels, need_grad), None
     log_p = target_logits.log_softmax(-1)
     p = log_p.exp()
     alpha = torch.minimum(p, q).sum(-1)
     agreement = log_p.argmax(-1) == log_q.argmax(-1)
+    # Terms of probability 0 are 0 by continuity.
+    entropy = -torch.where(p > 0, p * log_p, 0).sum(-1)
+    statistics = torch.stack([alpha, agreement.to(alpha.dtype), entropy])
     if kind == "ce":
-        return *_cross_entropy(log_q, q, labels, need_grad), alpha, agreement
+        return *_cross_entropy(log_q, q, labels, need_grad), statistics
     value, grad = torch.zeros_like(alpha), None
     if kind in ("fkl", "jeffreys", "lk_lambda"):
         value = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
@@ -151,7 +212,7 @@ def _tile(
             value = weight * value + (1 - weight) * (1 - alpha)
             if grad is not None and overlap_grad is not None:
                 grad = weight[:, None] * grad - (1 - weight)[:, None] * overlap_grad
-    return value, grad, alpha, agreement
+    return value, grad, statistics
 
 
 def _cross_entropy(log_q: Tensor, q: Tensor, labels: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor | None]:

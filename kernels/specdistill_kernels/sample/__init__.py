@@ -32,7 +32,7 @@ def sample(
         logits: [rows, vocab], any float dtype; -inf means probability 0.
         seeds: int64 [rows], one per request. Not needed where every temperature is 0.
         positions: int64 [rows], which token of its answer the row decides: the same seed and position draw the same.
-        rounds: int64 [rows], tokens already emitted when a draft began; only read for the stream of drafts,.
+        rounds: int64 [rows], tokens already emitted when a draft began; only read for the stream of drafts.
         stream: `noise.TARGET` or `noise.DRAFT`: a draft must not share the target's noise under the rule `sampled`.
         temperature, top_k, top_p, min_p: One number or a tensor [rows]; see `filter_threshold`. Temperature 0 picks the
             largest logit, the lowest id where several tie.
