@@ -27,7 +27,8 @@ from specdistill.evaluation.sections import (
 )
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load, vocabulary
-from specdistill.models.pair import load_pair
+from specdistill.models.packed import check_packable, pack
+from specdistill.models.pair import load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
 _SCORING_BATCH = 8
@@ -53,12 +54,17 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)
+    if config.pack != "none":
+        check_packable(config.pack, resolve_device(config.device))
     prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     if config.threads:
         torch.set_num_threads(config.threads)
     pair = load_pair(config.target, config.draft, device=config.device, dtype=config.dtype, say=progress.say)
     target, draft = pair.target, pair.draft
     other = _load_compare(config, pair.target, progress)
+    packing = None
+    if config.pack != "none":
+        packing = sum(pack(model, config.pack) for model in (target, draft, other) if model is not None)
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
@@ -107,7 +113,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         "schema": 1,
         "target": model_section(target),
         "draft": model_section(draft),
-        "setup": setup_section(config, target, gamma, len(prompts), timed),
+        "setup": setup_section(config, target, gamma, len(prompts), timed, packing),
         "acceptance": acceptance_section(prompts, records, runs, rule, gamma, taus),
         "latency": latency_report,
         "economics": economics_section(verdict, costs),

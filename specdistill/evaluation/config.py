@@ -56,6 +56,9 @@ class BenchConfig:
     """A torch device; auto takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    pack: Literal["none", "float16", "int8"] = "none"
+    """Weights packed for small passes on an x86 CPU, of both models. float16 rounds the weights and stays exact for the
+    rounded model; int8 is faster and not exact: tokens that share a pass share a scale."""
     threads: int = 0
     """CPU threads of torch; 0 leaves its default. One thread gives the steadiest timings."""
     json: str | None = None
@@ -80,6 +83,8 @@ class BenchConfig:
             raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"--confidence must be in (0, 1), got {self.confidence}")
+        if self.pack != "none" and self.dtype not in ("auto", "float32"):
+            raise ConfigError(f"--pack {self.pack} starts from float32 weights; leave out --dtype {self.dtype}")
         if self.rule != "auto" and (self.rule == "greedy") != (self.temperature == 0):
             raise ConfigError(f"--rule {self.rule} does not go with --temperature {self.temperature}")
 
@@ -97,5 +102,5 @@ class BenchConfig:
 
     @property
     def lossy(self) -> bool:
-        """Whether the timed run gives up the target's distribution."""
+        """Whether the rule gives up the target's distribution."""
         return self.served_rule == "lenient"

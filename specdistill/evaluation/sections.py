@@ -35,9 +35,14 @@ def model_section(model: LanguageModel) -> dict[str, Any]:
 
 
 def setup_section(
-    config: BenchConfig, target: LanguageModel, num_draft_tokens: int, prompts: int, latency_prompts: int
+    config: BenchConfig,
+    target: LanguageModel,
+    num_draft_tokens: int,
+    prompts: int,
+    latency_prompts: int,
+    packing_seconds: float | None,
 ) -> dict[str, Any]:
-    """`setup` of the report."""
+    """`setup` of the report; packing_seconds is None where weights were not packed."""
     copied = (
         "temperature",
         "top_k",
@@ -58,7 +63,10 @@ def setup_section(
         **{name: getattr(config, name) for name in copied},
         "rule": config.served_rule,
         "predicting_rule": config.predicting_rule,
-        "lossy": config.lossy,
+        # Packed to int8, tokens that share a pass share a scale: near ties may fall otherwise than one by one.
+        "lossy": config.lossy or config.pack == "int8",
+        "pack": config.pack,
+        "packing_seconds": packing_seconds,
         "num_draft_tokens": num_draft_tokens,
         "prompts": prompts,
         "latency_prompts": latency_prompts,

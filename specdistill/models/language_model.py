@@ -31,6 +31,8 @@ class LanguageModel:
     """int64 [N] ascending: the ids of a trimmed output head; None for the whole vocabulary."""
     stored_dtype: torch.dtype | None = None
     """Of the files it came from, in which it is saved again; None keeps the weights' own."""
+    packed_head: torch.nn.Module | None = field(default=None, repr=False)
+    """Multiplies hidden states by the output head in its place; see `packed.pack`."""
     _head: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -87,8 +89,7 @@ class LanguageModel:
 
     def own_logits(self, hidden: Tensor) -> Tensor:
         """Logits over the ids this model can propose, [..., N] for a trimmed head and [..., vocab_size] else."""
-        head = self._inference_head()
-        logits = hidden @ head.T
+        logits = hidden @ self.inference_head().T if self.packed_head is None else self.packed_head(hidden)
         # GPT-2, Llama, Qwen, Gemma and Mistral have no bias in the head.
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -107,7 +108,8 @@ class LanguageModel:
         """Logits over the real vocabulary, [..., vocab_size]; -inf for ids outside a trimmed head."""
         return self.to_vocabulary(self.own_logits(hidden))
 
-    def _inference_head(self) -> Tensor:
+    def inference_head(self) -> Tensor:
+        """Rows of the head for the ids that the model can propose."""
         weight = self.head_weight
         if self.kept_ids is None:
             return weight[: self.vocab_size]

@@ -113,5 +113,6 @@ def verify_masses_kernel(
 
 @triton.jit
 def sum_of(mass_ptr, row, groups, BLOCK: tl.constexpr):
+    """A row's residual mass from its groups."""
     index = tl.arange(0, BLOCK)
     return tl.sum(tl.load(mass_ptr + row * groups + index, mask=index < groups, other=0.0), 0)
