@@ -10,6 +10,10 @@ from torch import Tensor
 from specdistill.decoding.ragged_cache import RaggedCache
 from specdistill.models import LanguageModel, families
 
+# Keys are attended to in multiples of this many positions, so that steps keep their shapes while a sequence grows: what
+# torch.compile or a CUDA graph has captured serves 64 steps, not one. The mask hides what is not written yet.
+EXTENT = 64
+
 
 class CachedModel:
     """Runs a `LanguageModel` over a batch whose rows have different lengths, and times it.
@@ -22,12 +26,12 @@ class CachedModel:
 
     def __init__(self, model: LanguageModel, batch_size: int, capacity: int) -> None:
         self.model = model
-        self.capacity = capacity
+        self.capacity = _rounded(capacity)
         self.lengths = [0] * batch_size
         self.seconds = 0.0
         """Time spent inside forward passes, the output head included."""
         self.calls = 0
-        self._cache = RaggedCache(families.num_layers(model.config), capacity)
+        self._cache = RaggedCache(families.num_layers(model.config), self.capacity)
         self._types = families.layer_attention_types(model.config)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -39,11 +43,12 @@ class CachedModel:
         start = time.perf_counter()
         device = self.model.device
         new = token_ids.shape[1]
-        extent = max(self.lengths) + new
+        needed = max(self.lengths) + new
         positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(new, device=device)
         # Right padding may run past the longest row: it has to be written somewhere that no row reads.
-        if extent > self.capacity:
-            raise ValueError(f"cache of {self.capacity} positions can't hold {extent}; allocate more")
+        if needed > self.capacity:
+            raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
+        extent = _rounded(needed)
         self._cache.write_next(positions, extent)
         output = self.model.base_model(
             input_ids=token_ids,
@@ -102,3 +107,7 @@ class CachedModel:
         blocked = torch.finfo(dtype).min
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, blocked)[:, None]
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // EXTENT) * EXTENT

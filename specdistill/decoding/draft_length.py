@@ -17,8 +17,12 @@ class DraftLength(Protocol):
     watches_confidence: bool
     """Whether `goes_on` wants to be asked; it costs a softmax per draft step."""
 
-    def limit(self) -> int:
-        """Draft tokens of the next round at most; 0 is a plain target step."""
+    def limit(self, unread: int) -> int:
+        """Draft tokens of the next round at most; 0 is a plain target step.
+
+        Args:
+            unread: Tokens that the draft would have to read first, the most of any row.
+        """
         ...
 
     def goes_on(self, confidence: float) -> bool:
@@ -44,7 +48,7 @@ class FixedLength:
             raise ConfigError(f"--num-draft-tokens must be at least 1, got {num_draft_tokens}")
         self.max_tokens = num_draft_tokens
 
-    def limit(self) -> int:
+    def limit(self, unread: int) -> int:
         return self.max_tokens
 
     def goes_on(self, confidence: float) -> bool:
@@ -66,7 +70,7 @@ class ConfidenceLength:
             raise ConfigError(f"--confidence must be in (0, 1), got {threshold}")
         self.max_tokens, self.threshold = max_tokens, threshold
 
-    def limit(self) -> int:
+    def limit(self, unread: int) -> int:
         return self.max_tokens
 
     def goes_on(self, confidence: float) -> bool:
@@ -118,15 +122,18 @@ class AutoLength:
             tokens += reach
         return tokens / (length * self._costs.cost_ratio + self._costs.verify_cost[length + 1])
 
-    def limit(self) -> int:
+    def limit(self, unread: int) -> int:
         best = max(range(1, self.max_tokens + 1), key=self.expected_speedup)
         if self.expected_speedup(best) >= 1:
             return best
         if self._debt > 0:
             self._debt -= 1
             return 0
-        # One draft token is the cheapest look; it is paid for by plain steps before the next one.
-        loss = self._costs.cost_ratio + self._costs.verify_cost[2] - 1
+        # One draft token is the cheapest look; it is paid for by plain steps before the next one. What the draft has
+        # not read since the last look is part of the price; long passes cost less per token than the longest measured.
+        widest = max(self._costs.verify_cost)
+        reading = self._costs.cost_ratio * unread * self._costs.verify_cost[widest] / widest
+        loss = self._costs.cost_ratio + self._costs.verify_cost[2] - 1 + reading
         self._debt = max(1.0, loss / self._probe_share)
         return 1
 

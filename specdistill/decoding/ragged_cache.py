@@ -31,14 +31,14 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Writes [batch, heads, new, head_dim] and returns the buffers up to the longest row."""
+        """Writes [batch, heads, new, head_dim] and returns the buffers up to the extent."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
+        # Positions stay a tensor in both cases: a number would be baked into a compiled or captured step.
         if key_states.shape[0] == 1:
-            start = self.extent - key_states.shape[2]
-            self.keys[:, :, start : self.extent] = key_states
-            self.values[:, :, start : self.extent] = value_states
+            self.keys.index_copy_(2, self.write_at[0], key_states)
+            self.values.index_copy_(2, self.write_at[0], value_states)
         else:
             rows = torch.arange(key_states.shape[0], device=key_states.device)[:, None]
             self.keys[rows, :, self.write_at] = key_states.transpose(1, 2)

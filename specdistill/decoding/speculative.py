@@ -191,7 +191,7 @@ class _Batch:
         budget = [self.stopping.max_new_tokens - len(self.results[row].token_ids) for row in self.alive]
         # The last token of a row comes from the target anyway where verification always adds one.
         spare = 1 if decoder.acceptance.always_adds_token else 0
-        limit = decoder.length.limit()
+        limit = decoder.length.limit(max(map(len, self._unread())))
         proposal, counts = self._propose([min(limit, left - spare) for left in budget])
         proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
         pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
@@ -207,11 +207,15 @@ class _Batch:
         emitted = [len(self.results[row].token_ids) for row in self.alive]
         return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
 
+    def _unread(self) -> list[list[int]]:
+        """What the draft has not read of each row yet."""
+        sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
+        return [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
+
     def _propose(self, counts: list[int]) -> tuple[Proposal, list[int]]:
         """Lets the draft propose up to `counts` tokens per row; the second value is how many each row proposed."""
         draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
-        sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
-        unseen = [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
+        unseen = self._unread()
         keys = self._keys()
         steps: list[Tensor] = []
         step_logits: list[Tensor] = []

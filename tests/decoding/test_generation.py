@@ -130,7 +130,7 @@ def test_auto_finds_the_length_with_the_highest_expected_speed():
     for _ in range(400):
         # Position 1 is nearly always right, position 2 never.
         policy.observe([4], [1])
-    assert policy.limit() == 1
+    assert policy.limit(1) == 1
     assert policy.expected_speedup(1) == pytest.approx(2 / (0.05 + 1.04), rel=0.02)
     assert AutoLength(DEAR, 4).expected_speedup(0) == 1
 
@@ -142,7 +142,7 @@ def test_auto_forgives_a_bad_start():
     assert policy.expected_speedup(1) < 1.1
     for _ in range(300):
         policy.observe([4], [4])
-    assert policy.limit() == 4
+    assert policy.limit(1) == 4
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,31 @@ def test_min_p():
     assert torch.isfinite(Sampling(min_p=0.3, top_p=0.6).process(logits))[0].tolist() == [True, True, False, False]
     with pytest.raises(ConfigError, match="--min-p"):
         Sampling(min_p=1.0)
+
+
+def test_steps_keep_their_shapes_so_that_they_can_be_captured():
+    """Draft steps of 1 token (2 after a wholly kept draft), target passes of one width, keys in multiples of 64."""
+    target = make_model()
+    draft = perturbed(target, 0.02)
+    seen = {"target": set(), "draft": set()}
+
+    def record(name):
+        def hook(module, args, kwargs):
+            ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+            seen[name].add((tuple(ids.shape), mask.shape[-1]))
+
+        return hook
+
+    handles = [
+        model.base_model.register_forward_pre_hook(record(name), with_kwargs=True)
+        for name, model in (("target", target), ("draft", draft))
+    ]
+    SpeculativeDecoder(target, draft, num_draft_tokens=3, sampling=GREEDY).generate(
+        [[5, 6, 7]], max_new_tokens=50, seeds=[0]
+    )
+    for handle in handles:
+        handle.remove()
+    # The prompt, then one shape for all passes but the last ones, which the length limit shortens.
+    assert ((1, 4), 64) in seen["target"] and len(seen["target"]) <= 5
+    # The draft reads two tokens where all of its last ones were kept, else one.
+    assert seen["draft"] == {((1, 4), 64), ((1, 1), 64), ((1, 2), 64)}

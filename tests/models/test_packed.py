@@ -1,0 +1,64 @@
+"""Packed weights: close to what they stand for, used by every pass, refused where they can't run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_model
+
+from specdistill import BenchConfig, run_bench
+from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.errors import ConfigError
+from specdistill.models.packed import PackedLinear, check_packable, pack
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float16", 2e-3), ("int8", 0.1)])
+def test_a_packed_layer_is_close_to_its_weights(kind, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = 0.1 * torch.randn(70, 50, generator=generator), torch.randn(70, generator=generator)
+    inputs = torch.randn(2, 5, 50, generator=generator)
+    layer = PackedLinear(weight, bias, kind)
+    torch.testing.assert_close(layer(inputs), inputs @ weight.T + bias, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float16_decoding_is_exact_for_the_packed_model(family):
+    target, draft = make_model(family), make_model(family, layers=1, seed=3)
+    before = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
+    assert pack(target, "float16") > 0 and pack(draft, "float16") > 0
+    after = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
+    assert not torch.equal(before, after), "nothing was packed"
+    torch.testing.assert_close(before, after, atol=0.05, rtol=0.05)
+    linear = [module for module in target.base_model.modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    assert not linear
+    for prompt in ([5, 6, 7], [20, 21, 22, 23, 24, 25]):
+        plain = generate_plain(target, [prompt], sampling=GREEDY, max_new_tokens=30, seeds=[0])[0]
+        fast = SpeculativeDecoder(target, draft, num_draft_tokens=4, sampling=GREEDY)
+        assert fast.generate([prompt], max_new_tokens=30, seeds=[0])[0].token_ids == plain.token_ids
+
+
+def test_refuses():
+    with pytest.raises(ConfigError, match="is for CPUs"):
+        check_packable("int8", "cuda")
+    with pytest.raises(ConfigError, match="float16, int8"):
+        pack(make_model(), "int4")
+    with pytest.raises(ConfigError, match="leave out --dtype bfloat16"):
+        BenchConfig(target="a", draft="b", pack="int8", dtype="bfloat16")
+
+
+def test_bench_reports_packing(tmp_path):
+    target, draft = make_model(), make_model(layers=1, seed=3)
+    for model, name in ((target, "target"), (draft, "draft")):
+        model.model.save_pretrained(tmp_path / name)
+        model.tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("w1 w2 w3\nw4 w5\n")
+    report = run_bench(
+        BenchConfig(
+            target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), prompts=str(tmp_path / "prompts.txt"),
+            max_new_tokens=12, max_draft_tokens=2, pack="float16",
+        )
+    )  # fmt: skip
+    assert report["setup"]["pack"] == "float16" and report["setup"]["packing_seconds"] > 0
+    assert not report["setup"]["lossy"] and report["lossless"]["greedy_identical"]
