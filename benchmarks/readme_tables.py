@@ -87,7 +87,56 @@ def lossless_line() -> str:
     )
 
 
-TABLES = {"alpha": alpha_table, "speed": speed_table, "layers": layers_table, "lossless": lossless_line}
+def decoder_table() -> str:
+    found = load("decoder_speed.json")
+    lines = ["| tokens per second, greedy, float32 | ratio |", "|---|---|"]
+    for label, key in (
+        ("over transformers' assisted generation, 4 draft tokens, batch 1", "over_transformers"),
+        ("batch of 8 over the same prompts one by one", "batch_8_over_sequential"),
+        ("`auto` over the plain target, this draft", "auto_over_plain_draft"),
+        ("`auto` over the plain target, a draft that is never right", "auto_over_plain_useless_draft"),
+    ):
+        lines.append(f"| {label} | {spread(found[key])} |")
+    cells = {(each["weights"], each["threads"]): each for each in load("verify_cost.json")["cells"]}
+    lines += [
+        "",
+        "| weights | plain step, 1 thread | checking 5 tokens, in plain steps: 1 thread | 2 threads "
+        "| greedy output as without draft |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for label, kind in (("float32", "float32"), ("`--pack float16`", "float16"), ("`--pack int8`", "int8")):
+        one, two = cells[kind, 1], cells[kind, 2]
+        entry = found[kind]
+        same = (
+            f"{entry['greedy_identical_prompts']} of {entry['of_prompts']}"
+            if "of_prompts" in entry
+            else "all, see below"
+        )
+        lines.append(
+            f"| {label} | {1000 * one['target_step_seconds']:.0f} ms | {one['verify_cost']['5']:.2f} "
+            f"| {two['verify_cost']['5']:.2f} | {same} |"
+        )
+    return "\n".join(lines)
+
+
+def divergence_line() -> str:
+    found = load("divergence_cpu.json")
+    ratios = ", ".join(f"`{kind}` {value:.2f}x" for kind, value in found["unfused_over_tiled"].items())
+    tiled, unfused = (found["peak_mib"][name] for name in ("tiled", "unfused"))
+    return (
+        f"{ratios} as fast as plain torch, and {tiled:.0f} MiB instead of {unfused:.0f} MiB "
+        f"({found['tokens']} tokens x {found['vocab']} ids)."
+    )
+
+
+TABLES = {
+    "alpha": alpha_table,
+    "speed": speed_table,
+    "layers": layers_table,
+    "lossless": lossless_line,
+    "decoder": decoder_table,
+    "divergence": divergence_line,
+}
 
 
 def filled(text: str) -> str:

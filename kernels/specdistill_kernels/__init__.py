@@ -15,7 +15,7 @@ Triton kernel in `fused.py` and a tiled torch version in `chunked.py`. Importing
 from specdistill_kernels import noise
 from specdistill_kernels.expected_acceptance import AcceptanceStatistics, expected_acceptance
 from specdistill_kernels.filter_threshold import filter_threshold
-from specdistill_kernels.fused_divergence import DIVERGENCES, DivergenceOutput, fused_divergence
+from specdistill_kernels.fused_divergence import DIVERGENCES, DivergenceOutput, SoftLabels, fused_divergence
 from specdistill_kernels.sample import sample
 from specdistill_kernels.topk_membership import topk_membership
 from specdistill_kernels.verify import RULES, Verified, verify
@@ -25,6 +25,7 @@ __all__ = [
     "RULES",
     "AcceptanceStatistics",
     "DivergenceOutput",
+    "SoftLabels",
     "Verified",
     "expected_acceptance",
     "filter_threshold",

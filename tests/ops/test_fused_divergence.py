@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from specdistill_kernels.fused_divergence import DIVERGENCES, fused_divergence
+from specdistill_kernels.fused_divergence import DIVERGENCES, SoftLabels, fused_divergence
 from specdistill_kernels.fused_divergence.reference import divergence
 
 PROBABILISTIC = [kind for kind in DIVERGENCES if kind != "ce"]
@@ -313,3 +313,63 @@ def test_kernels_leave_masked_tokens_and_targets_alone(device):
     got = outcome(inputs, kind="fkl", backend="fused")
     assert got["grad_hidden"][1].eq(0).all() and got["grad_weight"].isfinite().all()
     assert torch.equal(inputs["target_hidden"], before)
+
+
+# Soft labels: the target's K likeliest ids, and one outcome for the rest.
+
+
+def soft_problem(vocab=12, top=4, tokens=3):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, target = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((tokens, 5), (vocab, 5), (tokens, vocab))
+    )
+    log_probs, ids = target.log_softmax(-1).topk(top)
+    return hidden.requires_grad_(), weight.requires_grad_(), target, SoftLabels(ids, log_probs)
+
+
+@pytest.mark.parametrize("kind", PROBABILISTIC)
+def test_soft_labels_are_the_divergence_of_merged_outcomes(kind):
+    hidden, weight, target, soft = soft_problem()
+    weights = torch.rand(3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def merged(log_probs):
+        top = log_probs.gather(1, soft.token_ids)
+        rest = log_probs.scatter(1, soft.token_ids, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([top, rest], 1)
+
+    wanted = divergence(merged((hidden @ weight.T).log_softmax(-1)), merged(target.log_softmax(-1)), kind)
+    got = fused_divergence(hidden, weight, None, None, weights, kind=kind, soft_labels=soft, tile_rows=2)
+    torch.testing.assert_close(got.per_token.double(), wanted.detach(), rtol=1e-5, atol=1e-6)
+    true = fused_divergence(hidden, weight, target, torch.eye(12, dtype=torch.float64), weights, kind=kind)
+    if kind not in ("lk_lambda",):
+        assert (got.per_token <= true.per_token + 1e-6).all()
+    assert (got.alpha >= true.alpha - 1e-6).all()
+    for mine, theirs in zip(
+        torch.autograd.grad(got.loss, (hidden, weight)),
+        torch.autograd.grad((weights * wanted).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", PROBABILISTIC)
+def test_soft_labels_of_the_whole_vocabulary_are_the_target(kind):
+    hidden, weight, target, soft = soft_problem(top=12)
+    ones = torch.ones(3, dtype=torch.float64)
+    got = fused_divergence(hidden, weight, None, None, ones, kind=kind, soft_labels=soft, temperature=1.0)
+    true = fused_divergence(hidden, weight, target, torch.eye(12, dtype=torch.float64), ones, kind=kind)
+    torch.testing.assert_close(got.per_token, true.per_token)
+    gradients = [torch.autograd.grad(each.loss, weight)[0] for each in (got, true)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_soft_labels_refuse_what_they_cannot_be():
+    hidden, weight, _, soft = soft_problem()
+    ones = torch.ones(3)
+    with pytest.raises(ValueError, match="replace the target"):
+        fused_divergence(hidden, weight, None, None, ones, kind="ce", labels=torch.zeros(3).long(), soft_labels=soft)
+    with pytest.raises(ValueError, match="as many ids as"):
+        fused_divergence(
+            hidden, weight, None, None, ones, soft_labels=SoftLabels(soft.token_ids[:, :2], soft.log_probs)
+        )

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from specdistill_kernels.backend import choose
-from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings
+from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings, SoftLabels
 from specdistill_kernels.fused_divergence.reference import DIVERGENCES
 
-__all__ = ["DIVERGENCES", "DivergenceOutput", "fused_divergence"]
+__all__ = ["DIVERGENCES", "DivergenceOutput", "SoftLabels", "fused_divergence"]
 
 _TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**23, 2**26
 
@@ -48,6 +48,7 @@ def fused_divergence(
     target_softcap: float | None = None,
     tile_rows: int | None = None,
     backend: str = "auto",
+    soft_labels: SoftLabels | None = None,
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -69,7 +70,10 @@ def fused_divergence(
         draft_softcap, target_softcap: c in logits = c tanh(logits / c) where the model has one (Gemma 2).
         tile_rows: Rows at a time; by default as many as fit 2**23 logits (on a GPU 2**26, which its matrix units need).
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`. `fused` keeps logits and their gradients in
-            the heads' dtype; float64 runs in torch only.
+            the heads' dtype; float64 and soft labels run in torch only.
+        soft_labels: Instead of the target: its K likeliest ids with their log-probabilities. All other ids count as one
+            outcome, in divergence, alpha, agreement and entropy alike: a divergence over merged outcomes is at most
+            the true one, alpha at least. Any kind but `ce`.
 
     Returns:
         See `DivergenceOutput`.
@@ -85,24 +89,29 @@ def fused_divergence(
         raise ValueError(f"unknown divergence {kind!r}; choose one of {', '.join(DIVERGENCES)}")
     if kind == "ce" and labels is None:
         raise ValueError("the divergence 'ce' needs labels")
-    if kind != "ce" and (target_hidden is None or target_weight is None):
-        raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight")
+    if soft_labels is not None and (kind == "ce" or target_hidden is not None):
+        raise ValueError("soft_labels replace the target: leave out target_hidden, and choose another kind than 'ce'")
+    if kind != "ce" and soft_labels is None and (target_hidden is None or target_weight is None):
+        raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight, or soft_labels")
     if not 0 < beta < 1:
         raise ValueError(f"expected 0 < beta < 1, got {beta}; use kind='fkl' or kind='rkl' for the ends")
     if temperature <= 0:
         raise ValueError(f"expected temperature > 0, got {temperature}")
-    rows = [draft_hidden.shape[0], weights.shape[0]] + ([] if target_hidden is None else [target_hidden.shape[0]])
+    if soft_labels is not None and soft_labels.token_ids.shape != soft_labels.log_probs.shape:
+        raise ValueError("soft_labels must have as many ids as log-probabilities")
+    given = target_hidden if soft_labels is None else soft_labels.token_ids
+    rows = [draft_hidden.shape[0], weights.shape[0]] + ([] if given is None else [given.shape[0]])
     if len(set(rows)) != 1:
         raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {rows}")
     widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
     width = vocab_size or min(widths)
     if width > min(widths):
         raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
-    fused = draft_weight.dtype != torch.float64 and choose(backend, draft_weight) == "fused"
+    fused = soft_labels is None and draft_weight.dtype != torch.float64 and choose(backend, draft_weight) == "fused"
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
     settings = Settings(kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused)
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, settings
+        draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings
     )
     return DivergenceOutput(loss, per_token, *statistics.unbind())

@@ -40,14 +40,25 @@ class Settings(NamedTuple):
     """Whether a tile's statistics and gradient come from the Triton kernels."""
 
 
+class SoftLabels(NamedTuple):
+    """A target's distribution by its K likeliest ids; what they leave of 1 lies on the other ids, unknown how."""
+
+    token_ids: Tensor
+    """int64 [tokens, K], no id twice in a row."""
+    log_probs: Tensor
+    """[tokens, K], any float dtype: logarithms of their probabilities, at the temperature of the loss."""
+
+
 class ChunkedDivergence(torch.autograd.Function):
     """See the module's docstring; inputs and outputs as in `fused_divergence`."""
 
     @staticmethod
-    def forward(ctx, draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, settings: Settings):
+    def forward(
+        ctx, draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings: Settings
+    ):
         tokens = draft_hidden.shape[0]
         per_token = torch.zeros(tokens, dtype=torch.float32, device=draft_hidden.device)
-        fill = 0.0 if target_hidden is not None else float("nan")
+        fill = float("nan") if target_hidden is None and soft_labels is None else 0.0
         statistics = torch.full((3, tokens), fill, dtype=torch.float32, device=draft_hidden.device)
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
@@ -57,33 +68,13 @@ class ChunkedDivergence(torch.autograd.Function):
         active = weights.nonzero()[:, 0]
         for rows in active.split(settings.tile_rows):
             hidden = draft_hidden[rows]
-            if settings.fused:
-                target = None if target_hidden is None else (target_hidden[rows], target_weight)
-                value, found, grad = _fused_tile(
-                    hidden,
-                    head,
-                    target,
-                    None if labels is None else labels[rows],
-                    weights[rows],
-                    settings,
-                    need_hidden or need_weight,
-                )
-                per_token[rows], statistics[:, rows] = value, found
-                if grad_hidden is not None:
-                    grad_hidden[rows] = (grad @ head).to(grad_hidden.dtype)
-                if grad_weight is not None:
-                    _add_weight_gradient(grad_weight, grad, hidden.to(head.dtype))
-                continue
-            draft_scores = _scores(hidden, head, settings.draft_softcap)
-            target_logits = None
-            if target_hidden is not None:
-                target_head = target_weight[: settings.vocab_size]
-                target_logits = _scores(target_hidden[rows], target_head, settings.target_softcap)
-                target_logits = target_logits / settings.temperature
-            value, grad, found = _tile(
-                draft_scores / settings.temperature,
-                target_logits,
+            value, grad, found = (_fused_tile if settings.fused else _torch_tile)(
+                hidden,
+                head,
+                None if target_hidden is None else (target_hidden[rows], target_weight[: settings.vocab_size]),
                 None if labels is None else labels[rows],
+                None if soft_labels is None else SoftLabels(*(each[rows] for each in soft_labels)),
+                weights[rows],
                 settings,
                 need_hidden or need_weight,
             )
@@ -92,12 +83,11 @@ class ChunkedDivergence(torch.autograd.Function):
                 statistics[:, rows] = found.float()
             if grad is None:
                 continue
-            grad *= (weights[rows].to(grad.dtype) / settings.temperature)[:, None]
-            if settings.draft_softcap is not None:
-                grad *= 1 - (draft_scores / settings.draft_softcap) ** 2
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad.to(head.dtype) @ head).to(grad_hidden.dtype)
-            if grad_weight is not None:
+            if grad_weight is not None and settings.fused:
+                _add_weight_gradient(grad_weight, grad, hidden.to(head.dtype))
+            elif grad_weight is not None:
                 grad_weight[: settings.vocab_size].addmm_(grad.T, hidden.to(grad.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(draft_weight.dtype))
         ctx.mark_non_differentiable(per_token, statistics)
@@ -110,8 +100,56 @@ class ChunkedDivergence(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad_loss,
             None if grad_weight is None else grad_weight * grad_loss,
-            *(None,) * 5,
+            *(None,) * 6,
         )
+
+
+def _torch_tile(
+    hidden: Tensor,
+    head: Tensor,
+    target: tuple[Tensor, Tensor] | None,
+    labels: Tensor | None,
+    soft_labels: SoftLabels | None,
+    weights: Tensor,
+    settings: Settings,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Value [rows], scaled gradient of the draft's logits as the head gave them, statistics [3, rows]."""
+    scores = _scores(hidden, head, settings.draft_softcap)
+    draft_logits = scores / settings.temperature
+    if soft_labels is not None:
+        value, grad, found = _soft_tile(draft_logits, soft_labels, settings, need_grad)
+    else:
+        target_logits = None
+        if target is not None:
+            target_logits = _scores(*target, settings.target_softcap) / settings.temperature
+        value, grad, found = _tile(draft_logits, target_logits, labels, settings, need_grad)
+    if grad is not None:
+        grad *= (weights.to(grad.dtype) / settings.temperature)[:, None]
+        if settings.draft_softcap is not None:
+            grad *= 1 - (scores / settings.draft_softcap) ** 2
+    return value, grad, found
+
+
+def _soft_tile(
+    draft_logits: Tensor, soft: SoftLabels, settings: Settings, need_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `_tile`, over K + 1 outcomes: the given ids, and all others as one, whose logit is their log-sum-exp.
+
+    An outcome's gradient goes to its ids by their share of it: to a given id whole, to the others as q_v / q_tail.
+    """
+    top = draft_logits.gather(1, soft.token_ids)
+    others = draft_logits.scatter(1, soft.token_ids, -torch.inf)
+    tail = others.logsumexp(-1, keepdim=True)
+    log_p = soft.log_probs.to(draft_logits.dtype)
+    # What the K leave. Below the rounding of their sum it is nothing, or a draft without other ids were infinitely far.
+    left = 1 - log_p.exp().sum(-1, keepdim=True)
+    left = left.masked_fill(left < 1e-6, 0).log()
+    value, grad, found = _tile(torch.cat([top, tail], 1), torch.cat([log_p, left], 1), None, settings, need_grad)
+    if grad is not None:
+        share = torch.where(others > -torch.inf, (others - tail).exp(), 0)
+        grad = (share * grad[:, -1:]).scatter(1, soft.token_ids, grad[:, :-1])
+    return value, grad, found
 
 
 def _fused_tile(
@@ -119,18 +157,17 @@ def _fused_tile(
     head: Tensor,
     target: tuple[Tensor, Tensor] | None,
     labels: Tensor | None,
+    soft_labels: SoftLabels | None,
     weights: Tensor,
     settings: Settings,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value [rows], statistics [3, rows], and the gradient of the draft's logits in the head's dtype, scaled."""
+    """As `_torch_tile`, with the gradient in the head's dtype where the logits were."""
     from specdistill_kernels.fused_divergence.fused import divergence_tile
 
+    assert soft_labels is None, "soft labels run in torch"
     logits = hidden.to(head.dtype) @ head.T
-    target_logits = None
-    if target is not None:
-        target_head = target[1][: settings.vocab_size]
-        target_logits = target[0].to(target_head.dtype) @ target_head.T
+    target_logits = None if target is None else target[0].to(target[1].dtype) @ target[1].T
     value, statistics = divergence_tile(
         logits,
         target_logits,
@@ -144,7 +181,7 @@ def _fused_tile(
         settings.target_softcap,
         need_grad,
     )
-    return value, statistics, logits
+    return value, logits, statistics
 
 
 def _add_weight_gradient(out: Tensor, grad: Tensor, hidden: Tensor) -> None:
