@@ -88,7 +88,8 @@ def test_a_draft_equal_to_the_target_scores_one_and_is_never_rejected(smollm2, p
         ]
         records = score(smollm2, smollm2, answers, sampling)
         for rule in ("greedy", "sampled") if not sampling.greedy else ("greedy", "sampled", "argmax_draft"):
-            assert ratio(*alpha_sums(records, rule)).mean == pytest.approx(1, abs=1e-5)
+            # Sums of 49152 float32 probabilities, each wrong by a rounding of its logit, miss 1 by about 1e-5.
+            assert ratio(*alpha_sums(records, rule)).mean == pytest.approx(1, abs=5e-5)
 
 
 def test_transformers_assisted_generation_agrees(smollm2, draft, prompts, plain):

@@ -26,12 +26,12 @@ class CachedModel:
 
     def __init__(self, model: LanguageModel, batch_size: int, capacity: int) -> None:
         self.model = model
-        self.capacity = _rounded(capacity)
+        self.capacity = capacity
         self.lengths = [0] * batch_size
         self.seconds = 0.0
         """Time spent inside forward passes, the output head included."""
         self.calls = 0
-        self._cache = RaggedCache(families.num_layers(model.config), self.capacity)
+        self._cache = RaggedCache(families.num_layers(model.config), _rounded(capacity))
         self._types = families.layer_attention_types(model.config)
 
     def forward(self, token_ids: Tensor) -> Tensor:
