@@ -18,6 +18,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from smollm2 import RESULTS, target_file
@@ -97,7 +98,12 @@ def main() -> None:
     prompts = encode_all(
         spread_over_categories(load_prompts("builtin:heldout"), options.prompts), pair.target.tokenizer, 4096
     )
-    result: dict = {"draft": options.draft, "prompts": len(prompts), "max_new_tokens": new, "torch": torch.__version__}
+    result: dict = {
+        "draft": Path(options.draft).name,
+        "prompts": len(prompts),
+        "max_new_tokens": new,
+        "torch": torch.__version__,
+    }
 
     print("verify cost, float32", flush=True)
     result["float32"] = verify_costs(pair, prompts)

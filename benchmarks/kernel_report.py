@@ -42,7 +42,7 @@ from specdistill_kernels.fused_divergence import DIVERGENCES
 from specdistill_kernels.fused_divergence import fused as divergence
 from specdistill_kernels.noise import TARGET, TILE
 from specdistill_kernels.sample import fused as sample
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.sampling_settings import SamplingSettings
 from specdistill_kernels.topk_membership import fused as membership
 from specdistill_kernels.verify import fused as verify
 
@@ -128,8 +128,8 @@ def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
     four, six = logits(4, dtype, aligned), logits(6, dtype, aligned)
     tokens, cu = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 4])
     keys = [torch.zeros(2, dtype=torch.int64)] * 2
-    settings = Settings(torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1))
-    per_row = Settings(*(each.repeat(2) for each in settings))
+    settings = SamplingSettings(torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1))
+    per_row = SamplingSettings(*(each.repeat(2) for each in settings))
     row_keys = [tokens] * 3
 
     def verifying(rule: str, draft: Tensor | None, filtered: bool) -> Callable[[], Any]:

@@ -42,3 +42,8 @@ def choose(requested: str, tensor: Tensor) -> str:
 def warps_of(threads: int) -> int:
     """Triton's num_warps for a program of so many threads: a warp has 64 lanes on AMD's data-centre GPUs, else 32."""
     return threads // (64 if torch.version.hip else 32)
+
+
+def unit_stride(logits: Tensor) -> Tensor:
+    """Rows may lie anywhere; entries of a row must be neighbours, or every load would fetch a sector for one entry."""
+    return logits if logits.stride(1) == 1 else logits.contiguous()

@@ -191,8 +191,9 @@ class _Batch:
         budget = [self.stopping.max_new_tokens - len(self.results[row].token_ids) for row in self.alive]
         # The last token of a row comes from the target anyway where verification always adds one.
         spare = 1 if decoder.acceptance.always_adds_token else 0
-        limit = decoder.length.limit(max(map(len, self._unread())))
-        proposal, counts = self._propose([min(limit, left - spare) for left in budget])
+        unread, keys = self._unread(), self._keys()
+        limit = decoder.length.limit(max(map(len, unread)))
+        proposal, counts = self._propose([min(limit, left - spare) for left in budget], unread, keys)
         proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
         pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
         widest = max(counts)
@@ -200,7 +201,7 @@ class _Batch:
         hidden = self.target.forward(torch.tensor(fed, device=decoder.target.device))
         real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
-        verified = decoder.acceptance(logits, proposal, self._keys())
+        verified = decoder.acceptance(logits, proposal, keys)
         self._commit(proposed, verified)
 
     def _keys(self) -> Keys:
@@ -212,16 +213,14 @@ class _Batch:
         sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
         return [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
 
-    def _propose(self, counts: list[int]) -> tuple[Proposal, list[int]]:
+    def _propose(self, counts: list[int], unread: list[list[int]], keys: Keys) -> tuple[Proposal, list[int]]:
         """Lets the draft propose up to `counts` tokens per row; the second value is how many each row proposed."""
         draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
-        unseen = self._unread()
-        keys = self._keys()
         steps: list[Tensor] = []
         step_logits: list[Tensor] = []
         keep_logits = not sampling.greedy
-        feed = torch.tensor([ids + [0] * (max(map(len, unseen)) - len(ids)) for ids in unseen], device=device)
-        real = list(map(len, unseen))
+        feed = torch.tensor([ids + [0] * (max(map(len, unread)) - len(ids)) for ids in unread], device=device)
+        real = list(map(len, unread))
         confidence = [1.0] * len(counts)
         for step in range(max(counts)):
             # Rows that want no more tokens must not draw: a row's randomness may not depend on who shares its batch.

@@ -63,7 +63,7 @@ def setup_section(
         **{name: getattr(config, name) for name in copied},
         "rule": config.served_rule,
         "predicting_rule": config.predicting_rule,
-        # Packed to int8, tokens that share a pass share a scale: near ties may fall otherwise than one by one.
+        # Packed to int8, tokens that share a pass share a scale: checking several decides otherwise than one by one.
         "lossy": config.lossy or config.pack == "int8",
         "pack": config.pack,
         "packing_seconds": packing_seconds,

@@ -373,3 +373,5 @@ def test_soft_labels_refuse_what_they_cannot_be():
         fused_divergence(
             hidden, weight, None, None, ones, soft_labels=SoftLabels(soft.token_ids[:, :2], soft.log_probs)
         )
+    with pytest.raises(RuntimeError, match="takes neither soft_labels nor float64"):
+        fused_divergence(hidden, weight, None, None, ones, soft_labels=soft, backend="fused")

@@ -413,6 +413,14 @@ def test_kernels_treat_strange_rows_as_the_definition(rule, device):
     assert got == wanted
 
 
+def test_kernels_read_expanded_settings_row_by_row(device):
+    target, draft, cu = requests(40, torch.float32, device)
+    ids = draft.argmax(-1)
+    expanded = torch.tensor(0.7, device=device).expand(len(COUNTS))
+    wanted = decisions("sampled", target, draft, cu, ids, "fused", temperature=0.7)
+    assert decisions("sampled", target, draft, cu, ids, "fused", temperature=expanded) == wanted
+
+
 def test_the_kernels_follow_the_target_too(device):
     """Independently of the definition; a few draws in the interpreter, and more where it is fast."""
     draws = 9000 if device == "cuda" else 90

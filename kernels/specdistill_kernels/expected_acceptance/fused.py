@@ -4,8 +4,6 @@ One program per row, two passes over the vocabulary in blocks. The first yields 
 maximum and rescaled sum) and argmax; the second forms p = exp(z_t - lse_t) and q = exp(z_d - lse_d) in registers and
 sums min(p, q), p log p, q log q and p (log p - log q). Reads each row twice: 8 bytes per vocabulary entry for a pair of
 bfloat16 rows; writes a few numbers per row. Forward only.
-
-Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -15,29 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdistill_kernels.backend import warps_of
+from specdistill_kernels.backend import unit_stride, warps_of
 from specdistill_kernels.expected_acceptance.reference import AcceptanceStatistics
+from specdistill_kernels.fused_scan import leftmost, online
 
 # 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every
 # target (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
 BLOCK, THREADS = 2048, 256
-
-
-@triton.jit
-def _online(peak, total, scores):
-    """Running maximum and sum of exponentials; a block without any finite score leaves the sum at zero."""
-    new_peak = tl.maximum(peak, tl.max(scores, 0))
-    shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)
-    return new_peak, total * tl.exp(peak - shift) + tl.sum(tl.exp(scores - shift), 0)
-
-
-@triton.jit
-def _leftmost(best, best_at, scores, columns):
-    """Running argmax; the lowest column wins ties, within a block and across blocks."""
-    peak = tl.max(scores, 0)
-    at = tl.min(tl.where(scores == peak, columns, 2147483647), 0)
-    better = peak > best
-    return tl.where(better, peak, best), tl.where(better, at, best_at)
 
 
 @triton.jit
@@ -67,10 +49,10 @@ def expected_acceptance_fwd_kernel(
         draft = tl.load(draft_row + columns, mask=inside, other=-float("inf")).to(tl.float32)
         # A maximum may skip NaN, so it is looked for by itself.
         strange += tl.sum(((target != target) | (draft != draft)).to(tl.int32), 0)
-        target_peak, target_sum = _online(target_peak, target_sum, target)
-        draft_peak, draft_sum = _online(draft_peak, draft_sum, draft)
-        target_best, target_at = _leftmost(target_best, target_at, target, columns)
-        draft_best, draft_at = _leftmost(draft_best, draft_at, draft, columns)
+        target_peak, target_sum = online(target_peak, target_sum, target)
+        draft_peak, draft_sum = online(draft_peak, draft_sum, draft)
+        target_best, target_at = leftmost(target_best, target_at, target, columns)
+        draft_best, draft_at = leftmost(draft_best, draft_at, draft, columns)
     undefined = (strange > 0) | (target_sum == 0.0) | (draft_sum == 0.0)
     target_lse, draft_lse = target_peak + tl.log(target_sum), draft_peak + tl.log(draft_sum)
 
@@ -108,10 +90,8 @@ def expected_acceptance_fused(
 ) -> AcceptanceStatistics:
     """See `expected_acceptance`; `block` is forced by tests to reach the multi-block path at small vocabularies."""
     rows, vocab = target_logits.shape
-    # Rows may lie anywhere; entries of a row must be neighbours, or every load would fetch a sector for one entry.
-    target_logits, draft_logits = (
-        each if each.stride(1) == 1 else each.contiguous() for each in (target_logits, draft_logits)
-    )
+    target_logits, draft_logits = unit_stride(target_logits), unit_stride(draft_logits)
+    token_ids = None if token_ids is None else token_ids.contiguous()
     out = torch.empty(7, rows, dtype=torch.float32, device=target_logits.device)
     argmax = torch.empty(rows, dtype=torch.int64, device=target_logits.device)
     if rows:

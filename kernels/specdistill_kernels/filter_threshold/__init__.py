@@ -6,7 +6,7 @@ from torch import Tensor
 
 from specdistill_kernels.backend import choose
 from specdistill_kernels.filter_threshold.reference import threshold
-from specdistill_kernels.settings import settings_of
+from specdistill_kernels.sampling_settings import settings_of
 
 __all__ = ["filter_threshold"]
 

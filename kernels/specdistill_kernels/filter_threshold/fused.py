@@ -14,29 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdistill_kernels.backend import warps_of
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.backend import unit_stride, warps_of
+from specdistill_kernels.fused_scan import request_of
+from specdistill_kernels.sampling_settings import SamplingSettings
 
 BLOCK, THREADS = 4096, 512
 _ORDER_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 _KEY_OF_MINUS_INFINITY = tl.constexpr(-2139095041)
-
-
-@triton.jit
-def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
-    """Which request a flat row belongs to, and which of its rows it is; EXTRA = 1 for target rows (one bonus each)."""
-    before = row.to(tl.int64)
-    first = before
-    if cu_ptr is not None:
-        before = tl.full((), 0, tl.int64)
-        first = tl.full((), 0, tl.int64)
-        for start in range(0, batch, BLOCK):
-            index = start + tl.arange(0, BLOCK)
-            end = tl.load(cu_ptr + index, mask=index < batch, other=0).to(tl.int64) + EXTRA * (index + 1)
-            passed = (index < batch) & (end <= row)
-            before += tl.sum(passed.to(tl.int64), 0)
-            first = tl.maximum(first, tl.max(tl.where(passed, end, 0), 0))
-    return before, row - first
 
 
 @triton.jit
@@ -133,7 +117,7 @@ def filter_threshold_kernel(
 
 def filter_threshold_fused(
     logits: Tensor,
-    settings: Settings,
+    settings: SamplingSettings,
     cu: Tensor | None = None,
     extra: int = 0,
     block: int = BLOCK,
@@ -144,8 +128,7 @@ def filter_threshold_fused(
         cu: With it, settings are per request: rows belong to requests by this running sum, plus `extra` rows each.
         block: Forced by tests to reach the multi-block path at small vocabularies.
     """
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = unit_stride(logits)
     out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     if logits.shape[0]:
         filter_threshold_kernel[(logits.shape[0],)](

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.sampling_settings import SamplingSettings
 
 # The largest logits that are looked at before a whole row is sorted; top-p rarely keeps more.
 _FIRST_LOOK = 1024
 
 
-def threshold(logits: Tensor, settings: Settings) -> Tensor:
+def threshold(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """See `filter_threshold`."""
     temperature, top_k, top_p, min_p = settings
     scores = logits if logits.dtype == torch.float64 else logits.float()
@@ -25,6 +25,12 @@ def threshold(logits: Tensor, settings: Settings) -> Tensor:
         floor = scores.amax(-1) + temperature * min_p.to(scores.dtype).log()
         lowest = torch.where(sampled & (min_p > 0), torch.maximum(lowest, floor), lowest)
     return lowest
+
+
+def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """Logits in float32 (float64 stays), -inf where the filters drop them; temperature is not applied."""
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    return scores.masked_fill(scores < threshold(scores, settings)[:, None], -torch.inf)
 
 
 def _by_rank(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

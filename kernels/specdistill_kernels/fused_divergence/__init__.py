@@ -107,7 +107,10 @@ def fused_divergence(
     width = vocab_size or min(widths)
     if width > min(widths):
         raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
-    fused = soft_labels is None and draft_weight.dtype != torch.float64 and choose(backend, draft_weight) == "fused"
+    torch_only = soft_labels is not None or draft_weight.dtype == torch.float64
+    if torch_only and backend == "fused":
+        raise RuntimeError("backend 'fused' takes neither soft_labels nor float64; use 'auto' or 'torch'")
+    fused = choose(backend, draft_weight) == "fused" and not torch_only
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
     settings = Settings(kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused)

@@ -6,8 +6,7 @@ draft's logits: 14 bytes per vocabulary entry for bfloat16, where the unfused fo
 float32 copies for backward. `weight_gradient_kernel` adds the tile's part of the head's gradient in float32: sums of
 bfloat16 over many tiles would lose 4 to 23 % of it. Gradient formulas stand in `chunked.py`.
 
-Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867); of forming gradients in the forward
-pass: Liger kernel (Hsu et al. 2024, arXiv 2410.10989).
+Source of forming gradients in the forward pass: Liger kernel (Hsu et al. 2024, arXiv 2410.10989).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specdistill_kernels.backend import warps_of
+from specdistill_kernels.fused_scan import leftmost, online
 
 BLOCK, THREADS = 2048, 256
 ROWS, COLUMNS, WIDTH, DOT_THREADS = 32, 64, 64, 128
@@ -32,17 +32,6 @@ def _scores(row_ptr, columns, vocab, softcap, temperature, CAPPED: tl.constexpr)
         # tanh(x) = 1 - 2 / (exp(2 x) + 1), exact at both ends.
         raw = tl.where(inside, softcap * (1.0 - 2.0 / (tl.exp(2.0 * raw / softcap) + 1.0)), -float("inf"))
     return raw, raw / temperature
-
-
-@triton.jit
-def _online(peak, total, at, scores, columns):
-    """Running maximum, sum of exponentials and leftmost argmax; a block without finite scores leaves the sum at 0."""
-    block_peak = tl.max(scores, 0)
-    here = tl.min(tl.where(scores == block_peak, columns, 2147483647), 0)
-    at = tl.where(block_peak > peak, here, at)
-    new_peak = tl.maximum(peak, block_peak)
-    shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)
-    return new_peak, total * tl.exp(peak - shift) + tl.sum(tl.exp(scores - shift), 0), at
 
 
 @triton.jit
@@ -83,10 +72,12 @@ def divergence_rows_kernel(
     for start in range(0, vocab, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         _, scores = _scores(draft_row, columns, vocab, draft_softcap, temperature, DRAFT_CAPPED)
-        draft_peak, draft_total, draft_at = _online(draft_peak, draft_total, draft_at, scores, columns)
+        _, draft_at = leftmost(draft_peak, draft_at, scores, columns)
+        draft_peak, draft_total = online(draft_peak, draft_total, scores)
         if target_ptr is not None:
             _, scores = _scores(target_row, columns, vocab, target_softcap, temperature, TARGET_CAPPED)
-            target_peak, target_total, target_at = _online(target_peak, target_total, target_at, scores, columns)
+            _, target_at = leftmost(target_peak, target_at, scores, columns)
+            target_peak, target_total = online(target_peak, target_total, scores)
     # Peak and log of the sum are subtracted one after the other: their sum would round to the peak's magnitude.
     draft_log, target_log = tl.log(draft_total), tl.log(target_total)
 

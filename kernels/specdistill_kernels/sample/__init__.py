@@ -8,7 +8,7 @@ from torch import Tensor
 from specdistill_kernels import noise
 from specdistill_kernels.backend import choose
 from specdistill_kernels.sample.reference import sample_rows
-from specdistill_kernels.settings import per_row, settings_of
+from specdistill_kernels.sampling_settings import per_row, settings_of
 
 __all__ = ["sample"]
 

@@ -15,28 +15,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdistill_kernels.backend import warps_of
-from specdistill_kernels.filter_threshold.fused import filter_threshold_fused, request_of
+from specdistill_kernels.backend import unit_stride, warps_of
+from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
+from specdistill_kernels.fused_scan import NOWHERE, leftmost, request_of, strange_of
 from specdistill_kernels.noise import GROUP, TILE
 from specdistill_kernels.noise.fused import TARGET, gumbel_group
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.sampling_settings import SamplingSettings
 
 THREADS = 256
-NOWHERE = tl.constexpr(2147483647)
 
 
 @triton.jit
 def _better(best, best_at, strange, scores, noise, columns, temperature, lowest, GREEDY: tl.constexpr):
     """Takes a tile of logits into the running best (leftmost on ties)."""
-    # A maximum may skip NaN, so it is looked for by itself; +inf makes a softmax NaN too.
-    strange += tl.sum(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0)
+    strange += strange_of(scores)
     if not GREEDY:
         noisy = tl.where(scores >= lowest, scores / temperature + noise, -float("inf"))
         scores = tl.where(temperature > 0, noisy, scores)
-    peak = tl.max(scores, 0)
-    at = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
-    better = peak > best
-    return tl.where(better, peak, best), tl.where(better, at, best_at), strange
+    best, best_at = leftmost(best, best_at, scores, columns)
+    return best, best_at, strange
 
 
 @triton.jit
@@ -140,11 +137,10 @@ def pick(
 
 
 def sample_fused(
-    logits: Tensor, keys: Sequence[Tensor], stream: int, settings: Settings, greedy: bool, filtered: bool
+    logits: Tensor, keys: Sequence[Tensor], stream: int, settings: SamplingSettings, greedy: bool, filtered: bool
 ) -> Tensor:
     """See `sample`; `greedy` says that every temperature is 0, `filtered` that some setting filters."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = unit_stride(logits)
     lowest = filter_threshold_fused(logits, settings) if filtered else None
     best, at, groups = pick(logits, keys, stream, settings.temperature, lowest, greedy)
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdistill_kernels.backend import warps_of
+from specdistill_kernels.backend import unit_stride, warps_of
 
 BLOCK, THREADS = 8192, 256
 
@@ -37,8 +37,7 @@ def topk_membership_fwd_kernel(logits_ptr, token_ptr, out_ptr, stride, vocab, to
 
 def topk_membership_fused(logits: Tensor, token_ids: Tensor, top_k: int, block: int = BLOCK) -> Tensor:
     """See `topk_membership`; `block` is forced by tests to reach the multi-block path at small vocabularies."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits, token_ids = unit_stride(logits), token_ids.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.bool, device=logits.device)
     if logits.shape[0]:
         topk_membership_fwd_kernel[(logits.shape[0],)](

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from specdistill_kernels.backend import choose
-from specdistill_kernels.settings import per_row, settings_of
+from specdistill_kernels.sampling_settings import per_row, settings_of
 from specdistill_kernels.verify.reference import RULES, Verified, verify_requests
 
 __all__ = ["RULES", "Verified", "verify"]

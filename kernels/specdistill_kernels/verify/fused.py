@@ -20,15 +20,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdistill_kernels.backend import warps_of
+from specdistill_kernels.backend import unit_stride, warps_of
 from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
+from specdistill_kernels.fused_scan import leftmost
 from specdistill_kernels.noise import GROUP, TARGET, TILE
 from specdistill_kernels.noise.fused import TARGET as TARGET_STREAM
 from specdistill_kernels.noise.fused import coin, gumbel_group
-from specdistill_kernels.sample.fused import NOWHERE, pick, token_of
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.sample.fused import pick, token_of
+from specdistill_kernels.sampling_settings import SamplingSettings
 from specdistill_kernels.verify.fused_block import sum_of, verify_masses_kernel, verify_weights_kernel
-from specdistill_kernels.verify.fused_rows import argmax_of, bounds, log_ratio, log_sum_exp, verify_statistics_kernel
+from specdistill_kernels.verify.fused_rows import (
+    argmax_of,
+    bounds,
+    log_ratio,
+    log_sum_exp,
+    probability,
+    verify_statistics_kernel,
+    warm_temperature,
+)
 from specdistill_kernels.verify.reference import Verified
 
 THREADS = 256
@@ -97,7 +106,7 @@ def verify_decide_kernel(
         tl.load(position_ptr + request),
     )
     greedy = temperature == 0
-    warm = tl.where(greedy, 1.0, temperature)
+    warm = warm_temperature(temperature_ptr, request)
     kept = tl.full((), 0, tl.int64)
     p_share, weight = 1.0, 1.0
     index = tl.full((), 0, tl.int64)
@@ -190,7 +199,7 @@ def verify_resample_kernel(
     p_share, q_share = tl.load(shares_ptr + request), tl.load(shares_ptr + batch + request)
     temperature = tl.load(temperature_ptr + request)
     greedy = temperature == 0
-    warm = tl.where(greedy, 1.0, temperature)
+    warm = warm_temperature(temperature_ptr, request)
     row = first + kept + request
     # Behind the last draft token there is no draft row; its share is 0 then and nothing of it is used.
     draft_row = tl.minimum(first + kept, first + tl.maximum(drafted - 1, 0))
@@ -219,21 +228,14 @@ def verify_resample_kernel(
         target = tl.load(target_ptr + row * target_stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
         own = tl.where(target >= target_lowest, target / warm + noise[lane], -float("inf"))
         own = tl.where(greedy, target, own)
-        peak = tl.max(own, 0)
-        here = tl.min(tl.where(own == peak, columns, NOWHERE), 0)
-        own_at = tl.where(peak > own_best, here, own_at)
-        own_best = tl.maximum(own_best, peak)
+        own_best, own_at = leftmost(own_best, own_at, own, columns)
         draft = tl.load(
             draft_ptr + draft_row * draft_stride + columns, mask=columns < draft_vocab, other=-float("inf")
         ).to(tl.float32)
-        p = tl.where(target >= target_lowest, tl.exp(target / warm - target_lse), 0.0)
-        q = tl.where(draft >= draft_lowest, tl.exp(draft / warm - draft_lse), 0.0)
-        residual = p_share * p - q_share * q
+        residual = p_share * probability(target, target_lowest, warm, target_lse)
+        residual -= q_share * probability(draft, draft_lowest, warm, draft_lse)
         scores = tl.where(residual > 0, tl.log(residual) + noise[lane], -float("inf"))
-        peak = tl.max(scores, 0)
-        here = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
-        at = tl.where(peak > best, here, at)
-        best = tl.maximum(best, peak)
+        best, at = leftmost(best, at, scores, columns)
     # An undefined row, or a draft row where one is needed, has a NaN log-sum-exp.
     undefined = (target_lse != target_lse) | (draft_lse != draft_lse)
     plain = q_share == 0
@@ -264,13 +266,14 @@ def verify_fused(
     draft_logits: Tensor | None,
     rule: str,
     keys: Sequence[Tensor],
-    settings: Settings,
+    settings: SamplingSettings,
     lenience: float,
     filtered: bool,
 ) -> Verified:
     """See `verify`; keys are seeds and positions, each [batch]."""
     batch, device = cu.shape[0], target_logits.device
-    target = target_logits if target_logits.stride(1) == 1 else target_logits.contiguous()
+    cu, draft_token_ids = cu.contiguous(), draft_token_ids.contiguous()
+    target = unit_stride(target_logits)
     accepted = torch.empty(batch, dtype=torch.int64, device=device)
     following = torch.empty_like(accepted)
     if not batch:
@@ -291,7 +294,7 @@ def verify_fused(
         )
         return Verified(accepted, following)
     assert draft_logits is not None, "checked by verify"
-    draft = draft_logits if draft_logits.stride(1) == 1 else draft_logits.contiguous()
+    draft = unit_stride(draft_logits)
     draft_lowest = filter_threshold_fused(draft, settings, cu=cu) if filtered else None
     vocab = target.shape[1]
     groups = triton.cdiv(vocab, GROUP)
@@ -317,13 +320,13 @@ def verify_fused(
         weight = torch.empty(draft.shape[0], dtype=torch.float32, device=device)
         mass = torch.empty(draft.shape[0], groups, dtype=torch.float32, device=device)
         verify_weights_kernel[(batch,)](
-            *rows, *sums, draft_token_ids, cu, settings.temperature, weight, *strides, groups, BLOCK=block, num_warps=1
+            *rows, *sums, draft_token_ids, cu, temperature, weight, *strides, groups, BLOCK=block, num_warps=1
         )
         verify_masses_kernel[(draft.shape[0], groups)](
             *rows,
             *sums,
             cu,
-            settings.temperature,
+            temperature,
             weight,
             mass,
             *strides,
@@ -342,7 +345,7 @@ def verify_fused(
     best = torch.empty(2, batch, groups, dtype=torch.float32, device=device)
     at = torch.empty(2, batch, groups, dtype=torch.int32, device=device)
     verify_resample_kernel[(batch, groups)](
-        *rows, *sums, cu, settings.temperature, *keys, accepted, shares, best, at, *strides, batch, groups,
+        *rows, *sums, cu, temperature, *keys, accepted, shares, best, at, *strides, batch, groups,
         TILE=TILE, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     verify_combine_kernel[(batch,)](best, at, following, batch, groups, BLOCK=block, num_warps=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specdistill_kernels.filter_threshold.fused import request_of
-from specdistill_kernels.verify.fused_rows import bounds, log_ratio, log_sum_exp
+from specdistill_kernels.fused_scan import request_of
+from specdistill_kernels.verify.fused_rows import bounds, log_ratio, log_sum_exp, probability, warm_temperature
 
 
 @triton.jit
@@ -32,8 +32,7 @@ def verify_weights_kernel(
     """One request: the running weights w_i of block verification; NaN from an undefined row or placeholder on."""
     request = tl.program_id(0).to(tl.int64)
     first, drafted = bounds(request, cu_ptr)
-    temperature = tl.load(temperature_ptr + request)
-    temperature = tl.where(temperature > 0, temperature, 1.0)
+    temperature = warm_temperature(temperature_ptr, request)
     weight = 1.0
     for index in range(0, drafted):
         draft_row = first + index
@@ -85,8 +84,7 @@ def verify_masses_kernel(
     draft_row, group = tl.program_id(0), tl.program_id(1)
     request, offset = request_of(draft_row, cu_ptr, batch, 0, 1024)
     row = draft_row.to(tl.int64) + request
-    temperature = tl.load(temperature_ptr + request)
-    temperature = tl.where(temperature > 0, temperature, 1.0)
+    temperature = warm_temperature(temperature_ptr, request)
     # The first row of a request has no mass to give: nothing lies before it.
     weight = tl.load(weight_ptr + draft_row - 1, mask=offset > 0, other=0.0)
     mass = 0.0
@@ -105,8 +103,8 @@ def verify_masses_kernel(
                 draft_ptr + draft_row.to(tl.int64) * draft_stride + columns, mask=inside, other=-float("inf")
             )
             target, draft = target.to(tl.float32), draft.to(tl.float32)
-            p = tl.where(target >= target_lowest, tl.exp(target / temperature - target_lse), 0.0)
-            q = tl.where(draft >= draft_lowest, tl.exp(draft / temperature - draft_lse), 0.0)
+            p = probability(target, target_lowest, temperature, target_lse)
+            q = probability(draft, draft_lowest, temperature, draft_lse)
             mass += tl.sum(tl.maximum(weight * p - q, 0.0), 0)
     tl.store(mass_ptr + draft_row.to(tl.int64) * groups + group, mass)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specdistill_kernels.filter_threshold.fused import request_of
-from specdistill_kernels.sample.fused import NOWHERE
+from specdistill_kernels.fused_scan import leftmost, request_of, strange_of
+from specdistill_kernels.sample.fused import token_of
 
 
 @triton.jit
@@ -14,6 +14,13 @@ def bounds(request, cu_ptr):
     """First draft row of a request and its number of draft tokens."""
     first = tl.load(cu_ptr + request - 1, mask=request > 0, other=0).to(tl.int64)
     return first, tl.load(cu_ptr + request).to(tl.int64) - first
+
+
+@triton.jit
+def warm_temperature(temperature_ptr, request):
+    """A request's temperature; 1 for a greedy one, whose probabilities nothing reads, as 0 can't divide."""
+    temperature = tl.load(temperature_ptr + request)
+    return tl.where(temperature > 0, temperature, 1.0)
 
 
 @triton.jit
@@ -37,9 +44,7 @@ def verify_statistics_kernel(
     request, _ = request_of(row, cu_ptr, batch, EXTRA, 1024)
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     start_ptr = logits_ptr + row.to(tl.int64) * stride
-    temperature = tl.load(temperature_ptr + request)
-    # A greedy request reads the argmax only.
-    temperature = tl.where(temperature > 0, temperature, 1.0)
+    temperature = warm_temperature(temperature_ptr, request)
     lowest = -float("inf")
     if lowest_ptr is not None:
         lowest = tl.load(lowest_ptr + row)
@@ -47,13 +52,11 @@ def verify_statistics_kernel(
     for lane in tl.static_range(4):
         columns = (group * 4 + lane) * TILE + tl.arange(0, TILE)
         scores = tl.load(start_ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32)
-        strange += tl.sum(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0)
-        tile_peak = tl.max(scores, 0)
-        tile_at = tl.min(tl.where(scores == tile_peak, columns, NOWHERE), 0)
+        strange += strange_of(scores)
+        new_peak, at = leftmost(peak, at, scores, columns)
         scores = tl.where(scores >= lowest, scores, -float("inf")) / temperature
-        at = tl.where(tile_peak > peak, tile_at, at)
-        # A tile without any finite score leaves the sum at zero.
-        new_peak = tl.maximum(peak, tile_peak)
+        # A tile without any finite score leaves the sum at zero. The peak is of what was there before the filters, so
+        # that it is the argmax's too: the filters keep it.
         shift = tl.where(new_peak == -float("inf"), 0.0, new_peak) / temperature
         old = tl.where(peak == -float("inf"), 0.0, tl.exp(peak / temperature - shift))
         total = total * old + tl.sum(tl.exp(scores - shift), 0)
@@ -80,12 +83,15 @@ def log_sum_exp(peak_ptr, total_ptr, row, groups, temperature, BLOCK: tl.constex
 def argmax_of(peak_ptr, total_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
     """Of a whole row, the lowest column of the largest; -1 where it is undefined."""
     index = tl.arange(0, BLOCK)
-    peaks = tl.load(peak_ptr + row * groups + index, mask=index < groups, other=-float("inf"))
     totals = tl.load(total_ptr + row * groups + index, mask=index < groups, other=0.0)
-    columns = tl.load(at_ptr + row * groups + index, mask=index < groups, other=NOWHERE)
-    peak = tl.max(peaks, 0)
-    defined = (tl.sum((totals != totals).to(tl.int32), 0) == 0) & (peak > -float("inf"))
-    return tl.where(defined, tl.min(tl.where(peaks == peak, columns, NOWHERE), 0), -1).to(tl.int64)
+    undefined = tl.sum((totals != totals).to(tl.int32), 0) > 0
+    return tl.where(undefined, -1, token_of(peak_ptr, at_ptr, row, groups, BLOCK))
+
+
+@triton.jit
+def probability(scores, lowest, temperature, lse):
+    """Of a block of logits; 0 where they were filtered out."""
+    return tl.where(scores >= lowest, tl.exp(scores / temperature - lse), 0.0)
 
 
 @triton.jit

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from specdistill_kernels import noise
-from specdistill_kernels.filter_threshold.reference import threshold
+from specdistill_kernels.filter_threshold.reference import filtered
 from specdistill_kernels.sample.reference import sample_rows
-from specdistill_kernels.settings import Settings
+from specdistill_kernels.sampling_settings import SamplingSettings
 
 RULES = ("greedy", "sampled", "argmax_draft", "block", "lenient")
 """The last one is lossy: what it emits does not follow the target."""
@@ -37,7 +37,7 @@ class _Batch:
     cu: Tensor
     seeds: Tensor
     emitted: Tensor
-    settings: Settings
+    settings: SamplingSettings
 
     def __post_init__(self) -> None:
         self.counts = self.cu.diff(prepend=self.cu.new_zeros(1))
@@ -74,10 +74,8 @@ class _Batch:
         )
 
 
-def _law(logits: Tensor, settings: Settings) -> Tensor:
-    scores = logits if logits.dtype == torch.float64 else logits.float()
-    filtered = scores.masked_fill(scores < threshold(scores, settings)[:, None], -torch.inf)
-    return (filtered / settings.temperature[:, None]).softmax(-1)
+def _law(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    return (filtered(logits, settings) / settings.temperature[:, None]).softmax(-1)
 
 
 def verify_requests(
@@ -87,7 +85,7 @@ def verify_requests(
     draft_logits: Tensor | None,
     rule: str,
     keys: Sequence[Tensor],
-    settings: Settings,
+    settings: SamplingSettings,
     lenience: float,
 ) -> Verified:
     """See `verify`; keys are seeds and positions, each [batch]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Settings(NamedTuple):
+class SamplingSettings(NamedTuple):
     """Each [rows] (or [batch], where rows belong to requests)."""
 
     temperature: Tensor
@@ -20,9 +20,9 @@ class Settings(NamedTuple):
     min_p: Tensor
     """float32; 0 is off."""
 
-    def of_rows(self, rows: Tensor) -> Settings:
+    def of_rows(self, rows: Tensor) -> SamplingSettings:
         """The settings of some rows, int64 [n]."""
-        return Settings(*(each[rows] for each in self))
+        return SamplingSettings(*(each[rows] for each in self))
 
 
 def settings_of(
@@ -32,13 +32,13 @@ def settings_of(
     top_k: int | Tensor,
     top_p: float | Tensor,
     min_p: float | Tensor,
-) -> tuple[Settings, bool]:
+) -> tuple[SamplingSettings, bool]:
     """The settings, and whether any of them can filter (told without looking into tensors, which would wait for a GPU).
 
     Raises:
         ValueError: A tensor of another shape than [rows].
     """
-    settings = Settings(
+    settings = SamplingSettings(
         per_row(temperature, rows, device, torch.float32),
         per_row(top_k, rows, device, torch.int64),
         per_row(top_p, rows, device, torch.float32),
@@ -59,4 +59,5 @@ def per_row(value: float | Tensor, rows: int, device: torch.device, dtype: torch
         return torch.full((rows,), value, dtype=dtype, device=device)
     if value.shape != (rows,):
         raise ValueError(f"expected one value per row, [{rows}], got {tuple(value.shape)}")
-    return value.to(device=device, dtype=dtype)
+    # Kernels index it by row: an expanded tensor has one number only.
+    return value.to(device=device, dtype=dtype).contiguous()

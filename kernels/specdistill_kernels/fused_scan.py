@@ -1,0 +1,52 @@
+"""What several kernels do while they go along a row: whose row it is, the running sum of exponentials and argmax.
+
+Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NOWHERE = tl.constexpr(2147483647)
+"""Behind every column: what loses each tie."""
+
+
+@triton.jit
+def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
+    """Which request a flat row belongs to, and which of its rows it is; EXTRA = 1 for target rows (one bonus each)."""
+    before = row.to(tl.int64)
+    first = before
+    if cu_ptr is not None:
+        before = tl.full((), 0, tl.int64)
+        first = tl.full((), 0, tl.int64)
+        for start in range(0, batch, BLOCK):
+            index = start + tl.arange(0, BLOCK)
+            end = tl.load(cu_ptr + index, mask=index < batch, other=0).to(tl.int64) + EXTRA * (index + 1)
+            passed = (index < batch) & (end <= row)
+            before += tl.sum(passed.to(tl.int64), 0)
+            first = tl.maximum(first, tl.max(tl.where(passed, end, 0), 0))
+    return before, row - first
+
+
+@triton.jit
+def online(peak, total, scores):
+    """Running maximum and sum of exponentials; a block without any finite score leaves the sum at zero."""
+    new_peak = tl.maximum(peak, tl.max(scores, 0))
+    shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+    return new_peak, total * tl.exp(peak - shift) + tl.sum(tl.exp(scores - shift), 0)
+
+
+@triton.jit
+def leftmost(best, best_at, scores, columns):
+    """Running argmax; the lowest column wins ties, within a block and across blocks."""
+    peak = tl.max(scores, 0)
+    at = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
+    better = peak > best
+    return tl.where(better, peak, best), tl.where(better, at, best_at)
+
+
+@triton.jit
+def strange_of(scores):
+    """How many of a block's logits leave a row without a law: a maximum may skip NaN, and +inf makes a softmax NaN."""
+    return tl.sum(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0)
