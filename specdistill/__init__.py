@@ -1,6 +1,7 @@
 """specdistill: train the draft model of speculative decoding, measure what it is worth, ship it.
 
     init_draft(InitDraftConfig(...))    cut a draft out of the target's own layers
+    generate(GenerateConfig(...))       let the target write answers to train on
     train_draft(TrainConfig(...))       distil it toward the target
     run_bench(BenchConfig(...))         acceptance, speed and verdict, as a JSON-ready report
     SpeculativeDecoder                  exact speculative decoding, batched
@@ -15,7 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
-    from specdistill.distill.config import InitDraftConfig, TrainConfig
+    from specdistill.distill.config import TrainConfig
+    from specdistill.distill.generate import generate
+    from specdistill.distill.generate_config import GenerateConfig
+    from specdistill.distill.init_config import InitDraftConfig
     from specdistill.distill.initialise import init_draft
     from specdistill.distill.train_draft import train_draft
     from specdistill.errors import SpecdistillError
@@ -27,12 +31,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BenchConfig": "specdistill.evaluation.config",
-    "InitDraftConfig": "specdistill.distill.config",
+    "GenerateConfig": "specdistill.distill.generate_config",
+    "InitDraftConfig": "specdistill.distill.init_config",
     "LanguageModel": "specdistill.models",
     "Sampling": "specdistill.decoding",
     "SpecdistillError": "specdistill.errors",
     "SpeculativeDecoder": "specdistill.decoding",
     "TrainConfig": "specdistill.distill.config",
+    "generate": "specdistill.distill.generate",
     "generate_plain": "specdistill.decoding",
     "init_draft": "specdistill.distill.initialise",
     "load_model": "specdistill.models",
@@ -43,12 +49,14 @@ _HOME = {
 
 __all__ = [
     "BenchConfig",
+    "GenerateConfig",
     "InitDraftConfig",
     "LanguageModel",
     "Sampling",
     "SpecdistillError",
     "SpeculativeDecoder",
     "TrainConfig",
+    "generate",
     "generate_plain",
     "init_draft",
     "load_model",

@@ -1,5 +1,7 @@
 """The errors a caller can cause. Each says what was expected, what came, and the remedy, in one line."""
 
+from __future__ import annotations
+
 
 class SpecdistillError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it and exits 2."""
@@ -23,3 +25,17 @@ class IncompatibleModelsError(SpecdistillError, ValueError):
 
 class OutputError(SpecdistillError, OSError):
     """A result can't be written, or writing it would overwrite an older one."""
+
+
+def at_least(config: object, least: float, *names: str) -> None:
+    """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+
+
+def within_one(config: object, *names: str) -> None:
+    """Raises ConfigError for the first named setting outside [0, 1]; None passes."""
+    for name in names:
+        if not 0 <= (getattr(config, name) or 0) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(config, name)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from specdistill.distill.config import InitDraftConfig
+from specdistill.distill.init_config import InitDraftConfig
 
 
 def command(config: Annotated[InitDraftConfig, Parameter(name="*")]) -> None:

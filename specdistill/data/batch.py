@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -28,6 +28,8 @@ class Sequence:
     answer_ids: tuple[int, ...]
     provenance: tuple[int, ...]
     """A `Provenance` for each answer token."""
+    target_hidden: Tensor | None = field(default=None, compare=False, repr=False)
+    """[answer, hidden]: the target's hidden states that predict the answer, where writing it has computed them."""
 
     def __post_init__(self) -> None:
         if len(self.provenance) != len(self.answer_ids):

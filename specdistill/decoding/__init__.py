@@ -4,6 +4,7 @@ from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import AutoLength, ConfidenceLength, FixedLength
 from specdistill.decoding.generation import Generation, Round, unpad
+from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.sampling import Sampling
 from specdistill.decoding.speculative import SpeculativeDecoder
 
@@ -13,6 +14,7 @@ __all__ = [
     "ConfidenceLength",
     "FixedLength",
     "Generation",
+    "Guidance",
     "Round",
     "Sampling",
     "SpeculativeDecoder",

@@ -9,6 +9,7 @@ import torch
 
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.generation import Generation, OnTokens, check_lengths
+from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.sampling import Keys, Sampling
 from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
@@ -34,6 +35,7 @@ def generate_plain(
     seeds: list[int],
     stop_strings: tuple[str, ...] = (),
     on_tokens: OnTokens | None = None,
+    guidance: Guidance | None = None,
 ) -> list[Generation]:
     """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
 
@@ -45,6 +47,7 @@ def generate_plain(
         seeds: One per prompt. In float32 a row gives the same tokens alone or in a batch, up to rounding.
         stop_strings: An answer also ends with the token that completes one of these.
         on_tokens: Called for each new token, for streaming and progress.
+        guidance: Classifier-free guidance: each row has a twin that reads the negative prompt and the same answer.
 
     Returns:
         Generations in the order of the prompts.
@@ -52,18 +55,22 @@ def generate_plain(
     Raises:
         DataError: A prompt is empty or does not fit the context.
     """
-    check_lengths(prompts, max_new_tokens, model)
+    twins = [] if guidance is None else [list(guidance.negative_ids)] * len(prompts)
+    check_lengths(prompts + twins, max_new_tokens, model)
     results = [Generation() for _ in prompts]
     stopping = Stopping.of(model, max_new_tokens, stop_strings)
     start = time.perf_counter()
     with model.generating():
-        cached = CachedModel(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
+        fed = prompts + twins
+        cached = CachedModel(model, len(fed), max(map(len, fed)) + max_new_tokens)
         keys = Keys(
             torch.tensor(seeds, device=model.device), torch.zeros(len(seeds), dtype=torch.int64, device=model.device)
         )
         alive = list(range(len(prompts)))
-        hidden = prefill(cached, prompts)
+        hidden = prefill(cached, fed)
         for step in itertools.count():
+            if guidance is not None:
+                hidden = guidance.combine(*hidden.chunk(2))
             # All rows have emitted equally many tokens, those that have ended aside.
             tokens = model.to_token_ids(sampling.pick(cached.own_logits(hidden), keys, ahead=step))
             for row, token in zip(alive, tokens.tolist(), strict=True):
@@ -76,12 +83,13 @@ def generate_plain(
             if not going:
                 break
             if len(going) < len(alive):
-                cached.select(going)
+                cached.select(going if guidance is None else [*going, *(len(alive) + index for index in going)])
                 keys = keys.of_rows(going)
                 alive = [alive[index] for index in going]
                 tokens = tokens[torch.tensor(going, device=tokens.device)]
-            hidden = cached.forward(tokens[:, None])[:, 0]
-            cached.advance([1] * len(alive))
+            fed_tokens = tokens if guidance is None else tokens.repeat(2)
+            hidden = cached.forward(fed_tokens[:, None])[:, 0]
+            cached.advance([1] * len(fed_tokens))
     for result in results:
         result.seconds = time.perf_counter() - start
         result.model_seconds = cached.seconds

@@ -35,6 +35,8 @@ class Generation:
     """The answer, its end-of-sequence token included where it has one."""
     from_draft: list[bool] = field(default_factory=list)
     """For each token, whether the draft proposed it and it was kept."""
+    target_hidden: list[Tensor] = field(default_factory=list, repr=False)
+    """Where they were asked for: the target's hidden states that predict each token, [tokens, hidden] in pieces."""
     rounds: list[Round] = field(default_factory=list)
     """Verifications in order; the prompt's own pass, which yields the first token, is not one."""
     finish_reason: str | None = None

@@ -122,6 +122,7 @@ class SpeculativeDecoder:
         seeds: list[int],
         stop_strings: tuple[str, ...] = (),
         on_tokens: OnTokens | None = None,
+        keep_hidden: bool = False,
     ) -> list[Generation]:
         """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
 
@@ -131,6 +132,7 @@ class SpeculativeDecoder:
             seeds: One per prompt; a row's randomness is its own.
             stop_strings: An answer also ends with the token that completes one of these.
             on_tokens: Called for each run of tokens that a round adds to a row, for streaming and progress.
+            keep_hidden: Fill `Generation.target_hidden` from the verifications, which have computed them anyway.
 
         Returns:
             Generations in the order of the prompts.
@@ -142,7 +144,7 @@ class SpeculativeDecoder:
         start = time.perf_counter()
         with self.target.generating(), self.draft.generating():
             stopping = Stopping.of(self.target, max_new_tokens, stop_strings)
-            batch = _Batch(self, prompts, stopping, seeds, on_tokens, start)
+            batch = _Batch(self, prompts, stopping, seeds, on_tokens, keep_hidden, start)
             while batch.alive:
                 batch.round()
         for result in batch.results:
@@ -162,9 +164,11 @@ class _Batch:
         stopping: Stopping,
         seeds: list[int],
         on_tokens: OnTokens | None,
+        keep_hidden: bool,
         start: float,
     ) -> None:
         self.decoder, self.stopping, self.on_tokens = decoder, stopping, on_tokens
+        self.keep_hidden = keep_hidden
         capacity = max(map(len, prompts)) + stopping.max_new_tokens + decoder.length.max_tokens + 1
         self.target = CachedModel(decoder.target, len(prompts), capacity)
         self.draft = CachedModel(decoder.draft, len(prompts), capacity)
@@ -178,6 +182,8 @@ class _Batch:
             first = decoder.sampling.pick(logits, self._keys()).tolist()
             for row, (result, token) in enumerate(zip(self.results, first, strict=True)):
                 self._emit(row, [token], 0)
+                if keep_hidden:
+                    result.target_hidden.append(hidden[row][None].clone())
                 result.first_token_seconds = time.perf_counter() - start
         else:
             # The draft is to propose the first token too: the round starts from the prompt's last token.
@@ -202,7 +208,7 @@ class _Batch:
         real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
         verified = decoder.acceptance(logits, proposal, keys)
-        self._commit(proposed, verified)
+        self._commit(proposed, verified, real)
 
     def _keys(self) -> Keys:
         emitted = [len(self.results[row].token_ids) for row in self.alive]
@@ -257,12 +263,16 @@ class _Batch:
             logits = torch.cat([row[:count] for row, count in zip(stacked, counts, strict=True)])
         return Proposal(ids, cumulative, logits), counts
 
-    def _commit(self, proposed: list[list[int]], verified: Verified) -> None:
+    def _commit(self, proposed: list[list[int]], verified: Verified, hidden: list[Tensor]) -> None:
         """Emits what was kept, rolls both caches back, drops rows that ended."""
         kept = verified.num_accepted.tolist()
-        for row, ids, count, extra in zip(self.alive, proposed, kept, verified.next_token.tolist(), strict=True):
+        added = verified.next_token.tolist()
+        for row, ids, count, extra, states in zip(self.alive, proposed, kept, added, hidden, strict=True):
             taken = self._emit(row, ids[:count] + ([extra] if extra >= 0 else []), count)
             result = self.results[row]
+            if self.keep_hidden:
+                # A copy: the slice would keep the whole batch's pass alive.
+                result.target_hidden.append(states[:taken].clone())
             # Tokens that were drafted behind an accepted end of the answer were never in play.
             in_play = taken if result.finish_reason in ("eos", "stop") and taken <= count else len(ids)
             result.rounds.append(Round(proposed=in_play, accepted=min(count, taken), emitted=taken))

@@ -7,12 +7,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from specdistill import atomic_files
+from specdistill.distill import lora
 from specdistill.models import LanguageModel, vocabulary
 
 CUT_RECORD_FILE = "init_draft.json"
@@ -51,7 +53,7 @@ def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path) -> 
     Raises:
         OutputError: The disk is full or the directory can't be written.
     """
-    model, dtype = draft.model, draft.stored_dtype or draft.model.dtype
+    model, dtype = cast(PreTrainedModel, lora.merged(draft.model)), draft.stored_dtype or draft.model.dtype
     wanted_rows = target.head_weight.shape[0]
     if draft.head_weight.shape[0] != wanted_rows or dtype != model.dtype:
         model = copy.deepcopy(model)

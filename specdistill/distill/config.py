@@ -1,52 +1,15 @@
-"""Settings of `specdistill init-draft` and `specdistill train-draft`; imports nothing heavy, so --help stays fast."""
+"""Settings of `specdistill train-draft`; imports nothing heavy, so --help stays fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, at_least, within_one
 
-
-@dataclass(frozen=True, kw_only=True)
-class InitDraftConfig:
-    """Cut a draft out of the target's own layers, for families without a small sibling."""
-
-    target: str
-    """The model being served: hub id, checkpoint directory or .gguf file."""
-    output: str
-    """Directory for the draft; must be new or empty."""
-    layers: int
-    """How many of the target's layers to keep."""
-    choose: Literal["auto", "even", "ends", "greedy"] = "auto"
-    """Which layers: evenly spaced, first and last ones, or added greedily by alpha on the calibration answers; auto
-    trains all three for a few steps and keeps the one with the highest alpha."""
-    probe_steps: int = 20
-    """Steps of auto's short training of each candidate; 0 compares them untrained."""
-    vocab_keep: int = 0
-    """Trim the output head to the N ids that the target uses most (for small drafts the head is most of a step's cost);
-    0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
-    prompts: str = "builtin:train"
-    """Prompts whose answers calibrate the choice; same forms as in train-draft."""
-    calibration_prompts: int = 32
-    """How many of them."""
-    calibration_tokens: int = 64
-    """Tokens that the target writes for each, sampled at temperature 1."""
-    seed: int = 0
-    """Of the calibration answers."""
-    device: str = "auto"
-    """A torch device; auto takes the GPU where there is one."""
-    threads: int = 0
-    """CPU threads of torch; 0 leaves its default."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "layers")
-        _at_least(self, 2, "calibration_prompts")
-        _at_least(self, 2, "calibration_tokens")
-        _at_least(self, 0, "vocab_keep", "threads", "probe_steps")
-
-
-METHODS = ("seqkd", "supervised-kd", "gkd", "distillspec", "skd")
+METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd")
+TEXT_METHODS = ("sft", "seqkd", "best-of-n")
+"""They learn from text by cross entropy, so target and draft may have different tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +17,39 @@ class TrainConfig:
     """Distil a draft (student) toward its target (teacher)."""
 
     target: str
-    """The model being served: hub id, checkpoint directory or .gguf file. It is never changed."""
+    """The model being served: hub id, checkpoint directory or .gguf file. It is never changed. Name the draft's own start
+    here for self-distillation."""
     draft: str
     """Where the draft starts: hub id, checkpoint directory or .gguf file; 'specdistill init-draft' makes one."""
     output: str
     """Directory for the trained draft; must be new or empty."""
-    method: Literal["seqkd", "supervised-kd", "gkd", "distillspec", "skd"] = "distillspec"
-    """seqkd: cross entropy on the target's answers. supervised-kd: forward KL on given answers (field answer). gkd:
-    JSD on a mixture of the draft's and fixed answers. distillspec: forward KL on the target's sampled answers, then on
-    the draft's own. skd: forward KL on answers that draft and target write together (speculative KD)."""
-    divergence: Literal["auto", "fkl", "rkl", "jsd", "jeffreys", "tvd", "lk_alpha", "lk_lambda"] = "auto"
-    """What is minimised; auto takes the method's own. For a server that samples, lk_lambda ends nearest to alpha."""
+    method: Literal["sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd"] = "distillspec"
+    """sft: cross entropy on given answers (field answer). seqkd: cross entropy on the target's answers. best-of-n: the
+    same on the best of N of them. supervised-kd: forward KL on given answers. gkd: JSD on a mixture of the draft's and
+    fixed answers. distillspec: forward KL on the target's sampled answers, then on the draft's own. skd: forward KL on
+    answers that draft and target write together (speculative KD)."""
+    divergence: Literal[
+        "auto", "fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax"
+    ] = "auto"
+    """What is minimised; auto takes the method's own. For a server that samples, lk_lambda ends nearest to alpha; for
+    one that drafts by argmax above temperature 0 (vLLM's default, SGLang, llama.cpp) lk_argmax, after fkl."""
     prompts: str = "builtin:train"
     """builtin:train, humaneval, a .jsonl or .txt file, or a datasets name[:split]. The served domain is best."""
+    text: str | None = None
+    """Of sft and supervised-kd: train on raw text instead of answers, as in pre-training: a .txt file (documents parted
+    by blank lines), a .jsonl file or a datasets name[:split] with a field text. Prompts then only judge the draft."""
     heldout_prompts: int = 16
     """Prompts kept out of training, split off by a hash of their text; early stopping watches them."""
     rollouts: str | None = None
-    """Take the target's answers from this rollouts.jsonl of an earlier run instead of generating them."""
+    """Take the target's answers from this directory, written by 'specdistill generate' or an earlier run (its folder
+    rollouts), instead of sampling them."""
     rollouts_per_prompt: int = 4
-    """Answers that the target samples per prompt (several sampled ones beat one greedy one)."""
+    """Answers that the target samples per prompt (several sampled ones beat one greedy one); best-of-n keeps one."""
+    scorer: str = "target-likelihood"
+    """Of best-of-n: target-likelihood, exact-match (against the field answer), or module:function, your own
+    function(prompt, text) -> float; the highest score wins, the target's likelihood decides ties."""
     max_new_tokens: int = 128
-    """Tokens per answer, in rollouts and on the held-out prompts."""
+    """Tokens per answer, in rollouts and on the held-out prompts; with --text, tokens per block."""
     temperature: float = 1.0
     """Of all rollouts: train at the temperature that will be served. 0 rolls out greedily."""
     top_k: int = 0
@@ -83,10 +58,30 @@ class TrainConfig:
     """Of all rollouts; 1 keeps all ids."""
     min_p: float = 0.0
     """Of all rollouts; 0 keeps all ids."""
-    beta: float = 0.5
-    """Of jsd: 0 < beta < 1, the target's weight in the mixture."""
+    loss_temperature: float = 0.0
+    """Divides both models' logits in the divergence; 0 takes the rollouts' temperature (1 where that is 0). The loss is
+    not multiplied by its square."""
+    beta: float | None = None
+    """The target's weight in the mixture of jsd (left out: 0.5) and skewed_kl (0.1), from 0 to 1. jsd is divided by
+    beta (1 - beta), so that it runs without a jump from fkl at 0 to rkl at 1; at 0.5 that is 4 times the usual jsd."""
     eta: float = 3.0
     """Of lk_lambda: how fast it moves from fkl to tvd as alpha grows (3 as published for EAGLE-3)."""
+    ce_weight: float = 0.0
+    """Share of cross entropy in the loss, on given and target-written tokens; the draft's own are never its labels."""
+    reference: str | None = None
+    """Of AdaSPEC token selection (with fkl): a draft of the same start, already distilled. Only the tokens where this
+    run's draft is furthest behind it are trained on."""
+    select_fraction: float = 0.4
+    """Of AdaSPEC: share of a step's tokens that are trained on (0.4 as published)."""
+    reward: str | None = None
+    """Of gkd and distillspec: module:function, your function(prompt, text) -> float on the draft's own answers. What is
+    maximised is (1 - a) reward - a divergence, by REINFORCE with a leave-one-out baseline."""
+    distill_weight: float = 0.5
+    """a in that formula."""
+    guidance: float = 0.0
+    """Distil a target under classifier-free guidance of this weight w: (1 + w) log p(y|x) - w log p(y|negative)."""
+    negative_prompt: str | None = None
+    """Of --guidance: the user's turn that the target is pushed away from."""
     lmbda: float = 0.5
     """Of gkd: share of steps that train on the draft's own answers."""
     target_fraction: float | None = None
@@ -99,22 +94,34 @@ class TrainConfig:
     steps: int = 300
     """Optimiser steps at most."""
     batch_size: int = 8
-    """Answers per step."""
+    """Answers per optimiser step."""
+    micro_batch_size: int = 0
+    """Answers per forward and backward pass (gradient accumulation); 0 takes them all at once. The loss is the mean over
+    the tokens of the whole step either way."""
     learning_rate: float = 0.0
     """Peak of AdamW; 0 chooses by the draft's size (below 100M, below 300M, above): 3e-4, 1e-4, 1e-5 for a trained
-    model, which higher rates spoil, and 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut."""
+    model, which higher rates spoil, and 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut or for LoRA."""
     warmup: float = 0.1
     """Share of steps with a rising learning rate; after it a cosine falls to a tenth of the peak."""
     weight_decay: float = 0.0
     """Of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    lora_rank: int = 0
+    """Train LoRA adapters of this rank (needs specdistill[lora]) and save the merged weights; 0 trains all weights, which
+    raises alpha more."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the draft's forward pass; its weights, their gradients and the loss stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in backward to save memory; rollouts keep their KV cache."""
     rule: Literal["greedy", "sampled", "argmax_draft"] = "sampled"
     """The alpha that early stopping watches: take the rule that the server uses."""
     eval_every: int = 25
     """Steps between looks at the held-out alpha; the best draft so far is saved each time."""
     patience: int = 5
     """Stop after this many looks without a new best; 0 never stops early."""
+    report_to: tuple[str, ...] = ()
+    """Trackers beside history.jsonl: tensorboard, wandb, mlflow, or another that transformers knows."""
     seed: int = 0
     """Of sampling, shuffling and the mixture's coin."""
     device: str = "auto"
@@ -125,46 +132,58 @@ class TrainConfig:
     """CPU threads of torch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
-        _at_least(
-            self,
-            1,
-            "heldout_prompts",
-            "rollouts_per_prompt",
-            "skd_top_k",
-            "skd_num_draft_tokens",
-            "steps",
-            "batch_size",
-        )
-        _at_least(self, 1, "eval_every")
-        _at_least(self, 2, "max_new_tokens")
-        _at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads")
+        # A YAML file gives a list.
+        object.__setattr__(self, "report_to", tuple(self.report_to))
+        at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
+        at_least(self, 1, "steps", "batch_size", "eval_every")
+        at_least(self, 2, "max_new_tokens")
+        at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads", "eta")
+        at_least(self, 0, "loss_temperature", "micro_batch_size", "lora_rank", "guidance")
+        within_one(self, "lmbda", "target_fraction", "warmup", "beta", "ce_weight", "distill_weight")
         if self.method not in METHODS:
             raise ConfigError(f"unknown --method {self.method!r}; choose one of {', '.join(METHODS)}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p < 1:
             raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
-        if not 0 < self.beta < 1:
-            raise ConfigError(f"--beta must be in (0, 1), got {self.beta}; use --divergence fkl or rkl for the ends")
-        for name in ("lmbda", "target_fraction", "warmup"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(self, name)}")
-        if self.eta < 0 or self.max_grad_norm <= 0:
-            raise ConfigError("--eta must be 0 or more and --max-grad-norm above 0")
-        if self.method == "seqkd" and self.divergence != "auto":
-            raise ConfigError("--method seqkd minimises cross entropy; leave --divergence away, or use supervised-kd")
-        if self.rollouts is not None and self.method in ("supervised-kd", "skd"):
+        if not 0 < self.select_fraction <= 1:
+            raise ConfigError(f"--select-fraction must be in (0, 1], got {self.select_fraction}")
+        if self.max_grad_norm <= 0:
+            raise ConfigError(f"--max-grad-norm must be above 0, got {self.max_grad_norm}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.method in ("sft", "seqkd") and self.divergence != "auto":
+            raise ConfigError(
+                f"--method {self.method} minimises cross entropy; leave --divergence away, or use supervised-kd"
+            )
+        if self.rollouts is not None and (self.method in ("sft", "supervised-kd", "skd") or self.text is not None):
             raise ConfigError(f"--rollouts are the target's answers, which --method {self.method} does not use")
+        if self.text is not None and self.method not in ("sft", "supervised-kd"):
+            raise ConfigError(f"--text is trained on by sft and supervised-kd, not by --method {self.method}")
+        if self.beta is not None and self.loss not in ("jsd", "skewed_kl"):
+            raise ConfigError(f"--beta belongs to jsd and skewed_kl, but {self.loss} is minimised")
+        if self.loss == "skewed_kl" and self.beta in (0, 1):
+            raise ConfigError("--beta must be inside (0, 1) for skewed_kl; at 0 it is fkl, at 1 nothing is learned")
+        if self.reference is not None and self.loss != "fkl":
+            raise ConfigError(
+                f"--reference selects tokens for fkl only, but {self.loss} is minimised: with rkl or tvd selection hurts "
+                "(AdaSPEC's own ablation)"
+            )
+        if self.reward is not None and self.method not in ("gkd", "distillspec"):
+            raise ConfigError(f"--reward judges the draft's own answers, which --method {self.method} does not make")
+        if bool(self.guidance) != (self.negative_prompt is not None):
+            raise ConfigError("--guidance and --negative-prompt go together")
+        if self.guidance and self.method == "skd":
+            raise ConfigError("--guidance does not go with --method skd, whose target checks while it writes")
 
     @property
     def loss(self) -> str:
-        """The divergence that is minimised."""
+        """The divergence that is minimised, `ce` for cross entropy."""
         if self.divergence != "auto":
             return self.divergence
-        return {"seqkd": "ce", "gkd": "jsd"}.get(self.method, "fkl")
-
-
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+        if self.method in TEXT_METHODS:
+            return "ce"
+        if self.reward is not None:
+            return "rkl"
+        return {"gkd": "jsd"}.get(self.method, "fkl")

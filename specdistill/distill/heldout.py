@@ -1,35 +1,99 @@
-"""The held-out look: alpha of the draft on the target's answers to prompts that training never sees."""
+"""The held-out look: what the draft makes of the target's answers to prompts that training never sees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from typing import Any, Protocol
+
+import numpy as np
 
 from specdistill.data.batch import Sequence
-from specdistill.decoding import Sampling
+from specdistill.decoding import Guidance, Sampling
+from specdistill.distill.scorers import mean_log_likelihoods
+from specdistill.distill.target_states import TargetStates
 from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
 
 
-class HeldOut:
-    """Scores drafts on the same answers again and again; the target's pass over them is made once."""
+class Look(Protocol):
+    """Scores drafts on the same answers again and again."""
 
-    def __init__(self, target: LanguageModel, answers: Many[Sequence], sampling: Sampling) -> None:
-        self._target, self._answers, self._sampling = target, answers, sampling
+    measure: str
+    """What the numbers are, for people."""
+    watched: str
+    """The name of the number that early stopping follows; more is better."""
+
+    def score(self, draft: LanguageModel) -> Any:
+        """Records of the draft as it is now."""
+        ...
+
+    def means(self, records: Any) -> dict[str, float]:
+        """name -> mean."""
+        ...
+
+    def gains(self, after: Any, before: Any) -> dict[str, Estimate]:
+        """name -> paired difference with its interval."""
+        ...
+
+
+class HeldOut:
+    """Alpha under every rule; the target's pass over the answers is made once."""
+
+    measure = "alpha"
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        answers: Many[Sequence],
+        sampling: Sampling,
+        rule: str,
+        guidance: Guidance | None = None,
+    ) -> None:
+        self._target, self._answers, self._sampling, self.watched = target, answers, sampling, rule
         self._cache: HiddenCache = {}
+        if guidance is not None:
+            states = TargetStates(target, guidance=guidance)
+            self._cache = {answer: states.of([answer])[0] for answer in answers}
 
     def score(self, draft: LanguageModel) -> list[PromptAcceptance]:
-        """Scores the draft as it is now."""
+        """Records of the draft as it is now."""
         draft.model.eval()
         draft.weights_changed()
         return score(self._target, draft, self._answers, self._sampling, target_cache=self._cache)
 
+    def means(self, records: Many[PromptAcceptance]) -> dict[str, float]:
+        """rule -> mean alpha."""
+        return {rule: ratio(*alpha_sums(records, rule)).mean for rule in ALPHA_RULES}
 
-def alphas(records: Many[PromptAcceptance]) -> dict[str, float]:
-    """rule -> mean alpha."""
-    return {rule: ratio(*alpha_sums(records, rule)).mean for rule in ALPHA_RULES}
+    def gains(self, after: Many[PromptAcceptance], before: Many[PromptAcceptance]) -> dict[str, Estimate]:
+        """rule -> paired difference of alpha."""
+        return {rule: paired_difference(alpha_sums(after, rule), alpha_sums(before, rule)) for rule in ALPHA_RULES}
 
 
-def gains(after: Many[PromptAcceptance], before: Many[PromptAcceptance]) -> dict[str, Estimate]:
-    """rule -> paired difference of alpha with its interval."""
-    return {rule: paired_difference(alpha_sums(after, rule), alpha_sums(before, rule)) for rule in ALPHA_RULES}
+class HeldOutText:
+    """Log-likelihood per byte of the target's text: what two different tokenizers have in common.
+
+    Args:
+        answers: The target's answers in the draft's ids.
+        num_bytes: UTF-8 bytes of each answer's text.
+    """
+
+    measure = "log-likelihood per byte, nats"
+    watched = "text"
+
+    def __init__(self, answers: Many[Sequence], num_bytes: Many[int]) -> None:
+        self._answers, self._bytes = answers, np.array(num_bytes, dtype=float)
+
+    def score(self, draft: LanguageModel) -> np.ndarray:
+        """Sum of log-probabilities of each answer."""
+        draft.model.eval()
+        draft.weights_changed()
+        lengths = [len(answer.answer_ids) for answer in self._answers]
+        return np.array(mean_log_likelihoods(draft, self._answers)) * np.array(lengths)
+
+    def means(self, records: np.ndarray) -> dict[str, float]:
+        return {"text": ratio(records, self._bytes).mean}
+
+    def gains(self, after: np.ndarray, before: np.ndarray) -> dict[str, Estimate]:
+        return {"text": paired_difference((after, self._bytes), (before, self._bytes))}

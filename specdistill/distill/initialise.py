@@ -15,7 +15,7 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill.checkpoint import CUT_RECORD_FILE, save_draft
-from specdistill.distill.config import InitDraftConfig
+from specdistill.distill.init_config import InitDraftConfig
 from specdistill.distill.layer_search import choose_layers
 from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states

@@ -9,7 +9,7 @@ import torch
 
 from specdistill.data.batch import Sequence, collate
 from specdistill.decoding import Sampling
-from specdistill.distill.rollouts import Pool
+from specdistill.distill.sources import Pool
 from specdistill.evaluation.acceptance import HiddenCache, alpha_sums, answer_hidden_states, score
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, cut_draft, families

@@ -15,11 +15,20 @@ tags: [speculative-decoding, draft-model, specdistill]
 # Draft model for {target}
 
 Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
-agrees with it. {parameters:,} parameters ({share:.0%} of the target's), the target's vocabulary and tokenizer files.
+agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose} vocabulary and tokenizer files.
 {trimmed}
 ## Measured
 
-Alpha, the share of draft tokens that verification accepts, on the target's own answers to {heldout_prompts} held-out
+{measured}
+## Training
+
+Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of
+{steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
+`history.jsonl`.
+
+{serving}"""
+
+_ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to {heldout_prompts} held-out
 prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping watched these prompts, so
 run `specdistill bench` on fresh ones before you deploy):
 
@@ -34,13 +43,17 @@ temperature 0).
 Alpha alone does not say whether serving gets faster: that depends on what a draft step costs. Ask
 `specdistill bench --target {target} --draft {output}`.
 
-## Training
+"""
 
-Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of
-{steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
-`history.jsonl`.
+_TEXT = """Mean log-likelihood per byte, in nats, of the target's own answers to {heldout_prompts} held-out prompts (sampled at
+temperature {temperature}, up to {max_new_tokens} tokens). The two models' tokenizers differ, so there is no alpha.
 
-## Serving
+| | before | after | paired difference [95 % interval] |
+|---|---|---|---|
+{rows}
+"""
+
+_SERVING = """## Serving
 
 ```
 vllm serve {target} --speculative-config '{{"method": "draft_model", "model": "{output}", "num_speculative_tokens": 4}}'
@@ -48,6 +61,20 @@ vllm serve {target} --speculative-config '{{"method": "draft_model", "model": "{
 
 ```python
 target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("{output}"))
+```
+"""
+
+_OTHER_TOKENIZER = """## Serving
+
+The tokenizers differ, so vLLM, SGLang and llama.cpp can't use it; transformers can (universal assisted decoding):
+
+```python
+target.generate(
+    **inputs,
+    assistant_model=AutoModelForCausalLM.from_pretrained("{output}"),
+    tokenizer=target_tokenizer,
+    assistant_tokenizer=AutoTokenizer.from_pretrained("{output}"),
+)
 ```
 """
 
@@ -60,7 +87,7 @@ def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) ->
         "| (interrupted before the first measurement) | | | |"
         if unmeasured
         else "\n".join(
-            f"| {rule} | {summary['alpha_before'][rule]:.3f} | {summary['alpha_after'][rule]:.3f} "
+            f"| {rule} | {summary['before'][rule]:.3f} | {summary['after'][rule]:.3f} "
             f"| {gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}] |"
             for rule, gain in summary["gain"].items()
         )
@@ -71,7 +98,10 @@ def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) ->
             f"\nspecdistill runs it with an output head of {len(pair.draft.kept_ids):,} ids (`draft_vocabulary.json`); "
             "the weights hold the full head for engines that demand it.\n"
         )
-    return _TEMPLATE.format(
+    parts = (_ALPHA, _SERVING) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
+    template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
+    return template.format(
+        whose="the target's" if pair.same_tokenizer else "its own",
         target=config.target,
         output=config.output,
         parameters=pair.draft.num_parameters,

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
-from specdistill.decoding import Sampling, SpeculativeDecoder
+from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
-from specdistill.distill.rollouts import PromptTurns
+from specdistill.distill.sources import PromptTurns
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
@@ -59,7 +60,11 @@ class TopKAcceptance:
 
 
 class Skd:
-    """A source of sequences that draft and target wrote together."""
+    """A source of sequences that draft and target wrote together.
+
+    Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no
+    second pass of the target.
+    """
 
     def __init__(
         self,
@@ -81,23 +86,65 @@ class Skd:
             sampling=sampling,
             acceptance=TopKAcceptance(top_k, sampling),
         )
-        self._encoded = {prompt.id: ids for prompt, ids in zip(prompts, encoded, strict=True)}
         self._max_new_tokens = max_new_tokens
-        self._turns = PromptTurns([prompt.id for prompt in prompts], batch_size, seed)
+        self._turns = PromptTurns(prompts, encoded, batch_size, seed)
+        self._rejections = Rejections(num_draft_tokens)
 
     def next_batch(self, step: int) -> list[Sequence]:
         chosen = self._turns.next()
         written = self._decoder.generate(
-            [self._encoded[name] for name, _ in chosen],
+            [ids for _, ids, _ in chosen],
             max_new_tokens=self._max_new_tokens,
-            seeds=[seed for _, seed in chosen],
+            seeds=[seed for _, _, seed in chosen],
+            keep_hidden=True,
         )
+        for generation in written:
+            self._rejections.count(generation)
         return [
             Sequence(
                 name,
-                tuple(self._encoded[name]),
+                tuple(ids),
                 tuple(generation.token_ids),
                 tuple(int(Provenance.DRAFT if own else Provenance.TARGET) for own in generation.from_draft),
+                torch.cat(generation.target_hidden),
             )
-            for (name, _), generation in zip(chosen, written, strict=True)
+            for (name, ids, _), generation in zip(chosen, written, strict=True)
         ]
+
+    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+        """skd_rejection_rate and skd_rejection_by_position since the last reset."""
+        found = self._rejections.rates()
+        if reset:
+            self._rejections = Rejections(len(self._rejections.tested))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._turns.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._turns.load_state_dict(state)
+
+
+class Rejections:
+    """Counts how often the target replaced a token, by the token's place in the draft's proposal."""
+
+    def __init__(self, num_draft_tokens: int) -> None:
+        self.tested = [0] * num_draft_tokens
+        self.rejected = [0] * num_draft_tokens
+
+    def count(self, generation: Generation) -> None:
+        """Adds the rounds of an answer; tokens behind a replaced one were never tested."""
+        for proposed, accepted, _ in generation.rounds:
+            for position in range(min(accepted + 1, proposed)):
+                self.tested[position] += 1
+            if accepted < proposed:
+                self.rejected[accepted] += 1
+
+    def rates(self) -> dict[str, Any]:
+        """Replaced / tested, in all and by position; None where a position was never tested."""
+        pairs = list(zip(self.rejected, self.tested, strict=True))
+        total = sum(self.tested)
+        return {
+            "skd_rejection_rate": sum(self.rejected) / total if total else None,
+            "skd_rejection_by_position": [rejected / tested if tested else None for rejected, tested in pairs],
+        }

@@ -11,49 +11,51 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import TrainerCallback
 
 from specdistill import atomic_files
 from specdistill.data.batch import Sequence
-from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
-from specdistill.decoding import Sampling
-from specdistill.distill import rollouts
-from specdistill.distill.checkpoint import is_fresh_cut, save_draft
-from specdistill.distill.config import TrainConfig
-from specdistill.distill.heldout import HeldOut, alphas, gains
+from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
+from specdistill.data.texts import check_texts
+from specdistill.decoding import Guidance, Sampling
+from specdistill.distill import lora, scorers
+from specdistill.distill.callbacks import check_trackers
+from specdistill.distill.checkpoint import save_draft
+from specdistill.distill.config import TEXT_METHODS, TrainConfig
+from specdistill.distill.heldout import HeldOut, HeldOutText, Look
+from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
-from specdistill.distill.skd import Skd
-from specdistill.distill.trainer import DraftTrainer, learning_rate
-from specdistill.errors import DataError
+from specdistill.distill.retokenise import retokenise
+from specdistill.distill.rollouts import check_answers
+from specdistill.distill.target_states import TargetStates
+from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
+from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.bench import write_answers
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.progress import Progress, Quiet
 
 CONFIG_FILE = "specdistill.yaml"
-ROLLOUTS_FILE = "rollouts.jsonl"
 
 
-def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[str, Any]:
+def train_draft(
+    config: TrainConfig, progress: Progress | None = None, callbacks: Many[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Distils a draft and writes it as a plain checkpoint with its history, settings and model card.
 
     Args:
         config: What to train and how.
         progress: Where bars and remarks go.
+        callbacks: transformers' callbacks, called as `transformers.Trainer` would.
 
     Returns:
-        Summary: output, steps, best_step, alpha_before, alpha_after, gain (each by rule).
+        Summary: output, steps, best_step, and the held-out `measure` (alpha by rule) `before`, `after` and its `gain`.
 
     Raises:
         SpecdistillError: Bad input (nothing was trained then), or training that diverged (the best draft is saved).
         KeyboardInterrupt: After the best draft so far was saved.
     """
     progress = progress or Quiet()
-    if config.rollouts is not None and not Path(config.rollouts).is_file():
-        raise DataError(f"--rollouts {config.rollouts} does not exist")
-    for role, name in (("target", config.target), ("draft", config.draft)):
-        load.check_exists(name, role)
-    training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)
-    if config.method == "supervised-kd":
-        rollouts.check_answers(training)
+    training, heldout, reward = _check_before_loading(config)
     output = Path(config.output)
     atomic_files.claim_output_directory(output)
     if config.threads:
@@ -66,13 +68,18 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
         device=config.device,
         dtype=config.dtype,
         draft_dtype=torch.float32,
+        other_tokenizer=config.method in TEXT_METHODS,
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)
+    reference = _load_reference(config, pair, progress)
+    guidance = _guidance(config, pair.target)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens
     encoded = encode_all(training, pair.target.tokenizer, room)
     heldout_encoded = encode_all(heldout, pair.target.tokenizer, room)
-    atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    if config.lora_rank:
+        lora.add_adapters(pair.draft.model, config.lora_rank)
+    atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_plain(config), sort_keys=False))
 
     with _reported_interrupt(output, progress):
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
@@ -85,9 +92,22 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
             config.seed,
             progress,
             "held-out answers",
+            guidance,
         )
-        source, reused = build_source(config, pair, training, encoded, sampling, output, progress)
-        trainer = DraftTrainer(pair, source, reused, HeldOut(pair.target, answers, sampling), config, output, progress)
+        work = Work(config, pair, training, encoded, sampling, guidance, output, progress)
+        source, reused = build_source(work)
+        trainer = DraftTrainer(
+            pair,
+            source,
+            TargetStates(pair.target, reused, guidance),
+            _look(config, pair, heldout, answers, sampling, guidance),
+            config,
+            output,
+            progress,
+            reference=reference,
+            reward=None if reward is None else _reward_of(reward, training, pair),
+            callbacks=callbacks,
+        )
         interrupted = False
         try:
             trainer.train()
@@ -95,72 +115,73 @@ def train_draft(config: TrainConfig, progress: Progress | None = None) -> dict[s
             interrupted = True
             raise
         finally:
-            if trainer.best:
+            if trainer.best is not None:
                 summary = _finish(config, pair, trainer, output, len(training), len(heldout), interrupted)
     return summary
 
 
-def build_source(
+def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Prompt], scorers.Scorer | None]:
+    """Everything that can be wrong without looking at a model; the prompts' two sides, and the reward function."""
+    if config.rollouts is not None and not Path(config.rollouts).is_dir():
+        raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+    for role, name in (("target", config.target), ("draft", config.draft), ("reference", config.reference)):
+        if name is not None:
+            load.check_exists(name, role)
+    if config.text is not None:
+        check_texts(config.text)
+    training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)
+    if config.method in ("sft", "supervised-kd") and config.text is None:
+        check_answers(training, config.method)
+    if config.method == "best-of-n":
+        scorers.check_scorer(config.scorer, training)
+    if config.lora_rank:
+        lora.check_installed()
+    if config.precision == "float16" and not torch.cuda.is_available():
+        raise ConfigError("--precision float16 needs a GPU; use bfloat16 or float32")
+    check_trackers(config.report_to)
+    return training, heldout, scorers.load_function(config.reward, "--reward") if config.reward else None
+
+
+def _load_reference(config: TrainConfig, pair: ModelPair, progress: Progress) -> LanguageModel | None:
+    if config.reference is None:
+        return None
+    reference = load_pair(
+        config.target, config.reference, device=str(pair.draft.device), draft_dtype=torch.float32, say=progress.say
+    ).draft
+    reference.model.requires_grad_(False)
+    return reference
+
+
+def _guidance(config: TrainConfig, target: LanguageModel) -> Guidance | None:
+    if config.negative_prompt is None:
+        return None
+    negative = encode(Prompt("negative", ({"role": "user", "content": config.negative_prompt},)), target.tokenizer)
+    guidance = Guidance(tuple(negative), config.guidance)
+    guidance.check(target)
+    return guidance
+
+
+def _look(
     config: TrainConfig,
     pair: ModelPair,
     prompts: Many[Prompt],
-    encoded: Many[list[int]],
+    answers: Many[Sequence],
     sampling: Sampling,
-    output: Path,
-    progress: Progress,
-) -> tuple[rollouts.Source, frozenset[Sequence]]:
-    """The method's source of sequences, and those of them that come again every epoch."""
-    own = rollouts.OnPolicy(
-        pair.draft, prompts, encoded, sampling, config.max_new_tokens, config.batch_size, config.seed + 1
-    )
-    if config.method == "skd":
-        skd = Skd(
-            pair,
-            prompts,
-            encoded,
-            sampling,
-            top_k=config.skd_top_k,
-            num_draft_tokens=config.skd_num_draft_tokens,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            seed=config.seed + 1,
-        )
-        return skd, frozenset()
-    given = all(prompt.answer is not None for prompt in prompts)
-    if config.method == "supervised-kd" or (config.method == "gkd" and given and config.rollouts is None):
-        fixed = rollouts.given_answers(prompts, encoded, pair.target.tokenizer, config.max_new_tokens)
-    elif config.rollouts is not None:
-        fixed = rollouts.load_rollouts(Path(config.rollouts), prompts, encoded, pair.target.vocab_size)
-    else:
-        fixed = rollouts.target_rollouts(
-            pair.target,
-            prompts,
-            encoded,
-            sampling,
-            per_prompt=config.rollouts_per_prompt,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-            progress=progress,
-            save_to=output / ROLLOUTS_FILE,
-        )
-    pool = rollouts.Pool(fixed, config.batch_size, config.seed)
-    reused = frozenset(fixed)
-    if config.method == "gkd":
-        return rollouts.Mixture(own, pool, config.lmbda, config.seed + 2), reused
-    if config.method == "distillspec":
-        return rollouts.Phases(pool, own, round(target_fraction(config, pair.draft) * config.steps)), reused
-    return pool, reused
+    guidance: Guidance | None,
+) -> Look:
+    if pair.same_tokenizer:
+        return HeldOut(pair.target, answers, sampling, config.rule, guidance)
+    return HeldOutText(*retokenise(answers, prompts, pair))
 
 
-def target_fraction(config: TrainConfig, draft: LanguageModel) -> float:
-    """The configured share, or one by whether the draft was just cut out of the target.
+def _reward_of(scorer: scorers.Scorer, prompts: Many[Prompt], pair: ModelPair) -> Reward:
+    known = {prompt.id: prompt for prompt in prompts}
 
-    A fresh cut's own answers are noise: in benchmarks/results/smollm2_history.jsonl held-out alpha falls from 0.31 to
-    0.22 within 30 steps of the switch to them.
-    """
-    if config.target_fraction is not None:
-        return config.target_fraction
-    return 1.0 if is_fresh_cut(draft) else 0.6
+    def reward(sequence: Sequence) -> float:
+        text = pair.draft.tokenizer.decode(sequence.answer_ids, skip_special_tokens=True)
+        return scorer(known[sequence.prompt_id], str(text))
+
+    return reward
 
 
 def _finish(
@@ -173,11 +194,12 @@ def _finish(
     interrupted: bool,
 ) -> dict[str, Any]:
     """Writes what the run ended with."""
+    vocabulary = pair.target if pair.same_tokenizer else pair.draft
     if trainer.best_step == 0 and not interrupted:
         # Nothing beat the start: the output must still be a draft, and an honest one.
-        _restore_start(config, pair.draft)
-        save_draft(pair.draft, pair.target, output)
-    gain = gains(trainer.best, trainer.start_records)
+        start = load.load_model(config.draft, "draft", device=str(pair.draft.device), dtype=torch.float32)
+        save_draft(start, vocabulary, output)
+    look = trainer.look
     summary = {
         "output": str(output),
         "steps": trainer.step,
@@ -186,18 +208,19 @@ def _finish(
         "learning_rate": learning_rate(config, pair.draft),
         "heldout_prompts": num_heldout,
         "training_prompts": num_training,
-        "alpha_before": alphas(trainer.start_records),
-        "alpha_after": alphas(trainer.best),
-        "gain": {rule: estimate.to_json() for rule, estimate in gain.items()},
+        "measure": look.measure,
+        "before": look.means(trainer.start_records),
+        "after": look.means(trainer.best),
+        "gain": {
+            name: estimate.to_json() for name, estimate in look.gains(trainer.best, trainer.start_records).items()
+        },
     }
     atomic_files.write_text(output / "README.md", model_card(config, pair, summary))
     return summary
 
 
-def _restore_start(config: TrainConfig, draft: LanguageModel) -> None:
-    start = load.load_model(config.draft, "draft", device=str(draft.device), dtype=torch.float32)
-    draft.model.load_state_dict(start.model.state_dict())
-    draft.weights_changed()
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config) | {"report_to": list(config.report_to)}
 
 
 @contextlib.contextmanager
@@ -206,7 +229,7 @@ def _reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = [name for name in ("model.safetensors", ROLLOUTS_FILE) if (output / name).is_file()]
+        kept = [name for name in ("model.safetensors", ROLLOUTS_DIRECTORY) if (output / name).exists()]
         what = {
             0: "nothing was finished yet",
             1: f"kept {' '.join(kept)} (use finished rollouts again with --rollouts)",

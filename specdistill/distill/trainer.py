@@ -2,136 +2,169 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import TrainerCallback, get_cosine_with_min_lr_schedule_with_warmup
 
 from specdistill import atomic_files
-from specdistill.data.batch import Sequence, collate
+from specdistill.data.batch import Provenance, Sequence, collate
+from specdistill.distill.callbacks import Callbacks
 from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
-from specdistill.distill.heldout import HeldOut, alphas
-from specdistill.distill.rollouts import Source
+from specdistill.distill.heldout import Look
+from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
+from specdistill.distill.sources import Source
+from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
-from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance, answer_hidden_states
 from specdistill.models import LanguageModel, ModelPair
-from specdistill.progress import Progress
-from specdistill_kernels import fused_divergence
+from specdistill.progress import Progress, Task
 
 HISTORY_FILE = "history.jsonl"
-_CACHE_BYTES = 2 * 2**30
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+Reward = Callable[[Sequence], float]
 
 
 class DraftTrainer:
-    """Trains the pair's draft in place and keeps the best checkpoint, by held-out alpha, in the output directory.
+    """Trains the pair's draft in place and keeps the best checkpoint, by the held-out look, in the output directory.
 
     Args:
         pair: Target and draft; the target is never changed.
         source: Gives each step's sequences.
-        reused: Sequences that come again every epoch: the target's hidden states of these are kept in memory.
-        heldout: Judges the draft.
+        states: The target's hidden states of them.
+        look: Judges the draft.
         config: Settings.
         output: Directory of the run.
         progress: Where the bar goes.
+        reference: AdaSPEC's reference draft.
+        reward: Judges answers that the draft wrote.
+        callbacks: transformers' callbacks; they may stop the run.
     """
 
     def __init__(
         self,
         pair: ModelPair,
         source: Source,
-        reused: frozenset[Sequence],
-        heldout: HeldOut,
+        states: TargetStates,
+        look: Look,
         config: TrainConfig,
         output: Path,
         progress: Progress,
+        *,
+        reference: LanguageModel | None = None,
+        reward: Reward | None = None,
+        callbacks: Many[TrainerCallback] = (),
     ) -> None:
         self.target, self.draft = pair.target, pair.draft
-        self._source, self._reused, self._heldout = source, reused, heldout
-        self._config, self._output, self._progress = config, output, progress
-        self._cache: HiddenCache = {}
+        # Engines want the target's; a draft with another tokenizer keeps its own.
+        self._vocabulary = pair.target if pair.same_tokenizer else pair.draft
+        self._source, self._states, self.look = source, states, look
+        self._config, self._output, self._progress, self._reward = config, output, progress, reward
         self.history: list[dict[str, Any]] = []
-        self.best: list[PromptAcceptance] = []
+        self.best: Any = None
         self.best_step = 0
+        self._best_value = -math.inf
         self.step = 0
-        parameters = [parameter for parameter in self.draft.model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
+        self._accelerator = Accelerator(
+            mixed_precision=_PRECISIONS[config.precision],
+            cpu=self.draft.device.type == "cpu",
+            # Models are where --device put them.
+            device_placement=False,
+        )
+        if config.gradient_checkpointing:
+            # Only in train mode: rollouts run in eval mode, with their KV cache.
+            self.draft.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loss = DistillationLoss(self.draft, self.target, config, reference)
+        parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate(config, self.draft), weight_decay=config.weight_decay
         )
+        self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self._optimizer, math.ceil(config.warmup * config.steps), config.steps, min_lr_rate=0.1
         )
+        self._callbacks = Callbacks(
+            callbacks, config, output, self.draft.model, self.draft.tokenizer, self._optimizer, self._schedule
+        )
 
     def train(self) -> None:
-        """Runs until the last step, until patience ends, or until Ctrl-C, which passes on after saving.
+        """Runs until the last step, until patience ends or a callback says stop, or until Ctrl-C, which passes on after
+        saving.
 
         Raises:
             SpecdistillError: The loss or the gradient is not finite; the best draft so far is on disk.
         """
         config = self._config
-        self.start_records = self._look(0, {})
         started = time.perf_counter()
         tokens = 0
-        self.draft.model.train()
-        with self._progress.task(f"training ({config.method})", config.steps, "steps") as task:
-            try:
+        try:
+            self._callbacks.begin()
+            self.start_records = self._look(0, {})
+            self.draft.model.train()
+            with self._progress.task(f"training ({config.method})", config.steps, "steps") as task:
                 for self.step in range(1, config.steps + 1):
+                    self._callbacks.step_begin()
                     measured = self._one_step(self._source.next_batch(self.step))
                     tokens += measured.pop("tokens")
+                    self._callbacks.step_end(self.step, measured)
                     task.advance()
-                    speed = tokens / (time.perf_counter() - started)
-                    alpha = f"  alpha {measured['alpha']:.3f}" if "alpha" in measured else ""
-                    task.note(f"loss {measured['loss']:.3f}{alpha}  {speed:.0f} tokens/s")
-                    if self.step % config.eval_every == 0 or self.step == config.steps:
-                        measured["tokens_seen"] = tokens
-                        self._look(self.step, measured)
+                    self._note(task, measured, tokens / (time.perf_counter() - started))
+                    if self.step % config.eval_every == 0 or self.step == config.steps or self._callbacks.stop:
+                        self._look(
+                            self.step, measured | self._source.measurements(reset=True) | {"tokens_seen": tokens}
+                        )
                         self.draft.model.train()
-                        stale = (self.step - self.best_step) // config.eval_every
-                        if config.patience and stale >= config.patience:
-                            self._progress.say(f"stopped at step {self.step}: no new best since step {self.best_step}")
+                        if self._is_over():
                             break
-            except KeyboardInterrupt:
-                if self.best_step == 0 and self.step > 1:
-                    # No look has found a better draft yet, but what was learned so far must not be lost.
-                    save_draft(self.draft, self.target, self._output)
-                raise
-            finally:
-                self.draft.model.eval()
-                self.draft.weights_changed()
+        except KeyboardInterrupt:
+            if self.best_step == 0 and self.step > 1:
+                # No look has found a better draft yet, but what was learned so far must not be lost.
+                save_draft(self.draft, self._vocabulary, self._output)
+            raise
+        finally:
+            self.draft.model.eval()
+            self.draft.weights_changed()
+            self._callbacks.end()
+            # accelerate keeps the precision in a global: the next run in this process may want another.
+            AcceleratorState._reset_state()
 
     def _one_step(self, sequences: list[Sequence]) -> dict[str, Any]:
         config = self._config
-        batch = collate(sequences).to(self.draft.device)
-        # ce needs no target: its labels are the target's own tokens already.
-        target_hidden = None if config.loss == "ce" else torch.cat(self._target_states(sequences))
-        hidden = self.draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
-        count = hidden.shape[0]
-        output = fused_divergence(
-            hidden,
-            self.draft.head_weight,
-            target_hidden,
-            None if target_hidden is None else self.target.head_weight,
-            torch.full((count,), 1 / count, device=hidden.device),
-            kind=config.loss,
-            beta=config.beta,
-            eta=config.eta,
-            temperature=config.temperature or 1.0,
-            labels=batch.labels,
-            vocab_size=self.target.vocab_size,
-            draft_softcap=self.draft.softcap,
-            target_softcap=self.target.softcap,
-        )
-        output.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.draft.model.parameters(), config.max_grad_norm)
-        loss = float(output.loss.detach())
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+        size = config.micro_batch_size or len(sequences)
+        chunks = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        # Counted now: sequences that were just written are as long as they are, whatever the data set says.
+        totals = self._over_ranks(sum(len(each.answer_ids) for each in sequences), len(sequences))
+        advantages, measured = self._advantages(sequences)
+        loss, alpha = 0.0, 0.0
+        for index, chunk in enumerate(chunks):
+            batch = collate(chunk).to(self.draft.device)
+            # ce needs no target: its labels are the target's own tokens already.
+            hidden = None if config.loss == "ce" else torch.cat(self._states.of(chunk))
+            last = index == len(chunks) - 1
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._loss):
+                start = index * size
+                own = None if advantages is None else advantages[start : start + len(chunk)]
+                part = self._loss(batch, hidden, totals, own)
+                # Wrappers average gradients over ranks; the loss is a sum over them.
+                self._accelerator.backward(part.loss * self._accelerator.num_processes)
+            loss += float(part.loss.detach())
+            alpha += float(part.alpha_sum)
+        norm = float(self._accelerator.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm))
+        # float16's scaler meets infinite gradients on purpose, and skips such a step.
+        if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "float16")):
             names = ", ".join(sequence.prompt_id for sequence in sequences)
             raise SpecdistillError(
-                f"loss {loss} with gradient norm {float(norm)} at step {self.step} (prompts {names}); "
+                f"loss {loss} with gradient norm {norm} at step {self.step} (prompts {names}); "
                 f"lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}"
             )
         self._optimizer.step()
@@ -140,40 +173,68 @@ class DraftTrainer:
         self.draft.weights_changed()
         return {
             "loss": loss,
-            **({} if target_hidden is None else {"alpha": float(output.alpha.mean())}),
-            "grad_norm": float(norm),
+            **({} if math.isnan(alpha) else {"alpha": alpha / max(1, totals.tokens)}),
+            "grad_norm": norm,
             "learning_rate": self._schedule.get_last_lr()[0],
-            "tokens": count,
+            **measured,
+            "tokens": totals.tokens,
         }
 
-    def _target_states(self, sequences: list[Sequence]) -> list[torch.Tensor]:
-        """The target's hidden states; those of sequences that come again are kept while they fit."""
-        states = answer_hidden_states(self.target, sequences, self._cache)
-        held = sum(rows.numel() * rows.element_size() for rows in self._cache.values())
-        for sequence in sequences:
-            if sequence not in self._reused or held > _CACHE_BYTES:
-                self._cache.pop(sequence, None)
-        return states
+    def _over_ranks(self, tokens: int, sequences: int) -> StepTotals:
+        if self._accelerator.num_processes == 1:
+            return StepTotals(tokens, sequences)
+        counts = torch.tensor([tokens, sequences], device=self.draft.device)
+        return StepTotals(*self._accelerator.reduce(counts, reduction="sum").tolist())
 
-    def _look(self, step: int, measured: dict[str, Any]) -> list[PromptAcceptance]:
-        """Scores the held-out answers, writes the history, and saves the draft where it is the best so far."""
-        records = self._heldout.score(self.draft)
-        now = alphas(records)
-        rule = self._config.rule
-        self.history.append(
-            {"step": step, **measured, **{f"heldout_alpha_{name}": value for name, value in now.items()}}
+    def _advantages(self, sequences: list[Sequence]) -> tuple[torch.Tensor | None, dict[str, float]]:
+        """Of answers that the draft wrote, where there is a reward; and the mean reward for the history."""
+        own = all(set(each.provenance) <= {int(Provenance.DRAFT)} for each in sequences)
+        if self._reward is None or not own:
+            return None, {}
+        rewards = [self._reward(each) for each in sequences]
+        advantages = torch.tensor(leave_one_out_advantages(rewards), device=self.draft.device)
+        return advantages, {"reward": sum(rewards) / len(rewards)}
+
+    def _note(self, task: Task, measured: dict[str, Any], speed: float) -> None:
+        own = f"  alpha {measured['alpha']:.3f}" if "alpha" in measured else ""
+        rejected = self._source.measurements().get("skd_rejection_rate")
+        replaced = "" if rejected is None else f"  replaced {rejected:.2f}"
+        task.note(
+            f"loss {measured['loss']:.3f}{own}  best held-out {self._best_value:.3f}{replaced}  {speed:.0f} tokens/s"
         )
+
+    def _look(self, step: int, measured: dict[str, Any]) -> Any:
+        """Scores the held-out answers, writes the history, and saves the draft where it is the best so far."""
+        records = self.look.score(self.draft)
+        now = self.look.means(records)
+        found = {
+            f"heldout_{'alpha_' if self.look.measure == 'alpha' else ''}{name}": each for name, each in now.items()
+        }
+        self.history.append({"step": step, **measured, **found})
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         atomic_files.write_text(self._output / HISTORY_FILE, lines)
-        if not self.best or now[rule] > alphas(self.best)[rule]:
-            self.best, self.best_step = records, step
+        self._callbacks.evaluated(step, found)
+        if now[self.look.watched] > self._best_value:
+            self.best, self.best_step, self._best_value = records, step, now[self.look.watched]
             if step:
-                save_draft(self.draft, self.target, self._output)
+                save_draft(self.draft, self._vocabulary, self._output)
+                self._callbacks.saved()
         shown = "  ".join(f"{name} {value:.3f}" for name, value in now.items())
         self._progress.say(
-            f"step {step}: held-out alpha {shown}" + ("  (best)" if step and self.best_step == step else "")
+            f"step {step}: held-out {self.look.measure}: {shown}"
+            + ("  (best)" if step and self.best_step == step else "")
         )
         return records
+
+    def _is_over(self) -> bool:
+        patience = self._config.patience
+        if patience and (self.step - self.best_step) // self._config.eval_every >= patience:
+            self._progress.say(f"stopped at step {self.step}: no new best since step {self.best_step}")
+            return True
+        if self._callbacks.stop and self.step < self._config.steps:
+            self._progress.say(f"stopped at step {self.step} by a callback")
+            return True
+        return False
 
 
 def learning_rate(config: TrainConfig, draft: LanguageModel) -> float:
@@ -181,8 +242,9 @@ def learning_rate(config: TrainConfig, draft: LanguageModel) -> float:
 
     A model that already predicts well is spoilt above 1e-4 unless it is tiny; a fresh cut has to be mended first and
     learns faster with more (SmolLM2 cut to 4 layers: held-out alpha 0.237 after 60 steps at 1.5e-3, 0.212 at 5e-4).
+    Adapters start at zero and take about ten times the rate of full training (Hu et al. 2022, arXiv 2106.09685).
     """
     if config.learning_rate:
         return config.learning_rate
-    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if is_fresh_cut(draft) else (3e-4, 1e-4, 1e-5)
+    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if is_fresh_cut(draft) or config.lora_rank else (3e-4, 1e-4, 1e-5)
     return tiny if draft.num_parameters < 100e6 else small if draft.num_parameters < 300e6 else large

@@ -17,6 +17,8 @@ class ModelPair:
 
     target: LanguageModel
     draft: LanguageModel
+    same_tokenizer: bool = True
+    """False only where the caller asked for it: ids then mean different tokens, and text is all they share."""
 
 
 def load_pair(
@@ -26,6 +28,7 @@ def load_pair(
     device: str = "auto",
     dtype: str = "auto",
     draft_dtype: torch.dtype | None = None,
+    other_tokenizer: bool = False,
     say=print,
 ) -> ModelPair:
     """Finds both, proves that their tokenizers agree, then loads both sets of weights.
@@ -36,19 +39,23 @@ def load_pair(
         device: A torch device, or `auto`.
         dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
         draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
+        other_tokenizer: Allow different tokenizers, for methods that learn from text.
         say: Where slow steps announce themselves.
 
     Raises:
         ModelError: One of them can't be loaded.
-        IncompatibleModelsError: Their tokenizers differ.
+        IncompatibleModelsError: Their tokenizers differ and that is not allowed.
     """
     sources = [load.find(target, "target", say), load.find(draft, "draft", say)]
-    vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, target, draft)
+    same = sources[0].tokenizer.get_vocab() == sources[1].tokenizer.get_vocab()
+    if not (same or other_tokenizer):
+        vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, target, draft)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     return ModelPair(
         load.load_model(sources[0], "target", device=where, dtype=kind),
         load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),
+        same,
     )
 
 

@@ -54,11 +54,12 @@ def estimate(value: dict[str, Any], digits: int = 3, sign: str = "") -> str:
 def training_table(summary: dict[str, Any]) -> None:
     """Prints what `train_draft` returned."""
     console = Console()
-    table = Table(title=f"held-out alpha, {summary['heldout_prompts']} prompts that training never saw")
-    for name in ("rule", "before", "after", "paired difference [95 %]"):
-        table.add_column(name, justify="left" if name == "rule" else "right")
+    alpha = summary["measure"] == "alpha"
+    table = Table(title=f"held-out {summary['measure']}, {summary['heldout_prompts']} prompts that training never saw")
+    for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
+        table.add_column(name, justify="left" if name in ("rule", "of") else "right")
     for rule, gain in summary["gain"].items():
-        before, after = summary["alpha_before"][rule], summary["alpha_after"][rule]
+        before, after = summary["before"][rule], summary["after"][rule]
         table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
     console.print(table)
     if summary["best_step"] == 0:
@@ -66,6 +67,31 @@ def training_table(summary: dict[str, Any]) -> None:
     console.print(
         f"draft: {summary['output']} (best step {summary['best_step']} of {summary['steps']})", soft_wrap=True
     )
+
+
+def generation_table(summary: dict[str, Any]) -> None:
+    """Prints what `generate` returned."""
+    console = Console()
+    generators = summary["generators"]
+    table = Table(title=f"answers in {escape(summary['output'])}")
+    table.add_column("")
+    for role, found in generators.items():
+        table.add_column(f"{role}: {escape(found['name'])}", justify="right")
+    unit = {None: "sampling FLOPs", "compute": "sampling FLOPs", "cost": "price"}[summary["match"]]
+    lines = {
+        "prompts": ("prompts", "{:,}"),
+        "rollouts": ("answers", "{:,}"),
+        "tokens": ("tokens", "{:,}"),
+        "budget": (unit, "{:.3g}"),
+        "distinct_per_prompt": ("different answers per prompt", "{:.2f}"),
+        "target_log_likelihood": ("target's mean log-likelihood per token", "{:.3f}"),
+        "mean_score": ("mean score", "{:.3f}"),
+        "coverage": ("prompts with an answer that scored above 0", "{:.1%}"),
+    }
+    for key, (label, form) in lines.items():
+        if key in generators["target"]:
+            table.add_row(label, *(form.format(found[key]) for found in generators.values()))
+    console.print(table)
 
 
 def bench_tables(report: dict[str, Any]) -> None:

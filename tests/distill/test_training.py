@@ -14,10 +14,12 @@ from tiny_models import FAMILIES, make_model, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
+from specdistill.distill import losses as losses_module
 from specdistill.distill import trainer as trainer_module
 from specdistill.distill.config import METHODS
 from specdistill.distill.layer_search import end_layers, even_layers
-from specdistill.distill.train_draft import target_fraction
+from specdistill.distill.methods import target_fraction
+from specdistill.distill.rollouts import read_rollouts
 from specdistill.distill.trainer import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
@@ -65,7 +67,7 @@ def test_every_method_runs_and_writes_a_plain_checkpoint(files, tmp_path, method
     # Strict JSON: seqkd has no training alpha, and NaN is no number.
     assert "NaN" not in (output / "history.jsonl").read_text()
     card = (output / "README.md").read_text()
-    assert f"Method `{method}`" in card and f"{summary['alpha_after']['greedy']:.3f}" in card
+    assert f"Method `{method}`" in card and f"{summary['after']['greedy']:.3f}" in card
     settings = yaml.safe_load((output / "specdistill.yaml").read_text())
     assert TrainConfig(**settings) == config(files, output, method=method)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
@@ -89,7 +91,7 @@ def test_every_family_is_cut_and_trained(files, tmp_path, family, monkeypatch):
     )
     settings = config(files, tmp_path / "out", steps=30, eval_every=10, rollouts_per_prompt=3, patience=0)
     summary = train_draft(dataclasses.replace(settings, target=str(target), draft=str(tmp_path / "cut")))
-    assert summary["alpha_after"]["sampled"] > summary["alpha_before"]["sampled"]
+    assert summary["after"]["sampled"] > summary["before"]["sampled"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 2
 
 
@@ -131,10 +133,10 @@ def test_heldout_prompts_are_never_trained_on(files, tmp_path, monkeypatch):
 
 def test_rollouts_of_one_run_serve_another(files, tmp_path):
     train_draft(config(files, tmp_path / "one", method="seqkd"))
-    saved = tmp_path / "one" / "rollouts.jsonl"
-    assert len(saved.read_text().splitlines()) == 36
+    saved = tmp_path / "one" / "rollouts"
+    assert len(read_rollouts(saved)) == 36
     train_draft(config(files, tmp_path / "two", method="distillspec", rollouts=str(saved)))
-    assert not (tmp_path / "two" / "rollouts.jsonl").exists()
+    assert not (tmp_path / "two" / "rollouts").exists()
 
 
 def test_same_seed_same_result(files, tmp_path):
@@ -175,7 +177,7 @@ def test_a_draft_trains_in_float32_and_is_saved_as_it_was_stored(files, tmp_path
 def test_early_stopping_keeps_the_best(files, tmp_path):
     summary = train_draft(config(files, tmp_path / "out", learning_rate=50.0, steps=30, eval_every=1, patience=2))
     assert summary["steps"] < 30
-    assert summary["alpha_after"]["sampled"] >= summary["alpha_before"]["sampled"]
+    assert summary["after"]["sampled"] >= summary["before"]["sampled"]
 
 
 def test_when_nothing_is_better_the_start_is_written_unchanged(files, tmp_path, monkeypatch):
@@ -189,14 +191,14 @@ def test_when_nothing_is_better_the_start_is_written_unchanged(files, tmp_path, 
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_best(files, tmp_path, monkeypatch):
-    original = trainer_module.fused_divergence
+    original = losses_module.fused_divergence
     calls = iter(range(100))
 
     def broken(*args, **kwargs):
         output = original(*args, **kwargs)
         return output._replace(loss=output.loss * float("nan")) if next(calls) == 4 else output
 
-    monkeypatch.setattr(trainer_module, "fused_divergence", broken)
+    monkeypatch.setattr(losses_module, "fused_divergence", broken)
     with pytest.raises(SpecdistillError, match=r"step 5 \(prompts .*lower --learning-rate"):
         train_draft(config(files, tmp_path / "out"))
     assert (tmp_path / "out" / "history.jsonl").exists()
@@ -234,7 +236,7 @@ def test_interrupt_keeps_what_was_learned(files, tmp_path, monkeypatch):
     output = tmp_path / "out"
     trained, start = load_model(str(output), "draft"), load_model(str(files / "draft"), "draft")
     assert not torch.equal(trained.head_weight[:65], start.head_weight[:65])
-    assert len((output / "rollouts.jsonl").read_text().splitlines()) == 36
+    assert len(read_rollouts(output / "rollouts")) == 36
     card = (output / "README.md").read_text()
     assert "(interrupted)" in card and "interrupted before the first measurement" in card
 
@@ -257,7 +259,8 @@ def test_supervised_needs_answers_before_anything_is_generated(files, tmp_path):
     ("settings", "text"),
     [
         ({"method": "magic"}, "unknown --method 'magic'"),
-        ({"beta": 1.0}, "--beta must be in"),
+        ({"beta": 1.1}, "--beta must be in"),
+        ({"beta": 0.5}, "--beta belongs to jsd"),
         ({"lmbda": 1.1}, "--lmbda"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"method": "seqkd", "divergence": "rkl"}, "minimises cross entropy"),

@@ -27,6 +27,11 @@ P, Q = (0.5, 0.3, 0.2), (0.2, 0.2, 0.6)
         ("rkl", 0.2 * math.log(0.4) + 0.2 * math.log(2 / 3) + 0.6 * math.log(3)),
         ("tvd", 0.4),
         ("lk_alpha", -math.log(0.6)),
+        ("lk_argmax", -math.log(0.5 * 0.2 + 0.3 * 0.2 + 0.2 * 0.6)),
+        (
+            "skewed_kl",
+            0.5 * math.log(0.5 / 0.275) + 0.3 * math.log(0.3 / 0.225) + 0.2 * math.log(0.2 / 0.5),
+        ),
         (
             "jsd",
             0.25 * (0.5 * math.log(0.5 / 0.275) + 0.3 * math.log(0.3 / 0.225) + 0.2 * math.log(0.2 / 0.5))
@@ -47,7 +52,7 @@ def test_jeffreys_and_lk_lambda_are_made_of_their_parts():
     torch.testing.assert_close(divergence(*arguments, "lk_lambda", eta=3), weight * fkl + (1 - weight) * tvd)
 
 
-@pytest.mark.parametrize("kind", PROBABILISTIC)
+@pytest.mark.parametrize("kind", [kind for kind in PROBABILISTIC if kind != "lk_argmax"])
 def test_zero_at_equality_and_positive_elsewhere(kind):
     torch.manual_seed(0)
     logits = torch.randn(5, 11, dtype=torch.float64)
@@ -63,6 +68,15 @@ def test_jsd_is_symmetric_at_one_half_bounded_and_tends_to_beta_times_fkl():
     assert (divergence(30 * draft, 30 * target, "jsd") <= math.log(2)).all()
     small = divergence(draft, target, "jsd", beta=1e-6)
     torch.testing.assert_close(small / 1e-6, divergence(draft, target, "fkl"), rtol=1e-4, atol=1e-6)
+
+
+def test_lk_argmax_is_least_for_a_draft_that_is_certain_of_the_targets_argmax():
+    target = logits_of(*P)
+    certain = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64)
+    best = divergence(certain, target, "lk_argmax")
+    torch.testing.assert_close(best, -target.log_softmax(-1).max(-1).values)
+    # The target's own distribution is not the best one for a server that drafts by argmax: this is no divergence.
+    assert divergence(target, target, "lk_argmax") > best
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)

@@ -169,7 +169,7 @@ def test_training_table(capsys, monkeypatch):
     alpha = dict.fromkeys(("greedy", "sampled", "argmax_draft"), 0.25)
     gain = {rule: spread(0.1) for rule in alpha}
     summary = {"heldout_prompts": 9, "output": "out", "best_step": 0, "steps": 5, "gain": gain}
-    training_table(summary | {"alpha_before": alpha, "alpha_after": alpha})
+    training_table(summary | {"before": alpha, "after": alpha, "measure": "alpha"})
     shown = capsys.readouterr().out
     assert "+0.100 [+0.080, +0.120]" in shown and "nothing better" in shown
 

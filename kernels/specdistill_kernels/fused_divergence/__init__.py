@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdistill_kernels.backend import choose
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings, SoftLabels
-from specdistill_kernels.fused_divergence.reference import DIVERGENCES
+from specdistill_kernels.fused_divergence.reference import DEFAULT_BETA, DIVERGENCES
 
 __all__ = ["DIVERGENCES", "DivergenceOutput", "SoftLabels", "fused_divergence"]
 
@@ -39,7 +39,7 @@ def fused_divergence(
     weights: Tensor,
     *,
     kind: str = "fkl",
-    beta: float = 0.5,
+    beta: float | None = None,
     eta: float = 3.0,
     temperature: float = 1.0,
     labels: Tensor | None = None,
@@ -62,7 +62,9 @@ def fused_divergence(
         target_weight: [target_vocab, target_hidden_size]; None for `ce`. The target gets no gradient.
         weights: [tokens], each token's factor: 1 / (tokens in the accumulation window) gives the token mean.
         kind: One of `DIVERGENCES`; formulas in `reference.divergence`.
-        beta: Of `jsd`, in (0, 1). As beta -> 0 it tends to beta * KL(target || draft), not to `fkl` itself.
+        beta: The target's weight in the mixture of `jsd` (default 0.5) and `skewed_kl` (0.1), in (0, 1). As beta -> 0
+            `jsd` tends to beta * KL(target || draft), as beta -> 1 to (1 - beta) * KL(draft || target): divided by
+            beta * (1 - beta) it runs continuously from `fkl` to `rkl`.
         eta: Of `lk_lambda`: how fast the loss moves from `fkl` to `tvd` as the acceptance grows.
         temperature: Divides both models' logits before the softmax. The loss is not multiplied by its square.
         labels: int64 [tokens], for `ce` only.
@@ -82,8 +84,8 @@ def fused_divergence(
         ValueError: Unknown kind, missing labels or target, or a setting outside its range.
         RuntimeError: `fused` was asked for where it can't run.
 
-    Source: fkl, rkl, jsd: Agarwal et al. 2024 (arXiv 2306.13649); tvd: Zhou et al. 2024 (arXiv 2310.08461); lk_*:
-    Samarin et al. 2026 (arXiv 2602.23881).
+    Source: fkl, rkl, jsd: Agarwal et al. 2024 (arXiv 2306.13649); tvd: Zhou et al. 2024 (arXiv 2310.08461); skewed_kl:
+    Ko et al. 2024 (arXiv 2402.03898); lk_alpha, lk_lambda: Samarin et al. 2026 (arXiv 2602.23881); lk_argmax: ours.
     """
     if kind not in DIVERGENCES:
         raise ValueError(f"unknown divergence {kind!r}; choose one of {', '.join(DIVERGENCES)}")
@@ -93,6 +95,8 @@ def fused_divergence(
         raise ValueError("soft_labels replace the target: leave out target_hidden, and choose another kind than 'ce'")
     if kind != "ce" and soft_labels is None and (target_hidden is None or target_weight is None):
         raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight, or soft_labels")
+    if beta is None:
+        beta = DEFAULT_BETA.get(kind, 0.5)
     if not 0 < beta < 1:
         raise ValueError(f"expected 0 < beta < 1, got {beta}; use kind='fkl' or kind='rkl' for the ends")
     if temperature <= 0:

@@ -9,9 +9,11 @@ A_v = q_v (1[q_v < p_v] - sum_u q_u 1[q_u < p_u]) = d alpha / d z_v:
     rkl          q_v (log q_v - log p_v - rkl)
     jeffreys     the sum of fkl and rkl
     jsd          (1 - beta) q_v (log q_v - log m_v - KL(q || m))
+    skewed_kl    (1 - beta) q_v (sum_u q_u p_u / m_u - p_v / m_v)
     tvd          -A_v
     lk_alpha     -A_v / alpha
     lk_lambda    w (q_v - p_v) - (1 - w) A_v,   w = exp(-eta alpha)
+    lk_argmax    q_v (1 - p_v / sum_u p_u q_u)
 
 Forward forms the gradients already, scaled by the caller's weights: then nothing but [tokens, hidden] and [vocab,
 hidden] is kept, and the heads are not multiplied a second time. Backward only scales them by the incoming scalar.
@@ -235,6 +237,18 @@ def _tile(
         draft_kl = (q * draft_term).sum(-1)
         value = beta * torch.where(p > 0, p * (log_p - log_m), 0).sum(-1) + (1 - beta) * draft_kl
         grad = (1 - beta) * q * (draft_term - draft_kl[:, None]) if need_grad else None
+    elif kind == "skewed_kl":
+        beta = settings.beta
+        log_m = (beta * p + (1 - beta) * q).log()
+        value = torch.where(p > 0, p * (log_p - log_m), 0).sum(-1)
+        if need_grad:
+            # Where both are 0 the ratio is 0 / 0, and the id's gradient is 0 anyway.
+            share = torch.where(q > 0, q * (log_p - log_m).exp(), 0)
+            grad = (1 - beta) * (q * share.sum(-1, keepdim=True) - share)
+    elif kind == "lk_argmax":
+        log_overlap = (log_p + log_q).logsumexp(-1)
+        value = -log_overlap
+        grad = q - (log_p + log_q - log_overlap[:, None]).exp() if need_grad else None
     elif kind in ("tvd", "lk_alpha", "lk_lambda"):
         overlap_grad = None
         if need_grad:

@@ -96,6 +96,12 @@ def divergence_rows_kernel(
                 forward += tl.sum(tl.where(p > 0, p * (log_p - log_q), 0.0), 0)
             if (KIND == "rkl") | (KIND == "jeffreys"):
                 reverse += tl.sum(tl.where(q > 0, q * (log_q - log_p), 0.0), 0)
+            if KIND == "skewed_kl":
+                log_m = tl.log(beta * p + (1 - beta) * q)
+                forward += tl.sum(tl.where(p > 0, p * (log_p - log_m), 0.0), 0)
+                below += tl.sum(tl.where(q > 0, q * tl.exp(log_p - log_m), 0.0), 0)
+            if KIND == "lk_argmax":
+                below += tl.sum(p * q, 0)
             if KIND == "jsd":
                 log_m = tl.log(beta * p + (1 - beta) * q)
                 forward += tl.sum(tl.where(p > 0, p * (log_p - log_m), 0.0), 0)
@@ -115,7 +121,7 @@ def divergence_rows_kernel(
         if DRAFT_CAPPED:
             own = draft_softcap * (1.0 - 2.0 / (tl.exp(2.0 * own / draft_softcap) + 1.0))
         value = draft_log + (draft_peak - own / temperature)
-    elif KIND == "fkl":
+    elif (KIND == "fkl") | (KIND == "skewed_kl"):
         value = forward
     elif KIND == "rkl":
         value = reverse
@@ -127,6 +133,8 @@ def divergence_rows_kernel(
         value = 1 - alpha
     elif KIND == "lk_alpha":
         value = -tl.log(alpha)
+    elif KIND == "lk_argmax":
+        value = -tl.log(below)
     else:
         value = mix * forward + (1 - mix) * (1 - alpha)
     tl.store(value_ptr + row, value)
@@ -156,6 +164,11 @@ def divergence_rows_kernel(
                 elif KIND == "jsd":
                     log_m = tl.log(beta * p + (1 - beta) * q)
                     grad = (1 - beta) * q * (tl.where(q > 0, log_q - log_m, 0.0) - draft_part)
+                elif KIND == "skewed_kl":
+                    log_m = tl.log(beta * p + (1 - beta) * q)
+                    grad = (1 - beta) * (q * below - tl.where(q > 0, q * tl.exp(log_p - log_m), 0.0))
+                elif KIND == "lk_argmax":
+                    grad = q - p * q / below
                 elif KIND == "tvd":
                     grad = -overlap
                 elif KIND == "lk_alpha":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DIVERGENCES = ("fkl", "rkl", "jsd", "jeffreys", "tvd", "lk_alpha", "lk_lambda", "ce")
+DIVERGENCES = ("fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax", "ce")
+
+DEFAULT_BETA = {"jsd": 0.5, "skewed_kl": 0.1}
+"""As published: the symmetric mixture of GKD, the slight one of DistiLLM."""
 
 
 def divergence(
@@ -13,7 +16,7 @@ def divergence(
     target_logits: Tensor | None,
     kind: str,
     *,
-    beta: float = 0.5,
+    beta: float | None = None,
     eta: float = 3.0,
     labels: Tensor | None = None,
 ) -> Tensor:
@@ -21,7 +24,8 @@ def divergence(
 
     fkl = KL(p || q), rkl = KL(q || p), jeffreys = fkl + rkl, tvd = 1 - alpha with alpha = sum_v min(p, q),
     lk_alpha = -log alpha, lk_lambda = w fkl + (1 - w) tvd with w = exp(-eta alpha) held constant,
-    jsd = beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, ce = -log q(label).
+    jsd = beta KL(p || m) + (1 - beta) KL(q || m) and skewed_kl = KL(p || m) with m = beta p + (1 - beta) q,
+    lk_argmax = -log sum_v p q, the softened -log p(argmax q), ce = -log q(label).
     """
     log_q = draft_logits.log_softmax(-1)
     if kind == "ce":
@@ -36,9 +40,14 @@ def divergence(
         return _kl(q, log_q, log_p)
     if kind == "jeffreys":
         return _kl(p, log_p, log_q) + _kl(q, log_q, log_p)
-    if kind == "jsd":
+    if kind in DEFAULT_BETA:
+        beta = DEFAULT_BETA[kind] if beta is None else beta
         log_m = (beta * p + (1 - beta) * q).log()
+        if kind == "skewed_kl":
+            return _kl(p, log_p, log_m)
         return beta * _kl(p, log_p, log_m) + (1 - beta) * _kl(q, log_q, log_m)
+    if kind == "lk_argmax":
+        return -(log_p + log_q).logsumexp(-1)
     alpha = torch.minimum(p, q).sum(-1)
     if kind == "tvd":
         return 1 - alpha

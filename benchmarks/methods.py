@@ -1,0 +1,164 @@
+"""Every training method on one pair, one start, one budget: what each does to held-out alpha on SmolLM2.
+
+    python benchmarks/methods.py --output DIR                    (all rows; resumable: finished rows are kept)
+    python benchmarks/methods.py --output DIR --rows skd-5 gkd   (only these, e.g. in a second process)
+    python benchmarks/methods.py --output DIR --collect          (compare all, write benchmarks/results/methods.json)
+
+The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers. Every
+row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are the
+HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the target's
+sampled answers to those are what alpha is measured on. Intervals are paired over these prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from smollm2 import RESULTS, run, target_file
+
+from specdistill.data.prompts import encode, load_prompts, split_prompts
+from specdistill.decoding import Sampling
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
+from specdistill.evaluation.bench import write_answers
+from specdistill.evaluation.statistics import paired_difference, ratio
+from specdistill.models import load_model
+from specdistill.progress import Quiet
+
+HELDOUT, MAX_PROMPT, MAX_NEW = 48, 200, 48
+BUDGET = f"--max-new-tokens {MAX_NEW} --steps 60 --batch-size 4 --eval-every 60 --patience 0 --heldout-prompts 8"
+ROWS = {
+    "sft": "--method sft",
+    "seqkd": "--method seqkd",
+    "supervised-kd": "--method supervised-kd",
+    "target-fkl": "--method distillspec --target-fraction 1",
+    "gkd": "--method gkd",
+    "on-policy-fkl": "--method distillspec --target-fraction 0",
+    "distillspec-fkl": "--method distillspec --divergence fkl",
+    "distillspec-rkl": "--method distillspec --divergence rkl",
+    "distillspec-jsd": "--method distillspec --divergence jsd",
+    "distillspec-tvd": "--method distillspec --divergence tvd",
+    "distillspec-lk_lambda": "--method distillspec --divergence lk_lambda",
+    "distillspec-lk_argmax": "--method distillspec --divergence lk_argmax",
+    "skd-5": "--method skd --skd-top-k 5",
+    "skd-25": "--method skd --skd-top-k 25",
+    "skd-100": "--method skd --skd-top-k 100",
+}
+TARGET_ANSWERS = ("seqkd", "target-fkl", "distillspec")
+"""Rows that begin so train on the same stored answers of the target."""
+
+
+def prepare(folder: Path) -> None:
+    """Prompts, the target's answers, and the common start; each only where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = str(target_file())
+    if not (folder / "heldout.jsonl").exists():
+        tokenizer = load_model(target).tokenizer
+        short = [prompt for prompt in load_prompts("humaneval") if len(encode(prompt, tokenizer)) <= MAX_PROMPT]
+        for name, prompts in zip(("train", "heldout"), split_prompts(short, HELDOUT), strict=True):
+            records = [{"id": each.id, "messages": each.messages, "answer": each.answer} for each in prompts]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    prompts = ["--prompts", str(folder / "train.jsonl")]
+    if not (folder / "cut" / "model.safetensors").exists():
+        cut = ["--output", str(folder / "cut"), "--layers", "4", "--vocab-keep", "8192", "--choose", "even"]
+        run("init-draft", "--target", target, *cut, *prompts, "--calibration-tokens", "32")
+    if not (folder / "answers").exists():
+        sampled = ["--rollouts-per-prompt", "2", "--max-new-tokens", str(MAX_NEW), *prompts]
+        run("generate", "--target", target, "--output", str(folder / "answers"), *sampled)
+    if not (folder / "start" / "README.md").exists():
+        warmup = f"--method distillspec --target-fraction 1 {BUDGET} --steps 100 --eval-every 50".split()
+        warmup += ["--rollouts", str(folder / "answers"), *prompts]
+        run(
+            "train-draft",
+            "--target",
+            target,
+            "--draft",
+            str(folder / "cut"),
+            "--output",
+            str(folder / "start"),
+            *warmup,
+        )
+
+
+def train(folder: Path, row: str, seed: int) -> None:
+    output = folder / f"{row}-seed{seed}"
+    if (output / "README.md").exists():
+        return
+    arguments = [*ROWS[row].split(), *BUDGET.split(), "--seed", str(seed), "--threads", "1"]
+    arguments += ["--prompts", str(folder / "train.jsonl")]
+    if row.startswith(TARGET_ANSWERS):
+        arguments += ["--rollouts", str(folder / "answers")]
+    pair = ["--target", str(target_file()), "--draft", str(folder / "start"), "--output", str(output)]
+    run("train-draft", *pair, *arguments)
+
+
+def collect(folder: Path, seeds: list[int]) -> None:
+    target = load_model(str(target_file()))
+    prompts = load_prompts(str(folder / "heldout.jsonl"))
+    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
+    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
+    cache: HiddenCache = {}
+
+    def records(name: str) -> list[PromptAcceptance]:
+        draft = load_model(str(folder / name), "draft")
+        return score(target, draft, answers, Sampling(), target_cache=cache)
+
+    def sums(found: list[list[PromptAcceptance]], rule: str):
+        """Over seeds, prompt by prompt: prompts are what is resampled."""
+        parts = [alpha_sums(each, rule) for each in found]
+        return sum(part[0] for part in parts), sum(part[1] for part in parts)
+
+    start = [records("start")]
+    found = {row: [records(f"{row}-seed{seed}") for seed in seeds] for row in ROWS}
+
+    def entry(row: str) -> dict:
+        history = (folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()
+        last = json.loads(history[-1])
+        return {
+            "command": ROWS[row],
+            "tokens_trained": last["tokens_seen"],
+            "rejection_rate": last.get("skd_rejection_rate"),
+            "alpha": {rule: ratio(*sums(found[row], rule)).to_json() for rule in ALPHA_RULES},
+            "over_start": {
+                rule: paired_difference(sums(found[row], rule), sums(start * len(seeds), rule)).to_json()
+                for rule in ALPHA_RULES
+            },
+        }
+
+    result = {
+        "budget": BUDGET,
+        "seeds": seeds,
+        "heldout_prompts": len(prompts),
+        "heldout_tokens": sum(len(answer.answer_ids) for answer in answers),
+        "torch": torch.__version__,
+        "start": {rule: ratio(*sums(start, rule)).to_json() for rule in ALPHA_RULES},
+        "rows": {row: entry(row) for row in ROWS},
+        # The same stored answers, with the live target's distributions (fkl) or their text only (ce).
+        "online_over_offline": {
+            rule: paired_difference(sums(found["target-fkl"], rule), sums(found["seqkd"], rule)).to_json()
+            for rule in ALPHA_RULES
+        },
+    }
+    (RESULTS / "methods.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--collect", action="store_true")
+    options = parser.parse_args()
+    if options.collect:
+        return collect(options.output, options.seeds)
+    prepare(options.output)
+    for seed in options.seeds:
+        for row in options.rows:
+            train(options.output, row, seed)
+
+
+if __name__ == "__main__":
+    main()

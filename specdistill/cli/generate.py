@@ -1,0 +1,18 @@
+"""`specdistill generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from specdistill.distill.generate_config import GenerateConfig
+
+
+def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
+    """Let the target write answers to train on."""
+    from specdistill.distill.generate import generate
+    from specdistill.report.progress import TerminalProgress
+    from specdistill.report.terminal import generation_table
+
+    generation_table(generate(config, TerminalProgress()))

@@ -1,0 +1,162 @@
+"""`specdistill generate`: the target's answers as a data set, and what a cheaper model gives for the same budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from specdistill import atomic_files
+from specdistill.data.batch import Sequence
+from specdistill.data.prompts import Prompt, encode_all, load_prompts
+from specdistill.decoding import Sampling
+from specdistill.distill import rollouts, scorers
+from specdistill.distill.generate_config import GenerateConfig
+from specdistill.errors import OutputError
+from specdistill.models import LanguageModel, load, load_pair
+from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.progress import Progress, Quiet
+
+CONFIG_FILE = "specdistill.yaml"
+_MAY_CHANGE = {"rollouts_per_prompt", "batch_size", "device", "dtype", "threads", "output", "scorer"}
+"""Settings under which finished answers stay as good as new ones."""
+
+
+def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Writes answers shard by shard.
+
+    Args:
+        config: Who answers what, how often.
+        progress: Where bars and remarks go.
+
+    Returns:
+        output, and for each model in `generators` (target, and other where there is one): name, parameters, prompts,
+        rollouts, tokens, budget (FLOPs or price), and what they bought: see `_bought`.
+
+    Raises:
+        SpecdistillError: Bad input, before anything is generated.
+    """
+    progress = progress or Quiet()
+    for role, name in (("target", config.target), ("other", config.other)):
+        if name is not None:
+            load.check_exists(name, role)
+    prompts = load_prompts(config.prompts)
+    scorer = scorers.check_scorer(config.scorer, prompts) if config.other else None
+    output = Path(config.output)
+    _claim(output, config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.other is None:
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, device)
+        models = {"target": load.load_model(config.target, "target", device=device, dtype=dtype)}
+    else:
+        pair = load_pair(config.target, config.other, device=config.device, dtype=config.dtype, say=progress.say)
+        models = {"target": pair.target, "other": pair.draft}
+    target = models["target"]
+    room = min(model.max_context for model in models.values()) - config.max_new_tokens
+    encoded = encode_all(prompts, target.tokenizer, room)
+    settings = rollouts.RolloutSettings(
+        Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p),
+        config.max_new_tokens,
+        config.seed,
+        config.batch_size,
+        config.shard_size,
+    )
+
+    def write(role: str, copies: int) -> list[Sequence]:
+        directory = output if config.other is None else output / role
+        arguments = {"copies": copies, "directory": directory, "progress": progress, "name": f"{role} rollouts"}
+        rollouts.sample_rollouts(models[role], prompts, encoded, settings, **arguments)
+        return rollouts.load_rollouts(directory, prompts, encoded, target.vocab_size, copies)
+
+    found = {"target": write("target", config.rollouts_per_prompt)}
+    if config.other is not None:
+        first = write("other", 1)
+        found["other"] = write("other", matched_copies(config, models, found["target"], first))
+    generators = {}
+    for role, sequences in found.items():
+        bought = {} if config.other is None else _bought(sequences, prompts, target, scorer)
+        generators[role] = {
+            "name": models[role].name,
+            "parameters": models[role].num_parameters,
+            "prompts": len(prompts),
+            "rollouts": len(sequences),
+            "tokens": _tokens(sequences),
+            "budget": _tokens(sequences) * token_cost(config, models[role], role),
+            **bought,
+        }
+    return {"output": str(output), "match": config.match if config.other else None, "generators": generators}
+
+
+def token_cost(config: GenerateConfig, model: LanguageModel, role: str) -> float:
+    """Of one sampled token: FLOPs (2 x parameters), or its price.
+
+    Source: Bansal et al. 2024 (arXiv 2408.16737), compute-matched sampling.
+    """
+    if config.match == "cost":
+        return config.target_price if role == "target" else config.other_price
+    return 2.0 * model.num_parameters
+
+
+def matched_copies(
+    config: GenerateConfig, models: dict[str, LanguageModel], target_answers: Many[Sequence], first: Many[Sequence]
+) -> int:
+    """How often the other model may answer each prompt for what the target's answers cost; at least once.
+
+    Args:
+        config: What is matched.
+        models: target and other.
+        target_answers: All of the target's.
+        first: The other model's first answers: how long its answers are is measured on them.
+    """
+    budget = _tokens(target_answers) * token_cost(config, models["target"], "target")
+    once = _tokens(first) * token_cost(config, models["other"], "other")
+    return max(1, int(budget / once))
+
+
+def _bought(
+    sequences: Many[Sequence], prompts: Many[Prompt], target: LanguageModel, scorer: scorers.Scorer | None
+) -> dict[str, float]:
+    """distinct_per_prompt: different answers a prompt. target_log_likelihood: mean per token, in nats, over answers.
+    With a scorer also mean_score, and coverage: the share of prompts with an answer that scored above 0."""
+    distinct = {(each.prompt_id, each.answer_ids) for each in sequences}
+    likelihoods = scorers.mean_log_likelihoods(target, sequences)
+    found = {
+        "distinct_per_prompt": len(distinct) / len(prompts),
+        "target_log_likelihood": sum(likelihoods) / len(likelihoods),
+    }
+    if scorer is not None:
+        known = {prompt.id: prompt for prompt in prompts}
+        texts = [str(target.tokenizer.decode(each.answer_ids, skip_special_tokens=True)) for each in sequences]
+        scores = [scorer(known[each.prompt_id], text) for each, text in zip(sequences, texts, strict=True)]
+        solved = {each.prompt_id for each, value in zip(sequences, scores, strict=True) if value > 0}
+        found |= {"mean_score": sum(scores) / len(scores), "coverage": len(solved) / len(prompts)}
+    return found
+
+
+def _tokens(sequences: Many[Sequence]) -> int:
+    return sum(len(each.answer_ids) for each in sequences)
+
+
+def _claim(output: Path, config: GenerateConfig) -> None:
+    """Makes the directory, or proves that it is one of this command's that may be gone on with.
+
+    Raises:
+        OutputError: It holds something else, or answers made with other settings.
+    """
+    written = {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
+    settings_file = output / CONFIG_FILE
+    if not settings_file.is_file():
+        atomic_files.claim_output_directory(output)
+        atomic_files.write_text(settings_file, yaml.safe_dump(written, sort_keys=False))
+        return
+    before = yaml.safe_load(settings_file.read_text())
+    changed = [key for key, value in written.items() if not isinstance(before, dict) or before.get(key) != value]
+    if changed:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
+        raise OutputError(f"{output} holds answers made with another {flags}; choose another --output")

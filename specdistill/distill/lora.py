@@ -1,0 +1,50 @@
+"""Low-rank adapters in a draft, through peft; the saved draft holds merged weights, as engines want them."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+from torch import nn
+
+from specdistill.errors import ConfigError
+
+
+def check_installed() -> None:
+    """Raises ConfigError where peft is missing; needs no model."""
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("--lora-rank needs the package peft: pip install 'specdistill[lora]'")
+
+
+def add_adapters(model: nn.Module, rank: int) -> None:
+    """Adds adapters to every linear layer but the head, in place, and freezes all other weights."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    # alpha = rank: the adapters' product counts as it is, whatever the rank.
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    inject_adapter_in_model(settings, model)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model itself, or where it has adapters a copy with them merged into its weights."""
+    if not has_adapters(model):
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    # A copy: merging and taking it back would round the weights at each save.
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()  # pyright: ignore[reportCallIssue]
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `add_adapters` was called on it."""
+    return any("lora_A" in name for name, _ in model.named_parameters())

@@ -1,0 +1,159 @@
+"""From a batch to its loss, in one forward pass of the draft.
+
+Everything that needs the draft's parameters happens inside `DistillationLoss.forward`: a wrapper (DDP, FSDP) only knows
+of what passes through it, and a loss that reads the head around it would miss gradients or find a shard.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from specdistill.data.batch import Batch, Provenance
+from specdistill.distill.config import TrainConfig
+from specdistill.models import LanguageModel
+from specdistill_kernels import fused_divergence
+
+
+class StepTotals(NamedTuple):
+    """Of the whole optimiser step: all its micro-batches on all ranks, counted after rollouts."""
+
+    tokens: int
+    sequences: int
+
+
+class LossOutput(NamedTuple):
+    """What a micro-batch contributes; the sum over a step's micro-batches is the step's loss."""
+
+    loss: Tensor
+    alpha_sum: Tensor
+    """Sum of alpha over the micro-batch's tokens; NaN for cross entropy, which looks at no target."""
+
+
+class DistillationLoss(nn.Module):
+    """The draft with its loss.
+
+    Args:
+        draft: Trained; its network is this module's only submodule.
+        target: Its head multiplies the target's hidden states. Ignored for cross entropy.
+        config: What is minimised.
+        reference: AdaSPEC's reference draft, or None.
+    """
+
+    def __init__(
+        self, draft: LanguageModel, target: LanguageModel, config: TrainConfig, reference: LanguageModel | None = None
+    ) -> None:
+        super().__init__()
+        self.network = draft.model
+        # LanguageModels are no modules, so nothing of the target counts as a parameter here.
+        self._draft, self._target, self._reference, self._config = draft, target, reference, config
+        self.kind, self.beta, self.scale = divergence_of(config.loss, config.beta)
+        self.temperature = config.loss_temperature or config.temperature or 1.0
+
+    def forward(
+        self, batch: Batch, target_hidden: Tensor | None, totals: StepTotals, advantages: Tensor | None = None
+    ) -> LossOutput:
+        """The micro-batch's part of the step's loss.
+
+        Args:
+            batch: Sequences.
+            target_hidden: [tokens, target_hidden_size] in the order of `batch.labels`; None for cross entropy.
+            totals: Of the step.
+            advantages: [batch], of answers that the draft wrote; None without a reward.
+        """
+        hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+        # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self._draft.head_weight.dtype)
+            mean = torch.full((hidden.shape[0],), 1 / max(1, totals.tokens), device=hidden.device)
+            weights = mean * (self._selection(batch, hidden, target_hidden) if self._reference is not None else 1)
+            weights = weights * (self.scale * (1 - self._config.ce_weight) if self.kind != "ce" else 1)
+            if self._config.reward is not None:
+                weights = weights * self._config.distill_weight
+            output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels)
+            loss = output.loss
+            if self._config.ce_weight and self.kind != "ce":
+                # On its own tokens a model's cross entropy only makes it surer of what it says already.
+                own = batch.provenance[batch.response_mask] == Provenance.DRAFT
+                labelled = self._config.ce_weight * mean.masked_fill(own, 0)
+                loss = loss + self._divergence("ce", hidden, None, labelled, batch.labels).loss
+            if advantages is not None:
+                loss = loss + self._policy_loss(batch, hidden, advantages, totals.sequences)
+        return LossOutput(loss, output.alpha.sum())
+
+    def _policy_loss(self, batch: Batch, hidden: Tensor, advantages: Tensor, sequences: int) -> Tensor:
+        """REINFORCE: minus the mean over answers of advantage times log q(answer), at the temperature of sampling."""
+        row = batch.predicting.nonzero()[:, 0]
+        weights = (1 - self._config.distill_weight) * advantages[row].to(hidden.dtype) / sequences
+        return self._divergence("ce", hidden, None, weights, batch.labels, self._config.temperature).loss
+
+    @torch.no_grad()
+    def _selection(self, batch: Batch, hidden: Tensor, target_hidden: Tensor | None) -> Tensor:
+        """[tokens]: 0, or the factor that makes the mean over tokens one over the selected tokens.
+
+        Source: Hu et al. 2025 (arXiv 2510.19779): the tokens whose KL(target || draft) exceeds the reference's most.
+        """
+        assert self._reference is not None
+        unweighted = torch.ones(hidden.shape[0], device=hidden.device)
+        theirs = self._reference.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+        behind = (
+            self._divergence("fkl", hidden, target_hidden, unweighted, batch.labels).per_token
+            - self._divergence("fkl", theirs, target_hidden, unweighted, batch.labels, draft=self._reference).per_token
+        )
+        count = math.ceil(self._config.select_fraction * len(behind))
+        chosen = torch.zeros_like(behind)
+        chosen[behind.topk(count).indices] = len(behind) / max(1, count)
+        return chosen
+
+    def _divergence(
+        self,
+        kind: str,
+        hidden: Tensor,
+        target_hidden: Tensor | None,
+        weights: Tensor,
+        labels: Tensor,
+        temperature: float | None = None,
+        draft: LanguageModel | None = None,
+    ) -> Any:
+        draft = draft or self._draft
+        return fused_divergence(
+            hidden,
+            draft.head_weight,
+            target_hidden,
+            None if target_hidden is None else self._target.head_weight,
+            weights,
+            kind=kind,
+            beta=self.beta,
+            eta=self._config.eta,
+            temperature=temperature or self.temperature,
+            labels=labels,
+            vocab_size=draft.vocab_size,
+            draft_softcap=draft.softcap,
+            target_softcap=None if target_hidden is None else self._target.softcap,
+        )
+
+
+def divergence_of(loss: str, beta: float | None) -> tuple[str, float | None, float]:
+    """The kernel's kind and beta for a configured loss, and the factor on its value.
+
+    jsd(beta) as published tends to beta * fkl for a small beta, yet is defined as fkl itself at 0 (likewise at 1): near
+    the ends beta is only a small learning rate, and the step to the end multiplies the loss by 1 / beta. Divided by
+    beta (1 - beta) it has no jump.
+    """
+    if loss != "jsd":
+        return loss, beta, 1.0
+    beta = 0.5 if beta is None else beta
+    if beta in (0, 1):
+        return ("fkl" if beta == 0 else "rkl"), None, 1.0
+    return loss, beta, 1 / (beta * (1 - beta))
+
+
+def leave_one_out_advantages(rewards: list[float]) -> list[float]:
+    """Each reward minus the mean of the step's others: a baseline that keeps the gradient unbiased."""
+    if len(rewards) == 1:
+        return list(rewards)
+    total = sum(rewards)
+    return [reward - (total - reward) / (len(rewards) - 1) for reward in rewards]

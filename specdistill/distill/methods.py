@@ -1,0 +1,120 @@
+"""Which sequences each method trains on, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdistill.data.batch import Sequence
+from specdistill.data.prompts import Prompt
+from specdistill.data.texts import load_texts
+from specdistill.decoding import Guidance, Sampling
+from specdistill.distill import rollouts, scorers
+from specdistill.distill.checkpoint import is_fresh_cut
+from specdistill.distill.config import TrainConfig
+from specdistill.distill.retokenise import end_of, retokenise
+from specdistill.distill.skd import Skd
+from specdistill.distill.sources import Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.models import LanguageModel, ModelPair
+from specdistill.progress import Progress
+
+ROLLOUTS_DIRECTORY = "rollouts"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method needs to find or make its sequences."""
+
+    config: TrainConfig
+    pair: ModelPair
+    prompts: Many[Prompt]
+    encoded: Many[list[int]]
+    """The prompts in the target's ids."""
+    sampling: Sampling
+    guidance: Guidance | None
+    output: Path
+    progress: Progress
+
+
+def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
+    """The method's source of sequences, and those of them that come again every epoch."""
+    config, pair = work.config, work.pair
+    if config.method == "skd":
+        source = Skd(
+            pair,
+            work.prompts,
+            work.encoded,
+            work.sampling,
+            top_k=config.skd_top_k,
+            num_draft_tokens=config.skd_num_draft_tokens,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            seed=config.seed + 1,
+        )
+        return source, frozenset()
+    fixed = fixed_sequences(work)
+    pool = Pool(fixed, config.batch_size, config.seed)
+    if config.method not in ("gkd", "distillspec"):
+        return pool, frozenset(fixed)
+    own = OnPolicy(
+        pair.draft,
+        work.prompts,
+        work.encoded,
+        work.sampling,
+        config.max_new_tokens,
+        config.batch_size,
+        config.seed + 1,
+    )
+    if config.method == "gkd":
+        return Mixture(own, pool, config.lmbda, config.seed + 2), frozenset(fixed)
+    last = round(target_fraction(config, pair.draft) * config.steps)
+    return Phases(pool, own, last), frozenset(fixed)
+
+
+def fixed_sequences(work: Work) -> list[Sequence]:
+    """Everything that does not change while the draft learns, in the draft's ids."""
+    config, target, draft = work.config, work.pair.target, work.pair.draft
+    if config.text is not None:
+        return rollouts.text_sequences(load_texts(config.text), draft.tokenizer, end_of(draft), config.max_new_tokens)
+    given = all(prompt.answer is not None for prompt in work.prompts)
+    if config.method in ("sft", "supervised-kd") or (config.method == "gkd" and given and config.rollouts is None):
+        # Read by the target's tokenizer and template, and below by the draft's own where that is another.
+        found = rollouts.given_answers(
+            work.prompts, work.encoded, target.tokenizer, end_of(target), config.max_new_tokens
+        )
+    else:
+        found = _target_answers(work)
+    if config.method == "best-of-n":
+        found = scorers.best_of_n(found, work.prompts, target, scorers.check_scorer(config.scorer, work.prompts))
+    return found if work.pair.same_tokenizer else retokenise(found, work.prompts, work.pair)[0]
+
+
+def _target_answers(work: Work) -> list[Sequence]:
+    config, target = work.config, work.pair.target
+    directory = work.output / ROLLOUTS_DIRECTORY
+    if config.rollouts is not None:
+        directory = Path(config.rollouts)
+    else:
+        settings = rollouts.RolloutSettings(work.sampling, config.max_new_tokens, config.seed, guidance=work.guidance)
+        rollouts.sample_rollouts(
+            target,
+            work.prompts,
+            work.encoded,
+            settings,
+            copies=config.rollouts_per_prompt,
+            directory=directory,
+            progress=work.progress,
+        )
+    return rollouts.load_rollouts(directory, work.prompts, work.encoded, target.vocab_size)
+
+
+def target_fraction(config: TrainConfig, draft: LanguageModel) -> float:
+    """The configured share, or one by whether the draft was just cut out of the target.
+
+    A fresh cut's own answers are noise: in benchmarks/results/smollm2_history.jsonl held-out alpha falls from 0.31 to
+    0.22 within 30 steps of the switch to them.
+    """
+    if config.target_fraction is not None:
+        return config.target_fraction
+    return 1.0 if is_fresh_cut(draft) else 0.6

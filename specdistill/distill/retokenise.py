@@ -1,0 +1,43 @@
+"""The target's answers in the ids of a draft with another tokenizer, for methods that learn from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+from specdistill.data.batch import Sequence
+from specdistill.data.prompts import Prompt, encode
+from specdistill.models import LanguageModel, ModelPair
+
+
+def retokenise(sequences: Many[Sequence], prompts: Many[Prompt], pair: ModelPair) -> tuple[list[Sequence], list[int]]:
+    """Each answer as text, read by the draft's tokenizer in the draft's chat template.
+
+    Args:
+        sequences: In the target's ids.
+        prompts: All that they answer.
+        pair: Both tokenizers.
+
+    Returns:
+        Sequences in the draft's ids, in order, and the UTF-8 bytes of each one's text (its end counts as one).
+    """
+    known = {prompt.id: prompt for prompt in prompts}
+    found, num_bytes = [], []
+    for sequence in sequences:
+        text = str(pair.target.tokenizer.decode(sequence.answer_ids, skip_special_tokens=True))
+        ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in pair.target.eos_token_ids
+        ids = [
+            *pair.draft.tokenizer(text, add_special_tokens=False)["input_ids"],
+            *([end_of(pair.draft)] if ended else []),
+        ]
+        if not ids:
+            continue
+        prompt_ids = tuple(encode(known[sequence.prompt_id], pair.draft.tokenizer))
+        found.append(Sequence(sequence.prompt_id, prompt_ids, tuple(ids), (sequence.provenance[0],) * len(ids)))
+        num_bytes.append(len(text.encode()) + ended)
+    return found, num_bytes
+
+
+def end_of(model: LanguageModel) -> int:
+    """The id that ends the model's answers: its tokenizer's own, or where that is none, the least that ends one."""
+    own = model.tokenizer.eos_token_id
+    return own if isinstance(own, int) else min(model.eos_token_ids)
