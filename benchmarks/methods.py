@@ -4,10 +4,10 @@
     python benchmarks/methods.py --output DIR --rows skd-5 gkd   (only these, e.g. in a second process)
     python benchmarks/methods.py --output DIR --collect          (compare all, write benchmarks/results/methods.json)
 
-The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers. Every
-row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are the
-HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the target's
-sampled answers to those are what alpha is measured on. Intervals are paired over these prompts.
+The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers.
+Every row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are
+the HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the
+target's sampled answers to those are what alpha is measured on. Intervals are paired over these prompts.
 """
 
 from __future__ import annotations

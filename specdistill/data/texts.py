@@ -64,7 +64,7 @@ def _dataset(source: str) -> list[str]:
             else datasets.load_dataset(name, split=split or "train")
         )
         rows = loaded[split or "train"] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return [str(row["text"]) for row in rows]
+        return [str(text) for text in rows["text"]]  # pyright: ignore[reportCallIssue, reportArgumentType, reportIndexIssue]
     except KeyError as error:
         raise DataError(f"--text {source}: the data set needs a field text") from error
     except Exception as error:

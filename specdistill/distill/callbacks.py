@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler
 
 from specdistill.distill.config import TrainConfig
@@ -92,7 +92,7 @@ class Callbacks:
         self._call("on_train_end")
 
     def _log(self, logs: dict[str, Any]) -> None:
-        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
         self._state.log_history.append(numbers | {"step": self._state.global_step})
         self._call("on_log", logs=numbers)
 

@@ -17,8 +17,8 @@ class TrainConfig:
     """Distil a draft (student) toward its target (teacher)."""
 
     target: str
-    """The model being served: hub id, checkpoint directory or .gguf file. It is never changed. Name the draft's own start
-    here for self-distillation."""
+    """The model being served: hub id, checkpoint directory or .gguf file. It is never changed. Name the draft's own
+    start here for self-distillation."""
     draft: str
     """Where the draft starts: hub id, checkpoint directory or .gguf file; 'specdistill init-draft' makes one."""
     output: str
@@ -96,8 +96,8 @@ class TrainConfig:
     batch_size: int = 8
     """Answers per optimiser step."""
     micro_batch_size: int = 0
-    """Answers per forward and backward pass (gradient accumulation); 0 takes them all at once. The loss is the mean over
-    the tokens of the whole step either way."""
+    """Answers per forward and backward pass (gradient accumulation); 0 takes them all at once. The loss is the mean
+    over the tokens of the whole step either way."""
     learning_rate: float = 0.0
     """Peak of AdamW; 0 chooses by the draft's size (below 100M, below 300M, above): 3e-4, 1e-4, 1e-5 for a trained
     model, which higher rates spoil, and 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut or for LoRA."""
@@ -108,8 +108,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     lora_rank: int = 0
-    """Train LoRA adapters of this rank (needs specdistill[lora]) and save the merged weights; 0 trains all weights, which
-    raises alpha more."""
+    """Train LoRA adapters of this rank (needs specdistill[lora]) and save the merged weights; 0 trains all weights,
+    which raises alpha more."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the draft's forward pass; its weights, their gradients and the loss stay float32."""
     gradient_checkpointing: bool = False
@@ -167,8 +167,8 @@ class TrainConfig:
             raise ConfigError("--beta must be inside (0, 1) for skewed_kl; at 0 it is fkl, at 1 nothing is learned")
         if self.reference is not None and self.loss != "fkl":
             raise ConfigError(
-                f"--reference selects tokens for fkl only, but {self.loss} is minimised: with rkl or tvd selection hurts "
-                "(AdaSPEC's own ablation)"
+                f"--reference selects tokens for fkl only, but {self.loss} is minimised: with rkl or tvd selection "
+                "hurts (AdaSPEC's own ablation)"
             )
         if self.reward is not None and self.method not in ("gkd", "distillspec"):
             raise ConfigError(f"--reward judges the draft's own answers, which --method {self.method} does not make")

@@ -132,7 +132,7 @@ def _bought(
     }
     if scorer is not None:
         known = {prompt.id: prompt for prompt in prompts}
-        texts = [str(target.tokenizer.decode(each.answer_ids, skip_special_tokens=True)) for each in sequences]
+        texts = [target.decode(each.answer_ids) for each in sequences]
         scores = [scorer(known[each.prompt_id], text) for each, text in zip(sequences, texts, strict=True)]
         solved = {each.prompt_id for each, value in zip(sequences, scores, strict=True) if value > 0}
         found |= {"mean_score": sum(scores) / len(scores), "coverage": len(solved) / len(prompts)}

@@ -15,8 +15,8 @@ class GenerateConfig:
     target: str
     """The model that writes: hub id, checkpoint directory or .gguf file."""
     output: str
-    """Directory for the answers, which train-draft takes with --rollouts and datasets loads as it is. New, empty, or of the
-    same command that was cut off."""
+    """Directory for the answers, which train-draft takes with --rollouts and datasets loads as it is. New, empty, or of
+    the same command that was cut off."""
     prompts: str = "builtin:train"
     """Prompts to answer; same forms as in train-draft."""
     rollouts_per_prompt: int = 4
@@ -32,10 +32,11 @@ class GenerateConfig:
     min_p: float = 0.0
     """0 keeps all ids."""
     other: str | None = None
-    """A second, cheaper model of the same tokenizer that answers the same prompts for the same budget: more answers, each
-    worse. Answers go to OUTPUT/target and OUTPUT/other."""
+    """A second, cheaper model of the same tokenizer that answers the same prompts for the same budget: more answers,
+    each worse. Answers go to OUTPUT/target and OUTPUT/other."""
     match: Literal["compute", "cost"] = "compute"
-    """Of --other, what a budget is: compute counts sampling FLOPs, 2 x parameters x tokens; cost counts price x tokens."""
+    """Of --other, what a budget is: compute counts sampling FLOPs, 2 x parameters x tokens; cost counts price x
+    tokens."""
     target_price: float = 0.0
     """Of --match cost: price of a token of the target, in any unit."""
     other_price: float = 0.0

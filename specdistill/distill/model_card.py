@@ -28,9 +28,9 @@ Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompt
 
 {serving}"""
 
-_ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to {heldout_prompts} held-out
-prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping watched these prompts, so
-run `specdistill bench` on fresh ones before you deploy):
+_ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
+{heldout_prompts} held-out prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping
+watched these prompts, so run `specdistill bench` on fresh ones before you deploy):
 
 | rule of the server | before | after | paired difference [95 % interval] |
 |---|---|---|---|
@@ -45,8 +45,9 @@ Alpha alone does not say whether serving gets faster: that depends on what a dra
 
 """
 
-_TEXT = """Mean log-likelihood per byte, in nats, of the target's own answers to {heldout_prompts} held-out prompts (sampled at
-temperature {temperature}, up to {max_new_tokens} tokens). The two models' tokenizers differ, so there is no alpha.
+_TEXT = """Mean log-likelihood per byte, in nats, of the target's own answers to {heldout_prompts} held-out prompts
+(sampled at temperature {temperature}, up to {max_new_tokens} tokens). The two models' tokenizers differ, so there is no
+alpha.
 
 | | before | after | paired difference [95 % interval] |
 |---|---|---|---|

@@ -23,7 +23,7 @@ def retokenise(sequences: Many[Sequence], prompts: Many[Prompt], pair: ModelPair
     known = {prompt.id: prompt for prompt in prompts}
     found, num_bytes = [], []
     for sequence in sequences:
-        text = str(pair.target.tokenizer.decode(sequence.answer_ids, skip_special_tokens=True))
+        text = pair.target.decode(sequence.answer_ids)
         ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in pair.target.eos_token_ids
         ids = [
             *pair.draft.tokenizer(text, add_special_tokens=False)["input_ids"],

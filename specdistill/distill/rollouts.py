@@ -157,7 +157,7 @@ def _answer(
             {
                 "prompt_id": prompt.id,
                 "messages": list(prompt.messages),
-                "answer": model.tokenizer.decode(generation.token_ids, skip_special_tokens=True),
+                "answer": model.decode(generation.token_ids),
                 "category": prompt.category,
                 "copy": copy,
                 "prompt_ids": list(sequence.prompt_ids),
@@ -181,7 +181,11 @@ def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
     from datasets import Dataset
 
     table = Dataset.from_list(rows)
-    atomic_files.write_with(path, lambda temporary: table.to_parquet(str(temporary)))
+
+    def write(temporary: Path) -> None:
+        table.to_parquet(str(temporary))
+
+    atomic_files.write_with(path, write)
 
 
 def read_rollouts(source: Path) -> list[dict[str, Any]]:
@@ -226,13 +230,13 @@ def load_rollouts(
     for row in read_rollouts(source):
         if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
             continue
-        fields = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
-        sequence = Sequence(row["prompt_id"], *fields)
+        prompt_ids, answer_ids, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
+        sequence = Sequence(row["prompt_id"], prompt_ids, answer_ids, provenance)
         if max(sequence.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
         sequences.append(sequence)
     if not sequences:
         raise DataError(
-            f"{source} answers none of the training prompts; pass the --prompts it was made with, and the same tokenizer"
+            f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
         )
     return sequences

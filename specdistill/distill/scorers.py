@@ -129,8 +129,7 @@ def best_of_n(
     for sequence, likelihood in zip(sequences, mean_log_likelihoods(target, sequences), strict=True):
         score = 0.0
         if scorer is not None:
-            text = target.tokenizer.decode(sequence.answer_ids, skip_special_tokens=True)
-            score = scorer(known[sequence.prompt_id], str(text))
+            score = scorer(known[sequence.prompt_id], target.decode(sequence.answer_ids))
         held = best.get(sequence.prompt_id)
         if held is None or (score, likelihood) > held[:2]:
             best[sequence.prompt_id] = (score, likelihood, sequence)

@@ -178,8 +178,7 @@ def _reward_of(scorer: scorers.Scorer, prompts: Many[Prompt], pair: ModelPair) -
     known = {prompt.id: prompt for prompt in prompts}
 
     def reward(sequence: Sequence) -> float:
-        text = pair.draft.tokenizer.decode(sequence.answer_ids, skip_special_tokens=True)
-        return scorer(known[sequence.prompt_id], str(text))
+        return scorer(known[sequence.prompt_id], pair.draft.decode(sequence.answer_ids))
 
     return reward
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -159,7 +159,8 @@ class DraftTrainer:
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())
             alpha += float(part.alpha_sum)
-        norm = float(self._accelerator.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm))
+        total = self._accelerator.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)
+        norm = float(cast(torch.Tensor, total))
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
         if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "float16")):
             names = ", ".join(sequence.prompt_id for sequence in sequences)
@@ -184,7 +185,7 @@ class DraftTrainer:
         if self._accelerator.num_processes == 1:
             return StepTotals(tokens, sequences)
         counts = torch.tensor([tokens, sequences], device=self.draft.device)
-        return StepTotals(*self._accelerator.reduce(counts, reduction="sum").tolist())
+        return StepTotals(*cast(torch.Tensor, self._accelerator.reduce(counts, reduction="sum")).tolist())
 
     def _advantages(self, sequences: list[Sequence]) -> tuple[torch.Tensor | None, dict[str, float]]:
         """Of answers that the draft wrote, where there is a reward; and the mean reward for the history."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -71,6 +72,10 @@ class LanguageModel:
             value = getattr(source, "eos_token_id", None)
             ids.update([value] if isinstance(value, int) else value or [])
         return frozenset(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """An answer's text, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states after the final norm, [batch, length, hidden], without a KV cache.
