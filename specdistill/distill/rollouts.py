@@ -178,14 +178,11 @@ def rollout_seed(seed: int, prompt_id: str, copy: int) -> int:
 
 def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a shard whole or not at all."""
-    from datasets import Dataset
+    import pyarrow
+    import pyarrow.parquet
 
-    table = Dataset.from_list(rows)
-
-    def write(temporary: Path) -> None:
-        table.to_parquet(str(temporary))
-
-    atomic_files.write_with(path, write)
+    table = pyarrow.Table.from_pylist(rows)
+    atomic_files.write_with(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
 def read_rollouts(source: Path) -> list[dict[str, Any]]:

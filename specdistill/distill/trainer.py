@@ -75,9 +75,11 @@ class DraftTrainer:
         self.best_step = 0
         self._best_value = -math.inf
         self.step = 0
+        on_cpu = self.draft.device.type == "cpu"
+        self._callbacks = Callbacks(callbacks, config, output, on_cpu)
         self._accelerator = Accelerator(
             mixed_precision=_PRECISIONS[config.precision],
-            cpu=self.draft.device.type == "cpu",
+            cpu=on_cpu,
             # Models are where --device put them.
             device_placement=False,
         )
@@ -93,9 +95,7 @@ class DraftTrainer:
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self._optimizer, math.ceil(config.warmup * config.steps), config.steps, min_lr_rate=0.1
         )
-        self._callbacks = Callbacks(
-            callbacks, config, output, self.draft.model, self.draft.tokenizer, self._optimizer, self._schedule
-        )
+        self._callbacks.attach(self.draft.model, self.draft.tokenizer, self._optimizer, self._schedule)
 
     def train(self) -> None:
         """Runs until the last step, until patience ends or a callback says stop, or until Ctrl-C, which passes on after

@@ -9,10 +9,11 @@ import torch
 from tiny_models import make_model, make_tokenizer, perturbed
 
 from specdistill.data import Prompt, Provenance, Sequence
-from specdistill.decoding import Sampling, generate_plain
-from specdistill.distill import rollouts
-from specdistill.distill.skd import Skd
+from specdistill.decoding import Generation, Round, Sampling, generate_plain
+from specdistill.distill import rollouts, sources
+from specdistill.distill.skd import Rejections, Skd
 from specdistill.errors import DataError
+from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import ModelPair
 from specdistill.progress import Quiet
 
@@ -33,10 +34,10 @@ def skd(pair, top_k, sampling=None, seed=0, batch_size=6, **settings):
 
 def test_pool_repeats_every_sequence_once_an_epoch_in_a_seeded_order():
     sequences = [Sequence(str(index), (5,), (6,), (2,)) for index in range(10)]
-    pool = rollouts.Pool(sequences, 4, seed=3)
+    pool = sources.Pool(sequences, 4, seed=3)
     seen = [each for step in range(5) for each in pool.next_batch(step)]
     assert sorted(each.prompt_id for each in seen) == sorted([*map(str, range(10))] * 2)
-    other = rollouts.Pool(sequences, 4, seed=3)
+    other = sources.Pool(sequences, 4, seed=3)
     assert [other.next_batch(1), other.next_batch(2)] == [seen[:4], seen[4:8]]
 
 
@@ -49,17 +50,17 @@ def test_mixture_and_phases_take_from_the_right_source():
             return [self.name]
 
     for lmbda, share in ((0.0, 0), (1.0, 200), (0.3, 60)):
-        mixture = rollouts.Mixture(Named("own"), Named("fixed"), lmbda, seed=0)
+        mixture = sources.Mixture(Named("own"), Named("fixed"), lmbda, seed=0)
         own = sum(mixture.next_batch(step) == ["own"] for step in range(200))
         assert own == share if lmbda in (0, 1) else abs(own - share) < 25
-    phases = rollouts.Phases(Named("first"), Named("then"), 2)
+    phases = sources.Phases(Named("first"), Named("then"), 2)
     assert [phases.next_batch(step)[0] for step in (1, 2, 3)] == ["first", "first", "then"]
 
 
 def test_on_policy_answers_are_the_drafts_own_and_change_with_it():
     draft = make_model()
     settings = (draft, PROMPTS, ENCODED, Sampling(temperature=0.0), 12, 6, 0)
-    batch = rollouts.OnPolicy(*settings).next_batch(1)
+    batch = sources.OnPolicy(*settings).next_batch(1)
     assert {each.prompt_id for each in batch} == {prompt.id for prompt in PROMPTS}
     for each in batch:
         wanted = generate_plain(
@@ -69,50 +70,123 @@ def test_on_policy_answers_are_the_drafts_own_and_change_with_it():
     with torch.no_grad():
         draft.head_weight.copy_(draft.head_weight.flip(0))
     draft.weights_changed()
-    changed = rollouts.OnPolicy(*settings).next_batch(1)
+    changed = sources.OnPolicy(*settings).next_batch(1)
     assert [each.answer_ids for each in changed] != [each.answer_ids for each in batch]
 
 
 def test_generating_restores_training_mode():
     draft = make_model()
     draft.model.train()
-    rollouts.OnPolicy(draft, PROMPTS, ENCODED, Sampling(), 4, 2, 0).next_batch(1)
+    sources.OnPolicy(draft, PROMPTS, ENCODED, Sampling(), 4, 2, 0).next_batch(1)
     assert draft.model.training
 
 
 def test_given_answers_end_with_eos_and_are_required():
     tokenizer = make_tokenizer()
-    sequences = rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 8)
+    sequences = rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
     assert sequences[2].answer_ids == (7, 1) and set(sequences[2].provenance) == {int(Provenance.GIVEN)}
-    assert rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 1)[0].answer_ids == (5,)
-    with pytest.raises(DataError, match="prompt 'x' has no answer"):
-        rollouts.given_answers([Prompt("x", PROMPTS[0].messages)], [[5]], tokenizer, 8)
+    assert rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0].answer_ids == (5,)
+    with pytest.raises(DataError, match="prompt 'x' has no answer; sft needs"):
+        rollouts.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
+
+
+def test_raw_text_is_cut_into_blocks_that_cover_every_token_once():
+    tokenizer = make_tokenizer()
+    sequences = rollouts.text_sequences(["w1 w2 w3", "w4 w5"], tokenizer, 1, 3)
+    assert [(each.prompt_ids, each.answer_ids) for each in sequences] == [((6,), (7, 8, 1)), ((1,), (9, 10, 1))]
+    assert set(sequences[0].provenance) == {int(Provenance.GIVEN)}
+    with pytest.raises(DataError, match="fewer than two tokens"):
+        rollouts.text_sequences([""], tokenizer, 1, 3)
 
 
 def test_target_rollouts_are_saved_reloaded_and_filtered_by_prompt(tmp_path):
-    target, path = make_model(), tmp_path / "rollouts.jsonl"
-    made = rollouts.target_rollouts(
-        target,
-        PROMPTS,
-        ENCODED,
-        Sampling(),
-        per_prompt=3,
-        max_new_tokens=9,
-        seed=0,
-        progress=Quiet(),
-        save_to=path,
-    )
+    target = make_model()
+    settings = rollouts.RolloutSettings(Sampling(), 9, 0, batch_size=4)
+    rollouts.sample_rollouts(target, PROMPTS, ENCODED, settings, copies=3, directory=tmp_path, progress=Quiet())
+    made = rollouts.load_rollouts(tmp_path, PROMPTS, ENCODED, 65)
     assert len(made) == 18 and len({(each.prompt_id, each.answer_ids) for each in made}) > 12
-    assert rollouts.load_rollouts(path, PROMPTS, ENCODED, 65) == made
-    some = rollouts.load_rollouts(path, PROMPTS[:2], ENCODED[:2], 65)
+    row = rollouts.read_rollouts(tmp_path)[4]
+    alone = generate_plain(target, [row["prompt_ids"]], sampling=Sampling(), max_new_tokens=9, seeds=[row["seed"]])
+    assert alone[0].token_ids == row["answer_ids"]
+    some = rollouts.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65)
     assert {each.prompt_id for each in some} == {"0", "1"} and len(some) == 6
+    assert len(rollouts.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65, copies=1)) == 2
     with pytest.raises(DataError, match="answers none of the training prompts"):
-        rollouts.load_rollouts(path, PROMPTS[:1], [[9, 9]], 65)
+        rollouts.load_rollouts(tmp_path, PROMPTS[:1], [[9, 9]], 65)
     with pytest.raises(DataError, match="another tokenizer"):
-        rollouts.load_rollouts(path, PROMPTS, ENCODED, 6)
-    path.write_text(path.read_text() + json.dumps({"prompt_id": "x"}) + "\n")
-    with pytest.raises(DataError, match="line 19: not a rollout"):
-        rollouts.load_rollouts(path, PROMPTS, ENCODED, 65)
+        rollouts.load_rollouts(tmp_path, PROMPTS, ENCODED, 6)
+
+
+def all_sources(draft):
+    pair = ModelPair(make_model(), draft)
+    pool = [Sequence(str(index), (5,), (6,), (2,)) for index in range(10)]
+
+    def own(seed):
+        return sources.OnPolicy(draft, PROMPTS, ENCODED, Sampling(), 6, 4, seed)
+
+    def fixed():
+        return sources.Pool(pool, 3, 0)
+
+    settings = {"top_k": 5, "num_draft_tokens": 3, "max_new_tokens": 6, "batch_size": 4, "seed": 3}
+    return {
+        "pool": fixed(),
+        "on-policy": own(1),
+        "mixture": sources.Mixture(own(1), fixed(), 0.5, 2),
+        "phases": sources.Phases(fixed(), own(1), 3),
+        "skd": Skd(pair, PROMPTS, ENCODED, Sampling(), **settings),
+    }
+
+
+@pytest.mark.parametrize("name", ["pool", "on-policy", "mixture", "phases", "skd"])
+def test_a_source_goes_on_where_its_state_was_taken(name):
+    draft = make_model(seed=4)
+    one, other = all_sources(draft)[name], all_sources(draft)[name]
+    for step in range(1, 6):
+        one.next_batch(step)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for step in range(6, 12):
+        assert one.next_batch(step) == other.next_batch(step)
+
+
+def test_skd_hands_over_the_targets_hidden_states_of_its_check():
+    """No second pass of the target: what the check computed is what a fresh pass over the answer gives."""
+    target, draft = make_model(), perturbed(make_model(), 0.02)
+    for each in skd(ModelPair(target, draft), 5):
+        wanted = answer_hidden_states(
+            target, [Sequence(each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance)]
+        )
+        assert each.target_hidden.shape == (len(each.answer_ids), 32)
+        torch.testing.assert_close(each.target_hidden, wanted[0], rtol=1e-4, atol=1e-4)
+
+
+def test_skd_rejections_are_counted_by_position():
+    counted = Rejections(3)
+    generation = Generation()
+    generation.rounds = [Round(3, 0, 1), Round(3, 2, 3), Round(3, 3, 3), Round(2, 2, 2)]
+    counted.count(generation)
+    assert counted.tested == [4, 3, 2] and counted.rejected == [1, 0, 1]
+    assert counted.rates() == {"skd_rejection_rate": 2 / 9, "skd_rejection_by_position": [0.25, 0.0, 0.5]}
+    assert Rejections(2).rates() == {"skd_rejection_rate": None, "skd_rejection_by_position": [None, None]}
+
+
+def test_skd_rejects_less_of_a_draft_that_agrees_more():
+    rates = []
+    for noise in (0.01, 0.3):
+        source = Skd(
+            ModelPair(make_model(), perturbed(make_model(), noise)),
+            PROMPTS,
+            ENCODED,
+            Sampling(),
+            top_k=3,
+            num_draft_tokens=4,
+            max_new_tokens=24,
+            batch_size=6,
+            seed=0,
+        )
+        source.next_batch(1)
+        rates.append(source.measurements(reset=True)["skd_rejection_rate"])
+        assert source.measurements()["skd_rejection_rate"] is None
+    assert rates[0] < rates[1]
 
 
 def test_skd_with_the_whole_vocabulary_is_on_policy():
