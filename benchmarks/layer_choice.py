@@ -27,7 +27,7 @@ def main() -> None:
         cut, trained = folder / f"cut-{choice}", folder / f"trained-{choice}"
         run("init-draft", "--target", target, "--layers", "4", "--choose", choice, "--output", str(cut))
         run("train-draft", "--target", target, "--draft", str(cut), "--output", str(trained), *STEPS.split(), *rollouts)
-        rollouts = ["--rollouts", str(folder / "trained-greedy" / "rollouts.jsonl")]
+        rollouts = ["--rollouts", str(folder / "trained-greedy" / "rollouts")]
         history = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
         found[choice] = {
             "layers": json.loads((cut / "init_draft.json").read_text())["layers"],

@@ -129,7 +129,43 @@ def divergence_line() -> str:
     )
 
 
+def methods_table() -> str:
+    found = load("methods.json")
+    start = found["start"]
+    lines = ["| method | `sampled` | `argmax_draft` | `greedy` | replaced |", "|---|---|---|---|---|"]
+    rules = ("sampled", "argmax_draft", "greedy")
+    lines.append("| the start | " + " | ".join(spread(start[rule]) for rule in rules) + " | |")
+    for name, row in found["rows"].items():
+        cells = [spread(row["over_start"][rule], "+") for rule in rules]
+        replaced = "" if row["rejection_rate"] is None else f"{row['rejection_rate']:.2f}"
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {replaced} |")
+    cells = [spread(found["online_over_offline"][rule], "+") for rule in rules]
+    lines.append("| online over offline (target-fkl minus seqkd) | " + " | ".join(cells) + " | |")
+    return "\n".join(lines)
+
+
+def training_table() -> str:
+    found = load("training_step.json")
+    lines = [
+        "| | tokens/s | ours over it | peak memory | of that, not held before the step |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["on_policy"].items():
+        over = row.get("specdistill_tokens_per_second_over_it")
+        ours = "" if over is None else spread(over)
+        memory = f"{row['peak_mib']:,} MiB | {row['peak_above_held_mib']:,} MiB"
+        lines.append(f"| {name} | {row['tokens_per_second']:.1f} | {ours} | {memory} |")
+    lines += [
+        "",
+        "An SKD step that trains on the hidden states of its own check takes "
+        f"{spread(found['skd']['seconds_over_second_pass'])} of the time of one with a second target pass.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
+    "methods": methods_table,
+    "training": training_table,
     "alpha": alpha_table,
     "speed": speed_table,
     "layers": layers_table,

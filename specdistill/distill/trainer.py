@@ -85,11 +85,14 @@ class DraftTrainer:
         )
         if config.gradient_checkpointing:
             # Only in train mode: rollouts run in eval mode, with their KV cache.
-            self.draft.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers renames the method; both take torch's arguments first.
+            model = self.draft.model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         loss = DistillationLoss(self.draft, self.target, config, reference)
         parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=learning_rate(config, self.draft), weight_decay=config.weight_decay
+            parameters, lr=learning_rate(config, self.draft), weight_decay=config.weight_decay, fused=True
         )
         self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
