@@ -172,6 +172,11 @@ class TrainConfig:
             )
         if self.reward is not None and self.method not in ("gkd", "distillspec"):
             raise ConfigError(f"--reward judges the draft's own answers, which --method {self.method} does not make")
+        if self.reward is not None and (self.temperature == 0 or self.top_k or self.top_p < 1 or self.min_p):
+            raise ConfigError(
+                "--reward needs answers sampled from the whole distribution: set --temperature above 0 and leave "
+                "--top-k, --top-p and --min-p away, or its gradient would be that of another policy"
+            )
         if bool(self.guidance) != (self.negative_prompt is not None):
             raise ConfigError("--guidance and --negative-prompt go together")
         if self.guidance and self.method == "skd":

@@ -31,7 +31,7 @@ from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.bench import write_answers
-from specdistill.models import LanguageModel, ModelPair, load, load_pair
+from specdistill.models import LanguageModel, ModelPair, load, load_pair, vocabulary
 from specdistill.progress import Progress, Quiet
 
 CONFIG_FILE = "specdistill.yaml"
@@ -145,9 +145,9 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
 def _load_reference(config: TrainConfig, pair: ModelPair, progress: Progress) -> LanguageModel | None:
     if config.reference is None:
         return None
-    reference = load_pair(
-        config.target, config.reference, device=str(pair.draft.device), draft_dtype=torch.float32, say=progress.say
-    ).draft
+    source = load.find(config.reference, "reference", progress.say)
+    vocabulary.check_same_vocabulary(pair.target.tokenizer, source.tokenizer, config.target, config.reference)
+    reference = load.load_model(source, "reference", device=str(pair.draft.device), dtype=torch.float32)
     reference.model.requires_grad_(False)
     return reference
 
