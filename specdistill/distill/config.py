@@ -120,6 +120,12 @@ class TrainConfig:
     """Steps between looks at the held-out alpha; the best draft so far is saved each time."""
     patience: int = 5
     """Stop after this many looks without a new best; 0 never stops early."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints to resume from, a multiple of eval_every; 0 writes one at every look. The two newest
+    are kept while the run goes on."""
+    resume: bool = False
+    """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; where nothing
+    has begun there, begin. On one process the rest of the run is bit for bit what it would have been."""
     report_to: tuple[str, ...] = ()
     """Trackers beside history.jsonl: tensorboard, wandb, mlflow, or another that transformers knows."""
     seed: int = 0
@@ -138,7 +144,7 @@ class TrainConfig:
         at_least(self, 1, "steps", "batch_size", "eval_every")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads", "eta")
-        at_least(self, 0, "loss_temperature", "micro_batch_size", "lora_rank", "guidance")
+        at_least(self, 0, "loss_temperature", "micro_batch_size", "lora_rank", "guidance", "checkpoint_every")
         within_one(self, "lmbda", "target_fraction", "warmup", "beta", "ce_weight", "distill_weight")
         if self.method not in METHODS:
             raise ConfigError(f"unknown --method {self.method!r}; choose one of {', '.join(METHODS)}")
@@ -150,6 +156,10 @@ class TrainConfig:
             raise ConfigError(f"--select-fraction must be in (0, 1], got {self.select_fraction}")
         if self.max_grad_norm <= 0:
             raise ConfigError(f"--max-grad-norm must be above 0, got {self.max_grad_norm}")
+        if self.checkpoint_every % self.eval_every:
+            raise ConfigError(
+                f"--checkpoint-every {self.checkpoint_every} must be a multiple of --eval-every {self.eval_every}"
+            )
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from specdistill.data.batch import Sequence
 from specdistill.decoding import Guidance, Sampling
@@ -14,6 +17,8 @@ from specdistill.distill.target_states import TargetStates
 from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
+
+_BY_RULE = ("alpha", "token_acceptance", "alpha_at_1")
 
 
 class Look(Protocol):
@@ -34,6 +39,14 @@ class Look(Protocol):
 
     def gains(self, after: Any, before: Any) -> dict[str, Estimate]:
         """name -> paired difference with its interval."""
+        ...
+
+    def to_tensors(self, records: Any) -> dict[str, Tensor]:
+        """Records for a checkpoint, float64."""
+        ...
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
+        """And back."""
         ...
 
 
@@ -70,6 +83,29 @@ class HeldOut:
         """rule -> paired difference of alpha."""
         return {rule: paired_difference(alpha_sums(after, rule), alpha_sums(before, rule)) for rule in ALPHA_RULES}
 
+    def to_tensors(self, records: Many[PromptAcceptance]) -> dict[str, Tensor]:
+        """`number.field` or `number.field.rule` -> values."""
+        found = {}
+        for number, record in enumerate(records):
+            found[f"{number}.fkl"] = torch.from_numpy(record.fkl)
+            for field in _BY_RULE:
+                values = getattr(record, field)
+                # At temperature 0 all rules hold the same array, which safetensors refuses to share.
+                found |= {f"{number}.{field}.{rule}": torch.from_numpy(each.copy()) for rule, each in values.items()}
+        return found
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> list[PromptAcceptance]:
+        """And back."""
+        fields: dict[int, dict[str, Any]] = {}
+        for name, values in tensors.items():
+            number, field, *rule = name.split(".")
+            record = fields.setdefault(int(number), {each: {} for each in _BY_RULE})
+            if rule:
+                record[field][rule[0]] = values.numpy()
+            else:
+                record[field] = values.numpy()
+        return [PromptAcceptance(**fields[number]) for number in sorted(fields)]
+
 
 class HeldOutText:
     """Log-likelihood per byte of the target's text: what two different tokenizers have in common.
@@ -97,3 +133,9 @@ class HeldOutText:
 
     def gains(self, after: np.ndarray, before: np.ndarray) -> dict[str, Estimate]:
         return {"text": paired_difference((after, self._bytes), (before, self._bytes))}
+
+    def to_tensors(self, records: np.ndarray) -> dict[str, Tensor]:
+        return {"log_likelihood": torch.from_numpy(records)}
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> np.ndarray:
+        return tensors["log_likelihood"].numpy()

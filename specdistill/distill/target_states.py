@@ -10,37 +10,45 @@ from torch import Tensor
 
 from specdistill.data.batch import Sequence
 from specdistill.decoding import Guidance
-from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
+from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel
 
 _CACHE_BYTES = 2 * 2**30
+_BLOCK = 8
 
 
 class TargetStates:
     """Hidden states [answer, hidden] of the frozen target, one tensor per sequence.
 
+    A pass rounds differently with each batch that a sequence shares. So sequences that come again are computed in
+    blocks that never change, whoever asks first: a resumed run then meets the numbers of the interrupted one.
+
     Args:
         target: Never changed.
-        reused: Sequences that come again every epoch: their states are kept while they fit 2 GiB.
+        reused: Sequences that come again every epoch: their states are kept if all of them fit 2 GiB.
         guidance: Mixes in what the target says after the negative prompt.
     """
 
     def __init__(
         self, target: LanguageModel, reused: Collection[Sequence] = frozenset(), guidance: Guidance | None = None
     ) -> None:
-        self._target, self._reused, self._guidance = target, reused, guidance
-        self._cache: HiddenCache = {}
-        self._held = 0
+        self._target, self._guidance = target, guidance
+        self._cache: dict[Sequence, Tensor] = {}
+        head = target.head_weight
+        size = sum(len(each.answer_ids) for each in reused) * head.shape[1] * head.element_size()
+        # Of like length, to waste less padding.
+        ordered = sorted(set(reused), key=lambda each: (len(each.prompt_ids) + len(each.answer_ids), _key(each)))
+        blocks = [tuple(ordered[start : start + _BLOCK]) for start in range(0, len(ordered), _BLOCK)]
+        self._block_of = {each: block for block in blocks for each in block} if size <= _CACHE_BYTES else {}
 
     def of(self, sequences: Many[Sequence]) -> list[Tensor]:
-        """In the order of the sequences; one pass of the target over those that are not known yet."""
+        """In the order of the sequences; those that are neither known nor come again share one pass."""
+        for sequence in sequences:
+            if sequence in self._block_of and sequence not in self._cache:
+                block = self._block_of[sequence]
+                self._cache.update(zip(block, self._compute(block), strict=True))
         missing = [each for each in sequences if each.target_hidden is None and each not in self._cache]
         fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        for sequence, states in fresh.items():
-            size = states.numel() * states.element_size()
-            if sequence in self._reused and self._held + size <= _CACHE_BYTES:
-                self._cache[sequence] = states
-                self._held += size
         found = []
         for sequence in sequences:
             states = sequence.target_hidden
@@ -60,3 +68,7 @@ class TargetStates:
         negative = answer_hidden_states(self._target, twins)
         with torch.no_grad():
             return [self._guidance.combine(*both) for both in zip(states, negative, strict=True)]
+
+
+def _key(sequence: Sequence) -> tuple[str, tuple[int, ...]]:
+    return sequence.prompt_id, sequence.answer_ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -18,7 +19,7 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import lora, scorers
+from specdistill.distill import lora, run_state, scorers
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TEXT_METHODS, TrainConfig
@@ -26,15 +27,17 @@ from specdistill.distill.heldout import HeldOut, HeldOutText, Look
 from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
 from specdistill.distill.retokenise import retokenise
-from specdistill.distill.rollouts import check_answers
+from specdistill.distill.rollouts import RolloutSettings, check_answers, load_rollouts, sample_rollouts
 from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
-from specdistill.errors import ConfigError, DataError
-from specdistill.evaluation.bench import write_answers
+from specdistill.errors import ConfigError, DataError, OutputError
 from specdistill.models import LanguageModel, ModelPair, load, load_pair, vocabulary
 from specdistill.progress import Progress, Quiet
 
 CONFIG_FILE = "specdistill.yaml"
+SUMMARY_FILE = "summary.json"
+HELDOUT_DIRECTORY = "heldout"
+_MAY_CHANGE = {"resume", "device", "threads", "output", "report_to"}
 
 
 def train_draft(
@@ -57,7 +60,7 @@ def train_draft(
     progress = progress or Quiet()
     training, heldout, reward = _check_before_loading(config)
     output = Path(config.output)
-    atomic_files.claim_output_directory(output)
+    _claim(output, config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -83,17 +86,7 @@ def train_draft(
 
     with _reported_interrupt(output, progress):
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
-        answers = write_answers(
-            pair.target,
-            heldout,
-            heldout_encoded,
-            sampling,
-            config.max_new_tokens,
-            config.seed,
-            progress,
-            "held-out answers",
-            guidance,
-        )
+        answers = _heldout_answers(pair.target, heldout, heldout_encoded, sampling, guidance, config, progress)
         work = Work(config, pair, training, encoded, sampling, guidance, output, progress)
         source, reused = build_source(work)
         trainer = DraftTrainer(
@@ -117,6 +110,9 @@ def train_draft(
         finally:
             if trainer.best is not None:
                 summary = _finish(config, pair, trainer, output, len(training), len(heldout), interrupted)
+    # Only now: whatever ended the run before can be resumed from.
+    atomic_files.write_text(output / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
+    run_state.remove(output)
     return summary
 
 
@@ -140,6 +136,47 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
         raise ConfigError("--precision float16 needs a GPU; use bfloat16 or float32")
     check_trackers(config.report_to)
     return training, heldout, scorers.load_function(config.reward, "--reward") if config.reward else None
+
+
+def _claim(output: Path, config: TrainConfig) -> None:
+    """Makes the output directory, or proves that the run in it is this one and may go on.
+
+    Raises:
+        OutputError: It holds something else, a finished run, or one of other settings.
+    """
+    settings_file = output / CONFIG_FILE
+    if not (config.resume and settings_file.is_file()):
+        atomic_files.claim_output_directory(output)
+        return
+    if (output / SUMMARY_FILE).exists():
+        raise OutputError(f"the run in {output} has ended; there is nothing to resume")
+    before = yaml.safe_load(settings_file.read_text())
+    changed = [
+        key
+        for key, value in _plain(config).items()
+        if key not in _MAY_CHANGE and (not isinstance(before, dict) or before.get(key) != value)
+    ]
+    if changed:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
+        raise OutputError(f"the run in {output} has another {flags}; resume it with --config {settings_file} --resume")
+
+
+def _heldout_answers(
+    target: LanguageModel,
+    prompts: Many[Prompt],
+    encoded: Many[list[int]],
+    sampling: Sampling,
+    guidance: Guidance | None,
+    config: TrainConfig,
+    progress: Progress,
+) -> list[Sequence]:
+    """The target's answers, kept in the output directory: a resumed run is judged on the same ones."""
+    directory = Path(config.output) / HELDOUT_DIRECTORY
+    settings = RolloutSettings(sampling, config.max_new_tokens, config.seed, guidance=guidance)
+    sample_rollouts(
+        target, prompts, encoded, settings, copies=1, directory=directory, progress=progress, name="held-out answers"
+    )
+    return load_rollouts(directory, prompts, encoded, target.vocab_size)
 
 
 def _load_reference(config: TrainConfig, pair: ModelPair, progress: Progress) -> LanguageModel | None:
@@ -219,7 +256,7 @@ def _finish(
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config) | {"report_to": list(config.report_to)}
+    return dataclasses.asdict(config) | {"report_to": list(config.report_to), "resume": False}
 
 
 @contextlib.contextmanager
@@ -231,8 +268,8 @@ def _reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
         kept = [name for name in ("model.safetensors", ROLLOUTS_DIRECTORY) if (output / name).exists()]
         what = {
             0: "nothing was finished yet",
-            1: f"kept {' '.join(kept)} (use finished rollouts again with --rollouts)",
-            2: "kept the best draft so far and the rollouts (use them again with --rollouts)",
+            1: f"kept {' '.join(kept)}",
+            2: "kept the best draft so far and the rollouts",
         }[len(kept)]
-        progress.say(f"interrupted; in {output}: {what}")
+        progress.say(f"interrupted; in {output}: {what}; the same command with --resume goes on")
         raise

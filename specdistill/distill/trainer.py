@@ -18,11 +18,13 @@ from transformers import TrainerCallback, get_cosine_with_min_lr_schedule_with_w
 
 from specdistill import atomic_files
 from specdistill.data.batch import Provenance, Sequence, collate
+from specdistill.distill import run_state
 from specdistill.distill.callbacks import Callbacks
 from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import Look
 from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
+from specdistill.distill.run_state import RunState
 from specdistill.distill.sources import Source
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
@@ -75,6 +77,7 @@ class DraftTrainer:
         self.best_step = 0
         self._best_value = -math.inf
         self.step = 0
+        self._tokens = 0
         on_cpu = self.draft.device.type == "cpu"
         self._callbacks = Callbacks(callbacks, config, output, on_cpu)
         self._accelerator = Accelerator(
@@ -108,27 +111,30 @@ class DraftTrainer:
             SpecdistillError: The loss or the gradient is not finite; the best draft so far is on disk.
         """
         config = self._config
-        started = time.perf_counter()
-        tokens = 0
         try:
             self._callbacks.begin()
-            self.start_records = self._look(0, {})
+            if not self._restored():
+                self.start_records = self._look(0, {})
+            started, before = time.perf_counter(), self._tokens
             self.draft.model.train()
             with self._progress.task(f"training ({config.method})", config.steps, "steps") as task:
-                for self.step in range(1, config.steps + 1):
+                task.advance(self.step)
+                while self.step < config.steps:
+                    self.step += 1
                     self._callbacks.step_begin()
                     measured = self._one_step(self._source.next_batch(self.step))
-                    tokens += measured.pop("tokens")
+                    self._tokens += measured.pop("tokens")
                     self._callbacks.step_end(self.step, measured)
                     task.advance()
-                    self._note(task, measured, tokens / (time.perf_counter() - started))
+                    self._note(task, measured, (self._tokens - before) / (time.perf_counter() - started))
                     if self.step % config.eval_every == 0 or self.step == config.steps or self._callbacks.stop:
                         self._look(
-                            self.step, measured | self._source.measurements(reset=True) | {"tokens_seen": tokens}
+                            self.step, measured | self._source.measurements(reset=True) | {"tokens_seen": self._tokens}
                         )
                         self.draft.model.train()
                         if self._is_over():
                             break
+                        self._checkpoint()
         except KeyboardInterrupt:
             if self.best_step == 0 and self.step > 1:
                 # No look has found a better draft yet, but what was learned so far must not be lost.
@@ -229,6 +235,51 @@ class DraftTrainer:
             + ("  (best)" if step and self.best_step == step else "")
         )
         return records
+
+    def _checkpoint(self) -> None:
+        if self.step % (self._config.checkpoint_every or self._config.eval_every):
+            return
+        scaler = self._accelerator.scaler
+        state = RunState(
+            self.step,
+            self._tokens,
+            self.best_step,
+            self._best_value,
+            self.history,
+            self._source.state_dict(),
+            self._schedule.state_dict(),
+            {} if scaler is None else scaler.state_dict(),
+        )
+        records = {
+            f"{name}/{key}": values
+            for name, found in (("start", self.start_records), ("best", self.best))
+            for key, values in self.look.to_tensors(found).items()
+        }
+        run_state.write(self._output, state, self.draft.model, self._optimizer, records)
+
+    def _restored(self) -> bool:
+        """Takes up the run where its last checkpoint was written; False where there is none."""
+        found = run_state.read(self._output, self.draft.model, self._optimizer) if self._config.resume else None
+        if found is None:
+            return False
+        state, records = found
+        self.step, self._tokens, self.history = state.step, state.tokens, state.history
+        self.best_step, self._best_value = state.best_step, state.best_value
+        parts = {"start": {}, "best": {}}
+        for name, values in records.items():
+            which, _, key = name.partition("/")
+            parts[which][key] = values
+        self.start_records, self.best = (self.look.from_tensors(parts[name]) for name in ("start", "best"))
+        self._source.load_state_dict(state.source)
+        self._schedule.load_state_dict(state.schedule)
+        # The schedule writes the rate into the optimiser only when it steps.
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if state.scaler and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state.scaler)
+        self.draft.weights_changed()
+        self._progress.say(f"going on after step {self.step}")
+        return True
 
     def _is_over(self) -> bool:
         patience = self._config.patience

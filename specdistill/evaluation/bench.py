@@ -11,7 +11,7 @@ import torch
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
-from specdistill.decoding import AutoLength, ConfidenceLength, Guidance, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.evaluation import acceptance, economics, latency
@@ -151,7 +151,6 @@ def write_answers(
     seed: int,
     progress: Progress,
     name: str = "target writes answers",
-    guidance: Guidance | None = None,
 ) -> list[TokenSequence]:
     """Lets the target answer every prompt, several at a time; shorter prompts share a batch to waste less padding."""
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
@@ -166,7 +165,6 @@ def write_answers(
                 max_new_tokens=max_new_tokens,
                 seeds=[seed * 100_003 + index for index in chosen],
                 on_tokens=lambda row, ids: task.advance(len(ids)),
-                guidance=guidance,
             )
             for index, generation in zip(chosen, written, strict=True):
                 ids = tuple(generation.token_ids)
