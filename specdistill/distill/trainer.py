@@ -18,7 +18,7 @@ from transformers import TrainerCallback, get_cosine_with_min_lr_schedule_with_w
 
 from specdistill import atomic_files
 from specdistill.data.batch import Provenance, Sequence, collate
-from specdistill.distill import run_state
+from specdistill.distill import guard_rails, run_state
 from specdistill.distill.callbacks import Callbacks
 from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
@@ -76,6 +76,7 @@ class DraftTrainer:
         self.best: Any = None
         self.best_step = 0
         self._best_value = -math.inf
+        self._watched: list[float] = []
         self.step = 0
         self._tokens = 0
         on_cpu = self.draft.device.type == "cpu"
@@ -122,7 +123,8 @@ class DraftTrainer:
                 while self.step < config.steps:
                     self.step += 1
                     self._callbacks.step_begin()
-                    measured = self._one_step(self._source.next_batch(self.step))
+                    with guard_rails.out_of_memory_named(config):
+                        measured = self._one_step(self._source.next_batch(self.step))
                     self._tokens += measured.pop("tokens")
                     self._callbacks.step_end(self.step, measured)
                     task.advance()
@@ -173,9 +175,11 @@ class DraftTrainer:
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
         if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "float16")):
             names = ", ".join(sequence.prompt_id for sequence in sequences)
+            reason = f"loss {loss} with gradient norm {norm} at step {self.step} (prompts {names})"
+            kept = guard_rails.dump_step(self._output, self.step, self.draft.model, sequences, reason)
             raise SpecdistillError(
-                f"loss {loss} with gradient norm {norm} at step {self.step} (prompts {names}); "
-                f"lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}"
+                f"{reason}; lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}, "
+                f"what reproduces the step in {kept.name} (specdistill.distill.guard_rails.reproduce)"
             )
         self._optimizer.step()
         self._schedule.step()
@@ -229,6 +233,11 @@ class DraftTrainer:
             if step:
                 save_draft(self.draft, self._vocabulary, self._output)
                 self._callbacks.saved()
+        self._watched.append(now[self.look.watched])
+        warning = guard_rails.falling(self._watched)
+        if warning:
+            remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
+            self._progress.say(f"warning: held-out {self.look.measure} ({self.look.watched}): {warning}; {remedy}")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in now.items())
         self._progress.say(
             f"step {step}: held-out {self.look.measure}: {shown}"

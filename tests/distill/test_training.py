@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import FAMILIES, make_model, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
+from specdistill.distill import guard_rails
 from specdistill.distill import losses as losses_module
 from specdistill.distill import trainer as trainer_module
 from specdistill.distill.config import METHODS
@@ -23,6 +25,7 @@ from specdistill.distill.rollouts import read_rollouts
 from specdistill.distill.trainer import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
+from specdistill.progress import Quiet
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,55 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_best(file
     with pytest.raises(SpecdistillError, match=r"step 5 \(prompts .*lower --learning-rate"):
         train_draft(config(files, tmp_path / "out"))
     assert (tmp_path / "out" / "history.jsonl").exists()
+    dump = json.loads((tmp_path / "out" / "failed-step-000005" / "sequences.json").read_text())
+    assert dump["step"] == 5 and len(dump["sequences"]) == 8
+
+
+def test_a_step_that_failed_is_reproduced_from_its_dump(files, tmp_path):
+    """A rate that explodes the weights: the step's own loss is not finite, and neither is the one computed again."""
+    with pytest.raises(SpecdistillError, match=r"what reproduces the step in failed-step-"):
+        train_draft(
+            config(files, tmp_path / "out", learning_rate=1e30, steps=40, eval_every=40, method="supervised-kd")
+        )
+    (directory,) = (tmp_path / "out").glob("failed-step-*")
+    loss, norm = guard_rails.reproduce(directory)
+    assert not (math.isfinite(loss) and math.isfinite(norm))
+
+
+def test_a_step_is_reproduced_to_the_last_digits(files, tmp_path, monkeypatch):
+    original = losses_module.DistillationLoss.forward
+    seen = []
+
+    def breaking(self, batch, hidden, totals, advantages=None):
+        output = original(self, batch, hidden, totals, advantages)
+        seen.append(float(output.loss.detach()))
+        return output._replace(loss=output.loss * math.inf) if len(seen) == 4 else output
+
+    monkeypatch.setattr(losses_module.DistillationLoss, "forward", breaking)
+    with pytest.raises(SpecdistillError, match="at step 4"):
+        train_draft(config(files, tmp_path / "out", method="gkd"))
+    loss, norm = guard_rails.reproduce(tmp_path / "out" / "failed-step-000004")
+    assert loss == pytest.approx(seen[3], rel=1e-5) and 0 < norm < math.inf
+
+
+def test_out_of_memory_names_the_knob(files, tmp_path, monkeypatch):
+    def full(self, sequences):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", full)
+    with pytest.raises(SpecdistillError, match=r"--micro-batch-size 4 .*--gradient-checkpointing.*--resume"):
+        train_draft(config(files, tmp_path / "out"))
+
+
+def test_a_falling_held_out_alpha_warns(files, tmp_path):
+    lines = []
+    progress = Quiet()
+    progress.say = lines.append
+    train_draft(config(files, tmp_path / "out", learning_rate=1.0, steps=12, eval_every=2, patience=0), progress)
+    assert any(line.startswith("warning: held-out alpha (sampled): it") for line in lines)
+    assert guard_rails.falling([0.3, 0.4, 0.5]) is None and guard_rails.falling([0.3, 0.2]) is None
+    assert guard_rails.falling([0.3, 0.5, 0.4, 0.35]) == "it fell in two looks running"
+    assert guard_rails.falling([0.3, 0.1, 0.2]) == "it is below the start's"
 
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(files, tmp_path, monkeypatch):

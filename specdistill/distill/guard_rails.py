@@ -1,0 +1,102 @@
+"""What stops or warns of a run that goes wrong, and says which knob to turn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from specdistill import atomic_files
+from specdistill.data.batch import Sequence, collate
+from specdistill.distill.config import TrainConfig
+from specdistill.distill.losses import DistillationLoss, StepTotals
+from specdistill.distill.run_state import trained
+from specdistill.distill.target_states import TargetStates
+from specdistill.errors import SpecdistillError
+from specdistill.models import load_pair
+
+SEQUENCES_FILE, WEIGHTS_FILE, CONFIG_FILE = "sequences.json", "network.safetensors", "specdistill.yaml"
+
+
+@contextlib.contextmanager
+def out_of_memory_named(config: TrainConfig) -> Iterator[None]:
+    """Turns running out of memory into one line with the settings that need less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        text = str(error)
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (known or "not enough memory" in text or "can't allocate memory" in text):
+            raise
+        half = max(1, (config.micro_batch_size or config.batch_size) // 2)
+        checkpointing = "" if config.gradient_checkpointing else ", add --gradient-checkpointing"
+        raise SpecdistillError(
+            f"out of memory; set --micro-batch-size {half} (the result stays the same){checkpointing}, or lower "
+            "--max-new-tokens; --resume then goes on from the last checkpoint"
+        ) from error
+
+
+def falling(values: Many[float]) -> str | None:
+    """A warning where the held-out number fell in the last two looks, or is below the start's; else None."""
+    if len(values) >= 3 and values[-1] < values[-2] < values[-3]:
+        return "it fell in two looks running"
+    if len(values) >= 3 and max(values[-2:]) < values[0]:
+        return "it is below the start's"
+    return None
+
+
+def dump_step(output: Path, step: int, network: nn.Module, sequences: Many[Sequence], reason: str) -> Path:
+    """Keeps what reproduces a step that failed: the weights before it, and its sequences.
+
+    Args:
+        output: Of the run; its settings are copied.
+        step: Which.
+        network: Weights before the step.
+        sequences: That it trained on.
+        reason: What was wrong.
+
+    Returns:
+        The directory, for `reproduce`.
+    """
+    directory = output / f"failed-step-{step:06d}"
+    with atomic_files.new_directory(directory) as temporary:
+        save_file(
+            {name: each.detach().contiguous() for name, each in trained(network).items()}, temporary / WEIGHTS_FILE
+        )
+        rows = [[each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance] for each in sequences]
+        (temporary / SEQUENCES_FILE).write_text(json.dumps({"step": step, "reason": reason, "sequences": rows}))
+        settings = output / CONFIG_FILE
+        if settings.is_file():
+            (temporary / CONFIG_FILE).write_bytes(settings.read_bytes())
+    return directory
+
+
+def reproduce(directory: Path) -> tuple[float, float]:
+    """Loss and gradient norm of the step that `dump_step` kept, computed again from its files.
+
+    Rewards, AdaSPEC's selection and guidance play no part; the divergence and cross entropy do.
+    """
+    config = TrainConfig(**yaml.safe_load((directory / CONFIG_FILE).read_text()))
+    kept = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
+    sequences = [Sequence(name, tuple(prompt), tuple(answer), tuple(marks)) for name, prompt, answer, marks in kept]
+    pair = load_pair(config.target, config.draft, draft_dtype=torch.float32, say=lambda text: None)
+    pair.target.model.requires_grad_(False)
+    weights = load_file(directory / WEIGHTS_FILE)
+    with torch.no_grad():
+        for name, parameter in trained(pair.draft.model).items():
+            parameter.copy_(weights[name])
+    pair.draft.model.train()
+    module = DistillationLoss(pair.draft, pair.target, config)
+    totals = StepTotals(sum(len(each.answer_ids) for each in sequences), len(sequences))
+    hidden = None if config.loss == "ce" else torch.cat(TargetStates(pair.target).of(sequences))
+    loss = module(collate(sequences).to(pair.draft.device), hidden, totals).loss
+    loss.backward()
+    norms = [each.grad.norm() for each in module.parameters() if each.grad is not None]
+    return float(loss.detach()), float(torch.stack(norms).norm())
