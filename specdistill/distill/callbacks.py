@@ -46,11 +46,14 @@ class Callbacks:
         config: TrainConfig,
         output: Path,
         on_cpu: bool,
+        is_main: bool = True,
     ) -> None:
         self._callbacks = [*callbacks, *(made() for made in check_trackers(config.report_to))]
         self._handler: CallbackHandler | None = None
         self._control = TrainerControl()
-        self._state = TrainerState(max_steps=config.steps, num_train_epochs=1)
+        self._state = TrainerState(
+            max_steps=config.steps, num_train_epochs=1, is_local_process_zero=is_main, is_world_process_zero=is_main
+        )
         if self._callbacks:
             self._arguments = TrainingArguments(
                 output_dir=str(output),

@@ -13,9 +13,10 @@ from specdistill.decoding import Guidance, Sampling
 from specdistill.distill import rollouts, scorers
 from specdistill.distill.checkpoint import is_fresh_cut
 from specdistill.distill.config import TrainConfig
+from specdistill.distill.ranks import Ranks
 from specdistill.distill.retokenise import end_of, retokenise
 from specdistill.distill.skd import Skd
-from specdistill.distill.sources import Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.distill.sources import ALONE, Mixture, OnPolicy, Phases, Pool, Source
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress
 
@@ -35,6 +36,7 @@ class Work:
     guidance: Guidance | None
     output: Path
     progress: Progress
+    ranks: Ranks = ALONE
 
 
 def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
@@ -51,10 +53,11 @@ def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
             seed=config.seed + 1,
+            ranks=work.ranks,
         )
         return source, frozenset()
     fixed = fixed_sequences(work)
-    pool = Pool(fixed, config.batch_size, config.seed)
+    pool = Pool(fixed, config.batch_size, config.seed, work.ranks)
     if config.method not in ("gkd", "distillspec"):
         return pool, frozenset(fixed)
     own = OnPolicy(
@@ -65,6 +68,7 @@ def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
         config.max_new_tokens,
         config.batch_size,
         config.seed + 1,
+        work.ranks,
     )
     if config.method == "gkd":
         return Mixture(own, pool, config.lmbda, config.seed + 2), frozenset(fixed)
@@ -105,6 +109,7 @@ def _target_answers(work: Work) -> list[Sequence]:
             copies=config.rollouts_per_prompt,
             directory=directory,
             progress=work.progress,
+            ranks=work.ranks,
         )
     return rollouts.load_rollouts(directory, work.prompts, work.encoded, target.vocab_size)
 

@@ -18,7 +18,8 @@ from specdistill import atomic_files
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance, Sampling, generate_plain
-from specdistill.distill.sources import answer_sequence
+from specdistill.distill.ranks import Ranks
+from specdistill.distill.sources import ALONE, answer_sequence
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
@@ -98,6 +99,7 @@ def sample_rollouts(
     directory: Path,
     progress: Progress,
     name: str = "target rollouts",
+    ranks: Ranks = ALONE,
 ) -> None:
     """Lets a model answer every prompt `copies` times, shard by shard; shards that are there already are left alone.
 
@@ -109,12 +111,14 @@ def sample_rollouts(
         directory: Of the shards.
         progress: Where the bar goes.
         name: Of the bar.
+        ranks: Each one writes its share of the shards; all return when every shard is there.
     """
     # Prompts of like length share a batch: padding costs as much as tokens.
     order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
     per_copy = -(-len(order) // settings.shard_size)
-    with progress.task(name, copies * len(prompts) * settings.max_new_tokens, "tokens") as task:
-        for shard in range(copies * per_copy):
+    shards = ranks.share(range(copies * per_copy))
+    with progress.task(name, copies * len(prompts) * settings.max_new_tokens // ranks.world, "tokens") as task:
+        for shard in shards:
             copy, part = divmod(shard, per_copy)
             chosen = order[part * settings.shard_size : (part + 1) * settings.shard_size]
             path = directory / SHARD.format(shard)
@@ -126,6 +130,7 @@ def sample_rollouts(
                 batch = chosen[start : start + settings.batch_size]
                 rows += _answer(model, prompts, encoded, settings, batch, copy, task)
             write_shard(path, rows)
+    ranks.wait()
 
 
 def _answer(

@@ -23,7 +23,8 @@ from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
-from specdistill.distill.sources import PromptTurns
+from specdistill.distill.ranks import Ranks
+from specdistill.distill.sources import ALONE, PromptTurns
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
@@ -78,6 +79,7 @@ class Skd:
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._decoder = SpeculativeDecoder(
             pair.target,
@@ -87,11 +89,13 @@ class Skd:
             acceptance=TopKAcceptance(top_k, sampling),
         )
         self._max_new_tokens = max_new_tokens
-        self._turns = PromptTurns(prompts, encoded, batch_size, seed)
+        self._turns = PromptTurns(prompts, encoded, batch_size, seed, ranks)
         self._rejections = Rejections(num_draft_tokens)
 
     def next_batch(self, step: int) -> list[Sequence]:
         chosen = self._turns.next()
+        if not chosen:
+            return []
         written = self._decoder.generate(
             [ids for _, ids, _ in chosen],
             max_new_tokens=self._max_new_tokens,

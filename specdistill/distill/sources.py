@@ -13,14 +13,17 @@ from typing import Any, Protocol
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, generate_plain
+from specdistill.distill.ranks import Ranks
 from specdistill.models import LanguageModel
+
+ALONE = Ranks()
 
 
 class Source(Protocol):
     """Gives the sequences of each step."""
 
     def next_batch(self, step: int) -> list[Sequence]:
-        """Sequences for optimiser step `step`, counted from 1."""
+        """This rank's sequences for optimiser step `step`, counted from 1; all ranks' together are the batch."""
         ...
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
@@ -39,12 +42,13 @@ class Source(Protocol):
 class Pool:
     """A fixed set of sequences in a new seeded order each epoch."""
 
-    def __init__(self, sequences: Many[Sequence], batch_size: int, seed: int) -> None:
+    def __init__(self, sequences: Many[Sequence], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
         self._sequences = list(sequences)
+        self._ranks = ranks
         self._turns = Turns(len(self._sequences), batch_size, seed)
 
     def next_batch(self, step: int) -> list[Sequence]:
-        return [self._sequences[index] for index in self._turns.next()]
+        return [self._sequences[index] for index in self._ranks.share(self._turns.next())]
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
         return {}
@@ -68,12 +72,15 @@ class OnPolicy:
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._draft, self._sampling, self._max_new_tokens = draft, sampling, max_new_tokens
-        self._turns = PromptTurns(prompts, encoded, batch_size, seed)
+        self._turns = PromptTurns(prompts, encoded, batch_size, seed, ranks)
 
     def next_batch(self, step: int) -> list[Sequence]:
         chosen = self._turns.next()
+        if not chosen:
+            return []
         written = generate_plain(
             self._draft,
             [ids for _, ids, _ in chosen],
@@ -170,13 +177,17 @@ class Turns:
 class PromptTurns:
     """Prompts in a new seeded order each epoch, each time with a new seed for sampling its answer."""
 
-    def __init__(self, prompts: Many[Prompt], encoded: Many[list[int]], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, prompts: Many[Prompt], encoded: Many[list[int]], batch_size: int, seed: int, ranks: Ranks = ALONE
+    ) -> None:
         self._prompts = [(prompt.id, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        self._ranks = ranks
         self._turns = Turns(len(self._prompts), batch_size, seed)
 
     def next(self) -> list[tuple[str, list[int], int]]:
-        """(prompt id, token ids, seed) of each prompt whose turn it is."""
-        return [(*self._prompts[index], self._turns.random.getrandbits(48)) for index in self._turns.next()]
+        """(prompt id, token ids, seed) of each prompt whose turn it is on this rank."""
+        drawn = [(*self._prompts[index], self._turns.random.getrandbits(48)) for index in self._turns.next()]
+        return self._ranks.share(drawn)
 
     def state_dict(self) -> dict[str, Any]:
         return self._turns.state_dict()

@@ -26,6 +26,7 @@ from specdistill.distill.config import TEXT_METHODS, TrainConfig
 from specdistill.distill.heldout import HeldOut, HeldOutText, Look
 from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
+from specdistill.distill.ranks import Ranks, join
 from specdistill.distill.retokenise import retokenise
 from specdistill.distill.rollouts import RolloutSettings, check_answers, load_rollouts, sample_rollouts
 from specdistill.distill.target_states import TargetStates
@@ -57,10 +58,12 @@ def train_draft(
         SpecdistillError: Bad input (nothing was trained then), or training that diverged (the best draft is saved).
         KeyboardInterrupt: After the best draft so far was saved.
     """
-    progress = progress or Quiet()
     training, heldout, reward = _check_before_loading(config)
+    ranks = join(config.device)
+    progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
-    _claim(output, config)
+    if ranks.is_main:
+        _claim(output, config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -68,7 +71,7 @@ def train_draft(
     pair = load_pair(
         config.target,
         config.draft,
-        device=config.device,
+        device=ranks.device or config.device,
         dtype=config.dtype,
         draft_dtype=torch.float32,
         other_tokenizer=config.method in TEXT_METHODS,
@@ -82,12 +85,14 @@ def train_draft(
     heldout_encoded = encode_all(heldout, pair.target.tokenizer, room)
     if config.lora_rank:
         lora.add_adapters(pair.draft.model, config.lora_rank)
-    atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_plain(config), sort_keys=False))
+    if ranks.is_main:
+        atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_plain(config), sort_keys=False))
+    ranks.wait()
 
     with _reported_interrupt(output, progress):
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
-        answers = _heldout_answers(pair.target, heldout, heldout_encoded, sampling, guidance, config, progress)
-        work = Work(config, pair, training, encoded, sampling, guidance, output, progress)
+        answers = _heldout_answers(pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks)
+        work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks)
         source, reused = build_source(work)
         trainer = DraftTrainer(
             pair,
@@ -100,6 +105,7 @@ def train_draft(
             reference=reference,
             reward=None if reward is None else _reward_of(reward, training, pair),
             callbacks=callbacks,
+            ranks=ranks,
         )
         interrupted = False
         try:
@@ -109,7 +115,10 @@ def train_draft(
             raise
         finally:
             if trainer.best is not None:
-                summary = _finish(config, pair, trainer, output, len(training), len(heldout), interrupted)
+                summary = _finish(config, pair, trainer, output, len(training), len(heldout), interrupted, ranks)
+    ranks.wait()
+    if not ranks.is_main:
+        return summary
     # Only now: whatever ended the run before can be resumed from.
     atomic_files.write_text(output / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
     run_state.remove(output)
@@ -169,13 +178,13 @@ def _heldout_answers(
     guidance: Guidance | None,
     config: TrainConfig,
     progress: Progress,
+    ranks: Ranks,
 ) -> list[Sequence]:
     """The target's answers, kept in the output directory: a resumed run is judged on the same ones."""
     directory = Path(config.output) / HELDOUT_DIRECTORY
     settings = RolloutSettings(sampling, config.max_new_tokens, config.seed, guidance=guidance)
-    sample_rollouts(
-        target, prompts, encoded, settings, copies=1, directory=directory, progress=progress, name="held-out answers"
-    )
+    bar: dict[str, Any] = {"progress": progress, "name": "held-out answers"}
+    sample_rollouts(target, prompts, encoded, settings, copies=1, directory=directory, ranks=ranks, **bar)
     return load_rollouts(directory, prompts, encoded, target.vocab_size)
 
 
@@ -228,10 +237,11 @@ def _finish(
     num_training: int,
     num_heldout: int,
     interrupted: bool,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Writes what the run ended with."""
     vocabulary = pair.target if pair.same_tokenizer else pair.draft
-    if trainer.best_step == 0 and not interrupted:
+    if trainer.best_step == 0 and not interrupted and ranks.is_main:
         # Nothing beat the start: the output must still be a draft, and an honest one.
         start = load.load_model(config.draft, "draft", device=str(pair.draft.device), dtype=torch.float32)
         save_draft(start, vocabulary, output)
@@ -244,6 +254,7 @@ def _finish(
         "learning_rate": learning_rate(config, pair.draft),
         "heldout_prompts": num_heldout,
         "training_prompts": num_training,
+        "processes": ranks.world,
         "measure": look.measure,
         "before": look.means(trainer.start_records),
         "after": look.means(trainer.best),
@@ -251,7 +262,8 @@ def _finish(
             name: estimate.to_json() for name, estimate in look.gains(trainer.best, trainer.start_records).items()
         },
     }
-    atomic_files.write_text(output / "README.md", model_card(config, pair, summary))
+    if ranks.is_main:
+        atomic_files.write_text(output / "README.md", model_card(config, pair, summary))
     return summary
 
 

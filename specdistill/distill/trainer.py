@@ -24,8 +24,9 @@ from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import Look
 from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
+from specdistill.distill.ranks import Ranks
 from specdistill.distill.run_state import RunState
-from specdistill.distill.sources import Source
+from specdistill.distill.sources import ALONE, Source
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
 from specdistill.models import LanguageModel, ModelPair
@@ -33,6 +34,9 @@ from specdistill.progress import Progress, Task
 
 HISTORY_FILE = "history.jsonl"
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+NOTHING = Sequence("nothing", (0,), (), ())
+"""What a rank trains on that has no sequence left: its part of the loss is 0, but it joins the collectives."""
 
 Reward = Callable[[Sequence], float]
 
@@ -51,6 +55,7 @@ class DraftTrainer:
         reference: AdaSPEC's reference draft.
         reward: Judges answers that the draft wrote.
         callbacks: transformers' callbacks; they may stop the run.
+        ranks: The processes that train together; each holds the whole draft, the main one writes files.
     """
 
     def __init__(
@@ -66,12 +71,14 @@ class DraftTrainer:
         reference: LanguageModel | None = None,
         reward: Reward | None = None,
         callbacks: Many[TrainerCallback] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.target, self.draft = pair.target, pair.draft
         # Engines want the target's; a draft with another tokenizer keeps its own.
         self._vocabulary = pair.target if pair.same_tokenizer else pair.draft
         self._source, self._states, self.look = source, states, look
         self._config, self._output, self._progress, self._reward = config, output, progress, reward
+        self._ranks = ranks
         self.history: list[dict[str, Any]] = []
         self.best: Any = None
         self.best_step = 0
@@ -80,7 +87,7 @@ class DraftTrainer:
         self.step = 0
         self._tokens = 0
         on_cpu = self.draft.device.type == "cpu"
-        self._callbacks = Callbacks(callbacks, config, output, on_cpu)
+        self._callbacks = Callbacks(callbacks, config, output, on_cpu, ranks.is_main)
         self._accelerator = Accelerator(
             mixed_precision=_PRECISIONS[config.precision],
             cpu=on_cpu,
@@ -138,7 +145,7 @@ class DraftTrainer:
                             break
                         self._checkpoint()
         except KeyboardInterrupt:
-            if self.best_step == 0 and self.step > 1:
+            if self.best_step == 0 and self.step > 1 and self._ranks.is_main:
                 # No look has found a better draft yet, but what was learned so far must not be lost.
                 save_draft(self.draft, self._vocabulary, self._output)
             raise
@@ -151,16 +158,19 @@ class DraftTrainer:
 
     def _one_step(self, sequences: list[Sequence]) -> dict[str, Any]:
         config = self._config
-        size = config.micro_batch_size or len(sequences)
-        chunks = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        # Every rank passes through the network equally often, or those with more would wait in a collective for ever.
+        most = self._ranks.largest_share(config.batch_size)
+        size = config.micro_batch_size or most
+        chunks = [sequences[start : start + size] for start in range(0, most, size)]
         # Counted now: sequences that were just written are as long as they are, whatever the data set says.
-        totals = self._over_ranks(sum(len(each.answer_ids) for each in sequences), len(sequences))
+        tokens, count = self._ranks.total([sum(len(each.answer_ids) for each in sequences), len(sequences)])
+        totals = StepTotals(int(tokens), int(count))
         advantages, measured = self._advantages(sequences)
         loss, alpha = 0.0, 0.0
         for index, chunk in enumerate(chunks):
-            batch = collate(chunk).to(self.draft.device)
+            batch = collate(chunk or [NOTHING]).to(self.draft.device)
             # ce needs no target: its labels are the target's own tokens already.
-            hidden = None if config.loss == "ce" else torch.cat(self._states.of(chunk))
+            hidden = None if config.loss == "ce" else torch.cat(self._states.of(chunk or [NOTHING]))
             last = index == len(chunks) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._loss):
                 start = index * size
@@ -170,6 +180,7 @@ class DraftTrainer:
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())
             alpha += float(part.alpha_sum)
+        loss, alpha = self._ranks.total([loss, alpha])
         total = self._accelerator.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)
         norm = float(cast(torch.Tensor, total))
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
@@ -194,16 +205,10 @@ class DraftTrainer:
             "tokens": totals.tokens,
         }
 
-    def _over_ranks(self, tokens: int, sequences: int) -> StepTotals:
-        if self._accelerator.num_processes == 1:
-            return StepTotals(tokens, sequences)
-        counts = torch.tensor([tokens, sequences], device=self.draft.device)
-        return StepTotals(*cast(torch.Tensor, self._accelerator.reduce(counts, reduction="sum")).tolist())
-
     def _advantages(self, sequences: list[Sequence]) -> tuple[torch.Tensor | None, dict[str, float]]:
         """Of answers that the draft wrote, where there is a reward; and the mean reward for the history."""
         own = all(set(each.provenance) <= {int(Provenance.DRAFT)} for each in sequences)
-        if self._reward is None or not own:
+        if self._reward is None or not own or not sequences:
             return None, {}
         rewards = [self._reward(each) for each in sequences]
         advantages = torch.tensor(leave_one_out_advantages(rewards), device=self.draft.device)
@@ -225,12 +230,13 @@ class DraftTrainer:
             f"heldout_{'alpha_' if self.look.measure == 'alpha' else ''}{name}": each for name, each in now.items()
         }
         self.history.append({"step": step, **measured, **found})
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
-        atomic_files.write_text(self._output / HISTORY_FILE, lines)
+        if self._ranks.is_main:
+            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            atomic_files.write_text(self._output / HISTORY_FILE, lines)
         self._callbacks.evaluated(step, found)
         if now[self.look.watched] > self._best_value:
             self.best, self.best_step, self._best_value = records, step, now[self.look.watched]
-            if step:
+            if step and self._ranks.is_main:
                 save_draft(self.draft, self._vocabulary, self._output)
                 self._callbacks.saved()
         self._watched.append(now[self.look.watched])
@@ -246,7 +252,7 @@ class DraftTrainer:
         return records
 
     def _checkpoint(self) -> None:
-        if self.step % (self._config.checkpoint_every or self._config.eval_every):
+        if self.step % (self._config.checkpoint_every or self._config.eval_every) or not self._ranks.is_main:
             return
         scaler = self._accelerator.scaler
         state = RunState(
