@@ -56,10 +56,6 @@ def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
             ranks=work.ranks,
         )
         return source, frozenset()
-    fixed = fixed_sequences(work)
-    pool = Pool(fixed, config.batch_size, config.seed, work.ranks)
-    if config.method not in ("gkd", "distillspec"):
-        return pool, frozenset(fixed)
     own = OnPolicy(
         pair.draft,
         work.prompts,
@@ -70,9 +66,16 @@ def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
         config.seed + 1,
         work.ranks,
     )
+    last = round(target_fraction(config, pair.draft) * config.steps)
+    if (config.method == "gkd" and config.lmbda == 1) or (config.method == "distillspec" and last == 0):
+        # Nothing fixed will be looked at, so nothing is sampled.
+        return own, frozenset()
+    fixed = fixed_sequences(work)
+    pool = Pool(fixed, config.batch_size, config.seed, work.ranks)
+    if config.method not in ("gkd", "distillspec"):
+        return pool, frozenset(fixed)
     if config.method == "gkd":
         return Mixture(own, pool, config.lmbda, config.seed + 2), frozenset(fixed)
-    last = round(target_fraction(config, pair.draft) * config.steps)
     return Phases(pool, own, last), frozenset(fixed)
 
 
