@@ -153,6 +153,7 @@ def _claim(output: Path, config: GenerateConfig) -> None:
     settings_file = output / CONFIG_FILE
     if not settings_file.is_file():
         atomic_files.claim_output_directory(output)
+    if not any(output.rglob("*.parquet")):
         atomic_files.write_text(settings_file, yaml.safe_dump(written, sort_keys=False))
         return
     before = yaml.safe_load(settings_file.read_text())

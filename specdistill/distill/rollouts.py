@@ -190,6 +190,18 @@ def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
     atomic_files.write_with(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
+def find_shards(source: Path) -> list[Path]:
+    """The shards of a directory, in order; needs no model.
+
+    Raises:
+        DataError: There are none.
+    """
+    shards = sorted(source.glob("*.parquet"))
+    if not shards:
+        raise DataError(f"{source} holds no rollouts (*.parquet); 'specdistill generate' and train-draft write them")
+    return shards
+
+
 def read_rollouts(source: Path) -> list[dict[str, Any]]:
     """All rows of a directory of shards, in order.
 
@@ -198,11 +210,8 @@ def read_rollouts(source: Path) -> list[dict[str, Any]]:
     """
     import pyarrow.parquet
 
-    shards = sorted(source.glob("*.parquet"))
-    if not shards:
-        raise DataError(f"{source} holds no rollouts (*.parquet); 'specdistill generate' and train-draft write them")
     rows: list[dict[str, Any]] = []
-    for shard in shards:
+    for shard in find_shards(source):
         try:
             rows += pyarrow.parquet.read_table(shard).to_pylist()
         except Exception as error:

@@ -28,7 +28,7 @@ from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
 from specdistill.distill.ranks import Ranks, join
 from specdistill.distill.retokenise import retokenise
-from specdistill.distill.rollouts import RolloutSettings, check_answers, load_rollouts, sample_rollouts
+from specdistill.distill.rollouts import RolloutSettings, check_answers, find_shards, load_rollouts, sample_rollouts
 from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError
@@ -127,8 +127,10 @@ def train_draft(
 
 def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Prompt], scorers.Scorer | None]:
     """Everything that can be wrong without looking at a model; the prompts' two sides, and the reward function."""
-    if config.rollouts is not None and not Path(config.rollouts).is_dir():
-        raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+    if config.rollouts is not None:
+        if not Path(config.rollouts).is_dir():
+            raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+        find_shards(Path(config.rollouts))
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", config.reference)):
         if name is not None:
             load.check_exists(name, role)

@@ -33,6 +33,7 @@ def files(tmp_path_factory):
 
 TRAIN = ["train-draft", "--target", "target", "--draft", "draft", "--output", "out", "--prompts", "fine.txt"]
 BENCH = ["bench", "--target", "target", "--draft", "draft", "--prompts", "fine.txt", "--max-new-tokens", "8"]
+GENERATE = ["generate", "--target", "target", "--output", "out", "--prompts", "fine.txt"]
 INIT = ["init-draft", "--target", "target", "--output", "out", "--layers", "1", "--prompts", "fine.txt"]
 
 
@@ -52,12 +53,25 @@ CASES = {
     "missing gguf": (changed(TRAIN, target="no.gguf"), "--target no.gguf does not exist"),
     "missing draft": (changed(TRAIN, draft="./nowhere"), "--draft ./nowhere does not exist"),
     "missing compare": (changed(BENCH, compare="./nowhere"), "--compare ./nowhere does not exist"),
+    "missing reference": (changed(TRAIN, reference="./nowhere"), "--reference ./nowhere does not exist"),
+    "missing rollouts": (changed(TRAIN, rollouts="nowhere"), "--rollouts nowhere is no directory of rollouts"),
+    "rollouts of something else": (changed(TRAIN, rollouts="used"), "used holds no rollouts"),
+    "missing text": (changed(TRAIN, method="sft", text="no.txt"), "--text no.txt does not exist"),
+    "no answers": (changed(TRAIN, method="sft"), 'sft needs the field "answer"'),
+    "missing reward": (changed(TRAIN, method="gkd", reward="nowhere:f"), "can't import nowhere"),
+    "unknown scorer": (changed(TRAIN, method="best-of-n", scorer="magic"), "unknown --scorer 'magic'"),
+    "unknown tracker": (changed(TRAIN, report_to="magic"), "--report-to magic"),
+    "float16 on a cpu": (changed(TRAIN, precision="float16"), "--precision float16 needs a GPU"),
+    "missing target in generate": (changed(GENERATE, target="./nowhere"), "--target ./nowhere does not exist"),
+    "missing other": (changed(GENERATE, other="./nowhere"), "--other ./nowhere does not exist"),
+    "other tokenizer in generate": (changed(GENERATE, other="foreign"), "id 5 is 'w0' in target"),
+    "output of generate holds a run": (changed(GENERATE, output="used"), "used already holds files"),
     "missing prompts": (changed(TRAIN, prompts="none.jsonl"), "prompts file none.jsonl does not exist"),
     "empty prompts": (changed(TRAIN, prompts="empty.jsonl"), "empty.jsonl holds no prompts"),
     "empty prompts in bench": (changed(BENCH, prompts="empty.jsonl"), "empty.jsonl holds no prompts"),
     "broken line": (changed(TRAIN, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
     "broken line in init": (changed(INIT, prompts="broken.jsonl"), "broken.jsonl, line 2: not valid JSON"),
-    "unknown method": (changed(TRAIN, method="magic"), 'Choose from: "seqkd"'),
+    "unknown method": (changed(TRAIN, method="magic"), 'Choose from: "sft"'),
     "different tokenizers": (
         changed(TRAIN, draft="foreign"),
         "id 5 is 'w0' in target (65 tokens) and 'zebra' in foreign",

@@ -29,7 +29,7 @@ def test_import_and_help_are_fast():
     assert seconds(*CLI, "--help") < 0.5
 
 
-@pytest.mark.parametrize("command", ["init-draft", "train-draft", "bench"])
+@pytest.mark.parametrize("command", ["init-draft", "generate", "train-draft", "bench"])
 def test_help_of_a_command_loads_no_torch_and_documents_every_flag(command):
     code = (
         "import sys, io, contextlib; from specdistill.cli import main; out = io.StringIO()\n"

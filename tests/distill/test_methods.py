@@ -281,6 +281,17 @@ def test_trackers_are_checked_before_models(files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_tensorboard_gets_the_curves(files, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(files, tmp_path / "out", report_to=("tensorboard",), steps=4)
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events))
+    read.Reload()
+    assert {"train/loss", "eval/heldout_alpha_sampled"} <= set(read.Tags()["scalars"])
+    assert len(read.Scalars("train/loss")) == 4
+
+
 PROMPTS = [Prompt(str(index), ({"role": "user", "content": f"w{index}"},), answer=f"w{index} w3") for index in range(3)]
 
 
