@@ -60,6 +60,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     target = models["target"]
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
+    atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_settings(config), sort_keys=False))
     settings = rollouts.RolloutSettings(
         Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p),
         config.max_new_tokens,
@@ -143,21 +144,25 @@ def _tokens(sequences: Many[Sequence]) -> int:
     return sum(len(each.answer_ids) for each in sequences)
 
 
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
+
+
 def _claim(output: Path, config: GenerateConfig) -> None:
     """Makes the directory, or proves that it is one of this command's that may be gone on with.
 
     Raises:
         OutputError: It holds something else, or answers made with other settings.
     """
-    written = {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
     settings_file = output / CONFIG_FILE
     if not settings_file.is_file():
         atomic_files.claim_output_directory(output)
+        return
     if not any(output.rglob("*.parquet")):
-        atomic_files.write_text(settings_file, yaml.safe_dump(written, sort_keys=False))
         return
     before = yaml.safe_load(settings_file.read_text())
-    changed = [key for key, value in written.items() if not isinstance(before, dict) or before.get(key) != value]
+    wanted = _settings(config)
+    changed = [key for key, value in wanted.items() if not isinstance(before, dict) or before.get(key) != value]
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
         raise OutputError(f"{output} holds answers made with another {flags}; choose another --output")
