@@ -3,8 +3,8 @@
     python benchmarks/training_step.py --draft DIR          (about 10 minutes; nothing else may run meanwhile)
 
 1. On-policy: the draft answers a batch of prompts, both models look at the answers, one optimiser step. Same pair
-   (SmolLM2 and the draft, with its full head: TRL knows no trimmed ones), same prompts, batch, lengths, temperature,
-   jsd(0.5), float32, one thread. TRL's GKDTrainer runs as shipped, with gradient checkpointing and therefore without a
+   (SmolLM2 and the draft, with its full head: TRL knows no trimmed ones), same prompts (HumanEval up to 200 tokens),
+   batch, lengths, temperature, jsd(0.5), float32, one thread. TRL's GKDTrainer runs as shipped, with gradient checkpointing and therefore without a
    KV cache while it generates, and once more with checkpointing off. Each contestant has its own process and waits for
    its turn; who begins changes every round. Tokens are those that the loss counts. Memory is the resident set: its
    peak, and how much of that was not held before the step.
@@ -31,7 +31,7 @@ from smollm2 import RESULTS, target_file
 
 from specdistill.evaluation.statistics import ratio
 
-BATCH, MAX_NEW = 8, 64
+BATCH, MAX_PROMPT, MAX_NEW = 8, 200, 64
 CONTESTANTS = ("specdistill", "trl-gkd", "trl-distillation")
 AS_SHIPPED = "trl-gkd-as-shipped"
 
@@ -64,9 +64,15 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
+def short_prompts(tokenizer) -> list:
+    from specdistill.data.prompts import encode, load_prompts
+
+    return [prompt for prompt in load_prompts("humaneval") if len(encode(prompt, tokenizer)) <= MAX_PROMPT]
+
+
 def our_trainer(draft: str, method: str, output: Path):
     """(trainer, its source) of specdistill, ready for `_one_step`."""
-    from specdistill.data.prompts import encode_all, load_prompts
+    from specdistill.data.prompts import encode_all
     from specdistill.decoding import Sampling
     from specdistill.distill.config import TrainConfig
     from specdistill.distill.heldout import HeldOut
@@ -88,7 +94,7 @@ def our_trainer(draft: str, method: str, output: Path):
         batch_size=BATCH,
         max_new_tokens=MAX_NEW,
     )
-    prompts = load_prompts("builtin:train")
+    prompts = short_prompts(pair.target.tokenizer)
     encoded = encode_all(prompts, pair.target.tokenizer, 1000)
     if method == "skd":
         source, _ = build_source(Work(config, pair, prompts, encoded, Sampling(), None, output, Quiet()))
@@ -117,7 +123,6 @@ def work_trl(name: str, draft: str, output: Path) -> None:
     from trl.trainer.distillation_config import DistillationConfig
     from trl.trainer.distillation_trainer import DistillationTrainer
 
-    from specdistill.data.prompts import load_prompts
     from specdistill.models import load_model
 
     target = load_model(str(target_file()))
@@ -139,7 +144,7 @@ def work_trl(name: str, draft: str, output: Path) -> None:
         "disable_tqdm": True,
         "logging_steps": 10**6,
     }
-    prompts = load_prompts("builtin:train") * 20
+    prompts = short_prompts(tokenizer) * 20
     if name.startswith("trl-gkd"):
         answered = [{"messages": [*each.messages, {"role": "assistant", "content": "Yes."}]} for each in prompts]
         config = GKDConfig(**shared, lmbda=1.0, max_new_tokens=MAX_NEW, max_length=512)

@@ -1,0 +1,1 @@
+"""What a serving stack imports beside the kernels."""
