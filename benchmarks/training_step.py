@@ -4,10 +4,10 @@
 
 1. On-policy: the draft answers a batch of prompts, both models look at the answers, one optimiser step. Same pair
    (SmolLM2 and the draft, with its full head: TRL knows no trimmed ones), same prompts (HumanEval up to 200 tokens),
-   batch, lengths, temperature, jsd(0.5), float32, one thread. TRL's GKDTrainer runs as shipped, with gradient checkpointing and therefore without a
-   KV cache while it generates, and once more with checkpointing off. Each contestant has its own process and waits for
-   its turn; who begins changes every round. Tokens are those that the loss counts. Memory is the resident set: its
-   peak, and how much of that was not held before the step.
+   batch, lengths, temperature, jsd(0.5), float32, one thread. TRL's GKDTrainer runs as shipped, with gradient
+   checkpointing and therefore without a KV cache while it generates, and once more with checkpointing off. Each
+   contestant has its own process and waits for its turn; who begins changes every round. Tokens are those that the loss
+   counts. Memory is the resident set: its peak, and how much of that was not held before the step.
 2. SKD: the target's hidden states come from the check, or from a second pass over the finished answers.
 
 Writes benchmarks/results/training_step.json, which is also the last line of stdout.

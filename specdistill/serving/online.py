@@ -108,8 +108,8 @@ class RejectionLog:
             top_ids, top_logits: The target's K likeliest ids and their logits, before temperature. Arrays and tensors
                 are kept as they are and read by the writing thread, so don't change them; a GPU tensor costs no
                 synchronisation here.
-            log_normaliser: Log-sum-exp of all of the target's logits there, where it is at hand: with it the mass of the
-                other ids is known, without it the K count as everything.
+            log_normaliser: Log-sum-exp of all of the target's logits there, where it is at hand: with it the mass of
+                the other ids is known, without it the K count as everything.
 
         Returns:
             Whether the record was taken; False where it was dropped.
