@@ -9,6 +9,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from specdistill_kernels import SoftLabels
+
 
 class Provenance(IntEnum):
     """Who wrote a token."""
@@ -30,6 +32,9 @@ class Sequence:
     """A `Provenance` for each answer token."""
     target_hidden: Tensor | None = field(default=None, compare=False, repr=False)
     """[answer, hidden]: the target's hidden states that predict the answer, where writing it has computed them."""
+
+    soft_labels: SoftLabels | None = field(default=None, compare=False, repr=False)
+    """[answer, K]: the target's likeliest ids with their log-probabilities, where that is all that is known of it."""
 
     def __post_init__(self) -> None:
         if len(self.provenance) != len(self.answer_ids):
@@ -67,6 +72,21 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def join_soft_labels(parts: Many[SoftLabels]) -> SoftLabels:
+    """The rows of several sequences under each other; where one has fewer ids, more of probability 0 are added."""
+    width = max(part.token_ids.shape[1] for part in parts)
+    ids, log_probs = [], []
+    for part in parts:
+        missing = width - part.token_ids.shape[1]
+        for row_ids, row in zip(part.token_ids, part.log_probs, strict=True):
+            taken = set(row_ids.tolist())
+            # No id may come twice, so those that are added are the least that are free.
+            free = [number for number in range(width) if number not in taken][:missing]
+            ids.append(torch.cat([row_ids, torch.tensor(free, dtype=torch.int64)]))
+            log_probs.append(torch.cat([row, torch.full((missing,), -torch.inf, dtype=row.dtype)]))
+    return SoftLabels(torch.stack(ids), torch.stack(log_probs))
 
 
 def collate(sequences: Many[Sequence], pad_id: int = 0) -> Batch:

@@ -9,6 +9,7 @@ A method (`methods`) is where sequences come from and which divergence is minimi
     gkd             draft's and fixed, mixed       JSD
     distillspec     target's, then the draft's     forward KL
     skd             written by both together       forward KL
+    online          a server's rejections          forward KL, soft labels
 
 `rollouts` and `generate` make finished sequences, `sources` and `skd` hand them out step by step, `losses` turns them
 into gradients.

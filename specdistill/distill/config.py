@@ -7,7 +7,7 @@ from typing import Literal
 
 from specdistill.errors import ConfigError, at_least, within_one
 
-METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd")
+METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd", "online")
 TEXT_METHODS = ("sft", "seqkd", "best-of-n")
 """They learn from text by cross entropy, so target and draft may have different tokenizers."""
 
@@ -23,11 +23,12 @@ class TrainConfig:
     """Where the draft starts: hub id, checkpoint directory or .gguf file; 'specdistill init-draft' makes one."""
     output: str
     """Directory for the trained draft; must be new or empty."""
-    method: Literal["sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd"] = "distillspec"
+    method: Literal["sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd", "online"] = "distillspec"
     """sft: cross entropy on given answers (field answer). seqkd: cross entropy on the target's answers. best-of-n: the
     same on the best of N of them. supervised-kd: forward KL on given answers. gkd: JSD on a mixture of the draft's and
     fixed answers. distillspec: forward KL on the target's sampled answers, then on the draft's own. skd: forward KL on
-    answers that draft and target write together (speculative KD)."""
+    answers that draft and target write together (speculative KD). online: forward KL where a running server's target
+    corrected the draft."""
     divergence: Literal[
         "auto", "fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax"
     ] = "auto"
@@ -91,6 +92,11 @@ class TrainConfig:
     """Of skd: a draft token outside the target's top K is replaced (25 as published)."""
     skd_num_draft_tokens: int = 5
     """Of skd: draft tokens per check by the target (5 as published)."""
+    online: str | None = None
+    """Of online: the directory where the server's specdistill.serving.online.RejectionLog writes. Each look that finds
+    a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
+    online_wait: float = 600.0
+    """Of online: seconds to wait for a first record before the run ends."""
     steps: int = 300
     """Optimiser steps at most."""
     batch_size: int = 8
@@ -144,7 +150,9 @@ class TrainConfig:
         at_least(self, 1, "steps", "batch_size", "eval_every")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads", "eta")
-        at_least(self, 0, "loss_temperature", "micro_batch_size", "lora_rank", "guidance", "checkpoint_every")
+        at_least(
+            self, 0, "online_wait", "loss_temperature", "micro_batch_size", "lora_rank", "guidance", "checkpoint_every"
+        )
         within_one(self, "lmbda", "target_fraction", "warmup", "beta", "ce_weight", "distill_weight")
         if self.method not in METHODS:
             raise ConfigError(f"unknown --method {self.method!r}; choose one of {', '.join(METHODS)}")
@@ -187,6 +195,14 @@ class TrainConfig:
                 "--reward needs answers sampled from the whole distribution: set --temperature above 0 and leave "
                 "--top-k, --top-p and --min-p away, or its gradient would be that of another policy"
             )
+        if (self.method == "online") != (self.online is not None):
+            raise ConfigError("--method online and --online DIR go together")
+        if self.method == "online" and (self.ce_weight or self.reference or self.guidance):
+            raise ConfigError(
+                "--method online knows the target's top ids only; leave --ce-weight, --reference, --guidance"
+            )
+        if self.method == "online" and (self.loss_temperature or self.temperature or 1.0) != 1.0:
+            raise ConfigError("a rejection log holds the target at temperature 1; set --loss-temperature 1")
         if bool(self.guidance) != (self.negative_prompt is not None):
             raise ConfigError("--guidance and --negative-prompt go together")
         if self.guidance and self.method == "skd":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from specdistill.data.batch import Batch, Provenance
 from specdistill.distill.config import TrainConfig
 from specdistill.models import LanguageModel
-from specdistill_kernels import fused_divergence
+from specdistill_kernels import SoftLabels, fused_divergence
 
 
 class StepTotals(NamedTuple):
@@ -54,7 +54,12 @@ class DistillationLoss(nn.Module):
         self.temperature = config.loss_temperature or config.temperature or 1.0
 
     def forward(
-        self, batch: Batch, target_hidden: Tensor | None, totals: StepTotals, advantages: Tensor | None = None
+        self,
+        batch: Batch,
+        target_hidden: Tensor | None,
+        totals: StepTotals,
+        advantages: Tensor | None = None,
+        soft_labels: SoftLabels | None = None,
     ) -> LossOutput:
         """The micro-batch's part of the step's loss.
 
@@ -63,6 +68,7 @@ class DistillationLoss(nn.Module):
             target_hidden: [tokens, target_hidden_size] in the order of `batch.labels`; None for cross entropy.
             totals: Of the step.
             advantages: [batch], of answers that the draft wrote; None without a reward.
+            soft_labels: Of the tokens, instead of the target's hidden states.
         """
         hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
@@ -73,7 +79,7 @@ class DistillationLoss(nn.Module):
             weights = weights * (self.scale * (1 - self._config.ce_weight) if self.kind != "ce" else 1)
             if self._config.reward is not None:
                 weights = weights * self._config.distill_weight
-            output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels)
+            output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels, soft_labels=soft_labels)
             loss = output.loss
             if self._config.ce_weight and self.kind != "ce":
                 # On its own tokens a model's cross entropy only makes it surer of what it says already.
@@ -117,6 +123,7 @@ class DistillationLoss(nn.Module):
         labels: Tensor,
         temperature: float | None = None,
         draft: LanguageModel | None = None,
+        soft_labels: SoftLabels | None = None,
     ) -> Any:
         draft = draft or self._draft
         return fused_divergence(
@@ -133,6 +140,7 @@ class DistillationLoss(nn.Module):
             vocab_size=draft.vocab_size,
             draft_softcap=draft.softcap,
             target_softcap=None if target_hidden is None else self._target.softcap,
+            soft_labels=soft_labels,
         )
 
 

@@ -13,10 +13,12 @@ from specdistill.decoding import Guidance, Sampling
 from specdistill.distill import rollouts, scorers
 from specdistill.distill.checkpoint import is_fresh_cut
 from specdistill.distill.config import TrainConfig
+from specdistill.distill.online import Online
 from specdistill.distill.ranks import Ranks
 from specdistill.distill.retokenise import end_of, retokenise
 from specdistill.distill.skd import Skd
 from specdistill.distill.sources import ALONE, Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress
 
@@ -56,6 +58,19 @@ def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
             ranks=work.ranks,
         )
         return source, frozenset()
+    if config.online is not None:
+        if work.ranks.world > 1:
+            raise ConfigError("--method online runs in one process: ranks would see the log grow at different moments")
+        online = Online(
+            Path(config.online),
+            vocab_size=pair.target.vocab_size,
+            max_context=min(pair.target.max_context, pair.draft.max_context) - 1,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            wait_seconds=config.online_wait,
+            say=work.progress.say,
+        )
+        return online, frozenset()
     own = OnPolicy(
         pair.draft,
         work.prompts,

@@ -134,6 +134,8 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", config.reference)):
         if name is not None:
             load.check_exists(name, role)
+    if config.online is not None and not Path(config.online).is_dir():
+        raise DataError(f"--online {config.online} is no directory; the server's RejectionLog makes it")
     if config.text is not None:
         check_texts(config.text)
     training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback, get_cosine_with_min_lr_schedule_with_warmup
 
 from specdistill import atomic_files
-from specdistill.data.batch import Provenance, Sequence, collate
+from specdistill.data.batch import Provenance, Sequence, collate, join_soft_labels
 from specdistill.distill import guard_rails, run_state
 from specdistill.distill.callbacks import Callbacks
 from specdistill.distill.checkpoint import is_fresh_cut, save_draft
@@ -31,6 +31,7 @@ from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress, Task
+from specdistill_kernels import SoftLabels
 
 HISTORY_FILE = "history.jsonl"
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -169,13 +170,16 @@ class DraftTrainer:
         loss, alpha = 0.0, 0.0
         for index, chunk in enumerate(chunks):
             batch = collate(chunk or [NOTHING]).to(self.draft.device)
+            soft = [each.soft_labels for each in chunk if each.soft_labels is not None]
+            soft_labels = SoftLabels(*(each.to(self.draft.device) for each in join_soft_labels(soft))) if soft else None
             # ce needs no target: its labels are the target's own tokens already.
-            hidden = None if config.loss == "ce" else torch.cat(self._states.of(chunk or [NOTHING]))
+            needed = config.loss != "ce" and not soft
+            hidden = torch.cat(self._states.of(chunk or [NOTHING])) if needed else None
             last = index == len(chunks) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._loss):
                 start = index * size
                 own = None if advantages is None else advantages[start : start + len(chunk)]
-                part = self._loss(batch, hidden, totals, own)
+                part = self._loss(batch, hidden, totals, own, soft_labels)
                 # Wrappers average gradients over ranks; the loss is a sum over them.
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())

@@ -233,9 +233,9 @@ def test_pitfall_tokens_counted_before_the_rollout(tmp_path, monkeypatch):
     counted = []
     original = DistillationLoss.forward
 
-    def spy(self, batch, hidden, totals, advantages=None):
+    def spy(self, batch, hidden, totals, *rest):
         counted.append((totals.tokens, batch.num_response_tokens))
-        return original(self, batch, hidden, totals, advantages)
+        return original(self, batch, hidden, totals, *rest)
 
     monkeypatch.setattr(DistillationLoss, "forward", spy)
     run(tmp_path, method="gkd", lmbda=1.0)

@@ -54,7 +54,7 @@ def config(files, output, **settings):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "online"])
 def test_every_method_runs_and_writes_a_plain_checkpoint(files, tmp_path, method):
     output = tmp_path / "out"
     summary = train_draft(config(files, output, method=method))
@@ -224,8 +224,8 @@ def test_a_step_is_reproduced_to_the_last_digits(files, tmp_path, monkeypatch):
     original = losses_module.DistillationLoss.forward
     seen = []
 
-    def breaking(self, batch, hidden, totals, advantages=None):
-        output = original(self, batch, hidden, totals, advantages)
+    def breaking(self, *arguments):
+        output = original(self, *arguments)
         seen.append(float(output.loss.detach()))
         return output._replace(loss=output.loss * math.inf) if len(seen) == 4 else output
 
