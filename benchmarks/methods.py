@@ -114,11 +114,19 @@ def collect(folder: Path, seeds: list[int]) -> None:
     start = [records("start")]
     found = {row: [records(f"{row}-seed{seed}") for seed in seeds] for row in ROWS}
 
+    def history(row: str) -> list[dict]:
+        lines = (folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
     def entry(row: str) -> dict:
-        history = (folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()
-        last = json.loads(history[-1])
+        first, *_, last = history(row)
         return {
             "command": ROWS[row],
+            # What the last step's draft scored on the run's own few held-out prompts: train-draft keeps the start
+            # where that is better, and then there is no difference below.
+            "last_step_change": {
+                rule: last[f"heldout_alpha_{rule}"] - first[f"heldout_alpha_{rule}"] for rule in ALPHA_RULES
+            },
             "tokens_trained": last["tokens_seen"],
             "rejection_rate": last.get("skd_rejection_rate"),
             "alpha": {rule: ratio(*sums(found[row], rule)).to_json() for rule in ALPHA_RULES},
