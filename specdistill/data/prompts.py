@@ -74,7 +74,7 @@ def load_prompts(source: str) -> list[Prompt]:
     elif Path(source).is_file():
         path = Path(source)
         if path.suffix == ".txt":
-            lines = _text(path).splitlines()
+            lines = read_text(path).splitlines()
             records: Iterable[dict[str, Any]] = [{"prompt": line.strip()} for line in lines if line.strip()]
         else:
             records = _jsonl(path)
@@ -147,7 +147,12 @@ def _key(prompt: Prompt) -> str:
     return json.dumps(prompt.messages, sort_keys=True)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text.
+
+    Raises:
+        DataError: It can't be read, or is in another encoding.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -158,7 +163,7 @@ def _text(path: Path) -> str:
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

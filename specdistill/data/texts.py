@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from specdistill.data.prompts import read_text
 from specdistill.errors import DataError
 
 
@@ -28,9 +29,9 @@ def load_texts(source: str) -> list[str]:
     check_texts(source)
     path = Path(source)
     if path.is_file() and path.suffix == ".txt":
-        texts = [part.strip() for part in _read(path).split("\n\n")]
+        texts = [part.strip() for part in read_text(path).split("\n\n")]
     elif path.is_file() and path.suffix == ".jsonl":
-        texts = [_text(line, path, number) for number, line in enumerate(_read(path).splitlines(), start=1)]
+        texts = [_text(line, path, number) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     elif path.is_file():
         raise DataError(f"--text {source} must be a .txt or .jsonl file, got {path.suffix or 'no suffix'!r}")
     else:
@@ -70,10 +71,3 @@ def _dataset(source: str) -> list[str]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"can't load --text {source!r}: {reason}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read --text {path}: {error}") from error

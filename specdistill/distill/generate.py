@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from specdistill import atomic_files
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.decoding import Sampling
-from specdistill.distill import rollouts, scorers
+from specdistill.distill import rollouts, scorers, settings_file
 from specdistill.distill.generate_config import GenerateConfig
 from specdistill.errors import OutputError
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
 
-CONFIG_FILE = "specdistill.yaml"
 _MAY_CHANGE = {"rollouts_per_prompt", "batch_size", "device", "dtype", "threads", "output", "scorer"}
 """Settings under which finished answers stay as good as new ones."""
 
@@ -60,7 +58,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     target = models["target"]
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
-    atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_settings(config), sort_keys=False))
+    settings_file.write(output, _settings(config))
     settings = rollouts.RolloutSettings(
         Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p),
         config.max_new_tokens,
@@ -154,15 +152,9 @@ def _claim(output: Path, config: GenerateConfig) -> None:
     Raises:
         OutputError: It holds something else, or answers made with other settings.
     """
-    settings_file = output / CONFIG_FILE
-    if not settings_file.is_file():
+    if not settings_file.exists(output):
         atomic_files.claim_output_directory(output)
-        return
-    if not any(output.rglob("*.parquet")):
-        return
-    before = yaml.safe_load(settings_file.read_text())
-    wanted = _settings(config)
-    changed = [key for key, value in wanted.items() if not isinstance(before, dict) or before.get(key) != value]
-    if changed:
-        flags = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
-        raise OutputError(f"{output} holds answers made with another {flags}; choose another --output")
+    elif any(output.rglob("*.parquet")):
+        flags = settings_file.changed_flags(output, _settings(config))
+        if flags:
+            raise OutputError(f"{output} holds answers made with another {flags}; choose another --output")

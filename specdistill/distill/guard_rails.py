@@ -18,11 +18,12 @@ from specdistill.data.batch import Sequence, collate
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.losses import DistillationLoss, StepTotals
 from specdistill.distill.run_state import trained
+from specdistill.distill.settings_file import CONFIG_FILE
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
 from specdistill.models import load_pair
 
-SEQUENCES_FILE, WEIGHTS_FILE, CONFIG_FILE = "sequences.json", "network.safetensors", "specdistill.yaml"
+SEQUENCES_FILE, WEIGHTS_FILE = "sequences.json", "network.safetensors"
 
 
 @contextlib.contextmanager

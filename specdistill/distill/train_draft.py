@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 
 from specdistill import atomic_files
@@ -19,7 +18,7 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import lora, run_state, scorers
+from specdistill.distill import lora, run_state, scorers, settings_file
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TEXT_METHODS, TrainConfig
@@ -35,7 +34,6 @@ from specdistill.errors import ConfigError, DataError, OutputError
 from specdistill.models import LanguageModel, ModelPair, load, load_pair, vocabulary
 from specdistill.progress import Progress, Quiet
 
-CONFIG_FILE = "specdistill.yaml"
 SUMMARY_FILE = "summary.json"
 HELDOUT_DIRECTORY = "heldout"
 _MAY_CHANGE = {"resume", "device", "threads", "output", "report_to"}
@@ -86,7 +84,7 @@ def train_draft(
     if config.lora_rank:
         lora.add_adapters(pair.draft.model, config.lora_rank)
     if ranks.is_main:
-        atomic_files.write_text(output / CONFIG_FILE, yaml.safe_dump(_plain(config), sort_keys=False))
+        settings_file.write(output, _plain(config))
     ranks.wait()
 
     with _reported_interrupt(output, progress):
@@ -157,21 +155,16 @@ def _claim(output: Path, config: TrainConfig) -> None:
     Raises:
         OutputError: It holds something else, a finished run, or one of other settings.
     """
-    settings_file = output / CONFIG_FILE
-    if not (config.resume and settings_file.is_file()):
+    if not (config.resume and settings_file.exists(output)):
         atomic_files.claim_output_directory(output)
         return
     if (output / SUMMARY_FILE).exists():
         raise OutputError(f"the run in {output} has ended; there is nothing to resume")
-    before = yaml.safe_load(settings_file.read_text())
-    changed = [
-        key
-        for key, value in _plain(config).items()
-        if key not in _MAY_CHANGE and (not isinstance(before, dict) or before.get(key) != value)
-    ]
-    if changed:
-        flags = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
-        raise OutputError(f"the run in {output} has another {flags}; resume it with --config {settings_file} --resume")
+    kept = {key: value for key, value in _plain(config).items() if key not in _MAY_CHANGE}
+    flags = settings_file.changed_flags(output, kept)
+    if flags:
+        own = output / settings_file.CONFIG_FILE
+        raise OutputError(f"the run in {output} has another {flags}; resume it with --config {own} --resume")
 
 
 def _heldout_answers(
