@@ -198,11 +198,13 @@ def test_ctrl_c_in_the_middle_of_training(at, tmp_path):
     command = changed(
         TRAIN, output=str(output), steps="100000", heldout_prompts="1", eval_every="5", patience="0", max_new_tokens="8"
     )
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: the test must not depend on it.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from specdistill.cli import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from specdistill.cli import main; sys.exit(main())", *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while not (output / "model.safetensors").exists():
