@@ -1,6 +1,6 @@
 """A training step against TRL's, and an SKD step against one that looks at the target a second time.
 
-    python benchmarks/training_step.py --draft DIR          (about 10 minutes; nothing else may run meanwhile)
+    python benchmarks/training_step.py --draft DIR          (about 17 minutes; nothing else may run meanwhile)
 
 1. On-policy: the draft answers a batch of prompts, both models look at the answers, one optimiser step. Same pair
    (SmolLM2 and the draft, with its full head: TRL knows no trimmed ones), same prompts (HumanEval up to 200 tokens),
@@ -269,7 +269,7 @@ def full_head(draft: Path, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draft", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

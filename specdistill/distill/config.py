@@ -9,7 +9,7 @@ from specdistill.errors import ConfigError, at_least, within_one
 
 METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd", "online")
 TEXT_METHODS = ("sft", "seqkd", "best-of-n")
-"""They learn from text by cross entropy, so target and draft may have different tokenizers."""
+"""They learn from text by cross entropy unless a divergence is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

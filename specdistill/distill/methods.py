@@ -14,10 +14,10 @@ from specdistill.distill import rollouts, scorers
 from specdistill.distill.checkpoint import is_fresh_cut
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.online import Online
-from specdistill.distill.ranks import Ranks
+from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.retokenise import end_of, retokenise
 from specdistill.distill.skd import Skd
-from specdistill.distill.sources import ALONE, Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.distill.sources import Mixture, OnPolicy, Phases, Pool, Source
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from specdistill import parquet_files
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.errors import DataError
 from specdistill_kernels import SoftLabels
@@ -84,18 +85,14 @@ class Online:
         pass
 
     def _refresh(self) -> None:
-        import pyarrow.parquet
-
         for file in sorted(self._directory.glob("rejections-*.parquet")):
             if file.name in self._read:
                 continue
             try:
-                rows = pyarrow.parquet.read_table(file).to_pylist()
+                rows = parquet_files.read(file)
             except FileNotFoundError:
                 # The log has rotated it away since it was listed.
                 continue
-            except Exception as error:
-                raise DataError(f"{file} can't be read ({str(error).splitlines()[0]}); remove it") from error
             self._read.add(file.name)
             self._fresh += [self._sequence(row, file) for row in rows]
 

@@ -51,6 +51,9 @@ class Ranks:
         return summed.tolist()
 
 
+ALONE = Ranks()
+
+
 def join(device: str) -> Ranks:
     """Joins the processes that `accelerate launch` or torchrun started; alone where it was neither.
 

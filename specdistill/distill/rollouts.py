@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdistill import atomic_files
+from specdistill import parquet_files
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance, Sampling, generate_plain
-from specdistill.distill.ranks import Ranks
-from specdistill.distill.sources import ALONE, answer_sequence
+from specdistill.distill.ranks import ALONE, Ranks
+from specdistill.distill.sources import answer_sequence
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
@@ -129,7 +129,7 @@ def sample_rollouts(
             for start in range(0, len(chosen), settings.batch_size):
                 batch = chosen[start : start + settings.batch_size]
                 rows += _answer(model, prompts, encoded, settings, batch, copy, task)
-            write_shard(path, rows)
+            parquet_files.write(path, rows)
     ranks.wait()
 
 
@@ -181,15 +181,6 @@ def rollout_seed(seed: int, prompt_id: str, copy: int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps([seed, prompt_id, copy]).encode()).digest()[:6])
 
 
-def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a shard whole or not at all."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pylist(rows)
-    atomic_files.write_with(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
-
-
 def find_shards(source: Path) -> list[Path]:
     """The shards of a directory, in order; needs no model.
 
@@ -208,14 +199,7 @@ def read_rollouts(source: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: No shards, or one that can't be read, or that holds no rollouts.
     """
-    import pyarrow.parquet
-
-    rows: list[dict[str, Any]] = []
-    for shard in find_shards(source):
-        try:
-            rows += pyarrow.parquet.read_table(shard).to_pylist()
-        except Exception as error:
-            raise DataError(f"{shard} can't be read ({str(error).splitlines()[0]}); remove it") from error
+    rows = [row for shard in find_shards(source) for row in parquet_files.read(shard)]
     missing = {"prompt_id", "prompt_ids", "answer_ids", "provenance"} - set(rows[0] if rows else {})
     if missing:
         raise DataError(f"{source} is no set of rollouts: it lacks {', '.join(sorted(missing))}")

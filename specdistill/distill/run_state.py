@@ -105,12 +105,10 @@ def read(
         # Where no step was taken, there are no moments yet.
         if moments:
             for name, parameter in names.items():
+                # The fused optimiser wants its count of steps where the parameter is, too.
                 optimizer.state[parameter] = {
-                    key: moments[f"{name}/{key}"].to(parameter.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: moments[f"{name}/{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-                if parameter.is_cuda:
-                    optimizer.state[parameter]["step"] = moments[f"{name}/step"].to(parameter.device)
     except Exception as error:
         raise OutputError(
             f"the checkpoint {found[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the one "

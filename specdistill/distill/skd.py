@@ -23,8 +23,8 @@ from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
-from specdistill.distill.ranks import Ranks
-from specdistill.distill.sources import ALONE, PromptTurns
+from specdistill.distill.ranks import ALONE, Ranks
+from specdistill.distill.sources import Drawing, PromptTurns
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
@@ -60,7 +60,7 @@ class TopKAcceptance:
         return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
 
 
-class Skd:
+class Skd(Drawing):
     """A source of sequences that draft and target wrote together.
 
     Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no
@@ -89,11 +89,11 @@ class Skd:
             acceptance=TopKAcceptance(top_k, sampling),
         )
         self._max_new_tokens = max_new_tokens
-        self._turns = PromptTurns(prompts, encoded, batch_size, seed, ranks)
+        self._turns = self._prompts = PromptTurns(prompts, encoded, batch_size, seed, ranks)
         self._rejections = Rejections(num_draft_tokens)
 
     def next_batch(self, step: int) -> list[Sequence]:
-        chosen = self._turns.next()
+        chosen = self._prompts.next_prompts()
         if not chosen:
             return []
         written = self._decoder.generate(
@@ -121,12 +121,6 @@ class Skd:
         if reset:
             self._rejections = Rejections(len(self._rejections.tested))
         return found
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._turns.load_state_dict(state)
 
 
 class Rejections:

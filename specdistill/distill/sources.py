@@ -13,10 +13,8 @@ from typing import Any, Protocol
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, generate_plain
-from specdistill.distill.ranks import Ranks
+from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.models import LanguageModel
-
-ALONE = Ranks()
 
 
 class Source(Protocol):
@@ -39,16 +37,10 @@ class Source(Protocol):
         ...
 
 
-class Pool:
-    """A fixed set of sequences in a new seeded order each epoch."""
+class Drawing:
+    """What sources have in common that draw from turns: their state is that of the turns."""
 
-    def __init__(self, sequences: Many[Sequence], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
-        self._sequences = list(sequences)
-        self._ranks = ranks
-        self._turns = Turns(len(self._sequences), batch_size, seed)
-
-    def next_batch(self, step: int) -> list[Sequence]:
-        return [self._sequences[index] for index in self._ranks.share(self._turns.next())]
+    _turns: Turns
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
         return {}
@@ -60,7 +52,19 @@ class Pool:
         self._turns.load_state_dict(state)
 
 
-class OnPolicy:
+class Pool(Drawing):
+    """A fixed set of sequences in a new seeded order each epoch."""
+
+    def __init__(self, sequences: Many[Sequence], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
+        self._sequences = list(sequences)
+        self._ranks = ranks
+        self._turns = Turns(len(self._sequences), batch_size, seed)
+
+    def next_batch(self, step: int) -> list[Sequence]:
+        return [self._sequences[index] for index in self._ranks.share(self._turns.next())]
+
+
+class OnPolicy(Drawing):
     """The draft answers prompts itself, with its current weights: it learns where its own mistakes lead."""
 
     def __init__(
@@ -75,10 +79,10 @@ class OnPolicy:
         ranks: Ranks = ALONE,
     ) -> None:
         self._draft, self._sampling, self._max_new_tokens = draft, sampling, max_new_tokens
-        self._turns = PromptTurns(prompts, encoded, batch_size, seed, ranks)
+        self._turns = self._prompts = PromptTurns(prompts, encoded, batch_size, seed, ranks)
 
     def next_batch(self, step: int) -> list[Sequence]:
-        chosen = self._turns.next()
+        chosen = self._prompts.next_prompts()
         if not chosen:
             return []
         written = generate_plain(
@@ -92,15 +96,6 @@ class OnPolicy:
             answer_sequence(name, ids, generation, Provenance.DRAFT)
             for (name, ids, _), generation in zip(chosen, written, strict=True)
         ]
-
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._turns.load_state_dict(state)
 
 
 class Mixture:
@@ -155,45 +150,38 @@ class Turns:
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         self._count, self._batch_size = count, batch_size
-        self.random = random.Random(seed)
+        self._random = random.Random(seed)
         self._queue: list[int] = []
 
     def next(self) -> list[int]:
         while len(self._queue) < self._batch_size:
             epoch = list(range(self._count))
-            self.random.shuffle(epoch)
+            self._random.shuffle(epoch)
             self._queue.extend(epoch)
         taken, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": _stream_state(self.random), "queue": list(self._queue)}
+        return {"random": _stream_state(self._random), "queue": list(self._queue)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _set_stream(self.random, state["random"])
+        _set_stream(self._random, state["random"])
         self._queue = list(state["queue"])
 
 
-class PromptTurns:
+class PromptTurns(Turns):
     """Prompts in a new seeded order each epoch, each time with a new seed for sampling its answer."""
 
     def __init__(
         self, prompts: Many[Prompt], encoded: Many[list[int]], batch_size: int, seed: int, ranks: Ranks = ALONE
     ) -> None:
+        super().__init__(len(prompts), batch_size, seed)
         self._prompts = [(prompt.id, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
         self._ranks = ranks
-        self._turns = Turns(len(self._prompts), batch_size, seed)
 
-    def next(self) -> list[tuple[str, list[int], int]]:
+    def next_prompts(self) -> list[tuple[str, list[int], int]]:
         """(prompt id, token ids, seed) of each prompt whose turn it is on this rank."""
-        drawn = [(*self._prompts[index], self._turns.random.getrandbits(48)) for index in self._turns.next()]
-        return self._ranks.share(drawn)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._turns.load_state_dict(state)
+        return self._ranks.share([(*self._prompts[index], self._random.getrandbits(48)) for index in self.next()])
 
 
 def answer_sequence(prompt_id: str, encoded: list[int], generation: Generation, writer: Provenance) -> Sequence:

@@ -21,7 +21,7 @@ from specdistill.decoding import Guidance, Sampling
 from specdistill.distill import lora, run_state, scorers, settings_file
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
-from specdistill.distill.config import TEXT_METHODS, TrainConfig
+from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import HeldOut, HeldOutText, Look
 from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
@@ -72,7 +72,7 @@ def train_draft(
         device=ranks.device or config.device,
         dtype=config.dtype,
         draft_dtype=torch.float32,
-        other_tokenizer=config.method in TEXT_METHODS,
+        other_tokenizer=config.loss == "ce",
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)

@@ -24,9 +24,9 @@ from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import Look
 from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
-from specdistill.distill.ranks import Ranks
+from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.run_state import RunState
-from specdistill.distill.sources import ALONE, Source
+from specdistill.distill.sources import Source
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
 from specdistill.models import LanguageModel, ModelPair
@@ -84,7 +84,6 @@ class DraftTrainer:
         self.best: Any = None
         self.best_step = 0
         self._best_value = -math.inf
-        self._watched: list[float] = []
         self.step = 0
         self._tokens = 0
         on_cpu = self.draft.device.type == "cpu"
@@ -230,9 +229,8 @@ class DraftTrainer:
         """Scores the held-out answers, writes the history, and saves the draft where it is the best so far."""
         records = self.look.score(self.draft)
         now = self.look.means(records)
-        found = {
-            f"heldout_{'alpha_' if self.look.measure == 'alpha' else ''}{name}": each for name, each in now.items()
-        }
+        prefix = "heldout_alpha_" if self.look.measure == "alpha" else "heldout_"
+        found = {prefix + name: value for name, value in now.items()}
         self.history.append({"step": step, **measured, **found})
         if self._ranks.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
@@ -243,8 +241,7 @@ class DraftTrainer:
             if step and self._ranks.is_main:
                 save_draft(self.draft, self._vocabulary, self._output)
                 self._callbacks.saved()
-        self._watched.append(now[self.look.watched])
-        warning = guard_rails.falling(self._watched)
+        warning = guard_rails.falling([entry[prefix + self.look.watched] for entry in self.history])
         if warning:
             remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
             self._progress.say(f"warning: held-out {self.look.measure} ({self.look.watched}): {warning}; {remedy}")

@@ -10,7 +10,7 @@ Source of the idea: Liu et al. 2023, online speculative decoding (arXiv 2310.071
 from __future__ import annotations
 
 import atexit
-import io
+import contextlib
 import threading
 import time
 from collections import deque
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdistill import atomic_files
+from specdistill import atomic_files, parquet_files
 from specdistill.errors import DataError
 
 _RECORD_BYTES = 200
@@ -67,8 +67,8 @@ class RejectionLog:
         max_context: int = 1024,
         flush_seconds: float = 30.0,
     ) -> None:
-        # Now and not in the thread: an interpreter that is ending refuses some of the imports that a first write makes.
-        write_parquet(io.BytesIO(), [{"context_ids": [1]}])
+        # Now and not in the thread, which may write for the first time when the interpreter is ending.
+        parquet_files.warm_up()
         self._directory = Path(directory)
         with atomic_files.output_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,7 @@ class RejectionLog:
             context = context_ids[-self._max_context :]
             size = _RECORD_BYTES + 8 * len(context) + 16 * len(top_ids)
         except Exception:
+            # Whatever was handed over, the loop that did must go on: the record is dropped and counted below.
             size, context = self._limit + 1, ()
         record = {
             "context_ids": context,
@@ -202,20 +203,11 @@ class RejectionLog:
             return len(self._pending) >= self._rows or (self._closed and bool(self._pending))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        path = self._directory / f"{self._prefix}-{self._number:08d}.parquet"
-        atomic_files.write_with(path, lambda temporary: write_parquet(temporary, rows))
+        parquet_files.write(self._directory / f"{self._prefix}-{self._number:08d}.parquet", rows)
         self._number += 1
         # Names sort by time: files of earlier processes are the oldest.
         for old in sorted(self._directory.glob("rejections-*.parquet"))[: -self._max_files]:
             old.unlink(missing_ok=True)
-
-
-def write_parquet(where: Path | io.BytesIO, rows: list[dict[str, Any]]) -> None:
-    """Rows as one parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), where)
 
 
 def read_rejections(directory: Path | str) -> list[dict[str, Any]]:
@@ -224,20 +216,14 @@ def read_rejections(directory: Path | str) -> list[dict[str, Any]]:
     Raises:
         DataError: There are none, or a file can't be read.
     """
-    import pyarrow.parquet
-
     files = sorted(Path(directory).glob("rejections-*.parquet"))
     if not files:
         raise DataError(f"{directory} holds no rejections; a server writes them with specdistill.serving.online")
     rows: list[dict[str, Any]] = []
     for file in files:
-        try:
-            rows += pyarrow.parquet.read_table(file).to_pylist()
-        except FileNotFoundError:
-            # The log has rotated it away since.
-            continue
-        except Exception as error:
-            raise DataError(f"{file} can't be read ({str(error).splitlines()[0]}); remove it") from error
+        # The log may have rotated a file away since it was listed.
+        with contextlib.suppress(FileNotFoundError):
+            rows += parquet_files.read(file)
     return rows
 
 
@@ -254,6 +240,7 @@ def _plain(record: dict[str, Any]) -> dict[str, Any] | None:
             "time": record["time"],
         }
     except Exception:
+        # What a record can be made of is the caller's; a bad one must not end the writing thread.
         return None
     return row if len(row["top_ids"]) == len(row["top_logits"]) else None
 

@@ -381,6 +381,12 @@ def test_logit_methods_refuse_another_tokenizer(files, tmp_path, method):
         run(files, tmp_path / "out", draft=str(files / "foreign"), method=method)
 
 
+def test_a_divergence_on_chosen_answers_refuses_another_tokenizer(files, tmp_path):
+    """best-of-n learns from text by default only: with --divergence it compares logits, id by id."""
+    with pytest.raises(IncompatibleModelsError, match="different tokenizers"):
+        run(files, tmp_path / "out", draft=str(files / "foreign"), method="best-of-n", divergence="fkl")
+
+
 def test_skd_logs_its_rejections(files, tmp_path):
     run(files, tmp_path / "out", method="skd", skd_top_k=5, skd_num_draft_tokens=3)
     entry = history(tmp_path / "out")[-1]

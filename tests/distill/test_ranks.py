@@ -117,6 +117,6 @@ def test_shares_cover_every_item_once_and_seeds_do_not_depend_on_the_ranks():
         assert sorted(chain(*shared)) == sorted(parts[0])
         assert max(map(len, shared)) == ranks[0].largest_share(4)
         prompts = [type("P", (), {"id": str(i)}) for i in range(6)]
-        drawn = [PromptTurns(prompts, [[1]] * 6, 5, 0, each).next() for each in ranks]
-        alone = PromptTurns(prompts, [[1]] * 6, 5, 0).next()
+        drawn = [PromptTurns(prompts, [[1]] * 6, 5, 0, each).next_prompts() for each in ranks]
+        alone = PromptTurns(prompts, [[1]] * 6, 5, 0).next_prompts()
         assert sorted(chain(*drawn)) == sorted(alone)
