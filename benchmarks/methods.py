@@ -7,45 +7,48 @@
 The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers.
 Every row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are
 the HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the
-target's sampled answers to those are what alpha is measured on. Intervals are paired over these prompts.
+target's sampled answers to those are what alpha is measured on. What is measured is the draft of the last step, also
+where train-draft kept the start because it was better. Intervals are paired over these prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from smollm2 import RESULTS, run, target_file
+from transformers import TrainerCallback
 
+from specdistill import GenerateConfig, TrainConfig, generate, train_draft
 from specdistill.data.prompts import encode, load_prompts, split_prompts
 from specdistill.decoding import Sampling
+from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
 from specdistill.evaluation.bench import write_answers
 from specdistill.evaluation.statistics import paired_difference, ratio
 from specdistill.models import load_model
 from specdistill.progress import Quiet
+from specdistill.report.progress import TerminalProgress
 
 HELDOUT, MAX_PROMPT, MAX_NEW = 48, 200, 48
-ALIKE = f"--max-new-tokens {MAX_NEW} --batch-size 4 --patience 0 --heldout-prompts 8"
-BUDGET = f"{ALIKE} --steps 60 --eval-every 60"
-ROWS = {
-    "sft": "--method sft",
-    "seqkd": "--method seqkd",
-    "supervised-kd": "--method supervised-kd",
-    "target-fkl": "--method distillspec --target-fraction 1",
-    "gkd": "--method gkd",
-    "on-policy-fkl": "--method distillspec --target-fraction 0",
-    "distillspec-fkl": "--method distillspec --divergence fkl",
-    "distillspec-rkl": "--method distillspec --divergence rkl",
-    "distillspec-jsd": "--method distillspec --divergence jsd",
-    "distillspec-tvd": "--method distillspec --divergence tvd",
-    "distillspec-lk_lambda": "--method distillspec --divergence lk_lambda",
-    "distillspec-lk_argmax": "--method distillspec --divergence lk_argmax",
-    "skd-5": "--method skd --skd-top-k 5",
-    "skd-25": "--method skd --skd-top-k 25",
-    "skd-100": "--method skd --skd-top-k 100",
+ALIKE = {"max_new_tokens": MAX_NEW, "batch_size": 4, "patience": 0, "heldout_prompts": 8}
+BUDGET = ALIKE | {"steps": 60, "eval_every": 60}
+ROWS: dict[str, dict[str, Any]] = {
+    "sft": {"method": "sft"},
+    "seqkd": {"method": "seqkd"},
+    "supervised-kd": {"method": "supervised-kd"},
+    "target-fkl": {"method": "distillspec", "target_fraction": 1.0},
+    "gkd": {"method": "gkd"},
+    "on-policy-fkl": {"method": "distillspec", "target_fraction": 0.0},
+    **{
+        f"distillspec-{kind}": {"method": "distillspec", "divergence": kind}
+        for kind in ("fkl", "rkl", "jsd", "tvd", "lk_lambda", "lk_argmax")
+    },
+    **{f"skd-{top_k}": {"method": "skd", "skd_top_k": top_k} for top_k in (5, 25, 100)},
 }
 TARGET_ANSWERS = ("seqkd", "target-fkl", "distillspec")
 """Rows that begin so train on the same stored answers of the target."""
@@ -65,34 +68,54 @@ def prepare(folder: Path) -> None:
     if not (folder / "cut" / "model.safetensors").exists():
         cut = ["--output", str(folder / "cut"), "--layers", "4", "--vocab-keep", "8192", "--choose", "even"]
         run("init-draft", "--target", target, *cut, *prompts, "--calibration-tokens", "32")
-    if not (folder / "answers").exists():
-        sampled = ["--rollouts-per-prompt", "2", "--max-new-tokens", str(MAX_NEW), *prompts]
-        run("generate", "--target", target, "--output", str(folder / "answers"), *sampled)
-    if not (folder / "start" / "README.md").exists():
-        warmup = f"--method distillspec --target-fraction 1 {ALIKE} --steps 100 --eval-every 50".split()
-        warmup += ["--rollouts", str(folder / "answers"), *prompts]
-        run(
-            "train-draft",
-            "--target",
-            target,
-            "--draft",
-            str(folder / "cut"),
-            "--output",
-            str(folder / "start"),
-            *warmup,
+    if not (folder / "start" / SUMMARY_FILE).exists():
+        generate(
+            GenerateConfig(
+                target=target,
+                output=str(folder / "answers"),
+                prompts=str(folder / "train.jsonl"),
+                rollouts_per_prompt=2,
+                max_new_tokens=MAX_NEW,
+            ),
+            TerminalProgress(),
         )
+        warmup = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
+        distil(folder, "cut", "start", warmup | {"rollouts": str(folder / "answers")})
+
+
+class SaveLast(TrainerCallback):
+    """Keeps the draft of the last step: train-draft itself keeps the best, which may be the one it started from."""
+
+    def __init__(self, start: Path, output: Path) -> None:
+        self._start, self._output = start, output
+
+    def on_train_end(self, args, state, control, model=None, **kwargs) -> None:
+        assert model is not None
+        model.save_pretrained(self._output / "last")
+        for pattern in ("*token*", "chat_template*", "draft_vocabulary.json"):
+            for file in self._start.glob(pattern):
+                shutil.copyfile(file, self._output / "last" / file.name)
+
+
+def distil(folder: Path, start: str, name: str, settings: dict[str, Any]) -> None:
+    config = TrainConfig(
+        target=str(target_file()),
+        draft=str(folder / start),
+        output=str(folder / name),
+        prompts=str(folder / "train.jsonl"),
+        resume=True,
+        **settings,
+    )
+    print(f"\n{name}: {settings}", flush=True)
+    train_draft(config, TerminalProgress(), [SaveLast(folder / start, folder / name)])
 
 
 def train(folder: Path, row: str, seed: int) -> None:
-    output = folder / f"{row}-seed{seed}"
-    if (output / "README.md").exists():
+    name = f"{row}-seed{seed}"
+    if (folder / name / SUMMARY_FILE).exists():
         return
-    arguments = [*ROWS[row].split(), *BUDGET.split(), "--seed", str(seed), "--threads", "1"]
-    arguments += ["--prompts", str(folder / "train.jsonl")]
-    if row.startswith(TARGET_ANSWERS):
-        arguments += ["--rollouts", str(folder / "answers")]
-    pair = ["--target", str(target_file()), "--draft", str(folder / "start"), "--output", str(output)]
-    run("train-draft", *pair, *arguments)
+    stored = {"rollouts": str(folder / "answers")} if row.startswith(TARGET_ANSWERS) else {}
+    distil(folder, "start", name, ROWS[row] | BUDGET | stored | {"seed": seed, "threads": 1})
 
 
 def collect(folder: Path, seeds: list[int]) -> None:
@@ -102,8 +125,8 @@ def collect(folder: Path, seeds: list[int]) -> None:
     answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
     cache: HiddenCache = {}
 
-    def records(name: str) -> list[PromptAcceptance]:
-        draft = load_model(str(folder / name), "draft")
+    def records(directory: Path) -> list[PromptAcceptance]:
+        draft = load_model(str(directory), "draft")
         return score(target, draft, answers, Sampling(), target_cache=cache)
 
     def sums(found: list[list[PromptAcceptance]], rule: str):
@@ -111,22 +134,13 @@ def collect(folder: Path, seeds: list[int]) -> None:
         parts = [alpha_sums(each, rule) for each in found]
         return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
-    start = [records("start")]
-    found = {row: [records(f"{row}-seed{seed}") for seed in seeds] for row in ROWS}
-
-    def history(row: str) -> list[dict]:
-        lines = (folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+    start = [records(folder / "start")]
+    found = {row: [records(folder / f"{row}-seed{seed}" / "last") for seed in seeds] for row in ROWS}
 
     def entry(row: str) -> dict:
-        first, *_, last = history(row)
+        last = json.loads((folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()[-1])
         return {
-            "command": ROWS[row],
-            # What the last step's draft scored on the run's own few held-out prompts: train-draft keeps the start
-            # where that is better, and then there is no difference below.
-            "last_step_change": {
-                rule: last[f"heldout_alpha_{rule}"] - first[f"heldout_alpha_{rule}"] for rule in ALPHA_RULES
-            },
+            "settings": ROWS[row],
             "tokens_trained": last["tokens_seen"],
             "rejection_rate": last.get("skd_rejection_rate"),
             "alpha": {rule: ratio(*sums(found[row], rule)).to_json() for rule in ALPHA_RULES},
