@@ -2,6 +2,7 @@
 
     init_draft(InitDraftConfig(...))    cut a draft out of the target's own layers
     generate(GenerateConfig(...))       let the target write answers to train on
+    annotate(AnnotateConfig(...))       store the target's distribution over answers
     train_draft(TrainConfig(...))       distil it toward the target
     run_bench(BenchConfig(...))         acceptance, speed and verdict, as a JSON-ready report
     SpeculativeDecoder                  exact speculative decoding, batched
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+    from specdistill.distill.annotate import annotate
+    from specdistill.distill.annotate_config import AnnotateConfig
     from specdistill.distill.config import TrainConfig
     from specdistill.distill.generate import generate
     from specdistill.distill.generate_config import GenerateConfig
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AnnotateConfig": "specdistill.distill.annotate_config",
     "BenchConfig": "specdistill.evaluation.config",
     "GenerateConfig": "specdistill.distill.generate_config",
     "InitDraftConfig": "specdistill.distill.init_config",
@@ -38,6 +42,7 @@ _HOME = {
     "SpecdistillError": "specdistill.errors",
     "SpeculativeDecoder": "specdistill.decoding",
     "TrainConfig": "specdistill.distill.config",
+    "annotate": "specdistill.distill.annotate",
     "generate": "specdistill.distill.generate",
     "generate_plain": "specdistill.decoding",
     "init_draft": "specdistill.distill.initialise",
@@ -48,6 +53,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AnnotateConfig",
     "BenchConfig",
     "GenerateConfig",
     "InitDraftConfig",
@@ -56,6 +62,7 @@ __all__ = [
     "SpecdistillError",
     "SpeculativeDecoder",
     "TrainConfig",
+    "annotate",
     "generate",
     "generate_plain",
     "init_draft",

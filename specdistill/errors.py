@@ -27,6 +27,15 @@ class OutputError(SpecdistillError, OSError):
     """A result can't be written, or writing it would overwrite an older one."""
 
 
+class ServerError(SpecdistillError, OSError):
+    """A model's server is gone, refuses, or answers what it should not."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """Of the HTTP answer, where it was a refusal."""
+
+
 def at_least(config: object, least: float, *names: str) -> None:
     """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
     for name in names:

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from specdistill import __version__
-from specdistill.cli import bench, generate, init_draft, train_draft
+from specdistill.cli import annotate, bench, generate, init_draft, train_draft
 from specdistill.errors import ConfigError, SpecdistillError
 
 app = App(
@@ -26,6 +26,7 @@ app = App(
 )
 app.command(init_draft.command, name="init-draft")
 app.command(generate.command, name="generate")
+app.command(annotate.command, name="annotate")
 app.command(train_draft.command, name="train-draft")
 app.command(bench.command, name="bench")
 

@@ -75,18 +75,32 @@ class Batch:
 
 
 def join_soft_labels(parts: Many[SoftLabels]) -> SoftLabels:
-    """The rows of several sequences under each other; where one has fewer ids, more of probability 0 are added."""
-    width = max(part.token_ids.shape[1] for part in parts)
-    ids, log_probs = [], []
+    """The rows of several sequences under each other; where one has fewer ids, the rest of its places is empty."""
+    rows = sum(len(part.token_ids) for part in parts)
+    shape = (rows, max(part.token_ids.shape[1] for part in parts))
+    ids, log_probs = torch.full(shape, -1, dtype=torch.int64), torch.full(shape, -torch.inf)
+    start = 0
     for part in parts:
-        missing = width - part.token_ids.shape[1]
-        for row_ids, row in zip(part.token_ids, part.log_probs, strict=True):
-            taken = set(row_ids.tolist())
-            # No id may come twice, so those that are added are the least that are free.
-            free = [number for number in range(width) if number not in taken][:missing]
-            ids.append(torch.cat([row_ids, torch.tensor(free, dtype=torch.int64)]))
-            log_probs.append(torch.cat([row, torch.full((missing,), -torch.inf, dtype=row.dtype)]))
-    return SoftLabels(torch.stack(ids), torch.stack(log_probs))
+        block = slice(start, start + len(part.token_ids)), slice(part.token_ids.shape[1])
+        ids[block], log_probs[block] = part.token_ids, part.log_probs.float()
+        start += len(part.token_ids)
+    return SoftLabels(with_free_ids(ids), log_probs)
+
+
+def with_free_ids(ids: Tensor) -> Tensor:
+    """Writes ids that the row does not hold yet where it holds -1: no id may come twice in a row of soft labels.
+
+    Args:
+        ids: int64 [rows, K].
+    """
+    width = ids.shape[1]
+    taken = torch.zeros(len(ids), width + 2, dtype=torch.bool)
+    # Only ids below K can be needed; larger ones and -1 are marked where nobody looks.
+    taken.scatter_(1, ids.clamp(max=width).where(ids >= 0, width + 1), True)
+    free = torch.sort(taken[:, :width].to(torch.int8), dim=1, stable=True).indices
+    missing = ids < 0
+    turn = (missing.cumsum(1) - 1).clamp(min=0)
+    return torch.where(missing, free.gather(1, turn), ids)
 
 
 def collate(sequences: Many[Sequence], pad_id: int = 0) -> Batch:

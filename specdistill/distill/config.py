@@ -44,6 +44,23 @@ class TrainConfig:
     rollouts: str | None = None
     """Take the target's answers from this directory, written by 'specdistill generate' or an earlier run (its folder
     rollouts), instead of sampling them."""
+    soft_labels: str | None = None
+    """Of supervised-kd and distillspec: train on the answers and the target's distributions in this directory, written
+    by 'specdistill annotate'. Of the target only its configuration and tokenizer are read; distillspec then stays on
+    those answers."""
+    target_server: str | None = None
+    """URL of a vLLM server of the target: it writes the answers and labels every token; of --target only configuration
+    and tokenizer are read here. For seqkd, supervised-kd, gkd and distillspec at temperature 1 (or 0). A key is read
+    from OPENAI_API_KEY."""
+    server_model: str | None = None
+    """Of --target-server: the name under which it serves the target; left out where it serves one model."""
+    server_top_k: int = 20
+    """Of --target-server: likeliest ids per token, the rest is one outcome of the loss (20 is vLLM's own limit; its
+    --max-logprobs raises it)."""
+    server_concurrency: int = 8
+    """Of --target-server: requests under way at a time."""
+    server_patience: float = 600.0
+    """Of --target-server: seconds to try again while it is down or overloaded, before the run is saved and ends."""
     rollouts_per_prompt: int = 4
     """Answers that the target samples per prompt (several sampled ones beat one greedy one); best-of-n keeps one."""
     scorer: str = "target-likelihood"
@@ -148,6 +165,8 @@ class TrainConfig:
         object.__setattr__(self, "report_to", tuple(self.report_to))
         at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
         at_least(self, 1, "steps", "batch_size", "eval_every")
+        at_least(self, 1, "server_top_k", "server_concurrency")
+        at_least(self, 0, "server_patience")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads", "eta")
         at_least(
@@ -169,6 +188,7 @@ class TrainConfig:
                 f"--checkpoint-every {self.checkpoint_every} must be a multiple of --eval-every {self.eval_every}"
             )
         self._check_combinations()
+        self._check_absent_target()
 
     def _check_combinations(self) -> None:
         if self.method in ("sft", "seqkd") and self.divergence != "auto":
@@ -207,6 +227,39 @@ class TrainConfig:
             raise ConfigError("--guidance and --negative-prompt go together")
         if self.guidance and self.method == "skd":
             raise ConfigError("--guidance does not go with --method skd, whose target checks while it writes")
+
+    def _check_absent_target(self) -> None:
+        """What needs the target's weights does not go where only its labels are at hand."""
+        if self.soft_labels is not None and self.target_server is not None:
+            raise ConfigError("--soft-labels and --target-server are two ways to do without the target; choose one")
+        flag = "--target-server" if self.soft_labels is None else "--soft-labels"
+        if self.target_is_present:
+            return
+        allowed = ("supervised-kd", "distillspec")
+        if self.target_server is not None:
+            allowed += ("seqkd", "gkd")
+        if self.method not in allowed:
+            raise ConfigError(f"{flag} goes with --method {', '.join(allowed)}, not with {self.method}")
+        for name in ("guidance", "reference", "text"):
+            if getattr(self, name):
+                raise ConfigError(f"--{name} needs the target itself, not only its labels; leave {flag} away")
+        if self.top_k or self.top_p < 1 or self.min_p:
+            raise ConfigError(f"{flag} knows unfiltered distributions only; leave --top-k, --top-p and --min-p away")
+        if self.soft_labels is not None:
+            if self.target_fraction not in (None, 1) or self.reward is not None:
+                raise ConfigError("--soft-labels knows stored answers, not the draft's own; set --target-fraction 1")
+            if self.rollouts is not None:
+                raise ConfigError("--soft-labels brings its answers along; leave --rollouts away")
+            return
+        if self.temperature not in (0, 1) or self.loss_temperature not in (0, 1):
+            raise ConfigError(
+                "a server tells probabilities at temperature 1 only; set --temperature 1 or 0, and --loss-temperature 1"
+            )
+
+    @property
+    def target_is_present(self) -> bool:
+        """Whether the target's weights are loaded."""
+        return self.soft_labels is None and self.target_server is None
 
     @property
     def loss(self) -> str:

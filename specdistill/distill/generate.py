@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from specdistill import atomic_files
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill import rollouts, scorers, settings_file
 from specdistill.distill.generate_config import GenerateConfig
-from specdistill.errors import OutputError
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
@@ -45,7 +43,7 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     prompts = load_prompts(config.prompts)
     scorer = scorers.check_scorer(config.scorer, prompts) if config.other else None
     output = Path(config.output)
-    _claim(output, config)
+    settings_file.claim(output, _settings(config), "answers")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.other is None:
@@ -144,17 +142,3 @@ def _tokens(sequences: Many[Sequence]) -> int:
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
-
-
-def _claim(output: Path, config: GenerateConfig) -> None:
-    """Makes the directory, or proves that it is one of this command's that may be gone on with.
-
-    Raises:
-        OutputError: It holds something else, or answers made with other settings.
-    """
-    if not settings_file.exists(output):
-        atomic_files.claim_output_directory(output)
-    elif any(output.rglob("*.parquet")):
-        flags = settings_file.changed_flags(output, _settings(config))
-        if flags:
-            raise OutputError(f"{output} holds answers made with another {flags}; choose another --output")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from specdistill import atomic_files
-from specdistill.data.batch import Sequence, collate
+from specdistill.data.batch import Sequence, collate, join_soft_labels
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.losses import DistillationLoss, StepTotals
 from specdistill.distill.run_state import trained
@@ -22,8 +22,9 @@ from specdistill.distill.settings_file import CONFIG_FILE
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import SpecdistillError
 from specdistill.models import load_pair
+from specdistill_kernels import SoftLabels
 
-SEQUENCES_FILE, WEIGHTS_FILE = "sequences.json", "network.safetensors"
+SEQUENCES_FILE, WEIGHTS_FILE, LABELS_FILE = "sequences.json", "network.safetensors", "labels.safetensors"
 
 
 @contextlib.contextmanager
@@ -73,6 +74,12 @@ def dump_step(output: Path, step: int, network: nn.Module, sequences: Many[Seque
         )
         rows = [[each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance] for each in sequences]
         (temporary / SEQUENCES_FILE).write_text(json.dumps({"step": step, "reason": reason, "sequences": rows}))
+        labels = [each.soft_labels for each in sequences if each.soft_labels is not None]
+        if labels:
+            save_file(
+                {f"{index}.{name}": part for index, each in enumerate(labels) for name, part in each._asdict().items()},
+                temporary / LABELS_FILE,
+            )
         settings = output / CONFIG_FILE
         if settings.is_file():
             (temporary / CONFIG_FILE).write_bytes(settings.read_bytes())
@@ -87,7 +94,18 @@ def reproduce(directory: Path) -> tuple[float, float]:
     config = TrainConfig(**yaml.safe_load((directory / CONFIG_FILE).read_text()))
     kept = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
     sequences = [Sequence(name, tuple(prompt), tuple(answer), tuple(marks)) for name, prompt, answer, marks in kept]
-    pair = load_pair(config.target, config.draft, draft_dtype=torch.float32, say=lambda text: None)
+    soft = None
+    if (directory / LABELS_FILE).is_file():
+        kept_labels = load_file(directory / LABELS_FILE)
+        soft = join_soft_labels(
+            [
+                SoftLabels(kept_labels[f"{index}.token_ids"], kept_labels[f"{index}.log_probs"])
+                for index in range(len(sequences))
+            ]
+        )
+    pair = load_pair(
+        config.target, config.draft, draft_dtype=torch.float32, target_weights=soft is None, say=lambda text: None
+    )
     pair.target.model.requires_grad_(False)
     weights = load_file(directory / WEIGHTS_FILE)
     with torch.no_grad():
@@ -96,8 +114,11 @@ def reproduce(directory: Path) -> tuple[float, float]:
     pair.draft.model.train()
     module = DistillationLoss(pair.draft, pair.target, config)
     totals = StepTotals(sum(len(each.answer_ids) for each in sequences), len(sequences))
-    hidden = None if config.loss == "ce" else torch.cat(TargetStates(pair.target).of(sequences))
-    loss = module(collate(sequences).to(pair.draft.device), hidden, totals).loss
+    needed = config.loss != "ce" and soft is None
+    hidden = torch.cat(TargetStates(pair.target).of(sequences)) if needed else None
+    if soft is not None:
+        soft = SoftLabels(*(each.to(pair.draft.device) for each in soft))
+    loss = module(collate(sequences).to(pair.draft.device), hidden, totals, soft_labels=soft).loss
     loss.backward()
     norms = [each.grad.norm() for each in module.parameters() if each.grad is not None]
     return float(loss.detach()), float(torch.stack(norms).norm())

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from specdistill.data.batch import Sequence
+from specdistill.data.soft_labels import TokenLabels
 from specdistill.decoding import Guidance, Sampling
 from specdistill.distill.scorers import mean_log_likelihoods
 from specdistill.distill.target_states import TargetStates
-from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
+from specdistill.evaluation.acceptance import (
+    ALPHA_RULES,
+    HiddenCache,
+    PromptAcceptance,
+    alpha_sums,
+    answer_hidden_states,
+    score,
+)
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
 
+_BATCH = 8
 _BY_RULE = ("alpha", "token_acceptance", "alpha_at_1")
 
 
@@ -105,6 +114,80 @@ class HeldOut:
             else:
                 record[field] = values.numpy()
         return [PromptAcceptance(**fields[number]) for number in sorted(fields)]
+
+
+class TokenLabeller(Protocol):
+    """Knows the target's distribution over an answer's tokens by some of its ids."""
+
+    def token_labels(self, sequence: Sequence) -> TokenLabels:
+        """Of one answer."""
+        ...
+
+
+class HeldOutLabels(HeldOut):
+    """Alpha from soft labels, without the target in memory.
+
+    From the likeliest ids `greedy` is exact, `sampled` at most too high by what the ids that were left out may hide
+    (they are one outcome), `argmax_draft` at most too low by their probability. From drawn ids `sampled` and
+    `argmax_draft` are right on average, and `greedy` compares with the likeliest id that was drawn.
+
+    Args:
+        labeller: Asked once for each answer.
+        answers: The target's.
+        temperature: Of the labels.
+        greedy: Whether the server will decode greedily: then every rule is agreement.
+        rule: Watched.
+    """
+
+    def __init__(
+        self, labeller: TokenLabeller, answers: Many[Sequence], temperature: float, greedy: bool, rule: str
+    ) -> None:
+        self._answers, self._temperature, self._greedy, self.watched = answers, temperature, greedy, rule
+        self._labels = [labeller.token_labels(answer) for answer in answers]
+
+    @torch.no_grad()
+    def score(self, draft: LanguageModel) -> list[PromptAcceptance]:
+        draft.model.eval()
+        draft.weights_changed()
+        records = []
+        for start in range(0, len(self._answers), _BATCH):
+            hidden = answer_hidden_states(draft, self._answers[start : start + _BATCH])
+            for rows, labels in zip(hidden, self._labels[start : start + _BATCH], strict=True):
+                log_q = (draft.logits(rows).float() / self._temperature).log_softmax(-1)
+                records.append(self._record(log_q.cpu(), labels))
+        return records
+
+    def _record(self, log_q: Tensor, labels: TokenLabels) -> PromptAcceptance:
+        rows = torch.arange(len(labels.counts)).repeat_interleave(labels.counts)
+
+        def per_token(values: Tensor) -> Tensor:
+            return torch.zeros(len(labels.counts), dtype=torch.float64).index_add_(0, rows, values.double())
+
+        log_p, at_ids = labels.log_probs.double(), log_q[rows, labels.ids].double()
+        argmax = log_q.argmax(-1)
+        says = (argmax[rows] == labels.ids).double()
+        highest = torch.full((len(labels.counts),), -torch.inf, dtype=torch.float64)
+        highest = highest.scatter_reduce(0, rows, log_p, "amax")
+        greedy = per_token(says * (log_p == highest[rows])).clamp(max=1)
+        if labels.draws is None:
+            left_p, left_q = ((1 - per_token(each.exp())).clamp(min=0) for each in (log_p, at_ids))
+            sampled = per_token(torch.minimum(log_p.exp(), at_ids.exp())) + torch.minimum(left_p, left_q)
+            argmax_draft = per_token(says * log_p.exp())
+            fkl = per_token(_times_log_ratio(log_p.exp(), at_ids.exp())) + _times_log_ratio(left_p, left_q)
+        else:
+            share = labels.draws / per_token(labels.draws)[rows]
+            sampled = per_token(share * (at_ids - log_p).exp().clamp(max=1))
+            argmax_draft = per_token(says * share)
+            fkl = per_token(share * (log_p - at_ids))
+        alpha = {"greedy": greedy, "sampled": sampled, "argmax_draft": argmax_draft}
+        return PromptAcceptance(
+            {rule: (greedy if self._greedy else values).numpy() for rule, values in alpha.items()}, {}, {}, fkl.numpy()
+        )
+
+
+def _times_log_ratio(p: Tensor, q: Tensor) -> Tensor:
+    """p log(p / q), 0 where p is."""
+    return torch.where(p > 0, p * (p.log() - q.clamp(min=1e-30).log()), 0)
 
 
 class HeldOutText:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt
+from specdistill.data.soft_labels import LabelStore
 from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import rollouts, scorers
+from specdistill.distill import absent_target, rollouts, scorers
 from specdistill.distill.checkpoint import is_fresh_cut
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.online import Online
 from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.retokenise import end_of, retokenise
 from specdistill.distill.skd import Skd
-from specdistill.distill.sources import Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.distill.sources import Labelled, Mixture, OnPolicy, Phases, Pool, Source
+from specdistill.distill.target_server import TargetServer
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress
@@ -39,10 +41,26 @@ class Work:
     output: Path
     progress: Progress
     ranks: Ranks = ALONE
+    store: LabelStore | None = None
+    """Of --soft-labels."""
+    server: TargetServer | None = None
+    """Of --target-server."""
 
 
 def build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
     """The method's source of sequences, and those of them that come again every epoch."""
+    config = work.config
+    if work.store is not None:
+        stored = absent_target.answers(work.store, config, work.prompts, work.encoded, work.pair.target.vocab_size)
+        return Labelled(Pool(stored, config.batch_size, config.seed, work.ranks), work.store), frozenset()
+    source, reused = _build_source(work)
+    if work.server is not None and config.loss != "ce":
+        # Cross entropy needs the target's words only.
+        source = Labelled(source, work.server)
+    return source, reused
+
+
+def _build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
     config, pair = work.config, work.pair
     if config.method == "skd":
         source = Skd(
@@ -128,6 +146,7 @@ def _target_answers(work: Work) -> list[Sequence]:
             directory=directory,
             progress=work.progress,
             ranks=work.ranks,
+            write=None if work.server is None else work.server.write,
         )
     return rollouts.load_rollouts(directory, work.prompts, work.encoded, target.vocab_size)
 

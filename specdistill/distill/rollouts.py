@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 from specdistill import parquet_files
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
-from specdistill.decoding import Guidance, Sampling, generate_plain
+from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
 from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.sources import answer_sequence
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
+
+Write = Callable[[list[list[int]], Sampling, int, list[int]], list[Generation]]
+"""(prompts' ids, sampling, max_new_tokens, seeds) -> an answer to each prompt, by whatever writes them."""
 
 SHARD = "train-{:05d}.parquet"
 
@@ -100,6 +104,7 @@ def sample_rollouts(
     progress: Progress,
     name: str = "target rollouts",
     ranks: Ranks = ALONE,
+    write: Write | None = None,
 ) -> None:
     """Lets a model answer every prompt `copies` times, shard by shard; shards that are there already are left alone.
 
@@ -112,6 +117,7 @@ def sample_rollouts(
         progress: Where the bar goes.
         name: Of the bar.
         ranks: Each one writes its share of the shards; all return when every shard is there.
+        write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
     # Prompts of like length share a batch: padding costs as much as tokens.
     order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
@@ -128,7 +134,7 @@ def sample_rollouts(
             rows: list[dict[str, Any]] = []
             for start in range(0, len(chosen), settings.batch_size):
                 batch = chosen[start : start + settings.batch_size]
-                rows += _answer(model, prompts, encoded, settings, batch, copy, task)
+                rows += _answer(model, prompts, encoded, settings, batch, copy, task, write)
             parquet_files.write(path, rows)
     ranks.wait()
 
@@ -141,17 +147,23 @@ def _answer(
     chosen: list[int],
     copy: int,
     task,
+    write: Write | None,
 ) -> list[dict[str, Any]]:
     seeds = [rollout_seed(settings.seed, prompts[index].id, copy) for index in chosen]
-    written = generate_plain(
-        model,
-        [encoded[index] for index in chosen],
-        sampling=settings.sampling,
-        max_new_tokens=settings.max_new_tokens,
-        seeds=seeds,
-        on_tokens=lambda row, ids: task.advance(len(ids)),
-        guidance=settings.guidance,
-    )
+    asked = [encoded[index] for index in chosen]
+    if write is None:
+        written = generate_plain(
+            model,
+            asked,
+            sampling=settings.sampling,
+            max_new_tokens=settings.max_new_tokens,
+            seeds=seeds,
+            on_tokens=lambda row, ids: task.advance(len(ids)),
+            guidance=settings.guidance,
+        )
+    else:
+        written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
+        task.advance(sum(len(each.token_ids) for each in written))
     rows = []
     for index, seed, generation in zip(chosen, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
@@ -220,18 +232,31 @@ def load_rollouts(
     Raises:
         DataError: The directory is missing or broken, belongs to another tokenizer, or answers none of the prompts.
     """
+    rows = read_rollouts(source)
+    return [sequence for _, sequence in select_rows(rows, source, prompts, encoded, vocab_size, copies)]
+
+
+def select_rows(
+    rows: Many[dict[str, Any]],
+    source: Path,
+    prompts: Many[Prompt],
+    encoded: Many[list[int]],
+    vocab_size: int,
+    copies: int | None = None,
+) -> list[tuple[int, Sequence]]:
+    """Which of the rows answer the given prompts, each with its sequence; see `load_rollouts`."""
     known = {prompt.id: tuple(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
-    sequences = []
-    for row in read_rollouts(source):
+    found = []
+    for number, row in enumerate(rows):
         if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
             continue
         prompt_ids, answer_ids, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
         sequence = Sequence(row["prompt_id"], prompt_ids, answer_ids, provenance)
         if max(sequence.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
-        sequences.append(sequence)
-    if not sequences:
+        found.append((number, sequence))
+    if not found:
         raise DataError(
             f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
         )
-    return sequences
+    return found

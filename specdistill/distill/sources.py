@@ -6,6 +6,7 @@ the sequences that the interrupted one would have seen.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence as Many
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, generate_plain
 from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.models import LanguageModel
+from specdistill_kernels import SoftLabels
 
 
 class Source(Protocol):
@@ -96,6 +98,35 @@ class OnPolicy(Drawing):
             answer_sequence(name, ids, generation, Provenance.DRAFT)
             for (name, ids, _), generation in zip(chosen, written, strict=True)
         ]
+
+
+class Labels(Protocol):
+    """Knows what the target says about sequences without the target in memory."""
+
+    def of(self, sequences: Many[Sequence]) -> list[SoftLabels]:
+        """[answer, K] each, in the order of the sequences."""
+        ...
+
+
+class Labelled:
+    """A source whose sequences take their soft labels along."""
+
+    def __init__(self, source: Source, labels: Labels) -> None:
+        self._source, self._labels = source, labels
+
+    def next_batch(self, step: int) -> list[Sequence]:
+        sequences = self._source.next_batch(step)
+        found = self._labels.of(sequences)
+        return [dataclasses.replace(each, soft_labels=soft) for each, soft in zip(sequences, found, strict=True)]
+
+    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+        return self._source.measurements(reset=reset)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state)
 
 
 class Mixture:

@@ -18,16 +18,17 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import lora, run_state, scorers, settings_file
+from specdistill.distill import absent_target, lora, run_state, scorers, settings_file
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TrainConfig
-from specdistill.distill.heldout import HeldOut, HeldOutText, Look
+from specdistill.distill.heldout import HeldOut, HeldOutLabels, HeldOutText, Look, TokenLabeller
 from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
 from specdistill.distill.ranks import Ranks, join
 from specdistill.distill.retokenise import retokenise
 from specdistill.distill.rollouts import RolloutSettings, check_answers, find_shards, load_rollouts, sample_rollouts
+from specdistill.distill.target_server import TargetServer
 from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError
@@ -36,7 +37,8 @@ from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
 HELDOUT_DIRECTORY = "heldout"
-_MAY_CHANGE = {"resume", "device", "threads", "output", "report_to"}
+_MAY_CHANGE = {"resume", "device", "threads", "output", "report_to", "target_server"}
+_MAY_CHANGE |= {"server_model", "server_concurrency", "server_patience"}
 
 
 def train_draft(
@@ -72,13 +74,18 @@ def train_draft(
         device=ranks.device or config.device,
         dtype=config.dtype,
         draft_dtype=torch.float32,
-        other_tokenizer=config.loss == "ce",
+        # A server's text is read by its own tokenizer only.
+        other_tokenizer=config.loss == "ce" and config.target_is_present,
+        target_weights=config.target_is_present,
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)
     reference = _load_reference(config, pair, progress)
     guidance = _guidance(config, pair.target)
-    room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens
+    store = absent_target.open_labels(config)
+    server = absent_target.connect(config, pair.target, progress.say)
+    longest = pair.target.max_context if server is None else server.max_context
+    room = min(longest, pair.draft.max_context) - config.max_new_tokens
     encoded = encode_all(training, pair.target.tokenizer, room)
     heldout_encoded = encode_all(heldout, pair.target.tokenizer, room)
     if config.lora_rank:
@@ -89,14 +96,19 @@ def train_draft(
 
     with _reported_interrupt(output, progress):
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
-        answers = _heldout_answers(pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks)
-        work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks)
+        if store is not None:
+            answers = absent_target.answers(store, config, heldout, heldout_encoded, pair.target.vocab_size, copies=1)
+        else:
+            answers = _heldout_answers(
+                pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks, server
+            )
+        work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks, store, server)
         source, reused = build_source(work)
         trainer = DraftTrainer(
             pair,
             source,
             TargetStates(pair.target, reused, guidance),
-            _look(config, pair, heldout, answers, sampling, guidance),
+            _look(config, pair, heldout, answers, sampling, guidance, store or server),
             config,
             output,
             progress,
@@ -134,10 +146,11 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
             load.check_exists(name, role)
     if config.online is not None and not Path(config.online).is_dir():
         raise DataError(f"--online {config.online} is no directory; the server's RejectionLog makes it")
+    absent_target.check(config)
     if config.text is not None:
         check_texts(config.text)
     training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)
-    if config.method in ("sft", "supervised-kd") and config.text is None:
+    if config.method in ("sft", "supervised-kd") and config.text is None and config.soft_labels is None:
         check_answers(training, config.method)
     if config.method == "best-of-n":
         scorers.check_scorer(config.scorer, training)
@@ -176,11 +189,13 @@ def _heldout_answers(
     config: TrainConfig,
     progress: Progress,
     ranks: Ranks,
+    server: TargetServer | None,
 ) -> list[Sequence]:
     """The target's answers, kept in the output directory: a resumed run is judged on the same ones."""
     directory = Path(config.output) / HELDOUT_DIRECTORY
     settings = RolloutSettings(sampling, config.max_new_tokens, config.seed, guidance=guidance)
-    bar: dict[str, Any] = {"progress": progress, "name": "held-out answers"}
+    write = None if server is None else server.write
+    bar: dict[str, Any] = {"progress": progress, "name": "held-out answers", "write": write}
     sample_rollouts(target, prompts, encoded, settings, copies=1, directory=directory, ranks=ranks, **bar)
     return load_rollouts(directory, prompts, encoded, target.vocab_size)
 
@@ -211,7 +226,11 @@ def _look(
     answers: Many[Sequence],
     sampling: Sampling,
     guidance: Guidance | None,
+    labeller: TokenLabeller | None,
 ) -> Look:
+    if labeller is not None:
+        temperature = config.loss_temperature or config.temperature or 1.0
+        return HeldOutLabels(labeller, answers, temperature, config.temperature == 0, config.rule)
     if pair.same_tokenizer:
         return HeldOut(pair.target, answers, sampling, config.rule, guidance)
     return HeldOutText(*retokenise(answers, prompts, pair))

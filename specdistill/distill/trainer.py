@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.run_state import RunState
 from specdistill.distill.sources import Source
 from specdistill.distill.target_states import TargetStates
-from specdistill.errors import SpecdistillError
+from specdistill.errors import ServerError, SpecdistillError
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress, Task
 from specdistill_kernels import SoftLabels
@@ -38,6 +39,9 @@ _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 NOTHING = Sequence("nothing", (0,), (), ())
 """What a rank trains on that has no sequence left: its part of the loss is 0, but it joins the collectives."""
+NOTHING_LABELLED = dataclasses.replace(
+    NOTHING, soft_labels=SoftLabels(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1)))
+)
 
 Reward = Callable[[Sequence], float]
 
@@ -130,7 +134,7 @@ class DraftTrainer:
                 while self.step < config.steps:
                     self.step += 1
                     self._callbacks.step_begin()
-                    with guard_rails.out_of_memory_named(config):
+                    with guard_rails.out_of_memory_named(config), self._kept_if_server_goes():
                         measured = self._one_step(self._source.next_batch(self.step))
                     self._tokens += measured.pop("tokens")
                     self._callbacks.step_end(self.step, measured)
@@ -168,12 +172,14 @@ class DraftTrainer:
         advantages, measured = self._advantages(sequences)
         loss, alpha = 0.0, 0.0
         for index, chunk in enumerate(chunks):
-            batch = collate(chunk or [NOTHING]).to(self.draft.device)
-            soft = [each.soft_labels for each in chunk if each.soft_labels is not None]
+            # A rank without a sequence has labels for none of its no tokens.
+            present = chunk or [NOTHING_LABELLED if not config.target_is_present else NOTHING]
+            soft = [each.soft_labels for each in present if each.soft_labels is not None]
+            batch = collate(present).to(self.draft.device)
             soft_labels = SoftLabels(*(each.to(self.draft.device) for each in join_soft_labels(soft))) if soft else None
             # ce needs no target: its labels are the target's own tokens already.
             needed = config.loss != "ce" and not soft
-            hidden = torch.cat(self._states.of(chunk or [NOTHING])) if needed else None
+            hidden = torch.cat(self._states.of(present)) if needed else None
             last = index == len(chunks) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._loss):
                 start = index * size
@@ -252,17 +258,30 @@ class DraftTrainer:
         )
         return records
 
+    @contextlib.contextmanager
+    def _kept_if_server_goes(self) -> Iterator[None]:
+        """A step whose labels never came is done again by --resume: the run is written as it was before it."""
+        before = self._source.state_dict() if self._config.target_server else {}
+        try:
+            yield
+        except ServerError:
+            if self._ranks.is_main:
+                self._write_checkpoint(self.step - 1, before)
+            raise
+
     def _checkpoint(self) -> None:
-        if self.step % (self._config.checkpoint_every or self._config.eval_every) or not self._ranks.is_main:
-            return
+        if self.step % (self._config.checkpoint_every or self._config.eval_every) == 0 and self._ranks.is_main:
+            self._write_checkpoint(self.step, self._source.state_dict())
+
+    def _write_checkpoint(self, step: int, source: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
         state = RunState(
-            self.step,
+            step,
             self._tokens,
             self.best_step,
             self._best_value,
             self.history,
-            self._source.state_dict(),
+            source,
             self._schedule.state_dict(),
             {} if scaler is None else scaler.state_dict(),
         )

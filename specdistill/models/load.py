@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -122,12 +124,35 @@ def load_model(
         kept_ids=None if kept_ids is None else kept_ids.to(device),
         stored_dtype=stored if isinstance(stored, torch.dtype) else None,
     )
-    if vocab_size > loaded.head_weight.shape[0]:
-        raise ModelError(
-            f"--{role} {source.name}: the tokenizer produces {vocab_size} ids but the head has "
-            f"{loaded.head_weight.shape[0]} rows; the tokenizer files belong to another model"
-        )
+    _check_head(loaded, role)
     return loaded
+
+
+def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
+    """The model without its weights, on torch's meta device: shapes, tokenizer and stop ids, and next to no memory.
+
+    Args:
+        source: From `find`.
+        role: `target` or `draft`, for messages.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(source.config)
+    # Several ids may end a generation; only this file knows all of them.
+    with contextlib.suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    vocab_size = vocabulary.real_vocab_size(source.tokenizer)
+    shell = LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
+    _check_head(shell, role)
+    return shell
+
+
+def _check_head(model: LanguageModel, role: str) -> None:
+    rows = model.head_weight.shape[0]
+    if model.vocab_size > rows:
+        raise ModelError(
+            f"--{role} {model.name}: the tokenizer produces {model.vocab_size} ids but the head has {rows} rows; the "
+            "tokenizer files belong to another model"
+        )
 
 
 def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -29,6 +29,7 @@ def load_pair(
     dtype: str = "auto",
     draft_dtype: torch.dtype | None = None,
     other_tokenizer: bool = False,
+    target_weights: bool = True,
     say=print,
 ) -> ModelPair:
     """Finds both, proves that their tokenizers agree, then loads both sets of weights.
@@ -40,6 +41,7 @@ def load_pair(
         dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
         draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
         other_tokenizer: Allow different tokenizers, for methods that learn from text.
+        target_weights: False leaves the target a shell (`load.load_shell`), where its labels come from elsewhere.
         say: Where slow steps announce themselves.
 
     Raises:
@@ -53,7 +55,9 @@ def load_pair(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     return ModelPair(
-        load.load_model(sources[0], "target", device=where, dtype=kind),
+        load.load_model(sources[0], "target", device=where, dtype=kind)
+        if target_weights
+        else load.load_shell(sources[0]),
         load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),
         same,
     )

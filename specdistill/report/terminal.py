@@ -94,6 +94,15 @@ def generation_table(summary: dict[str, Any]) -> None:
     console.print(table)
 
 
+def annotation_lines(summary: dict[str, Any]) -> None:
+    """Prints what `annotate` returned."""
+    print(
+        f"{summary['answers']:,} answers, {summary['tokens']:,} tokens labelled in {summary['output']}\n"
+        f"{summary['labels_per_token']:.1f} labels and {summary['bytes_per_token']:.0f} bytes per token "
+        f"(at most {summary['planned_bytes_per_token']:.0f} were planned)"
+    )
+
+
 def bench_tables(report: dict[str, Any]) -> None:
     """Prints the bench report."""
     console = Console()

@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_LEAST_REST = 1e-6
+
 
 class Settings(NamedTuple):
     """The arguments of `fused_divergence` that are not tensors."""
@@ -48,7 +50,8 @@ class SoftLabels(NamedTuple):
     token_ids: Tensor
     """int64 [tokens, K], no id twice in a row."""
     log_probs: Tensor
-    """[tokens, K], any float dtype: logarithms of their probabilities, at the temperature of the loss."""
+    """[tokens, K], any float dtype: logarithms of their probabilities, at the temperature of the loss. -inf marks an
+    empty place, for rows of fewer than K: its id counts among the others."""
 
 
 class ChunkedDivergence(torch.autograd.Function):
@@ -140,17 +143,22 @@ def _soft_tile(
 
     An outcome's gradient goes to its ids by their share of it: to a given id whole, to the others as q_v / q_tail.
     """
-    top = draft_logits.gather(1, soft.token_ids)
-    others = draft_logits.scatter(1, soft.token_ids, -torch.inf)
-    tail = others.logsumexp(-1, keepdim=True)
+    own = draft_logits.gather(1, soft.token_ids)
     log_p = soft.log_probs.to(draft_logits.dtype)
-    # What the K leave. Below the rounding of their sum it is nothing, or a draft without other ids were infinitely far.
-    left = 1 - log_p.exp().sum(-1, keepdim=True)
-    left = left.masked_fill(left < 1e-6, 0).log()
+    # Empty places: their ids stay among the others, and the outcome they would be is impossible for both.
+    empty = log_p == -torch.inf
+    top = own.masked_fill(empty, -torch.inf)
+    others = draft_logits.scatter(1, soft.token_ids, own.masked_fill(~empty, -torch.inf))
+    tail = others.logsumexp(-1, keepdim=True)
+    # What the K leave. Where it drowns in the rounding of their sum, 0 would put a draft that thinks of other ids
+    # infinitely far (rkl); where there are no other ids, anything above 0 would do so (fkl).
+    left = (1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=_LEAST_REST)
+    left = left.log().masked_fill(tail == -torch.inf, -torch.inf)
     value, grad, found = _tile(torch.cat([top, tail], 1), torch.cat([log_p, left], 1), None, settings, need_grad)
     if grad is not None:
         share = torch.where(others > -torch.inf, (others - tail).exp(), 0)
-        grad = (share * grad[:, -1:]).scatter(1, soft.token_ids, grad[:, :-1])
+        shared = share * grad[:, -1:]
+        grad = shared.scatter(1, soft.token_ids, torch.where(empty, shared.gather(1, soft.token_ids), grad[:, :-1]))
     return value, grad, found
 
 
