@@ -114,6 +114,9 @@ class TrainConfig:
     a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
     online_wait: float = 600.0
     """Of online: seconds to wait for a first record before the run ends."""
+    shard: Literal["none", "draft", "target", "both"] = "none"
+    """With several processes (accelerate launch): what is parted among them as FSDP2 and ZeRO-3 do, instead of lying
+    whole in each. A sharded target needs stored answers (--rollouts) or given ones."""
     steps: int = 300
     """Optimiser steps at most."""
     batch_size: int = 8
@@ -189,6 +192,7 @@ class TrainConfig:
             )
         self._check_combinations()
         self._check_absent_target()
+        self._check_sharding()
 
     def _check_combinations(self) -> None:
         if self.method in ("sft", "seqkd") and self.divergence != "auto":
@@ -255,6 +259,32 @@ class TrainConfig:
             raise ConfigError(
                 "a server tells probabilities at temperature 1 only; set --temperature 1 or 0, and --loss-temperature 1"
             )
+
+    def _check_sharding(self) -> None:
+        if self.shards_draft and (self.lora_rank or self.precision == "float16" or self.reference):
+            raise ConfigError("--shard draft goes without --lora-rank, --precision float16 and --reference")
+        if not self.shards_target:
+            return
+        if not self.target_is_present or self.guidance or self.method in ("skd", "best-of-n"):
+            raise ConfigError(
+                "--shard target needs a target in memory, goes without --guidance, and not with skd or best-of-n"
+            )
+        written = self.method in ("seqkd", "gkd", "distillspec") and self.rollouts is None
+        if written and not (self.method == "gkd" and self.lmbda == 1) and self.target_fraction != 0:
+            raise ConfigError(
+                "a sharded target would write its answers in lockstep; let 'specdistill generate' write them, and name "
+                "the directory with --rollouts"
+            )
+
+    @property
+    def shards_draft(self) -> bool:
+        """Whether --shard names the draft."""
+        return self.shard in ("draft", "both")
+
+    @property
+    def shards_target(self) -> bool:
+        """Whether --shard names the target."""
+        return self.shard in ("target", "both")
 
     @property
     def target_is_present(self) -> bool:

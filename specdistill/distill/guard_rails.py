@@ -54,24 +54,24 @@ def falling(values: Many[float]) -> str | None:
     return None
 
 
-def dump_step(output: Path, step: int, network: nn.Module, sequences: Many[Sequence], reason: str) -> Path:
+def failed_step(output: Path, step: int) -> Path:
+    """Where a run keeps what reproduces a step that failed."""
+    return output / f"failed-step-{step:06d}"
+
+
+def dump_step(directory: Path, step: int, network: nn.Module, sequences: Many[Sequence], reason: str) -> None:
     """Keeps what reproduces a step that failed: the weights before it, and its sequences.
 
     Args:
-        output: Of the run; its settings are copied.
+        directory: From `failed_step`, for `reproduce`; the settings of the run above it are copied.
         step: Which.
         network: Weights before the step.
         sequences: That it trained on.
         reason: What was wrong.
-
-    Returns:
-        The directory, for `reproduce`.
     """
-    directory = output / f"failed-step-{step:06d}"
     with atomic_files.new_directory(directory) as temporary:
-        save_file(
-            {name: each.detach().contiguous() for name, each in trained(network).items()}, temporary / WEIGHTS_FILE
-        )
+        weights = {name: each.detach().contiguous() for name, each in trained(network).items()}
+        save_file(weights, temporary / WEIGHTS_FILE)
         rows = [[each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance] for each in sequences]
         (temporary / SEQUENCES_FILE).write_text(json.dumps({"step": step, "reason": reason, "sequences": rows}))
         labels = [each.soft_labels for each in sequences if each.soft_labels is not None]
@@ -80,10 +80,9 @@ def dump_step(output: Path, step: int, network: nn.Module, sequences: Many[Seque
                 {f"{index}.{name}": part for index, each in enumerate(labels) for name, part in each._asdict().items()},
                 temporary / LABELS_FILE,
             )
-        settings = output / CONFIG_FILE
+        settings = directory.parent / CONFIG_FILE
         if settings.is_file():
             (temporary / CONFIG_FILE).write_bytes(settings.read_bytes())
-    return directory
 
 
 def reproduce(directory: Path) -> tuple[float, float]:

@@ -50,6 +50,14 @@ class Ranks:
         torch.distributed.all_reduce(summed)
         return summed.tolist()
 
+    def gather(self, items: Many[Item]) -> list[Item]:
+        """All ranks' items, in the order of the ranks."""
+        if self.world == 1:
+            return list(items)
+        parts: list[list[Item]] = [[] for _ in range(self.world)]
+        torch.distributed.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
+
 
 ALONE = Ranks()
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdistill import atomic_files
+from specdistill.distill import sharding
 from specdistill.errors import OutputError
 
 DIRECTORY = "checkpoints"
@@ -39,11 +40,28 @@ class RunState:
     """Of float16's gradient scaling; empty for the other precisions."""
 
 
+def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments as files hold them: whole, wherever their shards lie. All ranks call this together.
+
+    Args:
+        network: Trained weights; frozen ones are left out, the start still has them.
+        optimizer: Of these weights.
+    """
+    names = trained(network)
+    weights = {name: sharding.whole(each.detach()).contiguous() for name, each in names.items()}
+    moments = {
+        f"{name}/{key}": sharding.whole(torch.as_tensor(value)).contiguous()
+        for name, parameter in names.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    return weights, moments
+
+
 def write(
     output: Path,
     state: RunState,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
     records: dict[str, Tensor],
 ) -> None:
     """Writes a checkpoint and removes those that are no longer kept.
@@ -51,8 +69,7 @@ def write(
     Args:
         output: Of the run.
         state: See there.
-        network: Trained weights; frozen ones are left out, the start still has them.
-        optimizer: Of these weights.
+        weights, moments: From `capture`.
         records: Held-out records, flattened.
 
     Raises:
@@ -60,13 +77,7 @@ def write(
     """
     folder = output / DIRECTORY
     with atomic_files.new_directory(folder / f"step-{state.step:06d}") as temporary:
-        names = trained(network)
-        save_file({name: each.detach().contiguous() for name, each in names.items()}, temporary / "network.safetensors")
-        moments = {
-            f"{name}/{key}": torch.as_tensor(value).contiguous()
-            for name, parameter in names.items()
-            for key, value in optimizer.state[parameter].items()
-        }
+        save_file(weights, temporary / "network.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
         save_file({"cpu": torch.get_rng_state(), **_gpu_streams()}, temporary / "random.safetensors")
         # Copies: the best may be the start itself, and safetensors refuses to write shared memory twice.
@@ -101,13 +112,14 @@ def read(
         names = trained(network)
         with torch.no_grad():
             for name, parameter in names.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(sharding.like(weights[name], parameter))
         # Where no step was taken, there are no moments yet.
         if moments:
             for name, parameter in names.items():
                 # The fused optimiser wants its count of steps where the parameter is, too.
                 optimizer.state[parameter] = {
-                    key: moments[f"{name}/{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": moments[f"{name}/step"].to(parameter.device),
+                    **{key: sharding.like(moments[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")},
                 }
     except Exception as error:
         raise OutputError(

@@ -27,10 +27,16 @@ class TargetStates:
         target: Never changed.
         reused: Sequences that come again every epoch: their states are kept if all of them fit 2 GiB.
         guidance: Mixes in what the target says after the negative prompt.
+        lockstep: Every call is one pass, whatever was computed before: a sharded target's passes are collectives.
     """
 
     def __init__(
-        self, target: LanguageModel, reused: Collection[Sequence] = frozenset(), guidance: Guidance | None = None
+        self,
+        target: LanguageModel,
+        reused: Collection[Sequence] = frozenset(),
+        guidance: Guidance | None = None,
+        *,
+        lockstep: bool = False,
     ) -> None:
         self._target, self._guidance = target, guidance
         self._cache: dict[Sequence, Tensor] = {}
@@ -40,6 +46,8 @@ class TargetStates:
         ordered = sorted(set(reused), key=lambda each: (len(each.prompt_ids) + len(each.answer_ids), _key(each)))
         blocks = [tuple(ordered[start : start + _BLOCK]) for start in range(0, len(ordered), _BLOCK)]
         self._block_of = {each: block for block in blocks for each in block} if size <= _CACHE_BYTES else {}
+        if lockstep:
+            self._block_of = {}
 
     def of(self, sequences: Many[Sequence]) -> list[Tensor]:
         """In the order of the sequences; those that are neither known nor come again share one pass."""

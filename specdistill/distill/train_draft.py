@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tempfile
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -18,7 +19,7 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import absent_target, lora, run_state, scorers, settings_file
+from specdistill.distill import absent_target, lora, run_state, scorers, settings_file, sharding
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TrainConfig
@@ -59,7 +60,10 @@ def train_draft(
         KeyboardInterrupt: After the best draft so far was saved.
     """
     training, heldout, reward = _check_before_loading(config)
+    sharding.check_launch()
     ranks = join(config.device)
+    if config.shard != "none" and ranks.world == 1:
+        raise ConfigError("--shard parts weights among processes; start several with accelerate launch --multi_gpu")
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     if ranks.is_main:
@@ -72,6 +76,8 @@ def train_draft(
         config.target,
         config.draft,
         device=ranks.device or config.device,
+        # Each layer moves to its device when it is sharded: the whole never lies there.
+        target_device="cpu" if config.shards_target else None,
         dtype=config.dtype,
         draft_dtype=torch.float32,
         # A server's text is read by its own tokenizer only.
@@ -80,6 +86,8 @@ def train_draft(
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)
+    if config.shards_target and ranks.world > 1:
+        sharding.shard_target(pair.target, ranks)
     reference = _load_reference(config, pair, progress)
     guidance = _guidance(config, pair.target)
     store = absent_target.open_labels(config)
@@ -107,7 +115,7 @@ def train_draft(
         trainer = DraftTrainer(
             pair,
             source,
-            TargetStates(pair.target, reused, guidance),
+            TargetStates(pair.target, reused, guidance, lockstep=config.shards_target and ranks.world > 1),
             _look(config, pair, heldout, answers, sampling, guidance, store or server),
             config,
             output,
@@ -194,10 +202,33 @@ def _heldout_answers(
     """The target's answers, kept in the output directory: a resumed run is judged on the same ones."""
     directory = Path(config.output) / HELDOUT_DIRECTORY
     settings = RolloutSettings(sampling, config.max_new_tokens, config.seed, guidance=guidance)
+    if config.shards_target and ranks.world > 1:
+        _write_in_lockstep(target, prompts, encoded, settings, directory, ranks)
     write = None if server is None else server.write
     bar: dict[str, Any] = {"progress": progress, "name": "held-out answers", "write": write}
     sample_rollouts(target, prompts, encoded, settings, copies=1, directory=directory, ranks=ranks, **bar)
     return load_rollouts(directory, prompts, encoded, target.vocab_size)
+
+
+def _write_in_lockstep(
+    target: LanguageModel,
+    prompts: Many[Prompt],
+    encoded: Many[list[int]],
+    settings: RolloutSettings,
+    directory: Path,
+    ranks: Ranks,
+) -> None:
+    """A sharded target answers in all ranks at once: each pass is a collective, so all write the same answers."""
+    finished = len(list(directory.glob("*.parquet"))) == -(-len(prompts) // settings.shard_size)
+    ranks.wait()
+    if finished:
+        return
+    with tempfile.TemporaryDirectory() as own:
+        sample_rollouts(target, prompts, encoded, settings, copies=1, directory=Path(own), progress=Quiet())
+        if ranks.is_main:
+            for shard in find_shards(Path(own)):
+                atomic_files.write_bytes(directory / shard.name, shard.read_bytes())
+    ranks.wait()
 
 
 def _load_reference(config: TrainConfig, pair: ModelPair, progress: Progress) -> LanguageModel | None:

@@ -27,6 +27,7 @@ from specdistill.distill.heldout import Look
 from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
 from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.run_state import RunState
+from specdistill.distill.sharding import Shards, whole
 from specdistill.distill.sources import Source
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import ServerError, SpecdistillError
@@ -105,11 +106,20 @@ class DraftTrainer:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         loss = DistillationLoss(self.draft, self.target, config, reference)
+        self._shards = Shards(loss, ranks, self.draft if config.shards_draft and ranks.world > 1 else None)
+        if self._shards.sharded:
+            # FSDP2 takes what runs first for the root: the whole must, before rollouts run its layers by themselves.
+            soft = None if config.loss == "ce" else NOTHING_LABELLED.soft_labels
+            # Gathered: its weights would stay gathered otherwise, and the optimiser get those instead of the shards.
+            with torch.no_grad(), self._shards.gathered():
+                loss(collate([NOTHING_LABELLED]).to(self.draft.device), None, StepTotals(0, 0), soft_labels=soft)
         parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate(config, self.draft), weight_decay=config.weight_decay, fused=True
         )
-        self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
+        # A sharded module needs no wrapper: its own hooks sum gradients.
+        self._loss = loss if self._shards.sharded else self._accelerator.prepare(loss)
+        self._optimizer = self._accelerator.prepare(optimizer)
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self._optimizer, math.ceil(config.warmup * config.steps), config.steps, min_lr_rate=0.1
         )
@@ -135,7 +145,7 @@ class DraftTrainer:
                     self.step += 1
                     self._callbacks.step_begin()
                     with guard_rails.out_of_memory_named(config), self._kept_if_server_goes():
-                        measured = self._one_step(self._source.next_batch(self.step))
+                        measured = self._one_step(self._next_batch())
                     self._tokens += measured.pop("tokens")
                     self._callbacks.step_end(self.step, measured)
                     task.advance()
@@ -149,8 +159,9 @@ class DraftTrainer:
                             break
                         self._checkpoint()
         except KeyboardInterrupt:
-            if self.best_step == 0 and self.step > 1 and self._ranks.is_main:
-                # No look has found a better draft yet, but what was learned so far must not be lost.
+            if self.best_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
+                # No look has found a better draft yet, but what was learned so far must not be lost. Shards can't be
+                # gathered here, where the other ranks may be anywhere; their last checkpoint stays.
                 save_draft(self.draft, self._vocabulary, self._output)
             raise
         finally:
@@ -159,6 +170,10 @@ class DraftTrainer:
             self._callbacks.end()
             # accelerate keeps the precision in a global: the next run in this process may want another.
             AcceleratorState._reset_state()
+
+    def _next_batch(self) -> list[Sequence]:
+        with self._shards.gathered():
+            return self._source.next_batch(self.step)
 
     def _one_step(self, sequences: list[Sequence]) -> dict[str, Any]:
         config = self._config
@@ -181,22 +196,28 @@ class DraftTrainer:
             needed = config.loss != "ce" and not soft
             hidden = torch.cat(self._states.of(present)) if needed else None
             last = index == len(chunks) - 1
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._loss):
+            with self._summed(last), self._accelerator.autocast():
                 start = index * size
                 own = None if advantages is None else advantages[start : start + len(chunk)]
                 part = self._loss(batch, hidden, totals, own, soft_labels)
+            with self._summed(last):
                 # Wrappers average gradients over ranks; the loss is a sum over them.
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())
             alpha += float(part.alpha_sum)
         loss, alpha = self._ranks.total([loss, alpha])
         total = self._accelerator.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)
-        norm = float(cast(torch.Tensor, total))
+        norm = float(whole(cast(torch.Tensor, total)))
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
         if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "float16")):
-            names = ", ".join(sequence.prompt_id for sequence in sequences)
+            # Of all ranks: a single one's would not give the step's loss again.
+            everyones = self._ranks.gather(sequences)
+            names = ", ".join(sequence.prompt_id for sequence in everyones)
             reason = f"loss {loss} with gradient norm {norm} at step {self.step} (prompts {names})"
-            kept = guard_rails.dump_step(self._output, self.step, self.draft.model, sequences, reason)
+            kept = guard_rails.failed_step(self._output, self.step)
+            with self._shards.gathered():
+                if self._ranks.is_main:
+                    guard_rails.dump_step(kept, self.step, self.draft.model, everyones, reason)
             raise SpecdistillError(
                 f"{reason}; lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}, "
                 f"what reproduces the step in {kept.name} (specdistill.distill.guard_rails.reproduce)"
@@ -231,8 +252,18 @@ class DraftTrainer:
             f"loss {measured['loss']:.3f}{own}  best held-out {self._best_value:.3f}{replaced}  {speed:.0f} tokens/s"
         )
 
+    def _summed(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Ranks sum their gradients in a step's last pass only."""
+        if last:
+            return contextlib.nullcontext()
+        return self._shards.summing_later() if self._shards.sharded else self._accelerator.no_sync(self._loss)
+
     def _look(self, step: int, measured: dict[str, Any]) -> Any:
         """Scores the held-out answers, writes the history, and saves the draft where it is the best so far."""
+        with self._shards.gathered():
+            return self._gathered_look(step, measured)
+
+    def _gathered_look(self, step: int, measured: dict[str, Any]) -> Any:
         records = self.look.score(self.draft)
         now = self.look.means(records)
         prefix = "heldout_alpha_" if self.look.measure == "alpha" else "heldout_"
@@ -245,7 +276,7 @@ class DraftTrainer:
         if now[self.look.watched] > self._best_value:
             self.best, self.best_step, self._best_value = records, step, now[self.look.watched]
             if step and self._ranks.is_main:
-                save_draft(self.draft, self._vocabulary, self._output)
+                save_draft(self._shards.plain(self.draft), self._vocabulary, self._output)
                 self._callbacks.saved()
         warning = guard_rails.falling([entry[prefix + self.look.watched] for entry in self.history])
         if warning:
@@ -265,15 +296,20 @@ class DraftTrainer:
         try:
             yield
         except ServerError:
-            if self._ranks.is_main:
-                self._write_checkpoint(self.step - 1, before)
+            self._write_checkpoint(self.step - 1, before)
             raise
 
     def _checkpoint(self) -> None:
-        if self.step % (self._config.checkpoint_every or self._config.eval_every) == 0 and self._ranks.is_main:
+        if self.step % (self._config.checkpoint_every or self._config.eval_every) == 0:
             self._write_checkpoint(self.step, self._source.state_dict())
 
     def _write_checkpoint(self, step: int, source: dict[str, Any]) -> None:
+        # Shards are gathered by all ranks, whole weights are those of any.
+        if not (self._ranks.is_main or self._shards.sharded):
+            return
+        weights, moments = run_state.capture(self.draft.model, self._optimizer)
+        if not self._ranks.is_main:
+            return
         scaler = self._accelerator.scaler
         state = RunState(
             step,
@@ -290,7 +326,7 @@ class DraftTrainer:
             for name, found in (("start", self.start_records), ("best", self.best))
             for key, values in self.look.to_tensors(found).items()
         }
-        run_state.write(self._output, state, self.draft.model, self._optimizer, records)
+        run_state.write(self._output, state, weights, moments, records)
 
     def _restored(self) -> bool:
         """Takes up the run where its last checkpoint was written; False where there is none."""

@@ -26,6 +26,7 @@ def load_pair(
     draft: str,
     *,
     device: str = "auto",
+    target_device: str | None = None,
     dtype: str = "auto",
     draft_dtype: torch.dtype | None = None,
     other_tokenizer: bool = False,
@@ -38,6 +39,7 @@ def load_pair(
         target: Hub id, directory or .gguf file.
         draft: Likewise.
         device: A torch device, or `auto`.
+        target_device: Of the target, if not the draft's.
         dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
         draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
         other_tokenizer: Allow different tokenizers, for methods that learn from text.
@@ -55,7 +57,7 @@ def load_pair(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     return ModelPair(
-        load.load_model(sources[0], "target", device=where, dtype=kind)
+        load.load_model(sources[0], "target", device=target_device or where, dtype=kind)
         if target_weights
         else load.load_shell(sources[0]),
         load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),
@@ -81,5 +83,5 @@ def resolve_device(device: str) -> str:
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slower beyond one token."""
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import chain
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import make_model, save
 
-from specdistill import TrainConfig, train_draft
+from specdistill import GenerateConfig, TrainConfig, generate, train_draft
 from specdistill.distill.ranks import Ranks
 from specdistill.distill.sources import PromptTurns, Turns
+from specdistill.errors import ConfigError
+from specdistill.models.pair import resolve_dtype
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +53,20 @@ def settings(files, output, **changes):
     return defaults | changes
 
 
-def launch(arguments, processes=2):
-    flags = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+def command(arguments, processes=2, launcher=()):
+    flags = []
+    for name, value in arguments.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag] if value is True else [flag, str(value)]
     # --multi_gpu is accelerate's word for several processes started by torch; its --cpu would start a single one.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return subprocess.run(
-        [*command, "-m", "specdistill", "train-draft", *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    start += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return [*start, *(launcher or ["--multi_gpu"]), "-m", "specdistill", "train-draft", *flags]
+
+
+def launch(arguments, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(arguments, **options), capture_output=True, text=True, timeout=300, env=environment)
 
 
 def history(output):
@@ -70,12 +78,22 @@ CASES = {
     "skd": {"method": "skd", "steps": 3},
     "a-rank-without-tokens": {"method": "supervised-kd", "batch_size": 1},
 }
+SHARDED = {
+    "draft-gkd-accumulated": CASES["gkd-accumulated"] | {"shard": "draft"},
+    "draft-skd-checkpointed": CASES["skd"] | {"shard": "draft", "gradient_checkpointing": True},
+    "draft-a-rank-without-tokens": CASES["a-rank-without-tokens"] | {"shard": "draft"},
+    "both-without-tokens": CASES["a-rank-without-tokens"] | {"shard": "both"},
+    "target-own-answers": {"method": "gkd", "lmbda": 0.7, "micro_batch_size": 1, "shard": "target", "rollouts": True},
+}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *SHARDED])
 def test_two_ranks_train_as_one(files, tmp_path, name):
-    one, two = (settings(files, tmp_path / folder, **CASES[name]) for folder in ("one", "two"))
-    train_draft(TrainConfig(**one))
+    one, two = (settings(files, tmp_path / folder, **(CASES | SHARDED)[name]) for folder in ("one", "two"))
+    if two.pop("rollouts", None):
+        generate(GenerateConfig(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
+        two["rollouts"] = one["rollouts"] = str(tmp_path / "answers")
+    train_draft(TrainConfig(**(one | {"shard": "none"})))
     done = launch(two)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
@@ -84,22 +102,82 @@ def test_two_ranks_train_as_one(files, tmp_path, name):
     for wanted, got in zip(single, double, strict=True):
         for key in ("loss", "grad_norm", "alpha", "tokens_seen", "heldout_alpha_sampled"):
             if key in wanted:
-                assert got[key] == pytest.approx(wanted[key], rel=2e-3), key
+                assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
     # Adam divides by the gradient's own size: where that is rounding, so is the step. The updates as a whole agree.
     start, weights, others = (
         torch.cat([tensor.reshape(-1) for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
         for folder in (files / "draft", tmp_path / "one", tmp_path / "two")
     )
-    assert float((weights - others).norm() / (weights - start).norm()) < 0.05
+    assert float((weights - others).norm() / (weights - start).norm()) < 0.01
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
 
 
-def test_two_hundred_steps_of_unequal_rollouts_end(files, tmp_path):
+@pytest.mark.parametrize(("method", "shard"), [("gkd", "none"), ("skd", "draft")])
+def test_two_hundred_steps_of_unequal_rollouts_end(files, tmp_path, method, shard):
     """Answers of different lengths per rank, coins, a short last batch: nobody waits for ever."""
-    arguments = {"method": "gkd", "steps": 200, "eval_every": 100, "batch_size": 3, "micro_batch_size": 1}
+    arguments = {"method": method, "steps": 200, "eval_every": 100, "batch_size": 3, "micro_batch_size": 1}
+    arguments |= {"shard": shard}
     done = launch(settings(files, tmp_path / "out", **arguments))
     assert done.returncode == 0, done.stderr[-3000:]
     assert history(tmp_path / "out")[-1]["step"] == 200
+
+
+def test_a_sharded_run_that_was_killed_goes_on(files, tmp_path):
+    whole, cut = (settings(files, tmp_path / name, method="gkd", steps=12, shard="draft") for name in ("whole", "cut"))
+    assert launch(whole).returncode == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while process.poll() is None and not (tmp_path / "cut" / "checkpoints" / "step-000006").exists():
+        time.sleep(0.02)
+    # The ranks are in sessions of their own.
+    for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+        os.kill(each.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "summary.json").exists(), "killed in the middle"
+    assert launch(cut | {"resume": True}).returncode == 0
+    for wanted, got in zip(history(tmp_path / "whole"), history(tmp_path / "cut"), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard": "target", "method": "distillspec"}, "specdistill generate"),
+        ({"shard": "target", "method": "skd"}, "not with skd"),
+        ({"shard": "draft", "lora_rank": 4}, "--lora-rank"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_loading(files, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings(files, tmp_path / "out", **changes))
+
+
+def test_sharding_needs_several_processes(files, tmp_path):
+    with pytest.raises(ConfigError, match="accelerate launch --multi_gpu"):
+        train_draft(TrainConfig(**settings(files, tmp_path / "out", shard="draft")))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_accelerates_own_sharding_is_refused(files, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match="--shard draft"):
+        train_draft(TrainConfig(**settings(files, tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", ["one_node_8_gpus", "several_nodes"])
+def test_the_ready_configurations_launch(files, tmp_path, name):
+    """As they are, but for the number of processes and machines: this machine is one with two cores."""
+    file = Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"
+    done = launch(
+        settings(files, tmp_path / "out", steps=2, shard="draft"), launcher=["--config_file", str(file), "--multi_gpu"]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["processes"] == 2
+
+
+def test_a_device_with_a_number_is_still_a_cpu():
+    """A rank's device is cpu:0; taking that for a GPU gave every rank a bfloat16 target."""
+    assert resolve_dtype("auto", "cpu:0") == torch.float32 and resolve_dtype("auto", "cuda:1") == torch.bfloat16
 
 
 def test_a_refused_run_ends_all_ranks(files, tmp_path):

@@ -1,0 +1,173 @@
+"""What soft labels lose: gradients and alpha of a draft trained from them, against the target itself.
+
+    python benchmarks/soft_labels.py --output DIR [--server URL]     (resumable: finished rows are kept)
+
+DIR is that of `benchmarks/methods.py`: its start, its answers of SmolLM2-135M-Instruct to HumanEval, its budget (60
+steps of forward KL), and its row `target-fkl`, which had the target in memory and is what every row here is compared
+with. A row stores K likeliest ids (`top`) or N draws (`drawn`) of each token in float16, or asks a vLLM server of the
+target for its 20 likeliest ids (`server`). The cosine is between the gradients of one batch, over all of the draft's
+weights: mean and least of 12 batches. Alpha is measured with the real target on 48 held-out prompts; intervals are
+paired over them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import BUDGET, HELDOUT, MAX_NEW, ROWS, SaveLast, prepare, train
+from smollm2 import RESULTS, target_file
+
+from specdistill import AnnotateConfig, TrainConfig, annotate, train_draft
+from specdistill.data.batch import Sequence, collate, join_soft_labels
+from specdistill.data.prompts import encode, load_prompts
+from specdistill.data.soft_labels import LabelStore
+from specdistill.decoding import Sampling
+from specdistill.distill.annotate import to_sequence
+from specdistill.distill.losses import DistillationLoss, StepTotals
+from specdistill.distill.rollouts import find_shards, read_rollouts
+from specdistill.distill.sources import Labels
+from specdistill.distill.target_server import TargetServer
+from specdistill.distill.target_states import TargetStates
+from specdistill.distill.train_draft import SUMMARY_FILE
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
+from specdistill.evaluation.bench import write_answers
+from specdistill.evaluation.statistics import paired_difference
+from specdistill.model_server import ModelServer
+from specdistill.models import LanguageModel, load_model
+from specdistill.progress import Quiet
+from specdistill.report.progress import TerminalProgress
+
+TOP, DRAWN, SERVER_TOP_K = (4, 16, 64, 256), (16, 64), 20
+BATCHES, BATCH = 12, 4
+
+
+def label(folder: Path, row: str) -> dict[str, Any]:
+    """Annotates the answers as a row's name says; what it cost."""
+    kind, _, number = row.partition("-")
+    labels = {"labels": "top-k", "top_k": int(number)} if kind == "top" else {"labels": "sampled", "draws": int(number)}
+    output = folder / "labels" / row
+    found = {"target": str(target_file()), "output": str(output), "rollouts": str(folder / "answers"), "threads": 1}
+    return annotate(AnnotateConfig(**found, **labels), TerminalProgress())
+
+
+def distil(folder: Path, row: str, settings: dict[str, Any]) -> None:
+    output = folder / f"soft-{row}"
+    if (output / SUMMARY_FILE).exists():
+        return
+    given: dict[str, Any] = ROWS["target-fkl"] | BUDGET | settings
+    config = TrainConfig(
+        target=str(target_file()),
+        draft=str(folder / "start"),
+        output=str(output),
+        prompts=str(folder / "train.jsonl"),
+        resume=True,
+        threads=1,
+        **given,
+    )
+    print(f"\n{row}", flush=True)
+    train_draft(config, TerminalProgress(), [SaveLast(folder / "start", output)])
+
+
+def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Sequence], labels: Labels | None) -> torch.Tensor:
+    """Of forward KL, over all weights, from labels or from the target itself."""
+    config = TrainConfig(target="t", draft="d", output="o", method="supervised-kd")
+    module = DistillationLoss(draft, target, config)
+    module.zero_grad()
+    totals = StepTotals(sum(len(each.answer_ids) for each in batch), len(batch))
+    if labels is None:
+        loss = module(collate(batch), torch.cat(TargetStates(target).of(batch)), totals).loss
+    else:
+        loss = module(collate(batch), None, totals, soft_labels=join_soft_labels(labels.of(batch))).loss
+    loss.backward()
+    return torch.cat([each.grad.flatten() for each in module.parameters() if each.grad is not None])
+
+
+def cosines(folder: Path, stores: dict[str, Labels], target: LanguageModel) -> dict[str, dict[str, float]]:
+    draft = load_model(str(folder / "start"), "draft")
+    sequences = [to_sequence(row) for row in read_rollouts(folder / "answers")]
+    found: dict[str, list[tuple[float, float]]] = {row: [] for row in stores}
+    for start in range(0, BATCHES * BATCH, BATCH):
+        batch = sequences[start : start + BATCH]
+        exact = gradient(draft, target, batch, None)
+        for row, store in stores.items():
+            own = gradient(draft, target, batch, store)
+            cosine = float(torch.cosine_similarity(own.double(), exact.double(), dim=0))
+            found[row].append((cosine, float(own.norm() / exact.norm())))
+    return {
+        row: {
+            "mean": sum(each for each, _ in values) / len(values),
+            "least": min(each for each, _ in values),
+            "norm_ratio": sum(each for _, each in values) / len(values),
+        }
+        for row, values in found.items()
+    }
+
+
+def opened(directory: Path) -> LabelStore:
+    store = LabelStore(find_shards(directory))
+    for number, row in enumerate(store.rows()):
+        store.place(to_sequence(row), number)
+    return store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--server", help="URL of a vLLM server of the same target; adds its row")
+    options = parser.parse_args()
+    folder: Path = options.output
+    torch.set_num_threads(1)
+    prepare(folder)
+    train(folder, "target-fkl", 0)
+    target = load_model(str(target_file()))
+    rows = [*(f"top-{number}" for number in TOP), *(f"drawn-{number}" for number in DRAWN)]
+    costs = {row: label(folder, row) for row in rows}
+    for row in rows:
+        distil(folder, row, {"soft_labels": str(folder / "labels" / row)})
+    stores: dict[str, Labels] = {row: opened(folder / "labels" / row) for row in rows}
+    if options.server is not None:
+        row = f"server-{SERVER_TOP_K}"
+        served = {"target_server": options.server, "rollouts": str(folder / "answers"), "server_top_k": SERVER_TOP_K}
+        distil(folder, row, served)
+        stores[row] = TargetServer(ModelServer(options.server), target, SERVER_TOP_K)
+    prompts = load_prompts(str(folder / "heldout.jsonl"))
+    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
+    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
+    cache: HiddenCache = {}
+
+    def sums(directory: Path, rule: str):
+        draft = load_model(str(directory), "draft")
+        return alpha_sums(score(target, draft, answers, Sampling(), target_cache=cache), rule)
+
+    online = {rule: sums(folder / "target-fkl-seed0" / "last", rule) for rule in ALPHA_RULES}
+    start = {rule: sums(folder / "start", rule) for rule in ALPHA_RULES}
+    angles = cosines(folder, stores, target)
+
+    def entry(row: str) -> dict[str, Any]:
+        own = {rule: sums(folder / f"soft-{row}" / "last", rule) for rule in ALPHA_RULES}
+        keys = ("labels_per_token", "bytes_per_token", "planned_bytes_per_token")
+        return {
+            **{key: costs[row][key] for key in keys if row in costs},
+            "gradient": angles[row],
+            "over_start": {rule: paired_difference(own[rule], start[rule]).to_json() for rule in ALPHA_RULES},
+            "over_online": {rule: paired_difference(own[rule], online[rule]).to_json() for rule in ALPHA_RULES},
+        }
+
+    result = {
+        "budget": BUDGET,
+        "heldout_prompts": HELDOUT,
+        "torch": torch.__version__,
+        "vocabulary": target.vocab_size,
+        "online_over_start": {rule: paired_difference(online[rule], start[rule]).to_json() for rule in ALPHA_RULES},
+        "rows": {row: entry(row) for row in stores},
+    }
+    (RESULTS / "soft_labels.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
