@@ -13,7 +13,9 @@ export SPECDISTILL_CACHE := $(CACHE)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-fast check lint format clean
+ENGINES := .venv-vllm
+
+.PHONY: setup demo test test-fast test-engines check lint format clean
 
 setup: $(STAMP)
 
@@ -41,6 +43,15 @@ test: setup check
 test-fast: setup
 	$(BIN)/python -m pytest -m "not smollm2"
 
+# Inside the real vLLM, in an environment of its own (about 10 minutes the first time); not part of .ci/run.
+test-engines: $(ENGINES)/.installed
+	VLLM_CPU_KVCACHE_SPACE=1 $(ENGINES)/bin/python -m pytest tests/engines
+
+$(ENGINES)/.installed: tests/engines/install_vllm.sh
+	rm -rf $(ENGINES)
+	sh tests/engines/install_vllm.sh $(ENGINES)
+	touch $(ENGINES)/.installed
+
 check: setup lint
 	$(BIN)/pyright
 
@@ -53,4 +64,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(CACHE) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

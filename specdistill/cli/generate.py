@@ -15,4 +15,10 @@ def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import generation_table
 
-    generation_table(generate(config, TerminalProgress()))
+    make_engine = None
+    if config.rollout_engine == "vllm":
+        from specdistill.serving.engines import vllm
+
+        vllm.check_installed()
+        make_engine = vllm.VllmEngine
+    generation_table(generate(config, TerminalProgress(), make_engine))

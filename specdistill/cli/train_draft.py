@@ -15,4 +15,10 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import training_table
 
-    training_table(train_draft(config, TerminalProgress()))
+    make_engine = None
+    if config.rollout_engine == "vllm":
+        from specdistill.serving.engines import vllm
+
+        vllm.check_installed()
+        make_engine = vllm.VllmEngine
+    training_table(train_draft(config, TerminalProgress(), make_engine=make_engine))

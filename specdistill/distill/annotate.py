@@ -14,9 +14,9 @@ from specdistill import parquet_files
 from specdistill.data import soft_labels
 from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
-from specdistill.distill import rollouts, settings_file
+from specdistill.distill import on_ray, rollouts, settings_file
 from specdistill.distill.annotate_config import AnnotateConfig
-from specdistill.distill.ranks import Ranks, join
+from specdistill.distill.ranks import join
 from specdistill.distill.retokenise import end_of
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
@@ -25,7 +25,7 @@ from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
 
 _SHARD_SIZE = 64
-_MAY_CHANGE = {"batch_size", "device", "threads", "output"}
+_MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
 _LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
 
 
@@ -44,6 +44,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[s
         SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
     """
     load.check_exists(config.target, "target")
+    if config.ray is not None:
+        on_ray.check_installed()
     shards = _find_answers(config)
     prompts = [] if shards is not None else _answered(config)
     ranks = join(config.device)
@@ -59,13 +61,28 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[s
     parts = Parts(shards, _given(config, prompts, shell) if shards is None else [])
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config, output, tokens, shell.vocab_size, progress)
-    device = ranks.device or resolve_device(config.device)
-    target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
     if ranks.is_main:
         settings_file.write(output, _settings(config))
-    write_labels(config, target, parts, output, progress, ranks, tokens)
-    found = [_measure(output / rollouts.SHARD.format(number)) for number in range(len(parts))]
-    size, labels = (sum(each[index] for each in found) for index in (0, 1))
+    if config.ray is not None:
+        # A worker starts in another folder.
+        found = None if shards is None else [path.absolute() for path in shards]
+        with progress.task("soft labels", tokens, "tokens") as task:
+            on_ray.write_shards(
+                LabelWriter,
+                (_absolute(config), found, output.absolute(), parts.given),
+                range(len(parts)),
+                address=config.ray,
+                workers=config.ray_workers,
+                on_done=task.advance,
+            )
+    else:
+        writer = LabelWriter(config, shards, output, parts.given, source, ranks.device)
+        with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
+            for number in ranks.share(range(len(parts))):
+                task.advance(writer.write(number))
+        ranks.wait()
+    measured = [_measure(output / rollouts.SHARD.format(number)) for number in range(len(parts))]
+    size, labels = (sum(each[index] for each in measured) for index in (0, 1))
     return {
         "output": str(output),
         "answers": answers,
@@ -93,28 +110,37 @@ class Parts:
         return list(self.given[number * _SHARD_SIZE : (number + 1) * _SHARD_SIZE])
 
 
-def write_labels(
-    config: AnnotateConfig,
-    target: LanguageModel,
-    parts: Parts,
-    output: Path,
-    progress: Progress,
-    ranks: Ranks,
-    tokens: int,
-) -> None:
-    """Labels this rank's share of the parts, one shard each; returns when every shard is there."""
-    with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
-        for number in ranks.share(range(len(parts))):
-            rows = parts[number]
-            write_part(config, target, rows, output / rollouts.SHARD.format(number))
-            task.advance(sum(len(row["answer_ids"]) for row in rows))
-    ranks.wait()
+class LabelWriter:
+    """Holds the target and labels one part at a time, here or in a Ray worker.
 
+    Args:
+        config: Settings.
+        shards, given: As in `Parts`.
+        output: Where labelled shards go.
+        source: Of the target, where it was found already.
+        device: This rank's, where there are several.
+    """
 
-def write_part(config: AnnotateConfig, target: LanguageModel, rows: Many[dict[str, Any]], path: Path) -> None:
-    """Labels one part; a shard that is there already is left alone."""
-    if not path.exists():
-        parquet_files.write(path, label_rows(config, target, rows))
+    def __init__(
+        self,
+        config: AnnotateConfig,
+        shards: Many[Path] | None,
+        output: Path,
+        given: Many[dict[str, Any]],
+        source: load.ModelSource | None = None,
+        device: str | None = None,
+    ) -> None:
+        device = device or resolve_device(config.device)
+        source = source or load.find(config.target, "target")
+        self._config, self._output, self._parts = config, output, Parts(shards, given)
+        self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
+
+    def write(self, number: int) -> int:
+        """Labels a part where its shard is missing; its tokens."""
+        rows, path = self._parts[number], self._output / rollouts.SHARD.format(number)
+        if not path.exists():
+            parquet_files.write(path, label_rows(self._config, self._target, rows))
+        return sum(len(row["answer_ids"]) for row in rows)
 
 
 @torch.no_grad()
@@ -229,6 +255,11 @@ def _measure(shard: Path) -> tuple[int, int]:
         ours = [each for each in columns if each.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
         labels = [each.num_values for each in columns if each.path_in_schema.startswith("label_ids")]
     return sum(each.total_compressed_size for each in ours), sum(labels)
+
+
+def _absolute(config: AnnotateConfig) -> AnnotateConfig:
+    path = Path(config.target).absolute()
+    return dataclasses.replace(config, target=str(path)) if path.exists() else config
 
 
 def _settings(config: AnnotateConfig) -> dict[str, Any]:

@@ -36,6 +36,11 @@ class AnnotateConfig:
     """Of the stored log-probabilities."""
     max_new_tokens: int = 128
     """Without --rollouts: answers are cut at this many tokens."""
+    ray: str | None = None
+    """Write the shards on a Ray cluster (needs specdistill[ray]): its address, `auto`, or `local` for one started here.
+    All its machines must see --output."""
+    ray_workers: int = 1
+    """Of --ray: workers, each with the whole target; each takes a GPU where there are any."""
     batch_size: int = 8
     """Answers per pass of the target."""
     seed: int = 0
@@ -48,7 +53,7 @@ class AnnotateConfig:
     """CPU threads of torch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "top_k", "draws", "batch_size")
+        at_least(self, 1, "ray_workers", "top_k", "draws", "batch_size")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "threads")
         if self.labels not in ("top-k", "sampled"):

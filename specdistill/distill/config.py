@@ -100,6 +100,14 @@ class TrainConfig:
     """Distil a target under classifier-free guidance of this weight w: (1 + w) log p(y|x) - w log p(y|negative)."""
     negative_prompt: str | None = None
     """Of --guidance: the user's turn that the target is pushed away from."""
+    rollout_engine: Literal["transformers", "vllm"] = "transformers"
+    """Of gkd and distillspec: what writes the draft's own answers. vllm: vLLM in this process (install it beside
+    specdistill), which gets the draft's new weights every --push-every steps. 'specdistill generate' has it for the
+    target's answers."""
+    push_every: int = 1
+    """Of --rollout-engine vllm: steps between pushes; above 1 the answers are a few steps old."""
+    engine_memory: float = 0.3
+    """Of --rollout-engine vllm: share of the GPU's memory that vLLM may take."""
     lmbda: float = 0.5
     """Of gkd: share of steps that train on the draft's own answers."""
     target_fraction: float | None = None
@@ -114,6 +122,10 @@ class TrainConfig:
     a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
     online_wait: float = 600.0
     """Of online: seconds to wait for a first record before the run ends."""
+    target_memory: Literal["whole", "offloaded", "int8", "nf4"] = "whole"
+    """How the target's layers lie in memory. offloaded: in the CPU's, each visits the GPU while it runs: exact, slow.
+    int8, nf4: quantised by bitsandbytes (needs specdistill[quantised]): right if that is what you serve, else the draft
+    learns a slightly different target."""
     shard: Literal["none", "draft", "target", "both"] = "none"
     """With several processes (accelerate launch): what is parted among them as FSDP2 and ZeRO-3 do, instead of lying
     whole in each. A sharded target needs stored answers (--rollouts) or given ones."""
@@ -170,6 +182,7 @@ class TrainConfig:
         at_least(self, 1, "steps", "batch_size", "eval_every")
         at_least(self, 1, "server_top_k", "server_concurrency")
         at_least(self, 0, "server_patience")
+        at_least(self, 1, "push_every")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "temperature", "top_k", "learning_rate", "weight_decay", "patience", "threads", "eta")
         at_least(
@@ -193,6 +206,7 @@ class TrainConfig:
         self._check_combinations()
         self._check_absent_target()
         self._check_sharding()
+        self._check_engine()
 
     def _check_combinations(self) -> None:
         if self.method in ("sft", "seqkd") and self.divergence != "auto":
@@ -244,6 +258,8 @@ class TrainConfig:
             allowed += ("seqkd", "gkd")
         if self.method not in allowed:
             raise ConfigError(f"{flag} goes with --method {', '.join(allowed)}, not with {self.method}")
+        if self.target_memory != "whole":
+            raise ConfigError(f"{flag} loads no target that --target-memory {self.target_memory} could keep small")
         for name in ("guidance", "reference", "text"):
             if getattr(self, name):
                 raise ConfigError(f"--{name} needs the target itself, not only its labels; leave {flag} away")
@@ -260,11 +276,23 @@ class TrainConfig:
                 "a server tells probabilities at temperature 1 only; set --temperature 1 or 0, and --loss-temperature 1"
             )
 
+    def _check_engine(self) -> None:
+        if self.rollout_engine == "transformers":
+            return
+        if self.method not in ("gkd", "distillspec") or self.soft_labels is not None:
+            raise ConfigError(f"--rollout-engine writes the draft's own answers, which --method {self.method} has not")
+        if self.shards_draft:
+            raise ConfigError("--rollout-engine vllm needs a whole draft; leave --shard draft away")
+        if not 0 < self.engine_memory < 1:
+            raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
+
     def _check_sharding(self) -> None:
         if self.shards_draft and (self.lora_rank or self.precision == "float16" or self.reference):
             raise ConfigError("--shard draft goes without --lora-rank, --precision float16 and --reference")
         if not self.shards_target:
             return
+        if self.target_memory != "whole":
+            raise ConfigError(f"--shard target and --target-memory {self.target_memory} do not go together; choose one")
         if not self.target_is_present or self.guidance or self.method in ("skd", "best-of-n"):
             raise ConfigError(
                 "--shard target needs a target in memory, goes without --guidance, and not with skd or best-of-n"

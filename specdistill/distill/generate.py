@@ -12,22 +12,39 @@ import torch
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.decoding import Sampling
-from specdistill.distill import rollouts, scorers, settings_file
+from specdistill.distill import on_ray, rollouts, scorers, settings_file
 from specdistill.distill.generate_config import GenerateConfig
+from specdistill.distill.rollout_engine import MakeEngine, RolloutEngine
+from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
 
-_MAY_CHANGE = {"rollouts_per_prompt", "batch_size", "device", "dtype", "threads", "output", "scorer"}
+_MAY_CHANGE = {
+    "rollouts_per_prompt",
+    "rollout_engine",
+    "ray",
+    "ray_workers",
+    "engine_memory",
+    "batch_size",
+    "device",
+    "dtype",
+    "threads",
+    "output",
+    "scorer",
+}
 """Settings under which finished answers stay as good as new ones."""
 
 
-def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[str, Any]:
+def generate(
+    config: GenerateConfig, progress: Progress | None = None, make_engine: MakeEngine | None = None
+) -> dict[str, Any]:
     """Writes answers shard by shard.
 
     Args:
         config: Who answers what, how often.
         progress: Where bars and remarks go.
+        make_engine: Of --rollout-engine vllm: `specdistill.serving.engines.vllm.VllmEngine`.
 
     Returns:
         output, and for each model in `generators` (target, and other where there is one): name, parameters, prompts,
@@ -36,6 +53,10 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     Raises:
         SpecdistillError: Bad input, before anything is generated.
     """
+    if config.rollout_engine != "transformers" and make_engine is None:
+        raise ConfigError(f"--rollout-engine {config.rollout_engine}: pass make_engine (the command line does)")
+    if config.ray is not None:
+        on_ray.check_installed()
     progress = progress or Quiet()
     for role, name in (("target", config.target), ("other", config.other)):
         if name is not None:
@@ -46,7 +67,9 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     settings_file.claim(output, _settings(config), "answers")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.other is None:
+    if make_engine is not None or config.ray is not None:
+        models = {"target": load.load_shell(load.find(config.target, "target", progress.say))}
+    elif config.other is None:
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
         models = {"target": load.load_model(config.target, "target", device=device, dtype=dtype)}
@@ -57,18 +80,17 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
     settings_file.write(output, _settings(config))
-    settings = rollouts.RolloutSettings(
-        Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p),
-        config.max_new_tokens,
-        config.seed,
-        config.batch_size,
-        config.shard_size,
-    )
+    settings = _rollout_settings(config)
+    engine = None if config.ray is not None else _make_engine(config, make_engine, target, encoded)
 
     def write(role: str, copies: int) -> list[Sequence]:
         directory = output if config.other is None else output / role
-        arguments = {"copies": copies, "directory": directory, "progress": progress, "name": f"{role} rollouts"}
-        rollouts.sample_rollouts(models[role], prompts, encoded, settings, **arguments)
+        if config.ray is not None:
+            _write_on_ray(config, make_engine, copies * -(-len(prompts) // settings.shard_size), len(prompts), progress)
+        else:
+            arguments = {"copies": copies, "directory": directory, "progress": progress, "name": f"{role} rollouts"}
+            arguments["write"] = None if engine is None else engine.write
+            rollouts.sample_rollouts(models[role], prompts, encoded, settings, **arguments)
         return rollouts.load_rollouts(directory, prompts, encoded, target.vocab_size, copies)
 
     found = {"target": write("target", config.rollouts_per_prompt)}
@@ -88,6 +110,70 @@ def generate(config: GenerateConfig, progress: Progress | None = None) -> dict[s
             **bought,
         }
     return {"output": str(output), "match": config.match if config.other else None, "generators": generators}
+
+
+class AnswerWriter:
+    """Holds the target and writes one shard of answers at a time, in a Ray worker.
+
+    Args:
+        config: Its paths are absolute: a worker starts in another folder.
+        make_engine: Makes the engine that answers, or None.
+    """
+
+    def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
+        source = load.find(config.target, "target")
+        if make_engine is None:
+            device = resolve_device(config.device)
+            dtype = resolve_dtype(config.dtype, device)
+            model = load.load_model(source, "target", device=device, dtype=dtype)
+        else:
+            model = load.load_shell(source)
+        prompts = load_prompts(config.prompts)
+        encoded = encode_all(prompts, model.tokenizer, model.max_context - config.max_new_tokens)
+        engine = _make_engine(config, make_engine, model, encoded)
+        write = None if engine is None else engine.write
+        self._job = rollouts.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)
+
+    def write(self, number: int) -> int:
+        """Writes a shard where it is missing; the tokens it may hold."""
+        return self._job.write_shard(number, Quiet())
+
+
+def _write_on_ray(
+    config: GenerateConfig, make_engine: MakeEngine | None, num_shards: int, num_prompts: int, progress: Progress
+) -> None:
+    assert config.ray is not None
+    local = {name: str(Path(getattr(config, name)).absolute()) for name in ("target", "prompts", "output")}
+    found = {name: path for name, path in local.items() if Path(path).exists()}
+    total = config.rollouts_per_prompt * num_prompts * config.max_new_tokens
+    with progress.task("target rollouts", total, "tokens") as task:
+        on_ray.write_shards(
+            AnswerWriter,
+            (dataclasses.replace(config, **found), make_engine),
+            range(num_shards),
+            address=config.ray,
+            workers=config.ray_workers,
+            on_done=task.advance,
+        )
+
+
+def _rollout_settings(config: GenerateConfig) -> rollouts.RolloutSettings:
+    return rollouts.RolloutSettings(
+        Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p),
+        config.max_new_tokens,
+        config.seed,
+        config.batch_size if config.rollout_engine == "transformers" else config.shard_size,
+        config.shard_size,
+    )
+
+
+def _make_engine(
+    config: GenerateConfig, make_engine: MakeEngine | None, model: LanguageModel, encoded: Many[list[int]]
+) -> RolloutEngine | None:
+    if make_engine is None:
+        return None
+    longest = max(map(len, encoded)) + config.max_new_tokens
+    return make_engine(model, max_length=longest, memory=config.engine_memory)
 
 
 def token_cost(config: GenerateConfig, model: LanguageModel, role: str) -> float:

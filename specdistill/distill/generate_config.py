@@ -44,8 +44,17 @@ class GenerateConfig:
     scorer: str = "target-likelihood"
     """Of --other, how the report judges the answers: target-likelihood, exact-match, or module:function (then it also
     says for how many prompts some answer scored above 0)."""
+    rollout_engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes the answers. vllm: vLLM in this process (install it beside specdistill); not with --other."""
+    engine_memory: float = 0.9
+    """Of --rollout-engine vllm: share of the GPU's memory that it may take."""
+    ray: str | None = None
+    """Write the shards on a Ray cluster (needs specdistill[ray]): its address, `auto`, or `local` for one started here.
+    All its machines must see --output."""
+    ray_workers: int = 1
+    """Of --ray: workers, each with the whole target; each takes a GPU where there are any."""
     batch_size: int = 16
-    """Answers written at a time."""
+    """Answers written at a time; vLLM takes a file's together."""
     shard_size: int = 64
     """Answers per file; a kill costs at most these."""
     seed: int = 0
@@ -58,7 +67,7 @@ class GenerateConfig:
     """CPU threads of torch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "rollouts_per_prompt", "max_new_tokens", "batch_size", "shard_size")
+        at_least(self, 1, "ray_workers", "rollouts_per_prompt", "max_new_tokens", "batch_size", "shard_size")
         at_least(self, 0, "temperature", "top_k", "threads", "target_price", "other_price")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
@@ -68,5 +77,9 @@ class GenerateConfig:
             raise ConfigError("--match cost needs --target-price and --other-price above 0")
         if self.other is None and (self.target_price or self.other_price):
             raise ConfigError("--target-price and --other-price compare with a second model: name it with --other")
+        if self.rollout_engine != "transformers" and self.other is not None:
+            raise ConfigError("--rollout-engine vllm writes one model's answers; leave --other away")
+        if self.ray is not None and self.other is not None:
+            raise ConfigError("--ray writes one model's answers; leave --other away")
         if self.temperature == 0 and self.rollouts_per_prompt > 1:
             raise ConfigError("at --temperature 0 all answers to a prompt are the same; set --rollouts-per-prompt 1")

@@ -17,6 +17,7 @@ from specdistill.distill.config import TrainConfig
 from specdistill.distill.online import Online
 from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.retokenise import end_of, retokenise
+from specdistill.distill.rollout_engine import RolloutEngine
 from specdistill.distill.skd import Skd
 from specdistill.distill.sources import Labelled, Mixture, OnPolicy, Phases, Pool, Source
 from specdistill.distill.target_server import TargetServer
@@ -43,6 +44,8 @@ class Work:
     ranks: Ranks = ALONE
     store: LabelStore | None = None
     """Of --soft-labels."""
+    engine: RolloutEngine | None = None
+    """Of --rollout-engine: holds the draft."""
     server: TargetServer | None = None
     """Of --target-server."""
 
@@ -98,6 +101,8 @@ def _build_source(work: Work) -> tuple[Source, frozenset[Sequence]]:
         config.batch_size,
         config.seed + 1,
         work.ranks,
+        work.engine,
+        config.push_every,
     )
     last = round(target_fraction(config, pair.draft) * config.steps)
     if (config.method == "gkd" and config.lmbda == 1) or (config.method == "distillspec" and last == 0):

@@ -23,7 +23,7 @@ from specdistill.distill.ranks import ALONE, Ranks
 from specdistill.distill.sources import answer_sequence
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
-from specdistill.progress import Progress
+from specdistill.progress import Progress, Task
 
 Write = Callable[[list[list[int]], Sampling, int, list[int]], list[Generation]]
 """(prompts' ids, sampling, max_new_tokens, seeds) -> an answer to each prompt, by whatever writes them."""
@@ -119,24 +119,55 @@ def sample_rollouts(
         ranks: Each one writes its share of the shards; all return when every shard is there.
         write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
-    # Prompts of like length share a batch: padding costs as much as tokens.
-    order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
-    per_copy = -(-len(order) // settings.shard_size)
-    shards = ranks.share(range(copies * per_copy))
+    job = RolloutJob(model, prompts, encoded, settings, directory, write)
+    shards = ranks.share(range(job.num_shards(copies)))
     with progress.task(name, copies * len(prompts) * settings.max_new_tokens // ranks.world, "tokens") as task:
         for shard in shards:
-            copy, part = divmod(shard, per_copy)
-            chosen = order[part * settings.shard_size : (part + 1) * settings.shard_size]
-            path = directory / SHARD.format(shard)
-            if path.exists():
-                task.advance(len(chosen) * settings.max_new_tokens)
-                continue
-            rows: list[dict[str, Any]] = []
-            for start in range(0, len(chosen), settings.batch_size):
-                batch = chosen[start : start + settings.batch_size]
-                rows += _answer(model, prompts, encoded, settings, batch, copy, task, write)
-            parquet_files.write(path, rows)
+            job.write_shard(shard, task)
     ranks.wait()
+
+
+class RolloutJob:
+    """All answers to a set of prompts, parted in shards; arguments as in `sample_rollouts`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Many[Prompt],
+        encoded: Many[list[int]],
+        settings: RolloutSettings,
+        directory: Path,
+        write: Write | None = None,
+    ) -> None:
+        self._model, self._prompts, self._encoded = model, prompts, encoded
+        self._settings, self._directory, self._write = settings, directory, write
+        # Prompts of like length share a batch: padding costs as much as tokens.
+        self._order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
+
+    def num_shards(self, copies: int) -> int:
+        """Of `copies` answers per prompt."""
+        return copies * self._per_copy
+
+    @property
+    def _per_copy(self) -> int:
+        return -(-len(self._order) // self._settings.shard_size)
+
+    def write_shard(self, shard: int, task: Task) -> int:
+        """Writes a shard where it is missing; the tokens it may hold."""
+        settings = self._settings
+        copy, part = divmod(shard, self._per_copy)
+        chosen = self._order[part * settings.shard_size : (part + 1) * settings.shard_size]
+        path = self._directory / SHARD.format(shard)
+        most = len(chosen) * settings.max_new_tokens
+        if path.exists():
+            task.advance(most)
+            return most
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(chosen), settings.batch_size):
+            batch = chosen[start : start + settings.batch_size]
+            rows += _answer(self._model, self._prompts, self._encoded, settings, batch, copy, task, self._write)
+        parquet_files.write(path, rows)
+        return most
 
 
 def _answer(

@@ -15,6 +15,7 @@ from specdistill.data.batch import Provenance, Sequence
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, generate_plain
 from specdistill.distill.ranks import ALONE, Ranks
+from specdistill.distill.rollout_engine import RolloutEngine
 from specdistill.models import LanguageModel
 from specdistill_kernels import SoftLabels
 
@@ -79,7 +80,11 @@ class OnPolicy(Drawing):
         batch_size: int,
         seed: int,
         ranks: Ranks = ALONE,
+        engine: RolloutEngine | None = None,
+        push_every: int = 1,
     ) -> None:
+        self._engine, self._push_every = engine, push_every
+        self._pushed: int | None = None
         self._draft, self._sampling, self._max_new_tokens = draft, sampling, max_new_tokens
         self._turns = self._prompts = PromptTurns(prompts, encoded, batch_size, seed, ranks)
 
@@ -87,13 +92,16 @@ class OnPolicy(Drawing):
         chosen = self._prompts.next_prompts()
         if not chosen:
             return []
-        written = generate_plain(
-            self._draft,
-            [ids for _, ids, _ in chosen],
-            sampling=self._sampling,
-            max_new_tokens=self._max_new_tokens,
-            seeds=[seed for _, _, seed in chosen],
-        )
+        asked, seeds = [ids for _, ids, _ in chosen], [seed for _, _, seed in chosen]
+        if self._engine is None:
+            written = generate_plain(
+                self._draft, asked, sampling=self._sampling, max_new_tokens=self._max_new_tokens, seeds=seeds
+            )
+        else:
+            if self._pushed is None or step - self._pushed >= self._push_every:
+                self._engine.push((name, each.detach()) for name, each in self._draft.model.named_parameters())
+                self._pushed = step
+            written = self._engine.write(asked, self._sampling, self._max_new_tokens, seeds)
         return [
             answer_sequence(name, ids, generation, Provenance.DRAFT)
             for (name, ids, _), generation in zip(chosen, written, strict=True)

@@ -28,12 +28,13 @@ from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
 from specdistill.distill.ranks import Ranks, join
 from specdistill.distill.retokenise import retokenise
+from specdistill.distill.rollout_engine import MakeEngine
 from specdistill.distill.rollouts import RolloutSettings, check_answers, find_shards, load_rollouts, sample_rollouts
 from specdistill.distill.target_server import TargetServer
 from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError
-from specdistill.models import LanguageModel, ModelPair, load, load_pair, vocabulary
+from specdistill.models import LanguageModel, ModelPair, load, load_pair, memory, vocabulary
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
@@ -43,7 +44,10 @@ _MAY_CHANGE |= {"server_model", "server_concurrency", "server_patience"}
 
 
 def train_draft(
-    config: TrainConfig, progress: Progress | None = None, callbacks: Many[TrainerCallback] = ()
+    config: TrainConfig,
+    progress: Progress | None = None,
+    callbacks: Many[TrainerCallback] = (),
+    make_engine: MakeEngine | None = None,
 ) -> dict[str, Any]:
     """Distils a draft and writes it as a plain checkpoint with its history, settings and model card.
 
@@ -51,6 +55,7 @@ def train_draft(
         config: What to train and how.
         progress: Where bars and remarks go.
         callbacks: transformers' callbacks, called as `transformers.Trainer` would.
+        make_engine: Of --rollout-engine vllm: `specdistill.serving.engines.vllm.VllmEngine`.
 
     Returns:
         Summary: output, steps, best_step, and the held-out `measure` (alpha by rule) `before`, `after` and its `gain`.
@@ -60,10 +65,14 @@ def train_draft(
         KeyboardInterrupt: After the best draft so far was saved.
     """
     training, heldout, reward = _check_before_loading(config)
+    if config.rollout_engine != "transformers" and make_engine is None:
+        raise ConfigError(f"--rollout-engine {config.rollout_engine}: pass make_engine (the command line does)")
     sharding.check_launch()
     ranks = join(config.device)
     if config.shard != "none" and ranks.world == 1:
         raise ConfigError("--shard parts weights among processes; start several with accelerate launch --multi_gpu")
+    if config.rollout_engine != "transformers" and ranks.world > 1:
+        raise ConfigError("--rollout-engine vllm runs in one process; train without accelerate launch")
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     if ranks.is_main:
@@ -83,6 +92,7 @@ def train_draft(
         # A server's text is read by its own tokenizer only.
         other_tokenizer=config.loss == "ce" and config.target_is_present,
         target_weights=config.target_is_present,
+        keep_target=config.target_memory,
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)
@@ -110,7 +120,11 @@ def train_draft(
             answers = _heldout_answers(
                 pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks, server
             )
-        work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks, store, server)
+        engine = None
+        if config.rollout_engine != "transformers" and make_engine is not None:
+            longest = max(map(len, encoded)) + config.max_new_tokens
+            engine = make_engine(pair.draft, max_length=longest, memory=config.engine_memory)
+        work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks, store, engine, server)
         source, reused = build_source(work)
         trainer = DraftTrainer(
             pair,
@@ -155,6 +169,7 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
     if config.online is not None and not Path(config.online).is_dir():
         raise DataError(f"--online {config.online} is no directory; the server's RejectionLog makes it")
     absent_target.check(config)
+    memory.check(config.target_memory)
     if config.text is not None:
         check_texts(config.text)
     training, heldout = split_prompts(load_prompts(config.prompts), config.heldout_prompts)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specdistill.errors import ModelError
-from specdistill.models import families, gguf, vocabulary
+from specdistill.models import families, gguf, memory, vocabulary
 from specdistill.models.language_model import LanguageModel
 
 
@@ -86,7 +86,13 @@ def find(name: str, role: str, say=print) -> ModelSource:
 
 
 def load_model(
-    source: ModelSource | str, role: str = "target", *, device: str = "cpu", dtype=torch.float32, say=print
+    source: ModelSource | str,
+    role: str = "target",
+    *,
+    device: str = "cpu",
+    dtype=torch.float32,
+    keep: str = "whole",
+    say=print,
 ) -> LanguageModel:
     """Loads the weights.
 
@@ -95,6 +101,7 @@ def load_model(
         role: `target` or `draft`, for messages.
         device: A torch device.
         dtype: Of the weights.
+        keep: `whole`; or, of a model that is never trained, `offloaded`, `int8` or `nf4` (see `memory`).
         say: Where a slow conversion announces itself.
 
     Returns:
@@ -110,13 +117,14 @@ def load_model(
     # The bar for one file of weights says nothing that our own lines don't.
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, config=source.config)
+        quantised = memory.loading_arguments(keep, dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, config=source.config, **quantised)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"can't load the weights of --{role} {source.name}: {str(error).splitlines()[0]}") from error
     vocab_size = vocabulary.real_vocab_size(source.tokenizer)
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
     loaded = LanguageModel(
-        model=_on(model, device).eval(),
+        model=(model if keep != "whole" else _on(model, device)).eval(),
         tokenizer=source.tokenizer,
         name=source.name,
         directory=source.directory,
@@ -125,6 +133,8 @@ def load_model(
         stored_dtype=stored if isinstance(stored, torch.dtype) else None,
     )
     _check_head(loaded, role)
+    if keep == "offloaded":
+        memory.offload(loaded, device)
     return loaded
 
 

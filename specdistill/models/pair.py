@@ -31,6 +31,7 @@ def load_pair(
     draft_dtype: torch.dtype | None = None,
     other_tokenizer: bool = False,
     target_weights: bool = True,
+    keep_target: str = "whole",
     say=print,
 ) -> ModelPair:
     """Finds both, proves that their tokenizers agree, then loads both sets of weights.
@@ -44,6 +45,7 @@ def load_pair(
         draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
         other_tokenizer: Allow different tokenizers, for methods that learn from text.
         target_weights: False leaves the target a shell (`load.load_shell`), where its labels come from elsewhere.
+        keep_target: How it lies in memory; see `load.load_model`.
         say: Where slow steps announce themselves.
 
     Raises:
@@ -57,7 +59,7 @@ def load_pair(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     return ModelPair(
-        load.load_model(sources[0], "target", device=target_device or where, dtype=kind)
+        load.load_model(sources[0], "target", device=target_device or where, dtype=kind, keep=keep_target)
         if target_weights
         else load.load_shell(sources[0]),
         load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),

@@ -74,6 +74,29 @@ def test_on_policy_answers_are_the_drafts_own_and_change_with_it():
     assert [each.answer_ids for each in changed] != [each.answer_ids for each in batch]
 
 
+class Engine:
+    def __init__(self, draft):
+        self.draft, self.pushes = draft, []
+
+    def push(self, weights):
+        self.pushes.append(dict(weights))
+
+    def write(self, prompts, sampling, max_new_tokens, seeds):
+        return generate_plain(self.draft, prompts, sampling=sampling, max_new_tokens=max_new_tokens, seeds=seeds)
+
+
+@pytest.mark.parametrize(("every", "pushes"), [(1, 6), (2, 3), (4, 2)])
+def test_an_engine_gets_new_weights_every_few_steps_and_writes_the_same(every, pushes):
+    draft = make_model()
+    settings = (draft, PROMPTS, ENCODED, Sampling(), 8, 2, 0)
+    own, engine = sources.OnPolicy(*settings), Engine(draft)
+    served = sources.OnPolicy(*settings, engine=engine, push_every=every)
+    for step in range(3, 9):
+        assert served.next_batch(step) == own.next_batch(step)
+    assert len(engine.pushes) == pushes
+    assert set(engine.pushes[0]) == {name for name, _ in draft.model.named_parameters()}
+
+
 def test_generating_restores_training_mode():
     draft = make_model()
     draft.model.train()

