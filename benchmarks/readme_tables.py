@@ -166,7 +166,25 @@ def training_table() -> str:
     return "\n".join(lines)
 
 
+def soft_labels_table() -> str:
+    found = load("soft_labels.json")
+    lines = [
+        "| labels | bytes per token | gradient's cosine, mean (least) | `sampled` over the start "
+        "| over the target in memory | `argmax_draft` over it |",
+        "|---|---|---|---|---|---|",
+        f"| the target in memory | | 1 | {spread(found['online_over_start']['sampled'], '+')} | | |",
+    ]
+    for name, row in found["rows"].items():
+        size = f"{row['bytes_per_token']:.0f}" if "bytes_per_token" in row else ""
+        angle = f"{row['gradient']['mean']:.4f} ({row['gradient']['least']:.4f})"
+        cells = [spread(row["over_start"]["sampled"], "+")]
+        cells += [spread(row["over_online"][rule], "+") for rule in ("sampled", "argmax_draft")]
+        lines.append(f"| {name} | {size} | {angle} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "soft-labels": soft_labels_table,
     "methods": methods_table,
     "training": training_table,
     "alpha": alpha_table,

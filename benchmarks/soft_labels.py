@@ -139,16 +139,16 @@ def main() -> None:
     answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
     cache: HiddenCache = {}
 
-    def sums(directory: Path, rule: str):
+    def sums(directory: Path) -> dict[str, Any]:
         draft = load_model(str(directory), "draft")
-        return alpha_sums(score(target, draft, answers, Sampling(), target_cache=cache), rule)
+        records = score(target, draft, answers, Sampling(), target_cache=cache)
+        return {rule: alpha_sums(records, rule) for rule in ALPHA_RULES}
 
-    online = {rule: sums(folder / "target-fkl-seed0" / "last", rule) for rule in ALPHA_RULES}
-    start = {rule: sums(folder / "start", rule) for rule in ALPHA_RULES}
+    online, start = sums(folder / "target-fkl-seed0" / "last"), sums(folder / "start")
     angles = cosines(folder, stores, target)
 
     def entry(row: str) -> dict[str, Any]:
-        own = {rule: sums(folder / f"soft-{row}" / "last", rule) for rule in ALPHA_RULES}
+        own = sums(folder / f"soft-{row}" / "last")
         keys = ("labels_per_token", "bytes_per_token", "planned_bytes_per_token")
         return {
             **{key: costs[row][key] for key in keys if row in costs},
