@@ -117,9 +117,11 @@ class DraftTrainer:
         optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate(config, self.draft), weight_decay=config.weight_decay, fused=True
         )
-        # A sharded module needs no wrapper: its own hooks sum gradients.
-        self._loss = loss if self._shards.sharded else self._accelerator.prepare(loss)
-        self._optimizer = self._accelerator.prepare(optimizer)
+        if self._shards.sharded:
+            # It needs no wrapper: its own hooks sum gradients.
+            self._loss, self._optimizer = loss, self._accelerator.prepare(optimizer)
+        else:
+            self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self._optimizer, math.ceil(config.warmup * config.steps), config.steps, min_lr_rate=0.1
         )
