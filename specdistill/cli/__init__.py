@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from specdistill import __version__
-from specdistill.cli import annotate, bench, generate, init_draft, train_draft
+from specdistill.cli import annotate, bench, check, generate, init_draft, train_draft
 from specdistill.errors import ConfigError, SpecdistillError
 
 app = App(
@@ -29,6 +29,7 @@ app.command(generate.command, name="generate")
 app.command(annotate.command, name="annotate")
 app.command(train_draft.command, name="train-draft")
 app.command(bench.command, name="bench")
+app.command(check.command, name="check")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,222 @@
+"""Each engine's own conditions for a draft model, checked before any engine is started.
+
+Read from the engines' sources: vLLM 0.33 (`config/speculative.py`, `config/vllm.py`), SGLang 0.5.23
+(`srt/speculative/standalone_worker_v2.py`), llama.cpp (`common_speculative_are_compatible`), transformers 5.23
+(`generation/candidate_generator.py`), TensorRT-LLM (`DraftTargetDecodingConfig`). SGLang and TensorRT-LLM can't run on
+the machines that test this: theirs are tested on fixtures only.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.model_files import ModelFiles, read
+
+# llama.cpp compares the text of tokens from this id on, and lets vocabularies differ by this many.
+_FIRST_COMPARED, _MOST_DIFFERENT = 5, 128
+
+
+@dataclass
+class Verdict:
+    """What one engine will do with the pair."""
+
+    engine: str
+    rule: str
+    """How it accepts draft tokens above temperature 0; at 0 all of them compare argmaxes."""
+    command: str
+    refusals: list[str] = field(default_factory=list)
+    """Why it will not load the pair; empty where it will."""
+    warnings: list[str] = field(default_factory=list)
+    """What will cost acceptance or memory although it loads."""
+
+    @property
+    def loads(self) -> bool:
+        return not self.refusals
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {"loads": self.loads, **vars(self)}
+
+
+def check(config: CheckConfig) -> list[Verdict]:
+    """One verdict per engine.
+
+    Raises:
+        ModelError: A config.json can't be read.
+    """
+    target, draft = read(config.target, "target"), read(config.draft, "draft")
+    verdicts = [_vllm(target, draft, config), _sglang(target, draft, config), _llama_cpp(target, draft, config)]
+    verdicts += [_transformers(target, draft, config), _tensorrt_llm(target, draft, config)]
+    for verdict in verdicts:
+        _weights(draft, verdict)
+    return verdicts
+
+
+def _weights(draft: ModelFiles, verdict: Verdict) -> None:
+    if draft.pickled:
+        verdict.refusals.append(
+            f"the draft's weights are pickles ({draft.pickled[0]}), which run code when they are loaded; save them as "
+            "safetensors"
+        )
+    elif not draft.has_weights:
+        verdict.refusals.append(f"{draft.name} holds no weights (*.safetensors)")
+
+
+def _vllm(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+    speculative = {"method": "draft_model", "model": draft.name, "num_speculative_tokens": config.num_draft_tokens}
+    command = f"vllm serve {shlex.quote(target.name)} --speculative-config {shlex.quote(json.dumps(speculative))}"
+    if config.max_model_len:
+        command += f" --max-model-len {config.max_model_len}"
+    if config.tensor_parallel > 1:
+        command += f" --tensor-parallel-size {config.tensor_parallel}"
+    verdict = Verdict("vllm", "argmax_draft; sampled with draft_sample_method: probabilistic", command)
+    _equal_vocab_size(target, draft, verdict)
+    if draft.mixes_attention:
+        verdict.refusals.append(
+            f"the draft's attention is of two kinds ({draft.window}), and all its layers must share one KV-cache group"
+        )
+    if draft.m_rope:
+        verdict.refusals.append("the draft uses M-RoPE positions")
+    heads, kv_heads = draft.heads
+    if config.tensor_parallel > 1 and heads % config.tensor_parallel:
+        verdict.refusals.append(
+            f"the draft is shared among the target's {config.tensor_parallel} GPUs, but has {heads} attention heads"
+        )
+    elif config.tensor_parallel > 1 and kv_heads % config.tensor_parallel and config.tensor_parallel % kv_heads:
+        verdict.refusals.append(f"the draft has {kv_heads} KV heads, which {config.tensor_parallel} GPUs can't share")
+    short = _short_context(target, draft, config)
+    if short:
+        verdict.warnings.append(f"{short}: vLLM lowers the target's own --max-model-len to it, or stops drafting there")
+    _same_tokens(target, draft, verdict.warnings, "vLLM compares sizes only, and nearly no token will be accepted")
+    return verdict
+
+
+def _sglang(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+    gamma = config.num_draft_tokens
+    command = (
+        f"python -m sglang.launch_server --model-path {shlex.quote(target.name)} --speculative-algorithm STANDALONE "
+        f"--speculative-draft-model-path {shlex.quote(draft.name)} --speculative-num-steps {gamma} "
+        f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {gamma + 1}"
+    )
+    if config.tensor_parallel > 1:
+        command += f" --tp-size {config.tensor_parallel}"
+    verdict = Verdict("sglang", "argmax_draft", command)
+    _equal_vocab_size(target, draft, verdict)
+    _tokenizers_there(target, draft, verdict)
+    _same_tokens(target, draft, verdict.refusals, "SGLang compares both tokenizers' get_vocab()")
+    heads = draft.heads[0]
+    if config.tensor_parallel > 1 and heads % config.tensor_parallel:
+        verdict.refusals.append(
+            f"the draft has {heads} attention heads, which {config.tensor_parallel} GPUs can't share"
+        )
+    short = _short_context(target, draft, config)
+    if short:
+        verdict.warnings.append(f"{short}: SGLang runs the draft at the target's length, beyond what it was made for")
+    if draft.window:
+        verdict.warnings.append(f"the draft slides ({draft.window}); plain attention is what STANDALONE is tested with")
+    return verdict
+
+
+def _llama_cpp(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+    command = (
+        f"llama-server -m target.gguf -md draft.gguf --spec-draft-n-max {config.num_draft_tokens}"
+        "  # both converted by llama.cpp's convert_hf_to_gguf.py"
+    )
+    verdict = Verdict("llama.cpp", "argmax_draft", command)
+    difference = abs(target.vocab_size - draft.vocab_size)
+    if difference > _MOST_DIFFERENT:
+        verdict.refusals.append(
+            f"vocab_size differs by {difference} ({target.vocab_size} and {draft.vocab_size}); at most "
+            f"{_MOST_DIFFERENT} may be missing"
+        )
+    _tokenizers_there(target, draft, verdict)
+    if target.tokenizer is None or draft.tokenizer is None:
+        return verdict
+    if target.tokenizer.kind != draft.tokenizer.kind:
+        verdict.refusals.append(
+            f"the target's vocabulary is {target.tokenizer.kind}, the draft's {draft.tokenizer.kind}"
+        )
+    for name, ours in (target.tokenizer.special | target.tokenizer.flags).items():
+        theirs = (draft.tokenizer.special | draft.tokenizer.flags).get(name, ours)
+        if ours != theirs:
+            verdict.refusals.append(f"{name} is {ours} in the target and {theirs} in the draft")
+    different = _first_difference(target, draft, _FIRST_COMPARED)
+    if different:
+        verdict.refusals.append(different)
+    return verdict
+
+
+def _transformers(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+    call = "target.generate(**inputs, assistant_model=draft"
+    same = target.vocab_size == draft.vocab_size and not _first_difference(target, draft)
+    if not same and target.tokenizer is not None and draft.tokenizer is not None:
+        call += ", tokenizer=target_tokenizer, assistant_tokenizer=draft_tokenizer"
+    verdict = Verdict("transformers", "sampled", call + ")")
+    if not same:
+        _tokenizers_there(target, draft, verdict)
+        verdict.warnings.append(
+            "two vocabularies: transformers translates between them, which costs time and acceptance"
+        )
+    if draft.config.get("model_type") in ("mamba", "mamba2", "rwkv", "recurrent_gemma", "jamba"):
+        verdict.refusals.append(f"a {draft.config['model_type']} draft keeps a state that can't be cut back")
+    return verdict
+
+
+def _tensorrt_llm(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+    command = (
+        f"LLM(model={target.name!r}, disable_overlap_scheduler=True, speculative_config=DraftTargetDecodingConfig("
+        f"max_draft_len={config.num_draft_tokens}, speculative_model={draft.name!r}))"
+    )
+    verdict = Verdict("tensorrt-llm", "the target's sample matches the draft's", command)
+    _equal_vocab_size(target, draft, verdict)
+    _same_tokens(target, draft, verdict.refusals, "both must have one tokenizer")
+    return verdict
+
+
+def _equal_vocab_size(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
+    if target.vocab_size == draft.vocab_size:
+        return
+    remedy = ""
+    if not _first_difference(target, draft):
+        remedy = "; only padding differs: a draft that train-draft writes has the target's size"
+    verdict.refusals.append(
+        f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the draft{remedy}"
+    )
+
+
+def _tokenizers_there(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
+    for role, side in (("target", target), ("draft", draft)):
+        if side.tokenizer is None:
+            verdict.refusals.append(f"the {role}'s tokenizer can't be read ({side.tokenizer_problem})")
+
+
+def _same_tokens(target: ModelFiles, draft: ModelFiles, where: list[str], why: str) -> None:
+    different = _first_difference(target, draft)
+    if different:
+        where.append(f"{different}; {why}")
+
+
+def _first_difference(target: ModelFiles, draft: ModelFiles, first: int = 0) -> str:
+    """The first id from `first` on that means two tokens, or that one side lacks; empty where there is none."""
+    if target.tokenizer is None or draft.tokenizer is None:
+        return ""
+    ours, theirs = target.tokenizer.tokens, draft.tokenizer.tokens
+    for number in sorted(ours.keys() | theirs.keys()):
+        if number >= first and ours.get(number) != theirs.get(number):
+            # Beyond llama.cpp's first ids only shared ones are compared.
+            if first and (number not in ours or number not in theirs):
+                continue
+            mine, other = ours.get(number, "unused"), theirs.get(number, "unused")
+            return f"id {number} is {mine!r} in the target and {other!r} in the draft"
+    return ""
+
+
+def _short_context(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> str:
+    wanted = config.max_model_len or target.max_positions
+    if wanted and draft.max_positions and draft.max_positions < wanted:
+        return f"the draft was made for {draft.max_positions} positions, the server runs {wanted}"
+    return ""

@@ -1,0 +1,163 @@
+"""What an engine sees of a model before it reads weights: configuration, tokenizer, and which files there are.
+
+Read with json and `tokenizers` alone: transformers would take three seconds to be imported.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specdistill.errors import ModelError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """A tokenizer's ids."""
+
+    tokens: dict[int, str]
+    """id -> token, added ones too."""
+    kind: str
+    """BPE, Unigram, WordPiece or WordLevel."""
+    special: dict[str, int | None]
+    """bos_token and eos_token -> id, None where there is none."""
+    flags: dict[str, bool]
+    """add_bos_token and add_eos_token, where the files say it."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """One side of a pair."""
+
+    name: str
+    """As the user wrote it."""
+    directory: Path
+    """Where its files lie; of a hub id, the local cache."""
+    config: dict[str, Any]
+    """config.json; of a multimodal model the text model's part."""
+    tokenizer: TokenTable | None
+    """None where its files are missing or broken."""
+    tokenizer_problem: str = ""
+    from_hub: bool = False
+    """Then its weights were not fetched, and nothing is said of them."""
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Of the configuration, rope scaling already counted in by its author."""
+        found = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        return int(found) if found else None
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Attention heads, and those of keys and values."""
+        heads = int(self.config.get("num_attention_heads") or self.config.get("n_head") or 1)
+        return heads, int(self.config.get("num_key_value_heads") or heads)
+
+    @property
+    def window(self) -> str | None:
+        """What is said of layers that see a window only; None where all see everything."""
+        types = self.config.get("layer_types")
+        if types is not None:
+            sliding = sum(each == "sliding_attention" for each in types)
+            return None if sliding == 0 else f"{sliding} of {len(types)} layers"
+        size = self.config.get("sliding_window")
+        used = self.config.get("use_sliding_window", True)
+        return f"every layer sees {size} tokens" if size and used else None
+
+    @property
+    def mixes_attention(self) -> bool:
+        """Whether some layers slide and others do not: more than one group of KV caches."""
+        types = self.config.get("layer_types")
+        if types is not None:
+            return len(set(types)) > 1
+        return self.config.get("model_type") in ("gemma2", "gemma3_text", "gemma3")
+
+    @property
+    def m_rope(self) -> bool:
+        """Whether positions have several parts, as in vision models."""
+        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
+        return "mrope_section" in rope
+
+    @property
+    def pickled(self) -> list[str]:
+        """Weight files that are pickles, where there are no safetensors."""
+        if self.from_hub or any(self.directory.glob("*.safetensors")):
+            return []
+        return sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.directory.glob(pattern))
+
+    @property
+    def has_weights(self) -> bool:
+        return self.from_hub or any(self.directory.glob("*.safetensors"))
+
+
+def read(name: str, role: str) -> ModelFiles:
+    """Reads configuration and tokenizer.
+
+    Args:
+        name: Hub id or directory.
+        role: `target` or `draft`, for messages.
+
+    Raises:
+        ModelError: There is no configuration, or it is none of a language model.
+    """
+    if Path(name).is_file():
+        raise ModelError(f"--{role} {name} is a file; name the checkpoint directory that it was made from")
+    try:
+        directory = Path(name) if Path(name).is_dir() else _cached(name)
+        config = json.loads((directory / "config.json").read_text())
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"can't read the config.json of --{role} {name}: {reason} (a hub id needs network access or a local cache)"
+        ) from error
+    if isinstance(config, dict):
+        config = config.get("text_config") or config
+    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
+        raise ModelError(f"--{role} {name}: its config.json names no vocab_size; is it a language model?")
+    try:
+        tokenizer, problem = _token_table(directory), ""
+    except Exception as error:
+        tokenizer, problem = None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelFiles(name, directory, config, tokenizer, problem, not Path(name).is_dir())
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "tokenizer*", "vocab*", "merges*"]))
+
+
+def _token_table(directory: Path) -> TokenTable:
+    if not any((directory / each).is_file() for each in _TOKENIZER_FILES):
+        raise ModelError(f"no {', '.join(_TOKENIZER_FILES)}")
+    settings_file = directory / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+    if (directory / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        vocab = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        kind = json.loads((directory / "tokenizer.json").read_text())["model"].get("type", "BPE")
+    else:
+        # Only transformers knows how to read the older files.
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(directory)
+        vocab, kind = found.get_vocab(), type(found).__name__
+    return TokenTable(
+        {number: token for token, number in vocab.items()},
+        kind,
+        {name: vocab.get(_text(settings.get(name))) for name in ("bos_token", "eos_token")},
+        {name: settings[name] for name in ("add_bos_token", "add_eos_token") if isinstance(settings.get(name), bool)},
+    )
+
+
+def _text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
