@@ -65,18 +65,20 @@ class ModelServer:
             raise ServerError(f"{url} does not serve {model!r}, but {', '.join(served)}; name it with --server-model")
         self.model = model or next(iter(served))
         self.max_context: int | None = served[self.model].get("max_model_len")
+        self.owner = str(served[self.model].get("owned_by", ""))
+        """What serves the model: vllm, sglang."""
 
-    def complete(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One completion's first choice for each body, in order.
+    def ask(self, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The server's answer to each body, in order.
 
         Raises:
-            ServerError: The server is gone, refuses, or answers something that is no completion.
+            ServerError: The server is gone, refuses, or answers something that is no JSON object.
         """
         with ThreadPoolExecutor(self._concurrency) as threads:
-            return list(threads.map(self._complete, bodies))
+            return list(threads.map(lambda body: self._request("POST", path, body), bodies))
 
     def tokenize(self, text: str) -> list[int] | None:
-        """The server's own ids for a text, or None where it has no such endpoint (it is vLLM's)."""
+        """The server's own ids for a text, or None where it has no such endpoint."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
             answer = self._request("POST", "/tokenize", body)
@@ -88,13 +90,6 @@ class ModelServer:
         if not isinstance(tokens, list):
             raise self._garbage("/tokenize", answer)
         return tokens
-
-    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self._request("POST", "/v1/completions", {"model": self.model, **body})
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise self._garbage("/v1/completions", answer)
-        return choices[0]
 
     def _listing(self) -> list[dict[str, Any]]:
         answer = self._request("GET", "/v1/models", None)

@@ -49,9 +49,9 @@ class TrainConfig:
     by 'specdistill annotate'. Of the target only its configuration and tokenizer are read; distillspec then stays on
     those answers."""
     target_server: str | None = None
-    """URL of a vLLM server of the target: it writes the answers and labels every token; of --target only configuration
-    and tokenizer are read here. For seqkd, supervised-kd, gkd and distillspec at temperature 1 (or 0). A key is read
-    from OPENAI_API_KEY."""
+    """URL of a vLLM or SGLang server of the target: it writes the answers and labels every token; of --target only
+    configuration and tokenizer are read here. For seqkd, supervised-kd, gkd and distillspec at temperature 1 (or 0). A
+    key is read from OPENAI_API_KEY."""
     server_model: str | None = None
     """Of --target-server: the name under which it serves the target; left out where it serves one model."""
     server_top_k: int = 20

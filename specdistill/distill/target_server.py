@@ -1,7 +1,7 @@
-"""A target that is served elsewhere: it answers prompts and labels tokens through vLLM's completions API.
+"""A target that is served elsewhere, by vLLM or SGLang: it answers prompts and labels tokens.
 
 Only the target's configuration and tokenizer are read here. What the server tells of a token is the K likeliest ids
-with their log-probabilities, at temperature 1 whatever the request says (vLLM applies none to those of a prompt); the
+with their log-probabilities, at temperature 1 whatever the request says (none is applied to those of a prompt); the
 rest is one outcome of the loss.
 """
 
@@ -16,6 +16,7 @@ import torch
 from specdistill.data.batch import Sequence
 from specdistill.data.soft_labels import TokenLabels, padded
 from specdistill.decoding import Generation, Sampling
+from specdistill.distill.server_dialects import dialect_of
 from specdistill.errors import IncompatibleModelsError, ServerError
 from specdistill.model_server import ModelServer
 from specdistill.models import LanguageModel
@@ -45,7 +46,9 @@ class TargetServer:
                 f"{server.url} serves {server.model!r}, whose tokenizer is not that of --target {target.name}; name "
                 "the model that is served"
             )
-        self.max_context = min(target.max_context, server.max_context or target.max_context)
+        self._dialect = dialect_of(server.owner)
+        # A server writes at least one token after a text that it labels.
+        self.max_context = min(target.max_context, (server.max_context or target.max_context + 1) - 1)
 
     def token_labels(self, sequence: Sequence) -> TokenLabels:
         """Of one sequence."""
@@ -53,25 +56,16 @@ class TargetServer:
 
     def labels_of(self, sequences: Many[Sequence]) -> list[TokenLabels]:
         """Of each sequence, in order; the requests run at the same time."""
-        bodies = [
-            {
-                "prompt": [*each.prompt_ids, *each.answer_ids],
-                # The server must write something; one token is the least.
-                "max_tokens": 1,
-                "temperature": 0,
-                "prompt_logprobs": self._top_k,
-            }
-            for each in sequences
-        ]
+        bodies = [self._dialect.label_body([*each.prompt_ids, *each.answer_ids], self._top_k) for each in sequences]
         try:
-            choices = self._server.complete(bodies)
+            answers = self._ask(bodies)
         except ServerError as error:
             if error.status == 400 and "logprobs" in str(error):
                 raise ServerError(
                     f"{error}; lower --server-top-k, or raise the server's --max-logprobs", 400
                 ) from error
             raise
-        return [self._read(*both) for both in zip(sequences, choices, strict=True)]
+        return [self._read(*both) for both in zip(sequences, answers, strict=True)]
 
     def of(self, sequences: Many[Sequence]) -> list[SoftLabels]:
         """What the loss trains on, in the order of the sequences."""
@@ -81,52 +75,44 @@ class TargetServer:
         self, prompts: list[list[int]], sampling: Sampling, max_new_tokens: int, seeds: list[int]
     ) -> list[Generation]:
         """Answers by the server, each with its own seed."""
+        stop = sorted(self._target.eos_token_ids)
         bodies = [
-            {
-                "prompt": prompt,
-                "max_tokens": max_new_tokens,
-                "temperature": sampling.temperature,
-                # All of them, or the server would take what the model's generation_config suggests.
-                "top_k": sampling.top_k or -1,
-                "top_p": sampling.top_p,
-                "min_p": sampling.min_p,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
-                "seed": seed % 2**63,
-                "stop_token_ids": sorted(self._target.eos_token_ids),
-                "return_token_ids": True,
-                "skip_special_tokens": False,
-            }
+            self._dialect.answer_body(prompt, sampling, max_new_tokens, seed, stop)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return [self._generation(choice) for choice in self._server.complete(bodies)]
+        return [self._generation(answer) for answer in self._ask(bodies)]
 
-    def _generation(self, choice: dict[str, Any]) -> Generation:
-        ids = choice.get("token_ids")
-        if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
+    def _ask(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        named = {"model": self._server.model} if self._dialect.names_model else {}
+        return self._server.ask(self._dialect.path, [named | body for body in bodies])
+
+    def _generation(self, answer: dict[str, Any]) -> Generation:
+        try:
+            ids = self._dialect.answer_ids(answer)
+        except (KeyError, IndexError, TypeError, ValueError):
             raise ServerError(
-                f"{self._server.url} returns no token ids (return_token_ids); update its vLLM, or make the answers "
-                "with 'specdistill generate' and pass them with --rollouts"
-            )
+                f"{self._server.url} returns no token ids; update it, or make the answers with 'specdistill generate' "
+                "and pass them with --rollouts"
+            ) from None
         ended = bool(ids) and ids[-1] in self._target.eos_token_ids
         return Generation(token_ids=ids, finish_reason="eos" if ended else "length")
 
-    def _read(self, sequence: Sequence, choice: dict[str, Any]) -> TokenLabels:
-        entries = choice.get("prompt_logprobs")
+    def _read(self, sequence: Sequence, answer: dict[str, Any]) -> TokenLabels:
         length = len(sequence.prompt_ids) + len(sequence.answer_ids)
-        if not isinstance(entries, list) or len(entries) != length:
-            raise ServerError(f"{self._server.url} returns no prompt_logprobs for {length} tokens; is it vLLM?")
+        try:
+            entries = self._dialect.entries(answer)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            entries = []
+        if len(entries) != length or None in entries[1:]:
+            raise ServerError(
+                f"{self._server.url} returns no log-probabilities of {length} prompt tokens; is it vLLM or SGLang?"
+            )
         ids, log_probs, counts = [], [], []
-        for entry in entries[len(sequence.prompt_ids) :]:
-            try:
-                found = {int(name): float(each["logprob"]) for name, each in entry.items()}
-            except (AttributeError, KeyError, TypeError, ValueError):
-                raise ServerError(f"{self._server.url} returns prompt_logprobs of an unknown form") from None
+        for found in entries[len(sequence.prompt_ids) :]:
             # Padding rows of the head have ids too, and next to no probability.
             rows = self._target.head_weight.shape[0]
-            fitting = {name: value for name, value in found.items() if name < self._target.vocab_size}
-            if not fitting or max(found) >= rows or not all(map(_is_log_prob, found.values())):
+            fitting = {name: value for name, value in (found or {}).items() if name < self._target.vocab_size}
+            if not found or not fitting or max(found) >= rows or not all(map(_is_log_prob, found.values())):
                 raise ServerError(
                     f"{self._server.url} returns ids or probabilities that don't fit the vocabulary of "
                     f"{self._target.name} ({self._target.vocab_size} ids)"

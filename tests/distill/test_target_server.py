@@ -80,10 +80,13 @@ def test_the_loss_is_the_local_one_within_the_top_k_bound(files, target, diverge
     assert torch.cosine_similarity(its_gradient, gradient, dim=0) > 0.9
 
 
-@pytest.mark.parametrize("method", ["supervised-kd", "seqkd", "gkd", "distillspec"])
-def test_every_method_trains_without_the_weights(files, target, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "owner"),
+    [("supervised-kd", "vllm"), ("seqkd", "vllm"), ("gkd", "vllm"), ("distillspec", "vllm"), ("distillspec", "sglang")],
+)
+def test_every_method_trains_without_the_weights(files, target, tmp_path, method, owner):
     settings = {"method": method, "steps": 40, "eval_every": 20, "target_fraction": 0.5, "lmbda": 0.5}
-    with FakeVllm(target) as served:
+    with FakeVllm(target, owner=owner) as served:
         summary = train_draft(config(files, tmp_path / "out", served.url, **settings))
     assert summary["steps"] == 40 and summary["gain"]["sampled"]["ci95"][0] > 0
     assert served.most_at_once <= 8
@@ -158,6 +161,21 @@ def test_a_server_that_stays_away_ends_the_run_and_resume_loses_no_step(files, t
     assert resumed["after"] == whole["after"] and resumed["best_step"] == whole["best_step"]
     a, b = (load_model(str(tmp_path / name)) for name in ("whole", "part"))
     assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_sglang_labels_are_vllms(files, target):
+    found = []
+    for owner in ("vllm", "sglang"):
+        with FakeVllm(target, owner=owner, max_logprobs=65) as served:
+            found.append(TargetServer(ModelServer(served.url), target, 65).of([sequence()])[0])
+    order = [each.token_ids.argsort(1) for each in found]
+    both = [each.log_probs.gather(1, index) for each, index in zip(found, order, strict=True)]
+    assert torch.equal(*both)
+
+
+def test_a_text_that_fills_the_context_leaves_room_for_the_servers_token(target):
+    with FakeVllm(target) as served:
+        assert TargetServer(ModelServer(served.url), target, 5).max_context == target.max_context - 1
 
 
 def test_a_slow_server_is_slow(files, target):

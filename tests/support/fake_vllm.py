@@ -1,6 +1,6 @@
 """A server that answers as `vllm serve` does, with a tiny model behind it; it can be told to misbehave.
 
-The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/remote_target.py`).
+The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/soft_labels.py --server`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class FakeVllm:
         max_logprobs: As vLLM's flag.
         port: 0 takes a free one.
         delay: Seconds before each answer.
+        owner: `vllm`, or `sglang` for a server that answers as SGLang's `/generate` does.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class FakeVllm:
         max_logprobs: int = 20,
         port: int = 0,
         delay: float = 0.0,
+        owner: str = "vllm",
     ) -> None:
+        self.owner = owner
         self.model, self.name, self.fault, self.max_logprobs, self.delay = model, name, fault, max_logprobs, delay
         self.requests, self.at_once, self.most_at_once = 0, 0, 0
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
@@ -94,11 +97,17 @@ class FakeVllm:
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": self.name, "max_model_len": self.model.max_context}]}
-        if body.get("model") != self.name:
+            return 200, {
+                "object": "list",
+                "data": [{"id": self.name, "max_model_len": self.model.max_context, "owned_by": self.owner}],
+            }
+        if path != "/generate" and body.get("model") != self.name:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist.", "code": 404}}
         if path == "/tokenize":
             return 200, {"tokens": self.model.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
+        if path == "/generate" and self.owner == "sglang":
+            with self._model_lock:
+                return 200, self._generate(body)
         asked = body.get("prompt_logprobs")
         if asked is not None and asked > self.max_logprobs:
             message = f"Requested prompt logprobs of {asked}, which is greater than max allowed: {self.max_logprobs}"
@@ -122,6 +131,27 @@ class FakeVllm:
         if body.get("prompt_logprobs") is not None:
             choice["prompt_logprobs"] = self._prompt_log_probs(body["prompt"], body["prompt_logprobs"])
         return choice
+
+    def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        settings = body["sampling_params"]
+        as_vllm = {"prompt": body["input_ids"], "max_tokens": settings["max_new_tokens"], "return_token_ids": True}
+        as_vllm["temperature"] = settings["temperature"]
+        if body.get("return_logprob"):
+            assert body["logprob_start_len"] == 0
+            as_vllm["prompt_logprobs"] = body["top_logprobs_num"]
+        choice = self._choice(as_vllm)
+        meta: dict[str, Any] = {"prompt_tokens": len(body["input_ids"])}
+        if choice["prompt_logprobs"] is not None:
+            # [log-probability, id, text or null], likeliest first; nothing for the first token.
+            meta["input_top_logprobs"] = [
+                entry
+                if entry is None
+                else sorted([[each["logprob"], int(name), None] for name, each in entry.items()], reverse=True)[
+                    : body["top_logprobs_num"]
+                ]
+                for entry in choice["prompt_logprobs"]
+            ]
+        return {"text": choice["text"], "output_ids": choice["token_ids"], "meta_info": meta}
 
     @torch.no_grad()
     def _prompt_log_probs(self, prompt: list[int], count: int) -> list[Any]:
