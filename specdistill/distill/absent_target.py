@@ -12,10 +12,8 @@ from specdistill.data.soft_labels import LabelStore
 from specdistill.distill import settings_file
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.rollouts import find_shards, select_rows
-from specdistill.distill.target_server import TargetServer
 from specdistill.errors import ConfigError, DataError
 from specdistill.model_server import ModelServer, check_url
-from specdistill.models import LanguageModel
 
 
 def check(config: TrainConfig) -> None:
@@ -50,24 +48,25 @@ def open_labels(config: TrainConfig) -> LabelStore | None:
     return None if config.soft_labels is None else LabelStore(find_shards(Path(config.soft_labels)))
 
 
-def connect(config: TrainConfig, target: LanguageModel, say: Callable[[str], None]) -> TargetServer | None:
-    """The server of --target-server, whose tokenizer was found to be the target's.
+def reach(config: TrainConfig, say: Callable[[str], None]) -> ModelServer | None:
+    """The server of --target-server, which answers and serves the model.
 
     Args:
         config: Where it is.
-        target: Its shell.
         say: Where waiting announces itself.
+
+    Raises:
+        ServerError: It does not.
     """
     if config.target_server is None:
         return None
-    server = ModelServer(
+    return ModelServer(
         config.target_server,
         config.server_model,
         concurrency=config.server_concurrency,
         patience=config.server_patience,
         say=say,
     )
-    return TargetServer(server, target, config.server_top_k)
 
 
 def answers(

@@ -281,8 +281,8 @@ class TrainConfig:
             return
         if self.method not in ("gkd", "distillspec") or self.soft_labels is not None:
             raise ConfigError(f"--rollout-engine writes the draft's own answers, which --method {self.method} has not")
-        if self.shards_draft:
-            raise ConfigError("--rollout-engine vllm needs a whole draft; leave --shard draft away")
+        if self.shards_draft or self.lora_rank:
+            raise ConfigError("--rollout-engine vllm needs a draft's whole weights; leave --shard and --lora-rank away")
         if not 0 < self.engine_memory < 1:
             raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
 

@@ -81,6 +81,8 @@ def train_draft(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
+    # Before any weights are read: a server that is not there is found at once.
+    reached = absent_target.reach(config, progress.say)
     pair = load_pair(
         config.target,
         config.draft,
@@ -101,7 +103,7 @@ def train_draft(
     reference = _load_reference(config, pair, progress)
     guidance = _guidance(config, pair.target)
     store = absent_target.open_labels(config)
-    server = absent_target.connect(config, pair.target, progress.say)
+    server = None if reached is None else TargetServer(reached, pair.target, config.server_top_k)
     longest = pair.target.max_context if server is None else server.max_context
     room = min(longest, pair.draft.max_context) - config.max_new_tokens
     encoded = encode_all(training, pair.target.tokenizer, room)

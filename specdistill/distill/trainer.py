@@ -298,7 +298,9 @@ class DraftTrainer:
         try:
             yield
         except ServerError:
-            self._write_checkpoint(self.step - 1, before)
+            # Shards are gathered by all ranks together, and the others may have got their labels.
+            if not self._shards.sharded:
+                self._write_checkpoint(self.step - 1, before)
             raise
 
     def _checkpoint(self) -> None:

@@ -191,7 +191,8 @@ def test_an_answer_that_takes_too_long_counts_as_none(target):
         ModelServer(served.url, timeout=0.1, patience=0.5)
 
 
-def test_no_server_at_all(files, tmp_path):
+def test_no_server_at_all_is_found_before_a_model_is_loaded(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("specdistill.models.load.find", lambda *_, **__: pytest.fail("a model was looked for"))
     with pytest.raises(ServerError, match="no answer since") as error:
         train_draft(config(files, tmp_path / "out", "http://127.0.0.1:9", server_patience=0))
     assert "\n" not in str(error.value)
