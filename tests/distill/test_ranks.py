@@ -116,7 +116,7 @@ def test_two_ranks_train_as_one(files, tmp_path, name):
 def test_two_hundred_steps_of_unequal_rollouts_end(files, tmp_path, method, shard):
     """Answers of different lengths per rank, coins, a short last batch: nobody waits for ever."""
     arguments = {"method": method, "steps": 200, "eval_every": 100, "batch_size": 3, "micro_batch_size": 1}
-    arguments |= {"shard": shard}
+    arguments |= {"shard": shard, "max_new_tokens": 5}
     done = launch(settings(files, tmp_path / "out", **arguments))
     assert done.returncode == 0, done.stderr[-3000:]
     assert history(tmp_path / "out")[-1]["step"] == 200

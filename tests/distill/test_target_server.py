@@ -104,10 +104,10 @@ def test_the_servers_answers_are_those_of_its_model(files, target):
     assert [each.finish_reason for each in written] == [each.finish_reason for each in local]
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 500])
 def test_an_overloaded_server_is_asked_again(files, target, tmp_path, status):
     def fault(path, number):
-        return (status, {"error": {"message": "busy"}}) if number % 10 == 0 else None
+        return (status, {"error": {"message": "busy"}}) if number % 30 == 0 else None
 
     with FakeVllm(target, fault=fault) as served:
         faulty = train_draft(config(files, tmp_path / "a", served.url, server_concurrency=2))
