@@ -14,11 +14,6 @@ def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     from specdistill.distill.generate import generate
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import generation_table
+    from specdistill.serving.engines import maker_of
 
-    make_engine = None
-    if config.rollout_engine == "vllm":
-        from specdistill.serving.engines import vllm
-
-        vllm.check_installed()
-        make_engine = vllm.VllmEngine
-    generation_table(generate(config, TerminalProgress(), make_engine))
+    generation_table(generate(config, TerminalProgress(), maker_of(config.rollout_engine)))

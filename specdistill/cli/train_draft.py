@@ -14,11 +14,6 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     from specdistill.distill.train_draft import train_draft
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import training_table
+    from specdistill.serving.engines import maker_of
 
-    make_engine = None
-    if config.rollout_engine == "vllm":
-        from specdistill.serving.engines import vllm
-
-        vllm.check_installed()
-        make_engine = vllm.VllmEngine
-    training_table(train_draft(config, TerminalProgress(), make_engine=make_engine))
+    training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.rollout_engine)))

@@ -166,11 +166,14 @@ class LabelStore:
             raise DataError(f"the soft labels of prompt {sequence.prompt_id!r} do not fit its answer; annotate it anew")
         return TokenLabels(ids, log_probs, counts, draws)
 
+    def labels_of(self, sequences: Many[Sequence]) -> list[TokenLabels]:
+        """Of each sequence, in order."""
+        return [self.token_labels(sequence) for sequence in sequences]
+
     def of(self, sequences: Many[Sequence]) -> list[SoftLabels]:
         """What the loss trains on, in the order of the sequences."""
         found = []
-        for sequence in sequences:
-            labels = self.token_labels(sequence)
+        for labels in self.labels_of(sequences):
             weights = labels.log_probs
             if labels.draws is not None:
                 rows = torch.arange(len(labels.counts)).repeat_interleave(labels.counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import torch
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.decoding import Sampling
-from specdistill.distill import on_ray, rollouts, scorers, settings_file
+from specdistill.distill import on_ray, rollout_engine, rollouts, scorers, settings_file
 from specdistill.distill.generate_config import GenerateConfig
-from specdistill.distill.rollout_engine import MakeEngine, RolloutEngine
-from specdistill.errors import ConfigError
+from specdistill.distill.rollout_engine import MakeEngine
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
@@ -53,8 +53,7 @@ def generate(
     Raises:
         SpecdistillError: Bad input, before anything is generated.
     """
-    if config.rollout_engine != "transformers" and make_engine is None:
-        raise ConfigError(f"--rollout-engine {config.rollout_engine}: pass make_engine (the command line does)")
+    rollout_engine.check_given(config, make_engine)
     if config.ray is not None:
         on_ray.check_installed()
     progress = progress or Quiet()
@@ -67,12 +66,10 @@ def generate(
     settings_file.claim(output, _settings(config), "answers")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if make_engine is not None or config.ray is not None:
+    if config.ray is not None:
         models = {"target": load.load_shell(load.find(config.target, "target", progress.say))}
     elif config.other is None:
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, device)
-        models = {"target": load.load_model(config.target, "target", device=device, dtype=dtype)}
+        models = {"target": _load_target(config, progress.say)}
     else:
         pair = load_pair(config.target, config.other, device=config.device, dtype=config.dtype, say=progress.say)
         models = {"target": pair.target, "other": pair.draft}
@@ -81,12 +78,12 @@ def generate(
     encoded = encode_all(prompts, target.tokenizer, room)
     settings_file.write(output, _settings(config))
     settings = _rollout_settings(config)
-    engine = None if config.ray is not None else _make_engine(config, make_engine, target, encoded)
+    engine = None if config.ray is not None else rollout_engine.make(config, make_engine, target, encoded)
 
     def write(role: str, copies: int) -> list[Sequence]:
         directory = output if config.other is None else output / role
         if config.ray is not None:
-            _write_on_ray(config, make_engine, copies * -(-len(prompts) // settings.shard_size), len(prompts), progress)
+            _write_on_ray(config, make_engine, settings.num_shards(len(prompts), copies), len(prompts), progress)
         else:
             arguments = {"copies": copies, "directory": directory, "progress": progress, "name": f"{role} rollouts"}
             arguments["write"] = None if engine is None else engine.write
@@ -121,16 +118,10 @@ class AnswerWriter:
     """
 
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
-        source = load.find(config.target, "target")
-        if make_engine is None:
-            device = resolve_device(config.device)
-            dtype = resolve_dtype(config.dtype, device)
-            model = load.load_model(source, "target", device=device, dtype=dtype)
-        else:
-            model = load.load_shell(source)
+        model = _load_target(config, print)
         prompts = load_prompts(config.prompts)
         encoded = encode_all(prompts, model.tokenizer, model.max_context - config.max_new_tokens)
-        engine = _make_engine(config, make_engine, model, encoded)
+        engine = rollout_engine.make(config, make_engine, model, encoded)
         write = None if engine is None else engine.write
         self._job = rollouts.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)
 
@@ -167,13 +158,13 @@ def _rollout_settings(config: GenerateConfig) -> rollouts.RolloutSettings:
     )
 
 
-def _make_engine(
-    config: GenerateConfig, make_engine: MakeEngine | None, model: LanguageModel, encoded: Many[list[int]]
-) -> RolloutEngine | None:
-    if make_engine is None:
-        return None
-    longest = max(map(len, encoded)) + config.max_new_tokens
-    return make_engine(model, max_length=longest, memory=config.engine_memory)
+def _load_target(config: GenerateConfig, say: Callable[[str], None]) -> LanguageModel:
+    """The target; only its shell where an engine holds the weights."""
+    source = load.find(config.target, "target", say)
+    if config.rollout_engine != "transformers":
+        return load.load_shell(source)
+    device = resolve_device(config.device)
+    return load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
 
 
 def token_cost(config: GenerateConfig, model: LanguageModel, role: str) -> float:

@@ -119,8 +119,8 @@ class HeldOut:
 class TokenLabeller(Protocol):
     """Knows the target's distribution over an answer's tokens by some of its ids."""
 
-    def token_labels(self, sequence: Sequence) -> TokenLabels:
-        """Of one answer."""
+    def labels_of(self, sequences: Many[Sequence]) -> list[TokenLabels]:
+        """Of each answer, in order."""
         ...
 
 
@@ -132,7 +132,7 @@ class HeldOutLabels(HeldOut):
     `argmax_draft` are right on average, and `greedy` compares with the likeliest id that was drawn.
 
     Args:
-        labeller: Asked once for each answer.
+        labeller: Asked once for all answers.
         answers: The target's.
         temperature: Of the labels.
         greedy: Whether the server will decode greedily: then every rule is agreement.
@@ -143,7 +143,7 @@ class HeldOutLabels(HeldOut):
         self, labeller: TokenLabeller, answers: Many[Sequence], temperature: float, greedy: bool, rule: str
     ) -> None:
         self._answers, self._temperature, self._greedy, self.watched = answers, temperature, greedy, rule
-        self._labels = [labeller.token_labels(answer) for answer in answers]
+        self._labels = labeller.labels_of(answers)
 
     @torch.no_grad()
     def score(self, draft: LanguageModel) -> list[PromptAcceptance]:

@@ -92,6 +92,10 @@ class RolloutSettings:
     """Answers per shard: what a kill can cost."""
     guidance: Guidance | None = None
 
+    def num_shards(self, num_prompts: int, copies: int) -> int:
+        """Of `copies` answers to each prompt: a shard never holds two copies."""
+        return copies * -(-num_prompts // self.shard_size)
+
 
 def sample_rollouts(
     model: LanguageModel,
@@ -120,7 +124,7 @@ def sample_rollouts(
         write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
     job = RolloutJob(model, prompts, encoded, settings, directory, write)
-    shards = ranks.share(range(job.num_shards(copies)))
+    shards = ranks.share(range(settings.num_shards(len(prompts), copies)))
     with progress.task(name, copies * len(prompts) * settings.max_new_tokens // ranks.world, "tokens") as task:
         for shard in shards:
             job.write_shard(shard, task)
@@ -144,18 +148,10 @@ class RolloutJob:
         # Prompts of like length share a batch: padding costs as much as tokens.
         self._order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
 
-    def num_shards(self, copies: int) -> int:
-        """Of `copies` answers per prompt."""
-        return copies * self._per_copy
-
-    @property
-    def _per_copy(self) -> int:
-        return -(-len(self._order) // self._settings.shard_size)
-
     def write_shard(self, shard: int, task: Task) -> int:
         """Writes a shard where it is missing; the tokens it may hold."""
         settings = self._settings
-        copy, part = divmod(shard, self._per_copy)
+        copy, part = divmod(shard, settings.num_shards(len(self._order), copies=1))
         chosen = self._order[part * settings.shard_size : (part + 1) * settings.shard_size]
         path = self._directory / SHARD.format(shard)
         most = len(chosen) * settings.max_new_tokens

@@ -50,10 +50,6 @@ class TargetServer:
         # A server writes at least one token after a text that it labels.
         self.max_context = min(target.max_context, (server.max_context or target.max_context + 1) - 1)
 
-    def token_labels(self, sequence: Sequence) -> TokenLabels:
-        """Of one sequence."""
-        return self.labels_of([sequence])[0]
-
     def labels_of(self, sequences: Many[Sequence]) -> list[TokenLabels]:
         """Of each sequence, in order; the requests run at the same time."""
         bodies = [self._dialect.label_body([*each.prompt_ids, *each.answer_ids], self._top_k) for each in sequences]
@@ -107,10 +103,10 @@ class TargetServer:
             raise ServerError(
                 f"{self._server.url} returns no log-probabilities of {length} prompt tokens; is it vLLM or SGLang?"
             )
+        rows = self._target.head_weight.shape[0]
         ids, log_probs, counts = [], [], []
         for found in entries[len(sequence.prompt_ids) :]:
             # Padding rows of the head have ids too, and next to no probability.
-            rows = self._target.head_weight.shape[0]
             fitting = {name: value for name, value in (found or {}).items() if name < self._target.vocab_size}
             if not found or not fitting or max(found) >= rows or not all(map(_is_log_prob, found.values())):
                 raise ServerError(

@@ -19,7 +19,7 @@ from specdistill.data.batch import Sequence
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import absent_target, lora, run_state, scorers, settings_file, sharding
+from specdistill.distill import absent_target, lora, rollout_engine, run_state, scorers, settings_file, sharding
 from specdistill.distill.callbacks import check_trackers
 from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TrainConfig
@@ -39,8 +39,10 @@ from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
 HELDOUT_DIRECTORY = "heldout"
-_MAY_CHANGE = {"resume", "device", "threads", "output", "report_to", "target_server"}
-_MAY_CHANGE |= {"server_model", "server_concurrency", "server_patience"}
+_MAY_CHANGE = {
+    *("resume", "device", "threads", "output", "report_to"),
+    *("target_server", "server_model", "server_concurrency", "server_patience"),
+}
 
 
 def train_draft(
@@ -65,8 +67,7 @@ def train_draft(
         KeyboardInterrupt: After the best draft so far was saved.
     """
     training, heldout, reward = _check_before_loading(config)
-    if config.rollout_engine != "transformers" and make_engine is None:
-        raise ConfigError(f"--rollout-engine {config.rollout_engine}: pass make_engine (the command line does)")
+    rollout_engine.check_given(config, make_engine)
     sharding.check_launch()
     ranks = join(config.device)
     if config.shard != "none" and ranks.world == 1:
@@ -122,10 +123,7 @@ def train_draft(
             answers = _heldout_answers(
                 pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks, server
             )
-        engine = None
-        if config.rollout_engine != "transformers" and make_engine is not None:
-            longest = max(map(len, encoded)) + config.max_new_tokens
-            engine = make_engine(pair.draft, max_length=longest, memory=config.engine_memory)
+        engine = rollout_engine.make(config, make_engine, pair.draft, encoded)
         work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks, store, engine, server)
         source, reused = build_source(work)
         trainer = DraftTrainer(
@@ -236,7 +234,7 @@ def _write_in_lockstep(
     ranks: Ranks,
 ) -> None:
     """A sharded target answers in all ranks at once: each pass is a collective, so all write the same answers."""
-    finished = len(list(directory.glob("*.parquet"))) == -(-len(prompts) // settings.shard_size)
+    finished = len(list(directory.glob("*.parquet"))) == settings.num_shards(len(prompts), copies=1)
     ranks.wait()
     if finished:
         return

@@ -198,11 +198,12 @@ class DraftTrainer:
             needed = config.loss != "ce" and not soft
             hidden = torch.cat(self._states.of(present)) if needed else None
             last = index == len(chunks) - 1
-            with self._summed(last), self._accelerator.autocast():
+            with self._summed(last):
                 start = index * size
                 own = None if advantages is None else advantages[start : start + len(chunk)]
-                part = self._loss(batch, hidden, totals, own, soft_labels)
-            with self._summed(last):
+                # prepare() wraps this in for whole modules; a sharded one never went through it.
+                with self._accelerator.autocast():
+                    part = self._loss(batch, hidden, totals, own, soft_labels)
                 # Wrappers average gradients over ranks; the loss is a sum over them.
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())
