@@ -132,8 +132,8 @@ def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
     per_row = SamplingSettings(*(each.repeat(2) for each in settings))
     row_keys = [tokens] * 3
 
-    def verifying(rule: str, draft: Tensor | None, filtered: bool) -> Callable[[], Any]:
-        return lambda: verify.verify_fused(six, tokens, cu, draft, rule, keys, settings, 1.0, filtered)
+    def verifying(rule: str, draft: Tensor | None, filtered: bool, given: bool = False) -> Callable[[], Any]:
+        return lambda: verify.verify_fused(six, tokens, cu, draft, rule, keys, settings, 1.0, filtered, given)
 
     def diverging(kind: str, cap: float | None = None) -> Callable[[], Any]:
         arguments = (logits(4, dtype, aligned), four, tokens, torch.ones(4), kind, 0.5, 3.0, 0.7, cap, cap, True)
@@ -158,6 +158,20 @@ def calls(dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], Any]]:
             "verify greedy": verifying("greedy", None, False),
             "verify one-hot": verifying("argmax_draft", None, False),
             "verify block": verifying("block", four, True),
+            # A number that is 1 becomes a constant, which is another program.
+            "verify one request": lambda: verify.verify_fused(
+                six[:3],
+                tokens[:2],
+                cu[:1],
+                four[:2],
+                "sampled",
+                [key[:1] for key in keys],
+                SamplingSettings(*(each[:1] for each in settings)),
+                1.0,
+                True,
+                False,
+            ),
+            "verify block, probabilities": verifying("block", four.float(), True, True),
         }
     return found
 

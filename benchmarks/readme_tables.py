@@ -1,7 +1,7 @@
-"""Fills the README's tables from benchmarks/results, so that no number there is typed by hand.
+"""Fills the tables of README.md and kernels/README.md from benchmarks/results, so that no number is typed by hand.
 
-python benchmarks/readme_tables.py           writes README.md
-python benchmarks/readme_tables.py --check   fails if README.md is out of date (a test runs this)
+python benchmarks/readme_tables.py           writes both
+python benchmarks/readme_tables.py --check   fails if one is out of date (a test runs this)
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from smollm2 import RESULTS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 def load(name: str) -> Any:
@@ -183,6 +184,41 @@ def soft_labels_table() -> str:
     return "\n".join(lines)
 
 
+def kernel_speed_table() -> str:
+    report = load("kernel_speed.json")
+    lines = [
+        f"On one {report['device']} (torch {report['torch']}, triton {report['triton']}, vLLM {report['vllm']}; "
+        f"{report['vocab']} ids, bfloat16, 4 draft tokens, captured graphs):",
+        "",
+        "| `verify` | batch | ours, ms | torch / ours | vLLM / ours | extra MiB: ours | torch | vLLM |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["verify"]:
+        rule = row["rule"] + (", top-k 50, top-p 0.9" if row["filters"] else "")
+        times, memory = row["times_ours"], row["extra_mebibytes"]
+        cells = [rule, row["batch"], f"{row['milliseconds']['specdistill']:.3f}"]
+        cells += [f"{times[name]:.2f}" if name in times else "-" for name in ("torch", "vllm")]
+        cells += [f"{memory[name]:.1f}" if name in memory else "-" for name in ("specdistill", "torch", "vllm")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        "| operation | ours, ms | torch / ours | Liger / ours | extra MiB: ours | torch | Liger |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    named = [(f"{row['operation']}, {row['rows']} rows", row) for row in report["scoring"]]
+    named += [
+        (f"`fused_divergence` {row['kind']}, {row['tokens']} tokens, forward and backward", row)
+        for row in report["fused_divergence"]
+    ]
+    for name, row in named:
+        times, memory = row["times_ours"], row["extra_mebibytes"]
+        cells = [name, f"{row['milliseconds']['specdistill']:.2f}"]
+        cells += [f"{times[peer]:.2f}" if peer in times else "-" for peer in ("torch", "liger")]
+        cells += [f"{memory[peer]:.0f}" if peer in memory else "-" for peer in ("specdistill", "torch", "liger")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "soft-labels": soft_labels_table,
     "methods": methods_table,
@@ -196,12 +232,16 @@ TABLES = {
 }
 
 
-def filled(text: str) -> str:
-    """README text with every marked block replaced."""
-    for name, make in TABLES.items():
+KERNEL_TABLES = {"kernel-speed": kernel_speed_table}
+
+
+def filled(path: Path, tables: dict[str, Callable[[], str]]) -> str:
+    """The file's text with every marked block replaced."""
+    text = path.read_text()
+    for name, make in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not block.search(text):
-            sys.exit(f"README.md has no block <!-- {name} -->")
+            sys.exit(f"{path} has no block <!-- {name} -->")
         text = block.sub(lambda match, make=make: match[1] + make() + "\n" + match[2], text)
     return text
 
@@ -209,13 +249,13 @@ def filled(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    current = README.read_text()
-    wanted = filled(current)
-    if parser.parse_args().check:
-        if wanted != current:
-            sys.exit("README.md is out of date: run `python benchmarks/readme_tables.py`")
-        return
-    README.write_text(wanted)
+    check = parser.parse_args().check
+    for path, tables in ((ROOT / "README.md", TABLES), (ROOT / "kernels/README.md", KERNEL_TABLES)):
+        wanted = filled(path, tables)
+        if check and wanted != path.read_text():
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `python benchmarks/readme_tables.py`")
+        if not check:
+            path.write_text(wanted)
 
 
 if __name__ == "__main__":

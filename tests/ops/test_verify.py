@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from scipy.stats import chi2
@@ -44,49 +46,59 @@ def law(logits, temperature=1.0, **filters):
     return (rows.masked_fill(rows < lowest[:, None], -torch.inf) / temperature).softmax(-1).reshape(logits.shape)
 
 
+STOCK_LAW = law
+
+
 class Tables:
     """Laws of three tokens: target behind every prefix of up to two tokens, draft behind every prefix of up to one.
 
     Rows come out of a wider table, so they are not contiguous: a padded vocabulary is sliced like that.
     """
 
-    def __init__(self, seed=0, closeness=1.0):
+    def __init__(self, seed=0, closeness=1.0, device="cpu"):
         generator = torch.Generator().manual_seed(seed)
         wide = 1.5 * torch.randn(1 + VOCAB + VOCAB**2, VOCAB + 2, generator=generator)
-        self.target = wide[:, :VOCAB]
+        self.target = wide.to(device)[:, :VOCAB]
         noisy = wide + closeness * torch.randn(wide.shape, generator=generator)
-        self.draft = noisy[: 1 + VOCAB, :VOCAB]
+        self.draft = noisy.to(device)[: 1 + VOCAB, :VOCAB]
 
     def joint(self, **settings):
         p = law(self.target, **settings)
         return p[0][:, None, None] * p[1 : 1 + VOCAB][:, :, None] * p[1 + VOCAB :].reshape(VOCAB, VOCAB, VOCAB)
 
 
-def emitted_triples(tables: Tables, rule: str, draws=DRAWS, seed=0, backend="auto", lenience=1.0, **settings):
-    """First three tokens of `draws` requests that draft 0, 1 or 2 tokens in turn: counts, and mean accepted of 2."""
-    target, draft = tables.target, tables.draft
-    seeds = torch.arange(draws) + seed * draws
-    zeros = torch.zeros(draws, dtype=torch.int64)
+def emitted_triples(tables: Tables, rule: str, draws=DRAWS, seed=0, backend="auto", lenience=1.0, own=None, **settings):
+    """First three tokens of `draws` requests that draft 0, 1 or 2 tokens in turn: counts, and mean accepted of 2.
+
+    own: The draft's settings where they aren't the target's; verification then gets its probabilities.
+    """
+    target, draft, device = tables.target, tables.draft, tables.target.device
+    seeds = torch.arange(draws, device=device) + seed * draws
+    zeros = torch.zeros(draws, dtype=torch.int64, device=device)
+
+    drawn = settings if own is None else own
 
     def propose(rows, position):
         if rule == "argmax_draft":
             return rows.argmax(-1)
-        return sample(rows, seeds=seeds, positions=zeros + position, rounds=zeros, stream=noise.DRAFT, **settings)
+        return sample(rows, seeds=seeds, positions=zeros + position, rounds=zeros, stream=noise.DRAFT, **drawn)
 
     def continued(rows, position):
         return sample(rows, seeds=seeds, positions=zeros + position, **settings)
 
     first = propose(draft[zeros], 0)
     second = propose(draft[1 + first], 1)
-    amounts = torch.arange(draws) % 3
+    amounts = torch.arange(draws, device=device) % 3
     drafted = torch.stack([first, second], 1)
-    inside = torch.arange(2) < amounts[:, None]
+    inside = torch.arange(2, device=device) < amounts[:, None]
+    draft_rows = torch.stack([draft[zeros], draft[1 + first]], 1)[inside]
     target_rows = torch.stack([target[zeros], target[1 + first], target[1 + VOCAB + first * VOCAB + second]], 1)
     got = verify(
-        target_rows[torch.arange(3) <= amounts[:, None]],
+        target_rows[torch.arange(3, device=device) <= amounts[:, None]],
         drafted[inside],
         amounts.cumsum(0),
-        torch.stack([draft[zeros], draft[1 + first]], 1)[inside],
+        draft_rows if own is None else None,
+        draft_probs=None if own is None else law(draft_rows, **own),
         rule=rule,
         seeds=seeds,
         positions=zeros,
@@ -106,7 +118,8 @@ def emitted_triples(tables: Tables, rule: str, draws=DRAWS, seed=0, backend="aut
 def p_value(rule="sampled", tables=None, **settings):
     tables = tables or Tables()
     counts, _ = emitted_triples(tables, rule, **settings)
-    settings.pop("lenience", None)
+    for name in ("lenience", "own"):
+        settings.pop(name, None)
     return g_test(counts.flatten(), tables.joint(**settings).flatten())
 
 
@@ -114,6 +127,20 @@ def p_value(rule="sampled", tables=None, **settings):
 @pytest.mark.parametrize("rule", EXACT_RULES)
 def test_three_tokens_of_a_ragged_batch_follow_the_target(rule, settings):
     assert p_value(rule, **settings) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("own", [{}, {"temperature": 0.6}, {"top_k": 3}], ids=["plain", "cool", "top-k"])
+@pytest.mark.parametrize("rule", ["sampled", "block"])
+def test_drafts_of_other_settings_follow_the_target_by_their_probabilities(rule, own):
+    assert p_value(rule, own=own, temperature=0.8, top_p=0.8) > FALSE_ALARM
+
+
+def test_a_draft_that_lies_about_its_probabilities_is_found_out():
+    """The guard of the test above: drawn by one law and verified by another, the target's law is lost."""
+    assert p_value("sampled", own={"temperature": 0.2}, temperature=0.8) > FALSE_ALARM
+    with mock.patch(f"{__name__}.law", lambda rows, **_: STOCK_LAW(rows)):
+        counts, _ = emitted_triples(Tables(), "sampled", own={"temperature": 0.2}, temperature=0.8)
+    assert g_test(counts.flatten(), Tables().joint(temperature=0.8).flatten()) < FALSE_ALARM
 
 
 def inverted_ratio(p, q, tokens):
@@ -348,13 +375,14 @@ def requests(vocab, dtype, device, spread=0.3, seed=0, counts=COUNTS):
     return target, draft, torch.tensor(counts, device=device).cumsum(0)
 
 
-def decisions(rule, target, draft, cu, ids, backend, seed=5, **settings):
+def decisions(rule, target, draft, cu, ids, backend, seed=5, given=False, **settings):
     keys = torch.arange(len(cu), device=target.device)
     got = verify(
         target,
         ids,
         cu,
-        draft,
+        None if given else draft,
+        draft_probs=draft if given else None,
         rule=rule,
         seeds=keys * 977 + seed,
         positions=keys,
@@ -401,6 +429,26 @@ def test_kernels_filter_as_the_definition(rule, device):
     assert got == wanted
 
 
+@pytest.mark.parametrize("rule", ["sampled", "block"])
+def test_kernels_take_probabilities_as_the_definition(rule, device, poisoned_empty):
+    target, draft, cu = requests(9000, torch.float32, device)
+    probs = (draft / 0.6).softmax(-1)
+    ids = probs.argmax(-1).int()
+    # The last request's only token is a placeholder, and one row is no law.
+    ids[-1] = -1
+    temperature = torch.tensor([0.8, 0.8, 0.9, 0.0], device=device)
+    settings = {"temperature": temperature, "top_k": 50, "given": True}
+    wanted, got = (decisions(rule, target, probs, cu.int(), ids, each, **settings) for each in ("torch", "fused"))
+    assert got == wanted
+    # Logits whose settings are the target's are the same thing.
+    assert decisions(rule, target, draft, cu, ids, "fused", temperature=0.6) == decisions(
+        rule, target, probs, cu, ids, "fused", temperature=0.6, given=True
+    )
+    probs[4, 8] = torch.nan
+    wanted, got = (decisions(rule, target, probs, cu, ids, each, **settings) for each in ("torch", "fused"))
+    assert got == wanted
+
+
 @pytest.mark.parametrize("rule", ["greedy", "argmax_draft", "sampled", "block"])
 def test_kernels_treat_strange_rows_as_the_definition(rule, device):
     target, draft, cu = requests(40, torch.float32, device)
@@ -424,7 +472,7 @@ def test_kernels_read_expanded_settings_row_by_row(device):
 def test_the_kernels_follow_the_target_too(device):
     """Independently of the definition; a few draws in the interpreter, and more where it is fast."""
     draws = 9000 if device == "cuda" else 90
-    tables = Tables(closeness=0.5)
+    tables = Tables(closeness=0.5, device=device)
     counts, _ = emitted_triples(tables, "sampled", draws=draws, backend="fused")
     first = counts.sum((1, 2))
     assert g_test(first, law(tables.target)[0]) > FALSE_ALARM

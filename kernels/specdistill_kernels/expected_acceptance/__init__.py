@@ -29,7 +29,7 @@ def expected_acceptance(
     Args:
         target_logits: [tokens, vocab], any float dtype, after temperature and filters; -inf means probability 0.
         draft_logits: [tokens, vocab], likewise. Both must cover the same ids: slice padded vocabularies first.
-        token_ids: int64 [tokens], the token that was really emitted at each position, for `token_acceptance`.
+        token_ids: int32 or int64 [tokens], the token that was really emitted at each position, for `token_acceptance`.
         tile_rows: Rows computed at a time in torch; by default as many as fit 2**23 entries.
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 

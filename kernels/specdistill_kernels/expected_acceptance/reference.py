@@ -42,7 +42,7 @@ def acceptance_statistics(
     draft_argmax = log_q.argmax(-1).masked_fill(undefined, 0)
     token_acceptance = None
     if token_ids is not None:
-        log_ratio = (log_q - log_p).gather(1, token_ids[:, None])[:, 0]
+        log_ratio = (log_q - log_p).gather(1, token_ids[:, None].long())[:, 0]
         token_acceptance = log_ratio.clamp(max=0).exp()
     # 0 * (-inf) is NaN; terms of probability 0 are 0 by continuity.
     statistics = (

@@ -49,6 +49,7 @@ def fused_divergence(
     tile_rows: int | None = None,
     backend: str = "auto",
     soft_labels: SoftLabels | None = None,
+    static_shapes: bool = False,
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -76,6 +77,8 @@ def fused_divergence(
         soft_labels: Instead of the target: its K likeliest ids with their log-probabilities. All other ids count as one
             outcome, in divergence, alpha, agreement and entropy alike: a divergence over merged outcomes is at most
             the true one, alpha at least. Any kind but `ce`.
+        static_shapes: Also goes over tokens of weight 0 (their values, statistics and gradients are 0 still), so that
+            nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph demands.
 
     Returns:
         See `DivergenceOutput`.
@@ -117,7 +120,9 @@ def fused_divergence(
     fused = choose(backend, draft_weight) == "fused" and not torch_only
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
-    settings = Settings(kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused)
+    settings = Settings(
+        kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused, static_shapes
+    )
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
         draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings
     )

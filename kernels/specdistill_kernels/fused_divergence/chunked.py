@@ -42,6 +42,8 @@ class Settings(NamedTuple):
     tile_rows: int
     fused: bool
     """Whether a tile's statistics and gradient come from the Triton kernels."""
+    static_shapes: bool
+    """Whether tokens of weight 0 are gone over like all others, and then masked."""
 
 
 class SoftLabels(NamedTuple):
@@ -70,19 +72,35 @@ class ChunkedDivergence(torch.autograd.Function):
         head = draft_weight[: settings.vocab_size]
         # float32 whatever the head's dtype: bf16 sums over many tiles lose 4 to 23 % of the gradient.
         grad_weight = torch.zeros(draft_weight.shape, dtype=_wide(head), device=head.device) if need_weight else None
-        active = weights.nonzero()[:, 0]
+        idle = None
+        if settings.static_shapes:
+            idle = weights == 0
+            active = torch.arange(tokens, device=weights.device)
+        else:
+            active = weights.nonzero()[:, 0]
         for rows in active.split(settings.tile_rows):
-            hidden = draft_hidden[rows]
+
+            def rows_of(tensor: Tensor, filler: float = 0, rows: Tensor = rows) -> Tensor:
+                # Nobody promised that idle tokens hold numbers or ids, and 0 times NaN is NaN.
+                return tensor[rows] if idle is None else _masked(tensor[rows], idle[rows], filler)
+
+            hidden = rows_of(draft_hidden)
+            soft = None
+            if soft_labels is not None:
+                soft = SoftLabels(rows_of(soft_labels.token_ids), rows_of(soft_labels.log_probs, -torch.inf))
             value, grad, found = (_fused_tile if settings.fused else _torch_tile)(
                 hidden,
                 head,
-                None if target_hidden is None else (target_hidden[rows], target_weight[: settings.vocab_size]),
-                None if labels is None else labels[rows],
-                None if soft_labels is None else SoftLabels(*(each[rows] for each in soft_labels)),
+                None if target_hidden is None else (rows_of(target_hidden), target_weight[: settings.vocab_size]),
+                None if labels is None else rows_of(labels),
+                soft,
                 weights[rows],
                 settings,
                 need_hidden or need_weight,
             )
+            if idle is not None:
+                value = value.masked_fill(idle[rows], 0)
+                found = None if found is None else _masked(found.T, idle[rows], fill).T
             per_token[rows] = value.float()
             if found is not None:
                 statistics[:, rows] = found.float()
@@ -198,6 +216,10 @@ def _add_weight_gradient(out: Tensor, grad: Tensor, hidden: Tensor) -> None:
     from specdistill_kernels.fused_divergence.fused import add_weight_gradient
 
     add_weight_gradient(out, grad, hidden)
+
+
+def _masked(rows: Tensor, mask: Tensor, filler: float) -> Tensor:
+    return rows.masked_fill(mask[:, None] if rows.ndim == 2 else mask, filler)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

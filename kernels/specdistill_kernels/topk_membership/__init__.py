@@ -18,7 +18,7 @@ def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int, *, backend: s
     Args:
         logits: [tokens, vocab], *raw*: temperature does not change ranks, but top-p must not have been applied (it sets
             most entries to -inf, and the top K would then be filled with arbitrary ids).
-        token_ids: int64 [tokens].
+        token_ids: int32 or int64 [tokens].
         top_k: K, at least 1.
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 

@@ -18,6 +18,7 @@ def verify(
     cu_num_draft_tokens: Tensor,
     draft_logits: Tensor | None = None,
     *,
+    draft_probs: Tensor | None = None,
     rule: str,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
@@ -39,11 +40,14 @@ def verify(
     Args:
         target_logits: [sum over requests of (num_draft_tokens + 1), vocab], any float dtype, before temperature: each
             request's logits behind its last emitted token and behind each draft token.
-        draft_token_ids: int64 [sum of num_draft_tokens]; an id outside the vocabulary (-1) is a placeholder, rejected.
-        cu_num_draft_tokens: int64 [batch], inclusive running sum of each request's number of draft tokens (0 is
-            allowed).
+        draft_token_ids: int32 or int64 [sum of num_draft_tokens]; an id outside the vocabulary (-1) is a placeholder,
+            rejected.
+        cu_num_draft_tokens: int32 or int64 [batch], inclusive running sum of each request's number of draft tokens (0
+            is allowed).
         draft_logits: [sum of num_draft_tokens, vocab], what the draft tokens were sampled from, before temperature and
             with -inf for ids a trimmed draft can't propose; read by `sampled`, `block` and `lenient`.
+        draft_probs: Instead of draft_logits, the probabilities themselves, any float dtype, for drafts sampled in
+            another way than their target (vLLM's use the temperature but no filters): taken as they are.
         rule: `greedy` (argmax match), `sampled` (accept with min(1, p/q), resample from the residual (p - q)+),
             `argmax_draft` (the draft is a point mass: accept with p(x), resample from p without x), `block` (the block
             is judged as a whole: exact, and never shorter than `sampled` in expectation), or `lenient`.
@@ -76,10 +80,13 @@ def verify(
             f"expected {drafted + batch} target rows for {drafted} draft tokens of {batch} requests, got "
             f"{tuple(target_logits.shape)}"
         )
-    if rule in ("sampled", "block", "lenient") and (
-        draft_logits is None or draft_logits.shape != (drafted, target_logits.shape[1])
-    ):
-        raise ValueError(f"the rule {rule!r} needs draft_logits, one row per draft token over the target's vocabulary")
+    if draft_logits is not None and draft_probs is not None:
+        raise ValueError("give draft_logits or draft_probs, not both")
+    draft = draft_logits if draft_probs is None else draft_probs
+    if rule in ("sampled", "block", "lenient") and (draft is None or draft.shape != (drafted, target_logits.shape[1])):
+        raise ValueError(
+            f"the rule {rule!r} needs draft_logits or draft_probs, one row per draft token over the target's vocabulary"
+        )
     if not 0 < lenience <= 1:
         raise ValueError(f"expected 0 < lenience <= 1, got {lenience}")
     if rule != "greedy" and (seeds is None or positions is None):
@@ -94,9 +101,10 @@ def verify(
         from specdistill_kernels.verify.fused import verify_fused
 
         return verify_fused(
-            target_logits, draft_token_ids, cu_num_draft_tokens, draft_logits, rule, keys, settings, loose,
-            filtered,
+            target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, settings, loose, filtered,
+            draft_probs is not None,
         )  # fmt: skip
     return verify_requests(
-        target_logits, draft_token_ids, cu_num_draft_tokens, draft_logits, rule, keys, settings, loose
-    )
+        target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, settings, loose,
+        draft_probs is not None,
+    )  # fmt: skip

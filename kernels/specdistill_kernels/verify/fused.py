@@ -91,6 +91,7 @@ def verify_decide_kernel(
     batch,
     groups,
     lenience,
+    GIVEN: tl.constexpr,
     BY_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -147,6 +148,7 @@ def verify_decide_kernel(
                 draft_stride,
                 vocab,
                 warm,
+                GIVEN,
             )
             # exp(0) is 1 and the coin is below it: an identical draft is never rejected.
             going = coin(seed, base + index, base) < tl.exp(ratio) / lenience
@@ -186,6 +188,7 @@ def verify_resample_kernel(
     vocab,
     batch,
     groups,
+    GIVEN: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -230,17 +233,20 @@ def verify_resample_kernel(
         own = tl.where(greedy, target, own)
         own_best, own_at = leftmost(own_best, own_at, own, columns)
         draft = tl.load(
-            draft_ptr + draft_row * draft_stride + columns, mask=columns < draft_vocab, other=-float("inf")
+            draft_ptr + draft_row * draft_stride + columns,
+            mask=columns < draft_vocab,
+            other=0.0 if GIVEN else -float("inf"),
         ).to(tl.float32)
-        residual = p_share * probability(target, target_lowest, warm, target_lse)
-        residual -= q_share * probability(draft, draft_lowest, warm, draft_lse)
+        residual = p_share * probability(target, target_lowest, warm, target_lse, False)
+        residual -= q_share * probability(draft, draft_lowest, warm, draft_lse, GIVEN)
         scores = tl.where(residual > 0, tl.log(residual) + noise[lane], -float("inf"))
         best, at = leftmost(best, at, scores, columns)
     # An undefined row, or a draft row where one is needed, has a NaN log-sum-exp.
     undefined = (target_lse != target_lse) | (draft_lse != draft_lse)
     plain = q_share == 0
     out = request * groups + group
-    other = batch.to(tl.int64) * groups + out
+    # Not batch.to(): for one request Triton takes it as a plain number.
+    other = tl.num_programs(0).to(tl.int64) * groups + out
     tl.store(best_ptr + out, tl.where(undefined, float("inf"), tl.where(plain, own_best, best)))
     tl.store(at_ptr + out, tl.where(undefined, -1, tl.where(plain, own_at, at)))
     tl.store(best_ptr + other, own_best)
@@ -255,7 +261,7 @@ def verify_combine_kernel(best_ptr, at_ptr, next_ptr, batch, groups, BLOCK: tl.c
     index = tl.arange(0, BLOCK)
     scores = tl.load(best_ptr + request * groups + index, mask=index < groups, other=-float("inf"))
     if tl.max(scores, 0) == -float("inf"):
-        token = token_of(best_ptr, at_ptr, batch.to(tl.int64) + request, groups, BLOCK)
+        token = token_of(best_ptr, at_ptr, tl.num_programs(0).to(tl.int64) + request, groups, BLOCK)
     tl.store(next_ptr + request, token)
 
 
@@ -269,8 +275,9 @@ def verify_fused(
     settings: SamplingSettings,
     lenience: float,
     filtered: bool,
+    given: bool,
 ) -> Verified:
-    """See `verify`; keys are seeds and positions, each [batch]."""
+    """See `verify`; keys are seeds and positions, each [batch]; `given` says that draft_logits are probabilities."""
     batch, device = cu.shape[0], target_logits.device
     cu, draft_token_ids = cu.contiguous(), draft_token_ids.contiguous()
     target = unit_stride(target_logits)
@@ -295,7 +302,7 @@ def verify_fused(
         return Verified(accepted, following)
     assert draft_logits is not None, "checked by verify"
     draft = unit_stride(draft_logits)
-    draft_lowest = filter_threshold_fused(draft, settings, cu=cu) if filtered else None
+    draft_lowest = filter_threshold_fused(draft, settings, cu=cu) if filtered and not given else None
     vocab = target.shape[1]
     groups = triton.cdiv(vocab, GROUP)
     block, warps, temperature = triton.next_power_of_2(groups), warps_of(THREADS), settings.temperature
@@ -320,7 +327,17 @@ def verify_fused(
         weight = torch.empty(draft.shape[0], dtype=torch.float32, device=device)
         mass = torch.empty(draft.shape[0], groups, dtype=torch.float32, device=device)
         verify_weights_kernel[(batch,)](
-            *rows, *sums, draft_token_ids, cu, temperature, weight, *strides, groups, BLOCK=block, num_warps=1
+            *rows,
+            *sums,
+            draft_token_ids,
+            cu,
+            temperature,
+            weight,
+            *strides,
+            groups,
+            GIVEN=given,
+            BLOCK=block,
+            num_warps=1,
         )
         verify_masses_kernel[(draft.shape[0], groups)](
             *rows,
@@ -332,6 +349,7 @@ def verify_fused(
             *strides,
             batch,
             groups,
+            GIVEN=given,
             TILE=TILE,
             BLOCK=block,
             num_warps=warps,
@@ -340,13 +358,13 @@ def verify_fused(
     verify_decide_kernel[(batch,)](
         *rows, target_peak, target_total, target_at, draft_peak, draft_total, draft_token_ids, cu, temperature, *keys,
         weight, mass, accepted, shares, *strides, batch, groups, lenience,
-        BY_BLOCK=weight is not None, BLOCK=block, num_warps=1,
+        GIVEN=given, BY_BLOCK=weight is not None, BLOCK=block, num_warps=1,
     )  # fmt: skip
     best = torch.empty(2, batch, groups, dtype=torch.float32, device=device)
     at = torch.empty(2, batch, groups, dtype=torch.int32, device=device)
     verify_resample_kernel[(batch, groups)](
         *rows, *sums, cu, temperature, *keys, accepted, shares, best, at, *strides, batch, groups,
-        TILE=TILE, BLOCK=block, num_warps=warps,
+        GIVEN=given, TILE=TILE, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     verify_combine_kernel[(batch,)](best, at, following, batch, groups, BLOCK=block, num_warps=1)
     return Verified(accepted, following)

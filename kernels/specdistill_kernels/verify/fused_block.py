@@ -27,6 +27,7 @@ def verify_weights_kernel(
     draft_stride,
     vocab,
     groups,
+    GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One request: the running weights w_i of block verification; NaN from an undefined row or placeholder on."""
@@ -51,6 +52,7 @@ def verify_weights_kernel(
             draft_stride,
             vocab,
             temperature,
+            GIVEN,
         )
         weight = weight * tl.exp(ratio)
         # Written so that NaN stays.
@@ -77,6 +79,7 @@ def verify_masses_kernel(
     vocab,
     batch,
     groups,
+    GIVEN: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -94,17 +97,22 @@ def verify_masses_kernel(
         draft_lse = log_sum_exp(draft_peak_ptr, draft_total_ptr, draft_row.to(tl.int64), groups, temperature, BLOCK)
         target_lowest, draft_lowest = -float("inf"), -float("inf")
         if target_lowest_ptr is not None:
-            target_lowest, draft_lowest = tl.load(target_lowest_ptr + row), tl.load(draft_lowest_ptr + draft_row)
+            target_lowest = tl.load(target_lowest_ptr + row)
+        if draft_lowest_ptr is not None:
+            draft_lowest = tl.load(draft_lowest_ptr + draft_row)
         for lane in range(4):
             columns = (group * 4 + lane) * TILE + tl.arange(0, TILE)
             inside = columns < vocab
             target = tl.load(target_ptr + row * target_stride + columns, mask=inside, other=-float("inf"))
+            # Behind the vocabulary p is 0; a q of 0 or -inf leaves the difference alone or takes it below 0.
             draft = tl.load(
-                draft_ptr + draft_row.to(tl.int64) * draft_stride + columns, mask=inside, other=-float("inf")
+                draft_ptr + draft_row.to(tl.int64) * draft_stride + columns,
+                mask=inside,
+                other=0.0 if GIVEN else -float("inf"),
             )
             target, draft = target.to(tl.float32), draft.to(tl.float32)
-            p = probability(target, target_lowest, temperature, target_lse)
-            q = probability(draft, draft_lowest, temperature, draft_lse)
+            p = probability(target, target_lowest, temperature, target_lse, False)
+            q = probability(draft, draft_lowest, temperature, draft_lse, GIVEN)
             mass += tl.sum(tl.maximum(weight * p - q, 0.0), 0)
     tl.store(mass_ptr + draft_row.to(tl.int64) * groups + group, mass)
 

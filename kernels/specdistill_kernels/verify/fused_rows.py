@@ -89,18 +89,24 @@ def argmax_of(peak_ptr, total_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def probability(scores, lowest, temperature, lse):
-    """Of a block of logits; 0 where they were filtered out."""
-    return tl.where(scores >= lowest, tl.exp(scores / temperature - lse), 0.0)
+def probability(scores, lowest, temperature, lse, GIVEN: tl.constexpr):
+    """Of a block of logits, 0 where they were filtered out; GIVEN: the scores are probabilities already."""
+    if GIVEN:
+        return scores
+    else:
+        return tl.where(scores >= lowest, tl.exp(scores / temperature - lse), 0.0)
 
 
 @triton.jit
-def _log_probability(logits_ptr, lowest_ptr, row, token, stride, temperature, lse):
+def _log_probability(logits_ptr, lowest_ptr, row, token, stride, temperature, lse, GIVEN: tl.constexpr):
     """Of one token; -inf where it was filtered out, NaN where the row is undefined."""
     score = tl.load(logits_ptr + row * stride + token).to(tl.float32)
-    if lowest_ptr is not None:
-        score = tl.where(score >= tl.load(lowest_ptr + row), score, -float("inf"))
-    return score / temperature - lse
+    if GIVEN:
+        return tl.where(lse == lse, tl.log(score), lse)
+    else:
+        if lowest_ptr is not None:
+            score = tl.where(score >= tl.load(lowest_ptr + row), score, -float("inf"))
+        return score / temperature - lse
 
 
 @triton.jit
@@ -118,10 +124,11 @@ def log_ratio(
     draft_stride,
     vocab,
     temperature,
+    GIVEN: tl.constexpr,
 ):
     """log p(x) - log q(x); NaN for a placeholder or an undefined row."""
     inside = (token >= 0) & (token < vocab)
     safe = tl.where(inside, token, 0)
-    log_p = _log_probability(target_ptr, target_lowest_ptr, row, safe, target_stride, temperature, target_lse)
-    log_q = _log_probability(draft_ptr, draft_lowest_ptr, draft_row, safe, draft_stride, temperature, draft_lse)
+    log_p = _log_probability(target_ptr, target_lowest_ptr, row, safe, target_stride, temperature, target_lse, False)
+    log_q = _log_probability(draft_ptr, draft_lowest_ptr, draft_row, safe, draft_stride, temperature, draft_lse, GIVEN)
     return tl.where(inside, log_p - log_q, float("nan"))

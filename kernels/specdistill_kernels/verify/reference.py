@@ -38,6 +38,7 @@ class _Batch:
     seeds: Tensor
     emitted: Tensor
     settings: SamplingSettings
+    given: bool
 
     def __post_init__(self) -> None:
         self.counts = self.cu.diff(prepend=self.cu.new_zeros(1))
@@ -68,10 +69,12 @@ class _Batch:
         """p and q at a position, [n, vocab]; NaN where a row is undefined."""
         assert self.draft is not None, "checked by verify"
         settings = self.settings.of_rows(of)
-        return (
-            _law(self.targets(of, position), settings),
-            _law(self.draft[self.first[of] + position], settings),
-        )
+        p, draft = _law(self.targets(of, position), settings), self.draft[self.first[of] + position]
+        if not self.given:
+            return p, _law(draft, settings)
+        # Filters' laws are NaN in every column of an undefined row, or in none.
+        strange = (draft.isnan() | draft.isinf()).any(-1, keepdim=True)
+        return p, draft.to(p.dtype).masked_fill(strange, torch.nan)
 
 
 def _law(logits: Tensor, settings: SamplingSettings) -> Tensor:
@@ -87,9 +90,11 @@ def verify_requests(
     keys: Sequence[Tensor],
     settings: SamplingSettings,
     lenience: float,
+    given: bool,
 ) -> Verified:
-    """See `verify`; keys are seeds and positions, each [batch]."""
-    batch = _Batch(target_logits, draft_token_ids, draft_logits, cu_num_draft_tokens, keys[0], keys[1], settings)
+    """See `verify`; keys are seeds and positions, each [batch]; `given` says that draft_logits are probabilities."""
+    ids, cu = draft_token_ids.long(), cu_num_draft_tokens.long()
+    batch = _Batch(target_logits, ids, draft_logits, cu, keys[0], keys[1], settings, given)
     alone = settings.temperature == 0
     if rule == "argmax_draft":
         alone = torch.ones_like(alone)
