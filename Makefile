@@ -43,7 +43,7 @@ test: setup check
 test-fast: setup
 	$(BIN)/python -m pytest -m "not smollm2"
 
-# Inside the real vLLM, in an environment of its own (a few minutes the first time); not part of .ci/run.
+# Inside real vLLM and llama.cpp, in an environment of their own (some minutes the first time); not part of .ci/run.
 test-engines: $(ENGINES)/.installed
 	VLLM_CPU_KVCACHE_SPACE=1 $(ENGINES)/bin/python -m pytest tests/engines
 

@@ -78,10 +78,11 @@ def milliseconds(contestants: Contestants, graph: bool = True) -> dict[str, floa
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
         for name, call in contestants.items():
-            timed = triton.testing.do_bench_cudagraph if graph else triton.testing.do_bench
+            timed: Any = triton.testing.do_bench_cudagraph if graph else triton.testing.do_bench
             # Graphs want a stream of their own; both return the median.
             with torch.cuda.stream(torch.cuda.Stream()):
-                times[name].append(timed(call, rep=40, return_mode="median"))
+                found: Any = timed(call, rep=40, return_mode="median")
+                times[name].append(found)
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from specdistill import __version__
-from specdistill.cli import annotate, bench, check, generate, init_draft, train_draft
+from specdistill.cli import annotate, bench, check, export, generate, init_draft, train_draft
 from specdistill.errors import ConfigError, SpecdistillError
 
 app = App(
@@ -30,6 +30,7 @@ app.command(annotate.command, name="annotate")
 app.command(train_draft.command, name="train-draft")
 app.command(bench.command, name="bench")
 app.command(check.command, name="check")
+app.command(export.command, name="export")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,13 +14,13 @@ from specdistill import atomic_files
 from specdistill.data.batch import Sequence
 from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.decoding import Sampling
-from specdistill.distill.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.distill.init_config import InitDraftConfig
 from specdistill.distill.layer_search import choose_layers
 from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
 from specdistill.evaluation.bench import spread_over_categories, write_answers
 from specdistill.models import LanguageModel, cut_draft, families, load
+from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
 

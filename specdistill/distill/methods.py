@@ -12,7 +12,6 @@ from specdistill.data.soft_labels import LabelStore
 from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance, Sampling
 from specdistill.distill import absent_target, rollouts, scorers
-from specdistill.distill.checkpoint import is_fresh_cut
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.online import Online
 from specdistill.distill.ranks import ALONE, Ranks
@@ -23,6 +22,7 @@ from specdistill.distill.sources import Labelled, Mixture, OnPolicy, Phases, Poo
 from specdistill.distill.target_server import TargetServer
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.checkpoint import is_fresh_cut
 from specdistill.progress import Progress
 
 ROLLOUTS_DIRECTORY = "rollouts"

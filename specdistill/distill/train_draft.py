@@ -21,7 +21,6 @@ from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
 from specdistill.distill import absent_target, lora, rollout_engine, run_state, scorers, settings_file, sharding
 from specdistill.distill.callbacks import check_trackers
-from specdistill.distill.checkpoint import save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import HeldOut, HeldOutLabels, HeldOutText, Look, TokenLabeller
 from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
@@ -35,6 +34,7 @@ from specdistill.distill.target_states import TargetStates
 from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError
 from specdistill.models import LanguageModel, ModelPair, load, load_pair, memory, vocabulary
+from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"

@@ -19,9 +19,8 @@ from transformers import TrainerCallback, get_cosine_with_min_lr_schedule_with_w
 
 from specdistill import atomic_files
 from specdistill.data.batch import Provenance, Sequence, collate, join_soft_labels
-from specdistill.distill import guard_rails, run_state
+from specdistill.distill import guard_rails, lora, run_state
 from specdistill.distill.callbacks import Callbacks
-from specdistill.distill.checkpoint import is_fresh_cut, save_draft
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.heldout import Look
 from specdistill.distill.losses import DistillationLoss, StepTotals, leave_one_out_advantages
@@ -32,6 +31,7 @@ from specdistill.distill.sources import Source
 from specdistill.distill.target_states import TargetStates
 from specdistill.errors import ServerError, SpecdistillError
 from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.checkpoint import is_fresh_cut, save_draft
 from specdistill.progress import Progress, Task
 from specdistill_kernels import SoftLabels
 
@@ -164,7 +164,7 @@ class DraftTrainer:
             if self.best_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
                 # No look has found a better draft yet, but what was learned so far must not be lost. Shards can't be
                 # gathered here, where the other ranks may be anywhere; their last checkpoint stays.
-                save_draft(self.draft, self._vocabulary, self._output)
+                save_draft(self.draft, self._vocabulary, self._output, lora.merged(self.draft.model))
             raise
         finally:
             self.draft.model.eval()
@@ -279,7 +279,8 @@ class DraftTrainer:
         if now[self.look.watched] > self._best_value:
             self.best, self.best_step, self._best_value = records, step, now[self.look.watched]
             if step and self._ranks.is_main:
-                save_draft(self._shards.plain(self.draft), self._vocabulary, self._output)
+                plain = self._shards.plain(self.draft)
+                save_draft(plain, self._vocabulary, self._output, lora.merged(plain.model))
                 self._callbacks.saved()
         warning = guard_rails.falling([entry[prefix + self.look.watched] for entry in self.history])
         if warning:

@@ -1,4 +1,4 @@
-"""What `specdistill check` prints."""
+"""What `specdistill check` and `export` print."""
 
 from __future__ import annotations
 
@@ -22,14 +22,27 @@ def verdict_lines(verdicts: Sequence[dict[str, Any]], json: str | None) -> None:
     """
     console = Console()
     for verdict in verdicts:
-        word = "[bold green]loads[/]" if verdict["loads"] else "[bold red]refuses[/]"
-        console.print(f"[bold]{escape(verdict['engine'])}[/]: {word}", highlight=False)
-        for kind in ("refusals", "warnings"):
-            for line in verdict[kind]:
-                mark = "because" if kind == "refusals" else "beware"
-                console.print(f"  {mark}: {escape(line)}", soft_wrap=True, highlight=False)
-        if verdict["loads"]:
-            console.print(f"  accepts by: {escape(verdict['rule'])}", soft_wrap=True, highlight=False)
-            console.print(f"  {escape(verdict['command'])}", soft_wrap=True, highlight=False)
+        _verdict_lines(console, verdict)
     if json is not None:
         atomic_files.write_text(Path(json), json_report({"engines": list(verdicts)}))
+
+
+def exported_lines(exported: Any) -> None:
+    """Prints what `serving.export.export` wrote, what it changed, and the engine's verdict."""
+    console = Console()
+    console.print(f"wrote {escape(exported.path)}", soft_wrap=True, highlight=False)
+    for line in exported.changes:
+        console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+    _verdict_lines(console, exported.verdict.to_json())
+
+
+def _verdict_lines(console: Console, verdict: dict[str, Any]) -> None:
+    word = "[bold green]loads[/]" if verdict["loads"] else "[bold red]refuses[/]"
+    console.print(f"[bold]{escape(verdict['engine'])}[/]: {word}", highlight=False)
+    for kind in ("refusals", "warnings"):
+        for line in verdict[kind]:
+            mark = "because" if kind == "refusals" else "beware"
+            console.print(f"  {mark}: {escape(line)}", soft_wrap=True, highlight=False)
+    if verdict["loads"]:
+        console.print(f"  accepts by: {escape(verdict['rule'])}", soft_wrap=True, highlight=False)
+        console.print(f"  {escape(verdict['command'])}", soft_wrap=True, highlight=False)

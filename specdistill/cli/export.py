@@ -1,0 +1,17 @@
+"""`specdistill export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from specdistill.serving.export_config import ExportConfig
+
+
+def command(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
+    """Write a draft as one serving engine wants it beside its target."""
+    from specdistill.report.serving import exported_lines
+    from specdistill.serving.export import export
+
+    exported_lines(export(config))

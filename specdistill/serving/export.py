@@ -1,0 +1,106 @@
+"""A draft as an engine wants it beside its target: exact vocabulary, tokenizer files, length, number format."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specdistill import atomic_files
+from specdistill.errors import ModelError
+from specdistill.models import LanguageModel, gguf, load, vocabulary
+from specdistill.models.checkpoint import save_draft
+from specdistill.serving import gguf_writer
+from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.export_config import ExportConfig
+from specdistill.serving.gates import Verdict, check
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ENGINES = {"transformers": "transformers", "vllm": "vllm", "sglang": "sglang", "gguf": "llama.cpp"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: str
+    changes: list[str]
+    """What differs from the draft as it was, a line each."""
+    verdict: Verdict
+    """The engine's own gate, on what was written."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Writes the draft.
+
+    Raises:
+        ModelError: A model can't be read, or is of an architecture that the format can't hold.
+        IncompatibleModelsError: The tokenizers differ.
+        OutputError: The output exists or can't be written.
+    """
+    output = Path(config.output)
+    for role, name in (("target", config.target), ("draft", config.draft)):
+        load.check_exists(name, role)
+    if config.format == "gguf":
+        _check_served(Path(config.served_gguf))
+        atomic_files.refuse_existing_file(output, "--output")
+    else:
+        atomic_files.claim_output_directory(output)
+    target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
+    vocabulary.check_same_vocabulary(
+        target_source.tokenizer, draft_source.tokenizer, target_source.name, draft_source.name
+    )
+    if config.format == "gguf":
+        gguf_writer.check_supported(draft_source.config, config.draft)
+    # Of the target only shapes, files and stop ids are wanted.
+    target = load.load_shell(target_source)
+    draft = load.load_model(draft_source, "draft")
+    changes = _fit(draft, target)
+    if config.format == "gguf":
+        kind = "float16" if config.type == "auto" else config.type
+        rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
+        changes += _resized(draft.head_weight.shape[0], rows)
+        changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
+        directory = config.draft if draft.directory is None else str(draft.directory)
+    else:
+        changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
+        if config.type != "auto":
+            draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
+            changes.append(f"weights in {config.type}")
+        save_draft(draft, target, output)
+        directory = config.output
+    verdicts = check(CheckConfig(target=target_source.location, draft=directory))
+    verdict = next(each for each in verdicts if each.engine == _ENGINES[config.format])
+    if config.format == "gguf":
+        names = f"-m {shlex.quote(config.served_gguf)} -md {shlex.quote(config.output)}"
+        verdict.command = f"llama-server {names} --spec-type draft-simple --spec-draft-n-max 4"
+    return Exported(config.output, changes, verdict)
+
+
+def _check_served(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}; name the target's .gguf as --target or --target-gguf")
+    gguf.check_gguf(path)
+
+
+def _fit(draft: LanguageModel, target: LanguageModel) -> list[str]:
+    """Lengthens the draft to its target's context, and drops what engines don't read."""
+    changes = []
+    if draft.max_context < target.max_context:
+        changes.append(
+            f"max_position_embeddings {draft.max_context} -> {target.max_context}: the draft was made for the shorter "
+            "one, and will be accepted less beyond it"
+        )
+        draft.config.max_position_embeddings = target.max_context
+    if draft.kept_ids is not None:
+        # Engines multiply the whole head. Without the list, specdistill measures what they will do.
+        changes.append(f"the head's trim to {len(draft.kept_ids)} ids is left out: engines use all of its rows")
+        draft.kept_ids = None
+    return changes
+
+
+def _resized(before: int, after: int) -> list[str]:
+    return [] if before == after else [f"vocab_size {before} -> {after}"]

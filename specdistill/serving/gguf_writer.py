@@ -1,0 +1,179 @@
+"""A draft as a .gguf file that llama.cpp takes beside its target: weights by our names, tokenizer by the target's file.
+
+Written with llama.cpp's own package `gguf` (names of tensors and keys, number formats). All keys under `tokenizer.` are
+copied from the file that is served: llama.cpp compares both files' tokens, and what it calls a pre-tokenizer is in no
+checkpoint. Llama's attention weights are reordered, since llama.cpp rotates neighbouring pairs where transformers
+rotates halves.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig
+
+from specdistill import atomic_files
+from specdistill.errors import ModelError
+from specdistill.models import LanguageModel, vocabulary
+
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+_ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+
+
+def check_supported(config: PretrainedConfig, name: str) -> None:
+    """Refuses what this writer would have to guess.
+
+    Raises:
+        ModelError: Naming what is supported.
+    """
+    if config.model_type not in _ARCHITECTURES:
+        raise ModelError(
+            f"{name} is of type {config.model_type!r}; drafts of {', '.join(_ARCHITECTURES)} can be written as .gguf, "
+            "others by llama.cpp's convert_hf_to_gguf.py"
+        )
+    scaling = _rope(config).get("rope_type", "default")
+    if scaling not in ("default", "linear", "llama3"):
+        raise ModelError(f"{name} scales its rope by {scaling!r}; use llama.cpp's convert_hf_to_gguf.py")
+
+
+def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
+    """Writes `output` in one piece.
+
+    Args:
+        draft: Float32 on the CPU.
+        served: The target's .gguf file.
+        output: Does not exist.
+        kind: `float32`, `float16`, `bfloat16` or `q8_0`; vectors, and rows that no blocks of 32 fill, keep more bits.
+
+    Returns:
+        Rows of embedding and head: the served file's number of tokens.
+
+    Raises:
+        ModelError: The served file holds no tokenizer, or fewer tokens than the draft's tokenizer.
+        OutputError: The disk is full.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(served).fields
+    tokenizer = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
+    if "tokenizer.ggml.tokens" not in tokenizer:
+        raise ModelError(f"{served} holds no tokenizer; name the .gguf that llama.cpp serves")
+    rows = len(tokenizer["tokenizer.ggml.tokens"].contents())
+    model = copy.deepcopy(draft.model)
+    vocabulary.resize_to(model, rows, draft.vocab_size)
+    architecture = gguf.MODEL_ARCH[_ARCHITECTURES[draft.config.model_type]]
+    names = gguf.get_tensor_name_map(architecture, draft.config.num_hidden_layers)
+
+    def fill(path: Path) -> None:
+        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+        _describe(writer, draft, rows, kind)
+        for name, field in tokenizer.items():
+            _copy_field(writer, name, field)
+        factors = _rope_factors(draft.config)
+        if factors is not None:
+            writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", factors)
+        for name, tensor in _tensors(model):
+            mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            assert mapped is not None, f"gguf knows no name for {name}"
+            data, stored = _encoded(tensor.float().numpy(), kind)
+            writer.add_tensor(mapped, data, raw_dtype=stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    atomic_files.write_with(output, fill)
+    return rows
+
+
+def _describe(writer: Any, draft: LanguageModel, rows: int, kind: str) -> None:
+    import gguf
+
+    config, rope = draft.config, _rope(draft.config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_name(Path(draft.name).name)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "float32" else f"MOSTLY_{_STORED[kind]}"])
+    writer.add_vocab_size(rows)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+
+
+def _copy_field(writer: Any, name: str, field: Any) -> None:
+    """A key with its value's own type, arrays too: a list of whole numbers may be of any width."""
+    import gguf
+
+    if field.types[0] == gguf.GGUFValueType.ARRAY:
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=field.types[1])
+    else:
+        writer.add_key_value(name, field.contents(), field.types[0])
+
+
+def _tensors(model: Any):
+    """(name, tensor) as the file holds them; a tied head is left out, llama.cpp takes the embedding then."""
+    config = model.config
+    rotated = _ARCHITECTURES[config.model_type] == "LLAMA"
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if rotated and re.search(r"self_attn\.[qk]_proj\.", name):
+            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+            tensor = _paired(tensor, heads)
+        yield name, tensor.detach()
+
+
+def _paired(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head from (first half, second half) to neighbouring pairs."""
+    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _encoded(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
+    import gguf
+
+    types = gguf.GGMLQuantizationType
+    # As llama.cpp's own converter: what is no matrix is small, and added to large sums.
+    wanted = (
+        types.F32
+        if values.ndim < 2
+        else types[{"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}[kind]]
+    )
+    if wanted == types.Q8_0 and values.shape[-1] % 32:
+        wanted = types.F16
+    return gguf.quants.quantize(np.ascontiguousarray(values), wanted), wanted
+
+
+def _rope(config: PretrainedConfig) -> dict[str, Any]:
+    return getattr(config, "rope_parameters", None) or {}
+
+
+def _rope_factors(config: PretrainedConfig) -> np.ndarray | None:
+    """What llama.cpp divides Llama 3's frequencies by, float32 [head_dim / 2]; None without that scaling.
+
+    Source: the `llama3` scaling of transformers' `modeling_rope_utils`, as factors of the unscaled frequencies.
+    """
+    rope = _rope(config)
+    if rope.get("rope_type") != "llama3":
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wavelength = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    context = rope["original_max_position_embeddings"]
+    smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)
+    # Between the bounds frequencies, not factors, are mixed.
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
