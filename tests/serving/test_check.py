@@ -61,7 +61,7 @@ def test_a_padded_vocabulary(tmp_path, sizes, llama_cpp):
     target = model(tmp_path / "target", "qwen2", vocab_size=sizes[1])
     found = verdicts(target, model(tmp_path / "draft", "qwen2", vocab_size=sizes[0]))
     assert refusing(found) == {"vllm", "sglang", "tensorrt-llm"} | (set() if llama_cpp else {"llama.cpp"})
-    assert "only padding differs" in found["vllm"].refusals[0] and "train-draft" in found["vllm"].refusals[0]
+    assert "only padding differs" in found["vllm"].refusals[0] and "specdistill export" in found["vllm"].refusals[0]
     assert found["transformers"].warnings
 
 
