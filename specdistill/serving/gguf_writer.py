@@ -54,7 +54,7 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
         Rows of embedding and head: the served file's number of tokens.
 
     Raises:
-        ModelError: The served file holds no tokenizer, or fewer tokens than the draft's tokenizer.
+        ModelError: The served file holds no tokenizer, or another one than the draft's.
         OutputError: The disk is full.
     """
     import gguf
@@ -63,7 +63,14 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
     tokenizer = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
     if "tokenizer.ggml.tokens" not in tokenizer:
         raise ModelError(f"{served} holds no tokenizer; name the .gguf that llama.cpp serves")
-    rows = len(tokenizer["tokenizer.ggml.tokens"].contents())
+    tokens = tokenizer["tokenizer.ggml.tokens"].contents()
+    for token, number in sorted(draft.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if number >= len(tokens) or tokens[number] != token:
+            theirs = repr(tokens[number]) if number < len(tokens) else "missing"
+            raise ModelError(
+                f"{served} is of another tokenizer than the draft: id {number} is {theirs} there and {token!r} here"
+            )
+    rows = len(tokens)
     model = copy.deepcopy(draft.model)
     vocabulary.resize_to(model, rows, draft.vocab_size)
     architecture = gguf.MODEL_ARCH[_ARCHITECTURES[draft.config.model_type]]

@@ -138,6 +138,14 @@ def test_a_gguf_holds_the_draft(family, kind, smollm2, gguf_path, tmp_path, monk
 
 
 @pytest.mark.smollm2
+def test_the_gguf_of_another_model_is_refused(pair, gguf_path, capsys):
+    arguments = ("--format", "gguf", "--output", pair / "d.gguf", "--target-gguf", gguf_path)
+    assert export(pair, *arguments) == 2
+    assert "is of another tokenizer than the draft: id 0 is" in capsys.readouterr().err
+    assert not (pair / "d.gguf").exists()
+
+
+@pytest.mark.smollm2
 def test_architectures_that_gguf_does_not_take_are_named(smollm2, gguf_path, tmp_path, capsys):
     config = make_config("gemma2", layers=2, vocab_size=smollm2.vocab_size)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "draft")
