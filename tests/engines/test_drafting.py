@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from specdistill.serving.export import export
 from specdistill.serving.export_config import ExportConfig
 
 GAMMA, TOKENS = 3, 40
+EXAMPLE = Path(__file__).parents[2] / "examples/verify_in_vllm.py"
 LAYERS = [*range(22), *range(26, 30)]
 """Without the four layers in front of the last: nothing is trained here, and a shorter cut would hardly be accepted."""
 
@@ -66,7 +69,8 @@ def test_vllm_writes_the_same_and_accepts_as_predicted(target, folder, prompts, 
 
     plain = written(engine())
     llm = engine(speculative_config=speculative)
-    assert written(llm) == plain
+    drafted = written(llm)
+    assert drafted == plain
     counters = {each.name: each for each in llm.get_metrics() if "spec_decode" in each.name}
     drafts = counters["vllm:spec_decode_num_drafts"].value
     accepted = counters["vllm:spec_decode_num_accepted_tokens"].value
@@ -81,6 +85,25 @@ def test_vllm_writes_the_same_and_accepts_as_predicted(target, folder, prompts, 
     measured = 1 + accepted / drafts
     print(f"vLLM: mean acceptance length {measured:.3f}, ours {predicted:.3f}, {drafts} drafts, {by_position}")
     assert measured == pytest.approx(predicted, rel=0.05)
+    # Our kernels in place of vLLM's verification: examples/verify_in_vllm.py, as it is.
+    spec = importlib.util.spec_from_file_location("verify_in_vllm", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    from vllm.v1.worker import gpu_model_runner
+
+    monkeypatch.setattr(gpu_model_runner, "RejectionSampler", gpu_model_runner.RejectionSampler)
+    more = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 2, "enforce_eager": True}
+    # An engine that goes takes its process groups along, so it must go before the next one comes.
+    del llm
+    gc.collect()
+    llm = example.engine(str(target.directory), str(out), GAMMA, **more)
+    assert written(llm) == plain
+    assert example.Verifier.calls > 0
+    warm = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, max_tokens=8)
+    calls = example.Verifier.calls
+    assert all(each.outputs[0].token_ids for each in llm.generate(["The sea"] * 2, warm, use_tqdm=False))
+    assert example.Verifier.calls > calls
 
 
 def complete(gguf: Path, prompt: str, draft: Path | None = None) -> dict:
