@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from specdistill.distill.initialise import init_draft
     from specdistill.distill.train_draft import train_draft
     from specdistill.errors import SpecdistillError
-    from specdistill.evaluation.bench import run_bench
+    from specdistill.serving.bench import run_bench
     from specdistill.evaluation.config import BenchConfig
     from specdistill.models import LanguageModel, load_model, load_pair
 
@@ -48,7 +48,7 @@ _HOME = {
     "init_draft": "specdistill.distill.initialise",
     "load_model": "specdistill.models",
     "load_pair": "specdistill.models",
-    "run_bench": "specdistill.evaluation.bench",
+    "run_bench": "specdistill.serving.bench",
     "train_draft": "specdistill.distill.train_draft",
 }
 

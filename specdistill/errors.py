@@ -36,6 +36,10 @@ class ServerError(SpecdistillError, OSError):
         """Of the HTTP answer, where it was a refusal."""
 
 
+class ServerAwayError(ServerError):
+    """A server is down, overloaded or broke off an answer: asking again may help."""
+
+
 def at_least(config: object, least: float, *names: str) -> None:
     """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
     for name in names:

@@ -5,14 +5,15 @@ Imports no torch. httpx2 is imported on first use.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from specdistill.errors import ConfigError, ServerError
+from specdistill.errors import ConfigError, ServerAwayError, ServerError
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -29,6 +30,7 @@ class ModelServer:
         concurrency: Requests under way at a time.
         patience: Seconds that a request is tried again for before the server counts as gone.
         timeout: Seconds that one answer may take.
+        remedy: What to do about a server that stays away.
         say: Where waiting announces itself.
 
     Raises:
@@ -44,6 +46,7 @@ class ModelServer:
         concurrency: int = 8,
         patience: float = 600.0,
         timeout: float = 300.0,
+        remedy: str = "start it again, then the same command with --resume goes on",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         import httpx2
@@ -51,6 +54,7 @@ class ModelServer:
         check_url(url)
         self.url = url.rstrip("/").removesuffix("/v1")
         self._concurrency, self._patience, self._say = concurrency, patience, say
+        self._timeout, self._remedy = timeout, remedy
         key = os.environ.get(API_KEY_VARIABLE)
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
@@ -76,6 +80,58 @@ class ModelServer:
         """
         with ThreadPoolExecutor(self._concurrency) as threads:
             return list(threads.map(lambda body: self._request("POST", path, body), bodies))
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of one streamed answer as they arrive; asked once, since a second try would be timed with it.
+
+        Raises:
+            ServerAwayError: The server is gone, overloaded or too slow, also in the middle of the answer.
+            ServerError: It refuses, or answers something that is no stream of JSON objects.
+        """
+        import httpx2
+
+        end = time.monotonic() + self._timeout
+        try:
+            with self._client.stream("POST", self.url + path, json=body) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(path, response)
+                for line in response.iter_lines():
+                    if time.monotonic() > end:
+                        raise ServerAwayError(f"{self.url}{path} took over {self._timeout:.0f} s for one answer")
+                    if line.startswith("data:") and line[5:].strip() != "[DONE]":
+                        yield self._event(path, line[5:])
+                    elif line.strip() and not line.startswith(("data:", ":", "event:", "id:", "retry:")):
+                        raise self._garbage(path, line)
+        except httpx2.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise ServerAwayError(f"{self.url}{path} broke off ({reason})") from error
+
+    def wait(self) -> None:
+        """Returns once the server lists its models again.
+
+        Raises:
+            ServerError: It stays away.
+        """
+        self._listing()
+
+    def text(self, path: str) -> str | None:
+        """A page of the server that is no JSON, such as its metrics; None where it has none.
+
+        Raises:
+            ServerAwayError: The server is gone.
+        """
+        import httpx2
+
+        try:
+            response = self._client.get(self.url + path)
+        except httpx2.TransportError as error:
+            raise ServerAwayError(f"{self.url}{path} gives no answer ({error})") from error
+        return response.text if response.is_success else None
+
+    def close(self) -> None:
+        """Drops the connections."""
+        self._client.close()
 
     def tokenize(self, text: str) -> list[int] | None:
         """The server's own ids for a text, or None where it has no such endpoint."""
@@ -117,16 +173,14 @@ class ModelServer:
             else:
                 if response.is_success:
                     return self._parse(path, response)
+                refusal = self._refusal(path, response)
+                if not isinstance(refusal, ServerAwayError):
+                    raise refusal
                 reason = f"HTTP {response.status_code}: {_message(response)}"
-                if response.status_code < 500 and response.status_code not in _PASSING:
-                    raise ServerError(f"{self.url}{path} refused: {reason}", response.status_code)
                 wanted = response.headers.get("retry-after")
             waited = time.monotonic() - started
             if waited >= self._patience:
-                raise ServerError(
-                    f"{self.url} gives no answer since {waited:.0f} s ({reason}); start it again, then the same "
-                    "command with --resume goes on"
-                )
+                raise ServerError(f"{self.url} gives no answer since {waited:.0f} s ({reason}); {self._remedy}")
             if not told:
                 self._say(f"{self.url}: {reason}; trying again for {self._patience:.0f} s")
                 told = True
@@ -134,6 +188,24 @@ class ModelServer:
             delay = float(wanted) if wanted and wanted.isdigit() else pause * self._random.uniform(0.5, 1.0)
             time.sleep(min(delay, max(0.0, self._patience - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _refusal(self, path: str, response: Any) -> ServerError:
+        reason = f"HTTP {response.status_code}: {_message(response)}"
+        passing = response.status_code >= 500 or response.status_code in _PASSING
+        kind = ServerAwayError if passing else ServerError
+        return kind(f"{self.url}{path} refused: {reason}", response.status_code)
+
+    def _event(self, path: str, text: str) -> dict[str, Any]:
+        try:
+            event = json.loads(text)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise self._garbage(path, text)
+        if event.get("error"):
+            error = event["error"]
+            raise ServerError(f"{self.url}{path}: {error.get('message', error) if isinstance(error, dict) else error}")
+        return event
 
     def _parse(self, path: str, response: Any) -> dict[str, Any]:
         try:

@@ -13,11 +13,12 @@ from specdistill.evaluation.config import BenchConfig
 def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
     from specdistill import atomic_files
-    from specdistill.evaluation.bench import run_bench
+    from specdistill.errors import ServerError
     from specdistill.report.html import html_report
     from specdistill.report.json_file import json_report
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import bench_tables
+    from specdistill.serving.bench import run_bench
 
     # Hours of measuring must not end at a file that can't be written.
     for path, flag in ((config.json, "--json"), (config.html, "--html")):
@@ -30,3 +31,6 @@ def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     if config.html:
         atomic_files.write_text(Path(config.html), html_report(report))
         print(f"html: {Path(config.html).resolve()}")
+    if "partial" in report:
+        partial = report["partial"]
+        raise ServerError(f"{partial['why']}; {partial['prompts_done']} of {partial['prompts_asked']} prompts are kept")

@@ -16,10 +16,10 @@ import torch
 from specdistill.data.batch import Sequence
 from specdistill.data.soft_labels import TokenLabels, padded
 from specdistill.decoding import Generation, Sampling
-from specdistill.distill.server_dialects import dialect_of
 from specdistill.errors import IncompatibleModelsError, ServerError
 from specdistill.model_server import ModelServer
 from specdistill.models import LanguageModel
+from specdistill.server_dialects import dialect_of
 from specdistill_kernels import SoftLabels
 
 _PROBE = "Speculative decoding: def f(x):\n    return x**2  # naïve café, 12345 €"

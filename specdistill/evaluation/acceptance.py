@@ -110,6 +110,39 @@ def score(
     return results
 
 
+@torch.no_grad()
+def score_draft(
+    draft: LanguageModel, sequences: Sequence[TokenSequence], greedy: bool, *, batch_size: int = 8, on_sequences=None
+) -> list[PromptAcceptance]:
+    """Scores a draft on its target's answers where the target itself is elsewhere, say, behind a server.
+
+    What drafts by argmax needs no target: a token came from the draft if it is the draft's argmax. Averaged over
+    answers that the target sampled, that is p_target(argmax q) without bias. The rule `sampled` would need the target.
+
+    Args:
+        draft: The draft.
+        sequences: Prompts with answers that the target wrote.
+        greedy: Whether it wrote them at temperature 0, where all rules are argmax agreement.
+        batch_size: Sequences per pass.
+        on_sequences: Called with the number of sequences done, for progress.
+
+    Returns:
+        One record per sequence, in order; `fkl` is NaN.
+    """
+    rules: tuple[str, ...] = ALPHA_RULES if greedy else ("argmax_draft",)
+    results: list[PromptAcceptance] = []
+    for start in range(0, len(sequences), batch_size):
+        chunk = sequences[start : start + batch_size]
+        for sequence, rows in zip(chunk, answer_hidden_states(draft, chunk), strict=True):
+            labels = torch.tensor(sequence.answer_ids, device=draft.device)
+            agreement = _array((draft.logits(rows).argmax(-1) == labels).double())
+            scores: dict[str, np.ndarray] = {rule: agreement for rule in rules}
+            results.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
+        if on_sequences is not None:
+            on_sequences(len(chunk))
+    return results
+
+
 def _record(statistics: AcceptanceStatistics, labels: torch.Tensor, greedy: bool) -> PromptAcceptance:
     alpha = {rule: _array(getattr(statistics, rule)) for rule in ALPHA_RULES}
     assert statistics.token_acceptance is not None, "scored with labels"
@@ -127,16 +160,17 @@ def _record(statistics: AcceptanceStatistics, labels: torch.Tensor, greedy: bool
     )
 
 
-def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int) -> float:
+def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int, *, first_drafted: bool = False) -> float:
     """Expected number of verifications that an answer takes, the prompt's own pass (first token) not counted.
 
     Args:
-        token_acceptance: [tokens] a_t of each answer token; the first is ignored (no draft is made for it).
+        token_acceptance: [tokens] a_t of each answer token; the first is ignored where no draft is made for it.
         num_draft_tokens: gamma.
+        first_drafted: Whether the prompt's own pass verifies a draft too, as in transformers' assisted generation.
 
     A round that starts at t keeps k draft tokens with probability a_t ... a_(t+k-1) (1 - a_(t+k)) and emits k + 1.
     """
-    chances = token_acceptance[1:]
+    chances = token_acceptance[0 if first_drafted else 1 :]
     tokens = len(chances)
     starts = np.zeros(tokens + num_draft_tokens + 2)
     starts[0] = 1.0
@@ -155,12 +189,15 @@ def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int) -> floa
 
 
 def predicted_tau(
-    records: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int
+    records: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int, *, first_drafted: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and expected rounds of each answer: their sums' ratio is the predicted mean acceptance length."""
-    tokens = np.array([record.num_tokens - 1 for record in records], dtype=float)
-    rounds = np.array([expected_rounds(record.token_acceptance[rule], num_draft_tokens) for record in records])
-    return tokens, rounds
+    tokens = np.array([record.num_tokens - (not first_drafted) for record in records], dtype=float)
+    rounds = [
+        expected_rounds(record.token_acceptance[rule], num_draft_tokens, first_drafted=first_drafted)
+        for record in records
+    ]
+    return tokens, np.array(rounds)
 
 
 def alpha_sums(records: Sequence[PromptAcceptance], rule: str, *, at_1: bool = False) -> tuple[np.ndarray, np.ndarray]:

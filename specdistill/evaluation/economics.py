@@ -8,7 +8,7 @@ Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdistill.decoding.costs import Costs
 
@@ -23,15 +23,19 @@ def mean_acceptance_length_iid(alpha: float, num_draft_tokens: int) -> float:
     return sum(alpha**power for power in range(num_draft_tokens + 1))
 
 
-def break_even_alpha(num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float | None:
-    """The alpha at which the speed-up is exactly 1 (independent acceptance); None where even alpha = 1 is too slow."""
-    cost = num_draft_tokens * cost_ratio + verify_cost
-    if cost > num_draft_tokens + 1:
+def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
+    """The alpha at which the speed-up is exactly 1 (independent acceptance); None where even alpha = 1 is too slow.
+
+    Args:
+        num_draft_tokens: gamma.
+        round_cost: Of gamma draft steps and their check, in target steps.
+    """
+    if round_cost > num_draft_tokens + 1:
         return None
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if mean_acceptance_length_iid(middle, num_draft_tokens) < cost:
+        if mean_acceptance_length_iid(middle, num_draft_tokens) < round_cost:
             low = middle
         else:
             high = middle
@@ -42,11 +46,16 @@ def break_even_alpha(num_draft_tokens: int, cost_ratio: float, verify_cost: floa
 class Economics:
     """What a draft is worth, and the sentence that says so."""
 
-    cost_ratio: float
+    cost_ratio: float | None
+    """None for an engine that is timed from outside, where only whole rounds can be seen."""
     verify_cost: dict[int, float]
+    """Empty for such an engine."""
+    round_cost: dict[int, float]
+    """gamma -> gamma draft steps and their check, in target steps."""
     break_even_alpha: float | None
     """At `num_draft_tokens`; None where even a perfect draft would be slower than none."""
     best_num_draft_tokens: int
+    """Of the draft lengths whose cost is known."""
     predicted_speedup: dict[int, float]
     """gamma -> speed-up from the predicted tau of that gamma."""
     perfect_draft_speedup: float
@@ -63,7 +72,7 @@ def judge(
     alpha: float,
     measured: tuple[float, float, float],
 ) -> Economics:
-    """Draws the verdict.
+    """Draws the verdict from the costs of single steps.
 
     Args:
         costs: Measured; `verify_cost` must cover gamma + 1 for every gamma of `predicted_tau`.
@@ -73,14 +82,37 @@ def judge(
         measured: Measured speed-up (mean, low, high) at `num_draft_tokens`.
     """
     c, v = costs.cost_ratio, costs.verify_cost
-    predicted = {gamma: speedup(tau, gamma, c, v[gamma + 1]) for gamma, tau in predicted_tau.items()}
-    best = max(predicted, key=lambda gamma: predicted[gamma])
-    perfect = {gamma: speedup(gamma + 1, gamma, c, v[gamma + 1]) for gamma in predicted_tau}
-    cap = max(perfect.values())
-    drafts = _drafts(num_draft_tokens)
+    round_cost = {gamma: gamma * c + v[gamma + 1] for gamma in predicted_tau}
     check = v[num_draft_tokens + 1]
-    threshold = break_even_alpha(num_draft_tokens, c, check)
     facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
+    found = judge_rounds(round_cost, predicted_tau, num_draft_tokens, alpha, measured, facts)
+    return replace(found, cost_ratio=c, verify_cost=dict(v))
+
+
+def judge_rounds(
+    round_cost: Mapping[int, float],
+    predicted_tau: Mapping[int, float],
+    num_draft_tokens: int,
+    alpha: float,
+    measured: tuple[float, float, float],
+    facts: str,
+) -> Economics:
+    """Draws the verdict from the costs of whole rounds.
+
+    Args:
+        round_cost: gamma -> gamma draft steps and their check, in target steps.
+        predicted_tau: gamma -> predicted mean acceptance length, at least for the gammas of `round_cost`; NaN where
+            nothing could be predicted.
+        num_draft_tokens: The gamma that was benched.
+        alpha: Under the served rule, for the sentence.
+        measured: Measured speed-up (mean, low, high) at `num_draft_tokens`.
+        facts: The costs in words.
+    """
+    predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
+    best = max(predicted, key=lambda gamma: predicted[gamma])
+    cap = max((gamma + 1) / cost for gamma, cost in round_cost.items())
+    drafts = _drafts(num_draft_tokens)
+    threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens])
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
     if cap <= 1:
         verdict = "cannot pay"
@@ -97,7 +129,7 @@ def judge(
         why = f"{got} with {drafts}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         if best != num_draft_tokens and predicted[best] > 1:
             why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
-    return Economics(c, dict(v), threshold, best, predicted, cap, verdict, why)
+    return Economics(None, {}, dict(round_cost), threshold, best, predicted, cap, verdict, why)
 
 
 def _drafts(count: int) -> str:

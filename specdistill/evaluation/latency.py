@@ -73,18 +73,20 @@ def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int
 
 @torch.inference_mode()
 def first_difference(
-    target: LanguageModel, prompt: Prompt, encoded: list[int], plain: Generation, other: Generation
+    target: LanguageModel | None, prompt: Prompt, encoded: list[int], plain: Generation, other: Generation
 ) -> dict[str, object] | None:
     """Where two greedy answers part, and how close the target's two best logits are there; None if they are equal.
 
     A gap of a few float32 roundings is a numerical tie (a pass over several tokens adds up in another order than one
-    over a single token); a larger one is a bug.
+    over a single token); a larger one is a bug. Without a target the gap is left out.
     """
     if plain.token_ids == other.token_ids:
         return None
     pairs = zip(plain.token_ids, other.token_ids, strict=False)
     shorter = min(len(plain.token_ids), len(other.token_ids))
     position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
+    if target is None:
+        return {"prompt": prompt.id, "position": position}
     ids = torch.tensor([encoded + plain.token_ids[:position]], device=target.device)
     best = target.logits(target.hidden_states(ids)[0, -1]).topk(2).values
     return {"prompt": prompt.id, "position": position, "logit_gap": float(best[0] - best[1])}

@@ -88,33 +88,62 @@ def acceptance_section(
     emitted, calls = _rounds(generations)
     proposed = np.array([sum(r.proposed for r in g.rounds) for g in generations], dtype=float)
     accepted = np.array([sum(r.accepted for r in g.rounds) for g in generations], dtype=float)
+    return {
+        "by_position": joint,
+        "by_position_conditional": conditional,
+        **lengths_section(emitted, calls, accepted, proposed),
+        **scored_section(prompts, records, rule, num_draft_tokens, taus),
+    }
+
+
+def lengths_section(
+    emitted: np.ndarray, calls: np.ndarray, accepted: np.ndarray, proposed: np.ndarray
+) -> dict[str, Any]:
+    """What decoding counted, one value per prompt (or per batch that shares a counter), as the report's rates.
+
+    Args:
+        emitted: Tokens that verifications put out.
+        calls: Verifications.
+        accepted, proposed: Draft tokens.
+    """
+    per_prompt = emitted[calls > 0] / calls[calls > 0]
+    return {
+        "mean_acceptance_length": ratio(emitted, calls).to_json(),
+        "mean_acceptance_length_macro": float(per_prompt.mean()) if len(per_prompt) else float("nan"),
+        "acceptance_rate": ratio(accepted, proposed).to_json(),
+    }
+
+
+def scored_section(
+    prompts: Sequence[Prompt],
+    records: Sequence[PromptAcceptance],
+    rule: str,
+    num_draft_tokens: int,
+    taus: dict[int, float],
+) -> dict[str, Any]:
+    """What one pass over the target's answers says: alphas, predictions, categories."""
     categories: dict[str, Any] = {}
     for name in dict.fromkeys(prompt.category for prompt in prompts):
         chosen = [index for index, prompt in enumerate(prompts) if prompt.category == name]
         subset = [records[index] for index in chosen]
         categories[name] = {
-            **{f"alpha_{each}": ratio(*alpha_sums(subset, each)).mean for each in ALPHA_RULES},
+            **{f"alpha_{each}": ratio(*alpha_sums(subset, each)).mean for each in subset[0].alpha},
             # Predicted from one pass over each answer, so that categories outside the timed prompts have it too.
             "mean_acceptance_length": ratio(*predicted_tau(subset, rule, num_draft_tokens)).mean,
             "prompts": len(chosen),
         }
-    per_prompt = emitted[calls > 0] / calls[calls > 0]
     return {
         "tokens_scored": int(sum(record.num_tokens for record in records)),
         **alphas(records),
-        "by_position": joint,
-        "by_position_conditional": conditional,
-        "mean_acceptance_length": ratio(emitted, calls).to_json(),
-        "mean_acceptance_length_macro": float(per_prompt.mean()) if len(per_prompt) else float("nan"),
         "predicted_mean_acceptance_length": {str(gamma): tau for gamma, tau in taus.items()},
-        "acceptance_rate": ratio(accepted, proposed).to_json(),
         "by_category": categories,
     }
 
 
 def alphas(records: Sequence[PromptAcceptance]) -> dict[str, Any]:
     """`alpha` of every rule and, where it says something else, `alpha_at_temperature_1` of the rules that sample."""
-    found: dict[str, Any] = {"alpha": {each: ratio(*alpha_sums(records, each)).to_json() for each in ALPHA_RULES}}
+    known = records[0].alpha
+    found: dict[str, Any] = {"alpha": {each: ratio(*alpha_sums(records, each)).to_json() for each in known}}
     if records[0].alpha_at_1:
         found["alpha_at_temperature_1"] = {
             each: ratio(*alpha_sums(records, each, at_1=True)).to_json() for each in records[0].alpha_at_1
@@ -139,7 +168,8 @@ def latency_section(runs: Sequence[TimedRun]) -> tuple[dict[str, Any], Estimate]
     """`latency` of the report and the speed-up in tokens/s, paired by prompt (by batch where prompts share one)."""
     columns = [_time_and_tokens([run.plain for run in runs]), _time_and_tokens([run.speculative for run in runs])]
     speedup = of_sums(lambda a, b, c, d: (a / b) / (c / d), *columns[0], *columns[1])
-    inside = sum(run.speculative[0].model_seconds for run in runs)
+    # Of an engine that is watched from outside nothing is known.
+    inside = sum(run.speculative[0].model_seconds for run in runs) or float("nan")
     return {
         "baseline": _speed([run.plain for run in runs]),
         "speculative": _speed([run.speculative for run in runs]),
@@ -148,11 +178,13 @@ def latency_section(runs: Sequence[TimedRun]) -> tuple[dict[str, Any], Estimate]
     }, speedup
 
 
-def economics_section(found: Economics, costs: Costs) -> dict[str, Any]:
-    """`economics` of the report, with the two steps' times that METRICS leaves out."""
+def economics_section(found: Economics, costs: Costs | None = None) -> dict[str, Any]:
+    """`economics` of the report, with the two steps' times that METRICS leaves out, where single steps were timed."""
     section = dataclasses.asdict(found)
-    for name in ("verify_cost", "predicted_speedup"):
+    for name in ("verify_cost", "round_cost", "predicted_speedup"):
         section[name] = {str(key): value for key, value in section[name].items()}
+    if costs is None:
+        return section
     steps = {"target_step_seconds": costs.target_step_seconds, "draft_step_seconds": costs.draft_step_seconds}
     return section | steps
 
@@ -161,6 +193,7 @@ def lossless_section(lossy: bool, differences: Sequence[dict[str, object] | None
     """`lossless` of the report: one entry per compared prompt, None where the outputs are equal."""
     return {
         "checked": not lossy,
+        "lossy": lossy,
         "greedy_identical": not lossy and not any(differences),
         "prompts_compared": len(differences),
         "differences": [difference for difference in differences if difference],

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specdistill.report.plots import all_plots
-from specdistill.report.terminal import alpha_rows, estimate
+from specdistill.report.terminal import LOSSY, SAMPLED, alpha_rows, estimate
 
 
 def html_report(report: dict[str, Any]) -> str:
@@ -17,4 +17,6 @@ def html_report(report: dict[str, Any]) -> str:
     )
     environment.filters["estimate"] = estimate
     template = environment.get_template("bench.html.jinja")
-    return template.render(report=report, plots=all_plots(report), alphas=alpha_rows(report))
+    return template.render(
+        report=report, plots=all_plots(report), alphas=alpha_rows(report), lossy=LOSSY, sampled=SAMPLED
+    )

@@ -33,13 +33,17 @@ _STYLE: dict[Any, Any] = {
 
 def all_plots(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(title, SVG, one sentence that says how to read it) for every plot that the report has data for."""
-    plots = [
-        (
-            "Acceptance by position",
-            _draw(_positions, report),
-            "Joint: share of rounds in which the first i draft tokens were all kept. Conditional: share of those that "
-            "kept i-1 which also kept the i-th. From real decoding.",
-        ),
+    plots = []
+    if report["acceptance"]["by_position"]:
+        plots.append(
+            (
+                "Acceptance by position",
+                _draw(_positions, report),
+                "Joint: share of rounds in which the first i draft tokens were all kept. Conditional: share of those "
+                "that kept i-1 which also kept the i-th. From real decoding.",
+            )
+        )
+    plots += [
         (
             "Speed-up over draft length",
             _draw(_speedups, report),

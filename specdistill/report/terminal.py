@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -13,6 +14,9 @@ MEANING = {
     "sampled": "sum min(p, q): transformers, vLLM probabilistic",
     "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
 }
+
+LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
+SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
 
 
 class AlphaRow(NamedTuple):
@@ -31,6 +35,9 @@ def alpha_rows(report: dict[str, Any]) -> list[AlphaRow]:
     difference = other["difference"] if other else {}
     rows = []
     for rule, meaning in MEANING.items():
+        if rule not in acceptance["alpha"]:
+            # Scored without the target, which this rule needs.
+            continue
         at_1 = acceptance.get("alpha_at_temperature_1", {})
         if rule in at_1:
             found = (
@@ -46,7 +53,9 @@ def alpha_rows(report: dict[str, Any]) -> list[AlphaRow]:
 
 
 def estimate(value: dict[str, Any], digits: int = 3, sign: str = "") -> str:
-    """`0.512 [0.480, 0.541]`."""
+    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell."""
+    if not math.isfinite(value["mean"]):
+        return "unknown"
     low, high = value["ci95"]
     return f"{value['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
@@ -108,13 +117,23 @@ def bench_tables(report: dict[str, Any]) -> None:
     console = Console()
     setup, acceptance, latency, economics = (report[key] for key in ("setup", "acceptance", "latency", "economics"))
     target, draft = report["target"], report["draft"]
+    in_engine = setup["engine"] != "specdistill"
     head = f", head of {draft['head_size']:,} ids" if "head_size" in draft else ""
     console.print(
         f"target {escape(target['name'])} ({target['parameters'] / 1e6:.1f}M)   "
         f"draft {escape(draft['name'])} ({draft['parameters'] / 1e6:.1f}M{head})   "
-        f"{setup['device']}, {setup['threads']} threads",
+        f"{setup['device']}, {setup['threads']} threads"
+        + (f"   in {escape(setup['engine_version'])}, which accepts by {setup['rule']}" if in_engine else ""),
         soft_wrap=True,
     )
+    if "partial" in report:
+        partial = report["partial"]
+        console.print(
+            f"[bold]INCOMPLETE[/bold]: {partial['prompts_done']} of {partial['prompts_asked']} prompts; "
+            f"{escape(partial['why'])}",
+            soft_wrap=True,
+            highlight=False,
+        )
     _alpha_table(console, report)
     _positions(console, report)
     categories = Table(title="by category")
@@ -134,16 +153,24 @@ def bench_tables(report: dict[str, Any]) -> None:
     console.print(speed)
     gamma = setup["num_draft_tokens"]
     threshold = economics["break_even_alpha"]
-    facts = [
-        f"speed-up, measured: {estimate(latency['speedup'], 2)} with {gamma} draft tokens",
-        f"speed-up, predicted: {economics['predicted_speedup'][str(gamma)]:.2f}; best with "
-        f"{economics['best_num_draft_tokens']} draft tokens; a perfect draft {economics['perfect_draft_speedup']:.2f}",
-        f"costs in target steps: draft step {economics['cost_ratio']:.3f}, checking {gamma + 1} tokens "
-        f"{economics['verify_cost'][str(gamma + 1)]:.2f}; break-even alpha "
-        + ("none" if threshold is None else f"{threshold:.3f}"),
-        f"time inside the models: {latency['engine_efficiency']:.3f} of the decoding time",
-        _lossless_line(report["lossless"]),
-    ]
+    predicted, perfect = economics["predicted_speedup"][str(gamma)], economics["perfect_draft_speedup"]
+    needed = "none" if threshold is None else f"{threshold:.3f}"
+    facts = [f"speed-up, measured: {estimate(latency['speedup'], 2)} with {gamma} draft tokens"]
+    if in_engine:
+        facts.append(f"speed-up, predicted: {predicted:.2f}; a perfect draft {perfect:.2f}")
+        facts.append(
+            f"a round of {gamma} draft tokens and their check takes {economics['round_cost'][str(gamma)]:.2f} target "
+            f"steps; break-even alpha {needed}"
+        )
+    else:
+        facts += [
+            f"speed-up, predicted: {predicted:.2f}; best with {economics['best_num_draft_tokens']} draft tokens; a "
+            f"perfect draft {perfect:.2f}",
+            f"costs in target steps: draft step {economics['cost_ratio']:.3f}, checking {gamma + 1} tokens "
+            f"{economics['verify_cost'][str(gamma + 1)]:.2f}; break-even alpha {needed}",
+            f"time inside the models: {latency['engine_efficiency']:.3f} of the decoding time",
+        ]
+    facts.append(_lossless_line(report["lossless"]))
     for fact in facts:
         console.print(fact, soft_wrap=True, highlight=False)
     console.print(
@@ -170,13 +197,14 @@ def _alpha_table(console: Console, report: dict[str, Any]) -> None:
 
 def _positions(console: Console, report: dict[str, Any]) -> None:
     acceptance = report["acceptance"]
-    table = Table(title="acceptance by position in the draft, real decoding")
-    table.add_column("position")
-    for position in range(1, len(acceptance["by_position"]) + 1):
-        table.add_column(str(position), justify="right")
-    table.add_row("joint", *(f"{value:.3f}" for value in acceptance["by_position"]))
-    table.add_row("conditional", *(f"{value:.3f}" for value in acceptance["by_position_conditional"]))
-    console.print(table)
+    if acceptance["by_position"]:
+        table = Table(title="acceptance by position in the draft, real decoding")
+        table.add_column("position")
+        for position in range(1, len(acceptance["by_position"]) + 1):
+            table.add_column(str(position), justify="right")
+        table.add_row("joint", *(f"{value:.3f}" for value in acceptance["by_position"]))
+        table.add_row("conditional", *(f"{value:.3f}" for value in acceptance["by_position_conditional"]))
+        console.print(table)
     gamma = str(report["setup"]["num_draft_tokens"])
     console.print(
         f"tokens per target call: {estimate(acceptance['mean_acceptance_length'])}, predicted "
@@ -189,11 +217,12 @@ def _positions(console: Console, report: dict[str, Any]) -> None:
 
 def _lossless_line(lossless: dict[str, Any]) -> str:
     if not lossless["checked"]:
-        return "LOSSY: the rule lenient does not keep the target's distribution"
+        return LOSSY if lossless.get("lossy", True) else SAMPLED
     if lossless["greedy_identical"]:
         return f"lossless: greedy output identical to the target's own on {lossless['prompts_compared']} prompts"
     parted = ", ".join(
-        f"{each['prompt']} at token {each['position']} (logit gap {each['logit_gap']:.1e})"
+        f"{each['prompt']} at token {each['position']}"
+        + (f" (logit gap {each['logit_gap']:.1e})" if "logit_gap" in each else "")
         for each in lossless["differences"]
     )
     return (

@@ -164,12 +164,12 @@ def test_bootstrap_covers_and_pairs():
 def test_economics_by_hand():
     assert economics.speedup(2.5, 4, 0.1, 1.6) == pytest.approx(1.25)
     assert economics.mean_acceptance_length_iid(0.5, 3) == pytest.approx(1.875)
-    alpha = economics.break_even_alpha(4, 0.1, 1.6)
+    alpha = economics.break_even_alpha(4, 4 * 0.1 + 1.6)
     assert alpha is not None
     assert economics.speedup(economics.mean_acceptance_length_iid(alpha, 4), 4, 0.1, 1.6) == pytest.approx(1)
-    assert economics.break_even_alpha(2, 1.0, 1.5) is None
+    assert economics.break_even_alpha(2, 2 * 1.0 + 1.5) is None
     # Leviathan's case: verification costs one step; a gain needs alpha > c.
-    assert economics.break_even_alpha(1, 0.3, 1.0) == pytest.approx(0.3)
+    assert economics.break_even_alpha(1, 0.3 + 1.0) == pytest.approx(0.3)
 
 
 def judged(draft_seconds, taus, measured, alpha=0.5, gamma=2):

@@ -1,0 +1,141 @@
+"""transformers' own assisted generation, in this process."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import transformers
+from transformers.generation.streamers import BaseStreamer
+
+from specdistill.decoding import Generation, Sampling
+from specdistill.models import LanguageModel
+from specdistill.serving.engine import Answered, OnTokens
+from specdistill.serving.speculation import Speculation
+
+
+class _Arrivals(BaseStreamer):
+    """How many tokens each target call gave, and when the first came."""
+
+    def __init__(self, on_tokens: OnTokens) -> None:
+        self.counts: list[int] = []
+        self.first: float | None = None
+        self._prompt, self._on_tokens = True, on_tokens
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        if self.first is None:
+            self.first = time.perf_counter()
+        self.counts.append(value.numel())
+        self._on_tokens(value.numel())
+
+    def end(self) -> None:
+        pass
+
+
+class AssistedEngine:
+    """`generate`, with `assistant_model=draft` or alone.
+
+    transformers tells no acceptance. So calls of the target are counted by a hook, and the tokens that each call gave
+    as they are streamed.
+
+    Args:
+        target: The model.
+        draft: Its draft, whose generation settings are replaced by `num_draft_tokens` per call; None decodes plainly.
+        num_draft_tokens: gamma.
+    """
+
+    counters = "calls of the target and the tokens that each gave"
+    first_drafted = True
+
+    def __init__(self, target: LanguageModel, draft: LanguageModel | None, num_draft_tokens: int) -> None:
+        self._target, self._draft, self._num_draft_tokens = target, draft, num_draft_tokens
+        self.version = f"transformers {transformers.__version__}"
+        if draft is not None:
+            settings: Any = draft.model.generation_config
+            settings.num_assistant_tokens = num_draft_tokens
+            settings.num_assistant_tokens_schedule = "constant"
+            # Always that many: its default stops where the draft doubts, by a threshold that drifts.
+            settings.assistant_confidence_threshold = 0.0
+
+    def answer(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        max_new_tokens: int,
+        seeds: list[int],
+        on_tokens: OnTokens = lambda count: None,
+    ) -> Answered:
+        """See `Engine`; one prompt after the other."""
+        found = [
+            self._one(prompt, sampling, max_new_tokens, seed, on_tokens)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        seconds = sum(generation.seconds for generation, _ in found)
+        total: Speculation | None = None
+        for generation, speculation in found:
+            generation.seconds = seconds
+            if speculation is not None:
+                total = speculation if total is None else total + speculation
+        return Answered([generation for generation, _ in found], total)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    @torch.inference_mode()
+    def _one(
+        self, prompt: list[int], sampling: Sampling, most: int, seed: int, on_tokens: OnTokens
+    ) -> tuple[Generation, Speculation | None]:
+        model: Any = self._target.model
+        ids = torch.tensor([prompt], device=self._target.device)
+        arrivals, widths = _Arrivals(on_tokens), []
+        hook = model.register_forward_pre_hook(
+            lambda module, inputs, keywords: widths.append(keywords["input_ids"].shape[1]), with_kwargs=True
+        )
+        drafting = {} if self._draft is None else {"assistant_model": self._draft.model}
+        torch.manual_seed(seed % 2**63)
+        start = time.perf_counter()
+        try:
+            written = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                streamer=arrivals,
+                eos_token_id=sorted(self._target.eos_token_ids),
+                pad_token_id=min(self._target.eos_token_ids),
+                repetition_penalty=1.0,
+                **_sampling(sampling),
+                **drafting,
+            )[0, len(prompt) :].tolist()
+        finally:
+            hook.remove()
+        end = time.perf_counter()
+        ended = bool(written) and written[-1] in self._target.eos_token_ids
+        generation = Generation(written, finish_reason="eos" if ended else "length", seconds=end - start)
+        generation.first_token_seconds = (arrivals.first or end) - start
+        if self._draft is None:
+            return generation, None
+        # The first call reads the prompt and the draft, every later one the last token and the draft.
+        proposed = [width - (len(prompt) if call == 0 else 1) for call, width in enumerate(widths)]
+        return generation, _speculation(proposed, arrivals.counts, self._num_draft_tokens)
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    if sampling.greedy:
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p or None,
+    }
+
+
+def _speculation(proposed: list[int], emitted: list[int], num_draft_tokens: int) -> Speculation:
+    accepted = [min(count - 1, width) for count, width in zip(emitted, proposed, strict=False)]
+    positions = tuple(sum(each > place for each in accepted) for place in range(num_draft_tokens))
+    return Speculation(len(emitted), sum(proposed), sum(accepted), positions)

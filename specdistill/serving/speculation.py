@@ -1,0 +1,98 @@
+"""What an engine itself counted while it drafted, in one form, read from vLLM's, llama.cpp's and SGLang's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specdistill.errors import ServerError
+
+_VLLM = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_POSITION = re.compile(r'position="(\d+)"')
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """Counts over one answer, or over the answers of one batch."""
+
+    rounds: int
+    """Verifications of a draft."""
+    proposed: int
+    """Draft tokens."""
+    accepted: int
+    """Draft tokens that were kept."""
+    accepted_by_position: tuple[int, ...] | None = None
+    """Kept first, second, ... tokens of a draft; None where the engine tells no positions."""
+
+    def __add__(self, other: Speculation) -> Speculation:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Speculation) -> Speculation:
+        return self._with(other, -1)
+
+    def _with(self, other: Speculation, sign: int) -> Speculation:
+        positions = None
+        if self.accepted_by_position is not None and other.accepted_by_position is not None:
+            pairs = zip(self.accepted_by_position, other.accepted_by_position, strict=True)
+            positions = tuple(ours + sign * theirs for ours, theirs in pairs)
+        return Speculation(
+            self.rounds + sign * other.rounds,
+            self.proposed + sign * other.proposed,
+            self.accepted + sign * other.accepted,
+            positions,
+        )
+
+
+def from_vllm_metrics(page: str) -> Speculation | None:
+    """The running totals on vLLM's /metrics page, over all of its engines; None where it does not speculate.
+
+    Source: vllm/v1/spec_decode/metrics.py (0.32): `num_drafts`, `num_draft_tokens`, `num_accepted_tokens` and
+    `num_accepted_tokens_per_pos{position=i}`, the last unconditional.
+    """
+    totals: dict[str, float] = {}
+    positions: dict[int, float] = {}
+    for name, labels, value in _VLLM.findall(page):
+        place = _POSITION.search(labels or "")
+        if name == "accepted_tokens_per_pos" and place:
+            positions[int(place[1])] = positions.get(int(place[1]), 0) + float(value)
+        else:
+            totals[name] = totals.get(name, 0) + float(value)
+    if not {"drafts", "draft_tokens", "accepted_tokens"} <= totals.keys():
+        return None
+    return Speculation(
+        int(totals["drafts"]),
+        int(totals["draft_tokens"]),
+        int(totals["accepted_tokens"]),
+        tuple(int(positions[place]) for place in sorted(positions)) if positions else None,
+    )
+
+
+def from_llama_timings(timings: Mapping[str, Any]) -> Speculation | None:
+    """`timings` of llama.cpp's last event; None where it did not draft.
+
+    It counts drafted and accepted tokens. Each target call emits the accepted ones and one of its own, and the prompt's
+    own call emits the first: so calls = tokens - accepted - 1.
+    """
+    if "draft_n" not in timings:
+        return None
+    try:
+        tokens, drafted, accepted = (int(timings[name]) for name in ("predicted_n", "draft_n", "draft_n_accepted"))
+    except (KeyError, TypeError, ValueError):
+        raise ServerError(f"llama.cpp's timings can't be read: {str(dict(timings))[:120]}") from None
+    return Speculation(max(0, tokens - accepted - 1), drafted, accepted)
+
+
+def from_sglang_meta(meta: Mapping[str, Any], num_draft_tokens: int) -> Speculation | None:
+    """`meta_info` of SGLang's last event; None where it did not draft. Read from its source, never run here.
+
+    It tells target calls (`spec_verify_ct`) and the answer's tokens; the prompt's own call emits the first.
+    """
+    if "spec_verify_ct" not in meta:
+        return None
+    try:
+        calls, tokens = int(meta["spec_verify_ct"]), int(meta["completion_tokens"])
+    except (KeyError, TypeError, ValueError):
+        raise ServerError(f"SGLang's meta_info can't be read: {str(dict(meta))[:120]}") from None
+    return Speculation(calls, calls * num_draft_tokens, max(0, tokens - 1 - calls))
