@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 ENGINES := .venv-vllm
 
-.PHONY: setup demo test test-fast test-engines check lint format clean
+.PHONY: setup demo docs test test-fast test-engines check lint format clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,10 @@ $(ENGINES)/.installed: tests/engines/install_vllm.sh
 	sh tests/engines/install_vllm.sh $(ENGINES)
 	touch $(ENGINES)/.installed
 
+# The documentation, warnings as errors: docs/_build/html/index.html.
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 check: setup lint
 	$(BIN)/pyright
 
@@ -64,4 +68,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo build docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from specdistill.distill.initialise import init_draft
     from specdistill.distill.train_draft import train_draft
     from specdistill.errors import SpecdistillError
-    from specdistill.serving.bench import run_bench
     from specdistill.evaluation.config import BenchConfig
     from specdistill.models import LanguageModel, load_model, load_pair
+    from specdistill.serving.bench import run_bench
 
 __version__ = "0.1.0"
 

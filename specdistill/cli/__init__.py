@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from specdistill import __version__
-from specdistill.cli import annotate, bench, check, export, generate, init_draft, train_draft
+from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
 from specdistill.errors import ConfigError, SpecdistillError
 
 app = App(
@@ -24,6 +24,7 @@ app = App(
     # One spelling per flag: no --no-x and --empty-x twins.
     default_parameter=Parameter(negative=()),
 )
+app.command(plan.command, name="plan")
 app.command(init_draft.command, name="init-draft")
 app.command(generate.command, name="generate")
 app.command(annotate.command, name="annotate")

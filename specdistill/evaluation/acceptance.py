@@ -136,7 +136,7 @@ def score_draft(
         for sequence, rows in zip(chunk, answer_hidden_states(draft, chunk), strict=True):
             labels = torch.tensor(sequence.answer_ids, device=draft.device)
             agreement = _array((draft.logits(rows).argmax(-1) == labels).double())
-            scores: dict[str, np.ndarray] = {rule: agreement for rule in rules}
+            scores: dict[str, np.ndarray] = dict.fromkeys(rules, agreement)
             results.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
         if on_sequences is not None:
             on_sequences(len(chunk))

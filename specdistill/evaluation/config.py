@@ -42,8 +42,8 @@ class BenchConfig:
     server_timeout: float = 300.0
     """Of servers: seconds that one answer may take, and that one started here may take until it answers."""
     engine_args: str = ""
-    """Of vllm and llama-cpp: more of the engine's own flags for both servers, in one string behind an equals sign, such as
-    --engine-args='--enforce-eager'. On a GPU both share its memory: vLLM gets --gpu-memory-utilization 0.42 here."""
+    """Of vllm and llama-cpp: more of the engine's own flags for both servers, in one string behind an equals sign, such
+    as --engine-args='--enforce-eager'. On a GPU both share its memory: vLLM gets --gpu-memory-utilization 0.42 here."""
     compare: str | None = None
     """A second draft (say, the one before training): its alpha and the paired difference are reported too."""
     prompts: str = "builtin:heldout"

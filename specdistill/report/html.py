@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specdistill.report.plots import all_plots
-from specdistill.report.terminal import LOSSY, SAMPLED, alpha_rows, estimate
+from specdistill.report.terminal import LOSSY, SAMPLED, alpha_rows, estimate, prediction_warning
 
 
 def html_report(report: dict[str, Any]) -> str:
@@ -18,5 +18,10 @@ def html_report(report: dict[str, Any]) -> str:
     environment.filters["estimate"] = estimate
     template = environment.get_template("bench.html.jinja")
     return template.render(
-        report=report, plots=all_plots(report), alphas=alpha_rows(report), lossy=LOSSY, sampled=SAMPLED
+        report=report,
+        plots=all_plots(report),
+        alphas=alpha_rows(report),
+        lossy=LOSSY,
+        sampled=SAMPLED,
+        warning=prediction_warning(report),
     )

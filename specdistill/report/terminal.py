@@ -15,6 +15,8 @@ MEANING = {
     "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
 }
 
+SURPRISING = 0.05
+"""Relative distance of an engine's counter from the prediction that chance and the ends of answers don't explain."""
 LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
 SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
 
@@ -212,6 +214,24 @@ def _positions(console: Console, report: dict[str, Any]) -> None:
         f"{estimate(acceptance['acceptance_rate'])}",
         soft_wrap=True,
         highlight=False,
+    )
+    warning = prediction_warning(report)
+    if warning:
+        console.print(f"[bold red]BEWARE[/]: {warning}", soft_wrap=True, highlight=False)
+
+
+def prediction_warning(report: dict[str, Any]) -> str | None:
+    """What to say where an engine's own counter is far from what its rule should give; None where it is not."""
+    found = report["acceptance"].get("prediction")
+    if found is None:
+        return None
+    off = found["measured_over_predicted_minus_1"]
+    low, high = off["ci95"]
+    if not (abs(off["mean"]) > SURPRISING and (low > 0 or high < 0)):
+        return None
+    return (
+        f"the engine's tokens per target call are {off['mean']:+.1%} [{low:+.1%}, {high:+.1%}] off what its rule "
+        "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
 
 

@@ -35,6 +35,7 @@ def report():
         "setup": {
             "device": "cpu",
             "threads": 1,
+            "engine": "specdistill",
             "num_draft_tokens": 2,
             "batch_size": 1,
             "latency_prompts": 6,
@@ -61,6 +62,7 @@ def report():
         "economics": {
             "cost_ratio": 0.2,
             "verify_cost": {"1": 1.0, "2": 1.3, "3": 1.5},
+            "round_cost": {"1": 1.5, "2": 1.9},
             "break_even_alpha": 0.45,
             "best_num_draft_tokens": 2,
             "predicted_speedup": {"1": 1.05, "2": 1.1},
@@ -68,7 +70,13 @@ def report():
             "verdict": "pays",
             "why": "measured 1.10x",
         },
-        "lossless": {"checked": True, "greedy_identical": True, "prompts_compared": 6, "differences": []},
+        "lossless": {
+            "checked": True,
+            "lossy": False,
+            "greedy_identical": True,
+            "prompts_compared": 6,
+            "differences": [],
+        },
         "compare": {
             "draft": {"name": "before", "parameters": 1, "vocab_size": 1, "dtype": "float32"},
             "alpha": alpha,
@@ -179,3 +187,15 @@ def test_json_has_null_where_there_is_no_number(report):
     report["acceptance"]["by_position"] = [float("inf")]
     parsed = json.loads(json_report(report))
     assert parsed["latency"]["engine_efficiency"] is None and parsed["acceptance"]["by_position"] == [None]
+
+
+def test_an_engine_that_accepts_otherwise_than_its_rule_is_named(report, capsys):
+    def off(mean, low, high):
+        report["acceptance"]["prediction"] = {"measured_over_predicted_minus_1": {"mean": mean, "ci95": [low, high]}}
+        bench_tables(report)
+        return "BEWARE" in capsys.readouterr().out, "verifies wrongly" in html_report(report)
+
+    assert off(-0.13, -0.16, -0.1) == (True, True)
+    # Within what chance and the ends of answers explain.
+    assert off(-0.03, -0.04, -0.02) == (False, False)
+    assert off(-0.13, -0.3, 0.04) == (False, False)

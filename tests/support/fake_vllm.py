@@ -1,6 +1,7 @@
 """A server that answers as `vllm serve` does, with a tiny model behind it; it can be told to misbehave.
 
-The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/soft_labels.py --server`).
+The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/soft_labels.py --server`), that of
+its streams and counters with a real vLLM 0.32 and xllamacpp 2026.10 (`make test-engines`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from specdistill.decoding import Sampling, generate_plain
+from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.models import LanguageModel
 
 Fault = Callable[[str, int], tuple[int, Any] | None]
@@ -31,7 +32,11 @@ class FakeVllm:
         max_logprobs: As vLLM's flag.
         port: 0 takes a free one.
         delay: Seconds before each answer.
-        owner: `vllm`, or `sglang` for a server that answers as SGLang's `/generate` does.
+        owner: `vllm`; `sglang` or `llamacpp` for a server that answers as SGLang's `/generate` or llama.cpp's
+            `/completion` does; anything else tells text only.
+        draft: It decodes with this one, and counts.
+        num_draft_tokens: gamma.
+        break_after: (number of the stream) -> events after which the connection drops, or None.
     """
 
     def __init__(
@@ -44,7 +49,12 @@ class FakeVllm:
         port: int = 0,
         delay: float = 0.0,
         owner: str = "vllm",
+        draft: LanguageModel | None = None,
+        num_draft_tokens: int = 3,
+        break_after: Callable[[int], int | None] = lambda number: None,
     ) -> None:
+        self.draft, self.num_draft_tokens, self.break_after, self.streams = draft, num_draft_tokens, break_after, 0
+        self.drafts, self.drafted, self.accepted, self.positions = 0, 0, 0, [0] * num_draft_tokens
         self.owner = owner
         self.model, self.name, self.fault, self.max_logprobs, self.delay = model, name, fault, max_logprobs, delay
         self.requests, self.at_once, self.most_at_once = 0, 0, 0
@@ -83,15 +93,36 @@ class FakeVllm:
                 try:
                     time.sleep(outer.delay)
                     status, answer = outer.fault(self.path, number) or outer.answer(self.path, body)
+                    if status == 200 and isinstance(body, dict) and body.get("stream") and isinstance(answer, list):
+                        return self._stream(answer)
                 finally:
                     with outer._lock:
                         outer.at_once -= 1
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                content = answer if isinstance(answer, bytes | str) else json.dumps(answer)
+                content = content.encode() if isinstance(content, str) else content
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def _stream(self, events: list[Any]) -> None:
+                with outer._lock:
+                    outer.streams += 1
+                    last = outer.break_after(outer.streams)
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                for event in events[:last]:
+                    text = event if isinstance(event, str) else json.dumps(event)
+                    line = f"data: {text}\n\n".encode()
+                    self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                    self.wfile.flush()
+                if last is None:
+                    self.wfile.write(b"0\r\n\r\n")
+                # Without the last chunk the client sees a broken answer.
+                self.close_connection = True
 
         return Handler
 
@@ -101,6 +132,11 @@ class FakeVllm:
                 "object": "list",
                 "data": [{"id": self.name, "max_model_len": self.model.max_context, "owned_by": self.owner}],
             }
+        if path in ("/health", "/version", "/metrics"):
+            return 200, {"/health": {}, "/version": {"version": "0.32.0"}}.get(path, self.metrics())
+        if isinstance(body, dict) and body.get("stream"):
+            with self._model_lock:
+                return 200, self._events(body)
         if path != "/generate" and body.get("model") != self.name:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist.", "code": 404}}
         if path == "/tokenize":
@@ -114,6 +150,88 @@ class FakeVllm:
             return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
         with self._model_lock:
             return 200, {"object": "text_completion", "choices": [self._choice(body)]}
+
+    def metrics(self) -> str:
+        """As vLLM's page, which has no counters before the first draft."""
+        if not self.drafts or self.owner != "vllm":
+            return "# nothing yet\n"
+        counts = {"drafts": self.drafts, "draft_tokens": self.drafted, "accepted_tokens": self.accepted}
+        labels = f'engine="0",model_name="{self.name}"'
+        lines = [f"vllm:spec_decode_num_{name}_total{{{labels}}} {value}.0" for name, value in counts.items()]
+        lines += [f"vllm:spec_decode_num_{name}_created{{{labels}}} 1.79e+09" for name in counts]
+        lines += [
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels},position="{place}"}} {value}.0'
+            for place, value in enumerate(self.positions)
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _events(self, body: dict[str, Any]) -> list[Any]:
+        """One per token, as the real ones do; vLLM's holds all tokens of a step."""
+        settings = body.get("sampling_params", body)
+        ids = body.get("input_ids", body.get("prompt"))
+        most = next(settings[name] for name in ("max_tokens", "max_new_tokens", "n_predict") if name in settings)
+        sampling = Sampling(temperature=settings["temperature"])
+        given = {"max_new_tokens": most, "seeds": [settings.get("seed", 0)]}
+        if self.draft is None:
+            (written,) = generate_plain(self.model, [ids], sampling=sampling, **given)
+            pieces = [[each] for each in written.token_ids]
+        else:
+            rule = "greedy" if sampling.greedy else "argmax_draft"
+            decoder = SpeculativeDecoder(
+                self.model, self.draft, num_draft_tokens=self.num_draft_tokens, sampling=sampling, rule=rule
+            )
+            (written,) = decoder.generate([ids], **given)
+            pieces, rest = [written.token_ids[:1]], written.token_ids[1:]
+            for entry in written.rounds:
+                pieces.append(rest[: entry.emitted])
+                rest = rest[entry.emitted :]
+            self.drafts += len(written.rounds)
+            self.drafted += sum(entry.proposed for entry in written.rounds)
+            self.accepted += sum(entry.accepted for entry in written.rounds)
+            for entry in written.rounds:
+                for place in range(entry.accepted):
+                    self.positions[place] += 1
+        return getattr(self, f"_{self.owner}_events", self._other_events)(pieces, written)
+
+    def _vllm_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
+        reason = "length" if written.finish_reason == "length" else "stop"
+        last = len(pieces) - 1
+        return [
+            {"choices": [{"index": 0, "token_ids": piece, "finish_reason": reason if place == last else None}]}
+            for place, piece in enumerate(pieces)
+        ] + ["[DONE]"]
+
+    def _llamacpp_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
+        timings = {"predicted_n": len(written.token_ids)}
+        if self.draft is not None:
+            counts = [(entry.proposed, entry.accepted) for entry in written.rounds]
+            timings |= {"draft_n": sum(each[0] for each in counts), "draft_n_accepted": sum(each[1] for each in counts)}
+        sent = [each for piece in pieces for each in piece]
+        # The end of a sequence is counted, and not sent.
+        sent = sent[:-1] if written.finish_reason == "eos" else sent
+        kind = "limit" if written.finish_reason == "length" else "eos"
+        events: list[Any] = [{"tokens": [each], "stop": False} for each in sent]
+        return [*events, {"tokens": [], "stop": True, "stop_type": kind, "timings": timings}]
+
+    def _sglang_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
+        events: list[Any] = []
+        done: list[int] = []
+        for place, piece in enumerate(pieces):
+            done = done + piece
+            meta: dict[str, Any] = {"completion_tokens": len(done), "finish_reason": None}
+            if self.draft is not None:
+                meta["spec_verify_ct"] = place
+            if place == len(pieces) - 1:
+                meta["finish_reason"] = {"type": "length" if written.finish_reason == "length" else "stop"}
+            events.append({"output_ids": done, "meta_info": meta})
+        return [*events, "[DONE]"]
+
+    def _other_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
+        events: list[Any] = [
+            {"choices": [{"text": " " + self.model.tokenizer.decode(piece), "finish_reason": None}]} for piece in pieces
+        ]
+        events[-1]["choices"][0]["finish_reason"] = "length" if written.finish_reason == "length" else "stop"
+        return [*events, {"choices": [], "usage": {"completion_tokens": len(written.token_ids)}}, "[DONE]"]
 
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
         sampling = Sampling(temperature=body["temperature"])
