@@ -1,0 +1,124 @@
+"""`specdistill plan`: by hand, in its limits, and against what small runs really took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specdistill.cli import main
+from specdistill.errors import ConfigError
+from specdistill.evaluation.plan import memory_per_gpu, plan, shape_of, token_counts, working_bytes
+from specdistill.evaluation.plan_config import PlanConfig, parse_count
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+SMALL = {"target_params": "134.5M", "draft_params": "42.5M", "vocab_size": 49152, "gpus": 1}
+
+
+def settings(**changes):
+    return PlanConfig(**({"target_params": "70B", "draft_params": "1B"} | changes))
+
+
+def test_counts_by_hand():
+    config = settings(prompts=10, rollouts_per_prompt=2, prompt_tokens=30, answer_tokens=50, epochs=3, gpus=2)
+    tokens = token_counts(config)
+    assert tokens["written"] == 1000 and tokens["read"] == 600 and tokens["trained"] == 3000
+    # Labelled once: hidden states of what comes again are kept.
+    assert tokens["labelled"] == pytest.approx(1600) and tokens["trained_with_prompts"] == pytest.approx(4800)
+    found = plan(config)
+    assert found["flops"]["draft trains"] == pytest.approx(6e9 * 4800)
+    assert found["flops"]["target labels"] == pytest.approx(2 * 70e9 * 1600)
+    assert found["gpu_hours"]["draft trains"] == pytest.approx(6e9 * 4800 / (989e12 * 0.4) / 3600)
+    # Two bytes of every weight a step, at 60 % of the bandwidth.
+    steps = 1000 / 64
+    reading = 2 * 70e9 * 600 / (989e12 * 0.4)
+    seconds = steps * 70e9 * 2 / (3.35e12 * 0.6) + reading
+    assert found["gpu_hours"]["target writes"] == pytest.approx(seconds / 3600)
+    assert found["wall_hours"] == pytest.approx(found["gpu_hours"]["all"] / 2)
+
+
+def test_the_drafts_own_answers_are_labelled_each_time():
+    fixed, mixed = (token_counts(settings(on_policy_fraction=share)) for share in (0.0, 0.5))
+    assert mixed["own"] == fixed["trained"] / 2
+    assert mixed["labelled"] > fixed["labelled"]
+
+
+def test_memory_by_strategy():
+    whole = memory_per_gpu(settings(gpus=8))
+    working = working_bytes(settings(gpus=8))
+    assert whole["whole (--shard none)"] - working == pytest.approx(16e9 + 140e9)
+    assert whole["--shard both"] - working == pytest.approx((16e9 + 140e9) / 8)
+    assert whole["--shard target"] < whole["--shard draft"] < whole["whole (--shard none)"]
+    stored = memory_per_gpu(settings(labels="stored"))
+    assert stored["no target (--soft-labels)"] - working == pytest.approx(16e9)
+    # A mixture of experts computes with some of what it holds.
+    moe = settings(target_params="3B", target_resident_params="30B")
+    assert memory_per_gpu(moe)["whole (--shard none)"] > 60e9
+    assert plan(moe)["flops"]["target labels"] < plan(settings(target_params="30B"))["flops"]["target labels"] / 9
+
+
+def test_known_shapes():
+    """Llama 3.1 70B has 80 layers of 8192, 3.2 1B has 16 of 2048."""
+    for params, layers, width in ((70e9, 80, 8192), (1.2e9, 16, 2048), (8e9, 32, 4096)):
+        found = shape_of(params)
+        assert found[0] == pytest.approx(layers, rel=0.25) and found[1] == pytest.approx(width, rel=0.25)
+
+
+def test_peak_memory_of_the_measured_step():
+    """benchmarks/training_step.py: SmolLM2 and its 4-layer draft in float32, 8 answers of 64 tokens."""
+    step = json.loads((RESULTS / "training_step.json").read_text())
+    measured = step["on_policy"]["specdistill"]
+    config = PlanConfig(
+        **SMALL, prompt_tokens=150, answer_tokens=step["max_new_tokens"], micro_batch_size=step["batch_size"],
+        draft_layers=4, draft_width=576, dtype="float32",
+    )  # fmt: skip
+    working = working_bytes(config)
+    assert working / 2**20 == pytest.approx(measured["peak_above_held_mib"], rel=0.3)
+    # The libraries themselves, which lie in memory before any weight does.
+    python = 700 * 2**20
+    whole = memory_per_gpu(config)["whole (--shard none)"]
+    assert (whole + python) / 2**20 == pytest.approx(measured["peak_mib"], rel=0.2)
+
+
+@pytest.mark.parametrize("kept", [4, 16, 64, 256])
+def test_storage_of_the_measured_labels(kept):
+    """benchmarks/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
+    rows = json.loads((RESULTS / "soft_labels.json").read_text())["rows"]
+    measured = rows[f"top-{kept}"]["bytes_per_token"]
+    predicted = plan(PlanConfig(**SMALL, label_top_k=kept))["storage"]["label_bytes_per_token"]
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def test_the_command(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    arguments = ["plan", "--target-params", "70B", "--draft-params", "1B", "--json", str(out)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "--shard both" in printed and "accelerator hours" in printed
+    assert json.loads(out.read_text())["tokens"]["written"] == 80_000_000
+    assert main(arguments) == 2 and "already exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"target_params": "huge"}, "--target-params huge is no number"),
+        ({"draft_params": "0"}, "--draft-params 0 is no number"),
+        ({"draft_params": "80B"}, "is no smaller than its target"),
+        ({"gpu": "custom"}, "--gpu custom goes with"),
+        ({"gpu_tflops": 100.0}, "--gpu custom goes with"),
+        ({"labels": "stored", "on_policy_fraction": 0.5}, "use --labels live"),
+        ({"epochs": 0.0}, "--epochs must be above 0"),
+        ({"utilisation": 0.0}, "--utilisation must be in"),
+        ({"target_resident_params": "1B"}, "must be at least --target-params"),
+    ],
+)
+def test_settings_that_cannot_be(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        settings(**changes)
+
+
+def test_numbers_as_people_write_them():
+    written = {"70B": 70e9, "1.5b": 1.5e9, "135M": 135e6, "134515008": 134515008, "2T": 2e12, "7e9": 7e9}
+    assert {text: parse_count(text, "--x") for text in written} == written

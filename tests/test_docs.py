@@ -1,0 +1,119 @@
+"""The documentation builds without a warning, and what it tells people to type works."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_vllm import FakeVllm
+from tiny_models import make_model, save
+
+from specdistill import load_model
+from specdistill.cli import app, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Settings of real models that tiny ones can't have, and what keeps the runs short.
+SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--max-new-tokens 128": "--max-new-tokens 12"}
+SHORT = {
+    "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
+    "generate": "",
+    "annotate": "",
+    "train-draft": "--max-new-tokens 8 --heldout-prompts 2 --steps 2",
+    "bench": "--max-new-tokens 8 --num-prompts 4",
+}
+NEEDS = {
+    "--engine vllm": "--engine vllm needs vLLM beside specdistill",
+    "target.gguf": "target.gguf",
+}
+"""What can't run here, and the one line that says so; `make test-engines` runs these with real engines."""
+
+
+def commands(page: Path) -> list[str]:
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path / "html")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "html" / "commands.html").read_text()
+    assert "--num-draft-tokens" in page and "--target-params" in page
+    assert "RejectionLog" in (tmp_path / "html" / "api.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder in which the names that the pages use are there: tiny models, prompts, two servers."""
+    folder = tmp_path_factory.mktemp("docs")
+    save(make_model(layers=6, context=512), folder / "TARGET")
+    for name, seed in (("served", 0), ("tomorrow", 30)):
+        lines = [{"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return folder
+
+
+@pytest.fixture
+def at(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return desk
+
+
+def run(line: str, capsys) -> None:
+    for given, smaller in SMALLER.items():
+        line = line.replace(given, smaller)
+    arguments = shlex.split(line, comments=True)[1:]
+    short = shlex.split(SHORT.get(arguments[0], ""))
+    pairs = [pair for pair in zip(short[::2], short[1::2], strict=True) if pair[0] not in arguments]
+    code = main([*arguments, *(word for pair in pairs for word in pair)])
+    error = capsys.readouterr().err
+    excuse = next((text for word, text in NEEDS.items() if word in line), None)
+    if excuse is None:
+        assert code == 0, f"{line}\n{error}"
+    else:
+        assert code == 2 and excuse in error, f"{line}\n{error}"
+
+
+def test_the_pages_commands_run_in_reading_order(at, capsys):
+    """start.md makes the draft that the other pages go on with, as a reader would."""
+    ran = 0
+    target = load_model("TARGET")
+    with FakeVllm(target, "TARGET") as plain:
+        for page in [ROOT / "docs/start.md", *(each for each in PAGES if each.stem != "start")]:
+            for line in commands(page):
+                if "openai-server" in line:
+                    draft = load_model("draft", "draft")
+                    draft.kept_ids = None
+                    with FakeVllm(target, "TARGET", draft=draft, num_draft_tokens=4) as drafting:
+                        line = line.replace("http://host:8000/v1", drafting.url)
+                        run(line.replace("http://host:8001/v1", plain.url), capsys)
+                elif line.startswith("specdistill "):
+                    run(line, capsys)
+                elif line.startswith("accelerate launch "):
+                    # Several processes are tests/distill/test_ranks.py; here the file and the settings must be there.
+                    words = shlex.split(line)
+                    assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+                    app.parse_args(words[words.index("specdistill") + 1 :], exit_on_error=False, print_error=False)
+                else:
+                    assert line.split()[0] in ("pip", "vllm", "llama-server", "python"), line
+                    continue
+                ran += 1
+    assert ran > 20
+    # The Python of the first page, on what its commands left.
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
+    code = code.replace("TrainConfig(", "TrainConfig(max_new_tokens=8, heldout_prompts=2, steps=2, ")
+    exec(compile(code.replace("BenchConfig(", "BenchConfig(max_new_tokens=8, "), "start.md", "exec"), {})
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for name in re.findall(r"\]\((\w+\.md)", page.read_text()):
+            assert (page.parent / name).is_file(), f"{page.name} -> {name}"
+        assert page.stem == "index" or f"\n{page.stem}\n" in (ROOT / "docs/index.md").read_text(), page.name
