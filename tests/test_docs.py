@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from specdistill.cli import app, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 # Settings of real models that tiny ones can't have, and what keeps the runs short.
-SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--max-new-tokens 128": "--max-new-tokens 12"}
+SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
+SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12"}
 SHORT = {
     "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
     "generate": "",
@@ -48,22 +51,18 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "RejectionLog" in (tmp_path / "html" / "api.html").read_text()
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder in which the names that the pages use are there: tiny models, prompts, two servers."""
+@pytest.fixture
+def at(tmp_path_factory, monkeypatch):
+    """A folder in which the names that the pages use are there: tiny models and prompts."""
     folder = tmp_path_factory.mktemp("docs")
     save(make_model(layers=6, context=512), folder / "TARGET")
+    shutil.copytree(folder / "TARGET", folder / LLAMA)
     for name, seed in (("served", 0), ("tomorrow", 30)):
         lines = [{"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    return folder
-
-
-@pytest.fixture
-def at(desk, monkeypatch):
-    monkeypatch.chdir(desk)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    return desk
+    return folder
 
 
 def run(line: str, capsys) -> None:
@@ -81,35 +80,44 @@ def run(line: str, capsys) -> None:
         assert code == 2 and excuse in error, f"{line}\n{error}"
 
 
-def test_the_pages_commands_run_in_reading_order(at, capsys):
-    """start.md makes the draft that the other pages go on with, as a reader would."""
+def run_all(lines: list[str], capsys) -> int:
+    """How many of them were run."""
     ran = 0
     target = load_model("TARGET")
     with FakeVllm(target, "TARGET") as plain:
-        for page in [ROOT / "docs/start.md", *(each for each in PAGES if each.stem != "start")]:
-            for line in commands(page):
-                if "openai-server" in line:
-                    draft = load_model("draft", "draft")
-                    draft.kept_ids = None
-                    with FakeVllm(target, "TARGET", draft=draft, num_draft_tokens=4) as drafting:
-                        line = line.replace("http://host:8000/v1", drafting.url)
-                        run(line.replace("http://host:8001/v1", plain.url), capsys)
-                elif line.startswith("specdistill "):
-                    run(line, capsys)
-                elif line.startswith("accelerate launch "):
-                    # Several processes are tests/distill/test_ranks.py; here the file and the settings must be there.
-                    words = shlex.split(line)
-                    assert (ROOT / words[words.index("--config_file") + 1]).is_file()
-                    app.parse_args(words[words.index("specdistill") + 1 :], exit_on_error=False, print_error=False)
-                else:
-                    assert line.split()[0] in ("pip", "vllm", "llama-server", "python"), line
-                    continue
-                ran += 1
-    assert ran > 20
+        for line in lines:
+            if "openai-server" in line:
+                draft = load_model("draft", "draft")
+                draft.kept_ids = None
+                with FakeVllm(target, "TARGET", draft=draft, num_draft_tokens=4) as drafting:
+                    line = line.replace("http://host:8000/v1", drafting.url)
+                    run(line.replace("http://host:8001/v1", plain.url), capsys)
+            elif line.startswith("specdistill "):
+                run(line, capsys)
+            elif line.startswith("accelerate launch "):
+                # Several processes are tests/distill/test_ranks.py; here the file and the settings must be there.
+                words = shlex.split(line)
+                assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+                app.parse_args(words[words.index("specdistill") + 1 :], exit_on_error=False, print_error=False)
+            else:
+                assert line.split()[0] in ("pip", "vllm", "llama-server", "python"), line
+                continue
+            ran += 1
+    return ran
+
+
+def test_the_pages_commands_run_in_reading_order(at, capsys):
+    """start.md makes the draft that the other pages go on with, as a reader would."""
+    pages = [ROOT / "docs/start.md", *(each for each in PAGES if each.stem != "start")]
+    assert run_all([line for page in pages for line in commands(page)], capsys) > 20
     # The Python of the first page, on what its commands left.
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
     code = code.replace("TrainConfig(", "TrainConfig(max_new_tokens=8, heldout_prompts=2, steps=2, ")
     exec(compile(code.replace("BenchConfig(", "BenchConfig(max_new_tokens=8, "), "start.md", "exec"), {})
+
+
+def test_the_readmes_commands_run(at, capsys):
+    assert run_all(commands(ROOT / "README.md"), capsys) > 8
 
 
 def test_links_between_pages_lead_somewhere():

@@ -32,7 +32,7 @@ def test_tables_are_the_committed_results():
 def test_every_command_in_the_readme_parses():
     text = "\n".join(code_blocks("bash") + code_blocks("")).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("specdistill ")]
-    assert {command[1] for command in commands} == {"init-draft", "generate", "train-draft", "bench", "export"}
+    assert {command[1] for command in commands} == {"init-draft", "generate", "train-draft", "bench", "export", "plan"}
     for command in commands:
         app.parse_args(command[1:], exit_on_error=False, print_error=False)
 

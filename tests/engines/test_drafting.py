@@ -6,6 +6,7 @@ minutes by our own commands.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -182,6 +183,17 @@ def test_llama_cpp_writes_the_same_and_accepts_as_predicted(gguf_path, gguf_draf
     agrees(report, within)
 
 
+def serving(gguf: Path) -> list[int]:
+    """Processes that serve a file."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().decode(errors="replace")
+            if "engines.llama_server" in line and str(gguf) in line:
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_a_llama_cpp_that_is_killed_in_the_middle(gguf_path, gguf_draft, tmp_path):
     out, log = tmp_path / "report.json", tmp_path / "log"
     command = [sys.executable, "-m", "specdistill", "bench", "--target", str(gguf_path), "--draft", str(gguf_draft)]
@@ -192,9 +204,7 @@ def test_a_llama_cpp_that_is_killed_in_the_middle(gguf_path, gguf_draft, tmp_pat
     # A fifth of the tokens are written when the first line of progress appears.
     while "plain against speculative:" not in log.read_text() and time.monotonic() < end:
         time.sleep(0.1)
-    table = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    served = [line for line in table if "engines.llama_server" in line and str(gguf_draft) in line]
-    (drafting,) = [int(line.split()[0]) for line in served]
+    (drafting,) = serving(gguf_draft)
     os.kill(drafting, signal.SIGKILL)
     assert bench.wait(240) == 2
     said = log.read_text()
@@ -202,8 +212,7 @@ def test_a_llama_cpp_that_is_killed_in_the_middle(gguf_path, gguf_draft, tmp_pat
     report = json.loads(out.read_text())
     assert 2 <= report["partial"]["prompts_done"] < 40
     assert report["acceptance"]["counters"]["rounds"] > 0
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(gguf_draft) not in left, "both servers are gone"
+    assert not serving(gguf_path), "both servers are gone"
 
 
 def complete(gguf: Path, prompt: str, draft: Path | None = None) -> dict:
