@@ -1,0 +1,107 @@
+"""`make bench` and `make bench-quick`: every claim that the README and the docs make of speed, measured again.
+
+    python benchmarks/run_all.py --output DIR            (`make bench`: three hours; nothing else may run meanwhile)
+    python benchmarks/run_all.py --output DIR --quick    (`make bench-quick`: about ten minutes)
+
+Makes one draft of SmolLM2 by our own commands in two minutes (from a seed: the same on every machine of one kind) and
+runs the scripts with it. --quick measures fewer points and says, for each, whether its interval overlaps the committed
+one; it ends with 1 if one does not. The full run replaces the committed results, `readme_tables.py` then the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from smollm2 import RESULTS, run, target_file
+
+HERE = Path(__file__).parent
+
+
+def quick_draft(folder: Path) -> Path:
+    """A 4-layer draft with a trimmed head, distilled for some steps."""
+    target, cut, draft = str(target_file()), folder / "cut", folder / "draft"
+    size = ["--layers", "4", "--choose", "even", "--vocab-keep", "8192", "--calibration-prompts", "16"]
+    if not (cut / "model.safetensors").exists():
+        run("init-draft", "--target", target, "--output", str(cut), *size, "--calibration-tokens", "32")
+    if not (draft / "summary.json").exists():
+        budget = ["--steps", "30", "--eval-every", "30", "--rollouts-per-prompt", "1", "--max-new-tokens", "48"]
+        pair = ["--target", target, "--draft", str(cut), "--output", str(draft)]
+        run("train-draft", *pair, *budget, "--batch-size", "4", "--heldout-prompts", "4", "--resume")
+    return draft
+
+
+def script(name: str, *arguments: str) -> None:
+    print(f"\n$ python benchmarks/{name} {' '.join(arguments)}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(HERE / name), *arguments], env=environment)
+    if done.returncode:
+        sys.exit(f"benchmarks/{name} failed")
+
+
+def claims(prefix: str) -> dict[str, Any]:
+    """Name -> estimate of every ratio that both a quick and a full run have."""
+    found: dict[str, Any] = {}
+    peers = json.loads((RESULTS / f"{prefix}decoder_peers.json").read_text())
+    for temperature, rows in peers["batch_1"].items():
+        for gamma, row in rows.items():
+            for name, value in row["ours_over"].items():
+                found[f"decoder over {name}, temperature {temperature}, {gamma} draft tokens"] = value
+    for case in json.loads((RESULTS / f"{prefix}loss_op.json").read_text())["cases"]:
+        for name, value in case["over_specdistill"].items():
+            found[f"loss op, {name}'s time over ours, {case['tokens']} x {case['vocab']}"] = value
+    return found
+
+
+def compare() -> int:
+    """Prints quick beside committed; the number of those that don't overlap."""
+    quick, committed = claims("quick_"), claims("")
+    apart = 0
+    for name, value in quick.items():
+        if name not in committed:
+            continue
+        low, high = value["ci95"]
+        known = committed[name]
+        overlaps = low <= known["ci95"][1] and high >= known["ci95"][0]
+        apart += not overlaps
+        print(
+            f"{'agrees ' if overlaps else 'DIFFERS'} {name}: {value['mean']:.2f} [{low:.2f}, {high:.2f}], committed "
+            f"{known['mean']:.2f} [{known['ci95'][0]:.2f}, {known['ci95'][1]:.2f}]"
+        )
+    return apart
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    draft = str(quick_draft(options.output))
+    pair = ["--target", str(target_file()), "--draft", draft, "--what", "SmolLM2 and a 4-layer draft of two minutes"]
+    if options.quick:
+        script("loss_op.py", "--quick")
+        script("growth.py", "--quick")
+        script("decoder_peers.py", *pair, "--quick")
+        apart = compare()
+        for path in RESULTS.glob("quick_*.json"):
+            path.replace(options.output / path.name)
+        sys.exit(f"{apart} measurements differ from the committed ones" if apart else 0)
+    script("loss_op.py")
+    script("growth.py")
+    script("decoder_peers.py", *pair)
+    script("divergence_cpu.py")
+    script("decoder_speed.py", "--draft", draft)
+    script("verify_cost.py")
+    script("training_step.py", "--draft", draft)
+    script("kernel_report.py")
+    script("readme_tables.py")
+
+
+if __name__ == "__main__":
+    main()
