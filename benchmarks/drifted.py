@@ -9,8 +9,8 @@
    mails of fine-tuning, of distillation and held out). That is the target.
 2. The target answers the mails of distillation once, and its distributions (top 64) are stored.
 3. Drafts are cut out of the target with 2, 4 and 8 layers and distilled on the stored labels (`fkl-N`). From the
-   4-layer one after 60 steps (`warm-4`) every method goes on for 60 steps more. `stock-4` is the draft that a user has
-   *before*: distilled for the target as it was before fine-tuning, with the same steps.
+   4-layer one after 60 steps (`warm-4`) every method goes on for 60 steps more. `long-4` took 240 steps. `stock-4` is
+   the draft that a user has *before*: distilled for the target as it was before fine-tuning, with as many steps.
 4. Alpha of the last step's draft under every rule on the target's answers to held-out mails, with intervals paired over
    mails; head trimmed to 8192 ids and whole. Then `specdistill bench`, with and without float16 packing.
 """
@@ -47,6 +47,16 @@ LABELS = {"method": "distillspec", "target_fraction": 1.0, "soft_labels": "label
 AFTER = {"steps": 60, "eval_every": 60, "start": "warm-4"}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"fkl-{depth}": LABELS | {"steps": 120, "eval_every": 40, "start": f"cut-{depth}"} for depth in DEPTHS},
+    # With the target itself, twice as long: what the drafts that are benched in engines were trained by.
+    "long-4": {
+        "method": "distillspec",
+        "target_fraction": 1.0,
+        "rollouts": "answers",
+        "steps": 240,
+        "eval_every": 40,
+        "heldout_prompts": 16,
+        "start": "cut-4",
+    },
     "warm-4": LABELS | {"steps": 60, "eval_every": 60, "start": "cut-4"},
     "more-fkl": LABELS | AFTER,
     "sft": {"method": "sft"} | AFTER,
@@ -144,15 +154,22 @@ def train(folder: Path, row: str, seed: int) -> None:
 
 
 def bench(folder: Path) -> None:
-    """Speed of each depth: plain float32 and packed to float16, greedy and at temperature 1."""
-    for depth in DEPTHS:
+    """Speed of each: plain float32 and packed to float16, greedy and at temperature 1."""
+    for row in ("long-4", *(f"fkl-{depth}" for depth in DEPTHS)):
         for pack, temperature in (("none", 0), ("none", 1), ("float16", 0)):
-            out = folder / f"bench-{depth}-{pack}-{temperature}.json"
+            out = folder / f"bench-{row}-{pack}-{temperature}.json"
             if not out.exists():
-                draft = ["--draft", str(folder / f"fkl-{depth}-seed0" / "last"), "--pack", pack, "--threads", "1"]
+                draft = ["--draft", str(folder / f"{row}-seed0" / "last"), "--pack", pack, "--threads", "1"]
                 size = ["--num-prompts", "0", "--latency-prompts", "16", "--max-new-tokens", str(MAX_NEW)]
                 asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
                 run("bench", "--target", str(folder / "target"), *draft, *size, *asked, "--json", str(out))
+
+
+def heldout(run_folder: Path) -> list[dict]:
+    """The looks of a run at its own held-out prompts."""
+    lines = [json.loads(line) for line in (run_folder / "history.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "heldout_alpha_greedy" in line]
+    return [{"step": look["step"], **{rule: look[f"heldout_alpha_{rule}"] for rule in ALPHA_RULES}} for look in looks]
 
 
 def collect(folder: Path) -> None:
@@ -210,6 +227,7 @@ def collect(folder: Path) -> None:
             "alpha_by_seed": {rule: [ratio(*sums([part], rule)).mean for part in parts] for rule in ALPHA_RULES},
             "alpha_whole_head": {rule: ratio(*sums(whole, rule)).to_json() for rule in ALPHA_RULES},
             "over_stock": over(parts, baselines["stock-4"]),
+            "heldout": heldout(places[0].parent),
         }
         if row == "warm-4":
             warm = parts

@@ -1,6 +1,6 @@
-"""Fills the tables of README.md and kernels/README.md from benchmarks/results, so that no number is typed by hand.
+"""Fills the tables of the READMEs and the docs from benchmarks/results, so that no number is typed by hand.
 
-python benchmarks/readme_tables.py           writes both
+python benchmarks/readme_tables.py           writes them
 python benchmarks/readme_tables.py --check   fails if one is out of date (a test runs this)
 """
 
@@ -230,10 +230,10 @@ def engines_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for temperature, rows in report["temperatures"].items():
-        for row in rows.values():
+        for name, row in rows.items():
             same = row["prompts"] - len(row["differences"])
             cells = [
-                row["version"],
+                row["version"] + (", its verification mended" if name == "vllm-repaired" else ""),
                 temperature,
                 f"`{row['rule']}`",
                 spread(row["mean_acceptance_length"]),
@@ -273,18 +273,38 @@ def drifted_methods_table() -> str:
 
 def drifted_speed_table() -> str:
     lines = [
-        "| layers | weights | temperature | draft tokens | tokens per target call: measured | predicted "
+        "| draft | weights | temperature | draft tokens | tokens per target call: measured | predicted "
         "| draft step | check | speed-up: measured | predicted | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in load("drifted.json")["bench"].items():
-        depth, pack, temperature = name.split("-")
+        draft, pack, temperature = name.rsplit("-", 2)
         gamma = str(row["num_draft_tokens"])
-        cells = [depth, "float32" if pack == "none" else f"packed to {pack}", temperature, gamma]
+        cells = [draft, "float32" if pack == "none" else f"packed to {pack}", temperature, gamma]
         cells += [spread(row["mean_acceptance_length"]), f"{row['predicted_mean_acceptance_length'][gamma]:.3f}"]
         cells += [f"{row['cost_ratio']:.3f}", f"{row['verify_cost'][str(int(gamma) + 1)]:.2f}"]
         cells += [spread(row["speedup"]), f"{row['predicted_speedup'][gamma]:.2f}", f"**{row['verdict']}**"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def growth_table() -> str:
+    report = load("growth.json")
+    lines = ["| context | target step | draft step | check of 5 tokens, in steps there |", "|---|---|---|---|"]
+    for context, row in report["context"].items():
+        cells = [f"{row[name]:.2f}" for name in ("target_step", "draft_step", "check_of_5")]
+        lines.append(f"| {context} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| batch | target step, per row | draft step, per row | check of 5 | perfect draft of 4, speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    for batch, row in report["batch"].items():
+        names = ("target_step_per_row", "draft_step_per_row", "check_of_5", "perfect_draft_speedup_4")
+        lines.append(f"| {batch} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |")
+    heads = report["head"]
+    lines += ["", "| ids in the draft's head | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines.append("| draft step, in target steps | " + " | ".join(f"{value:.3f}" for value in heads.values()) + " |")
     return "\n".join(lines)
 
 
@@ -316,6 +336,18 @@ TABLES = {
 
 
 KERNEL_TABLES = {"kernel-speed": kernel_speed_table}
+STUDY_TABLES = {
+    "drifted": drifted_table,
+    "drifted-methods": drifted_methods_table,
+    "drifted-speed": drifted_speed_table,
+    "growth": growth_table,
+}
+PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (
+    ("README.md", TABLES),
+    ("kernels/README.md", KERNEL_TABLES),
+    ("docs/serving.md", {"engines": engines_table}),
+    ("docs/study.md", STUDY_TABLES),
+)
 
 
 def filled(path: Path, tables: dict[str, Callable[[], str]]) -> str:
@@ -333,7 +365,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    for path, tables in ((ROOT / "README.md", TABLES), (ROOT / "kernels/README.md", KERNEL_TABLES)):
+    for name, tables in PLACES:
+        path = ROOT / name
         wanted = filled(path, tables)
         if check and wanted != path.read_text():
             sys.exit(f"{path.relative_to(ROOT)} is out of date: run `python benchmarks/readme_tables.py`")

@@ -19,6 +19,10 @@ Entry = dict[int, float]
 """id -> log-probability of one token."""
 
 
+_FINISH = {"stop": "eos", "length": "length"}
+"""An answer that ends otherwise, say, with `abort`, is none."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """What one event of a streamed answer brings."""
@@ -123,8 +127,7 @@ class Vllm:
 
     def piece(self, event: dict[str, Any], known: int) -> Piece:
         choice = event["choices"][0]
-        finish = {None: None, "length": "length"}.get(choice["finish_reason"], "eos")
-        return Piece([int(each) for each in choice["token_ids"]], finish=finish)
+        return Piece([int(each) for each in choice["token_ids"]], finish=_FINISH.get(choice["finish_reason"]))
 
 
 class Sglang:
@@ -173,8 +176,7 @@ class Sglang:
         # Unless started with --incremental-streaming-output, each event repeats the whole answer.
         new = ids[known:] if len(ids) == int(meta["completion_tokens"]) else ids
         reason = meta.get("finish_reason")
-        finish = None if reason is None else "length" if reason["type"] == "length" else "eos"
-        return Piece(new, finish=finish, counts=meta)
+        return Piece(new, finish=None if reason is None else _FINISH.get(reason["type"]), counts=meta)
 
 
 class LlamaCpp:
@@ -237,8 +239,7 @@ class OpenAi:
         if not event["choices"]:
             return Piece(None, counts=counts)
         choice = event["choices"][0]
-        finish = {None: None, "length": "length"}.get(choice.get("finish_reason"), "eos")
-        return Piece(None, choice["text"], finish, counts)
+        return Piece(None, choice["text"], _FINISH.get(choice.get("finish_reason")), counts)
 
 
 def dialect_of(owner: str) -> Dialect:

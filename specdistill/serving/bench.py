@@ -40,7 +40,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
         the prompts that were done and holds `partial`, which says why.
 
     Raises:
-        SpecdistillError: Bad input, or an engine that failed before two batches were done; nothing was measured then.
+        SpecdistillError: Bad input, or an engine that failed before two prompts were done; nothing is kept then.
     """
     progress = progress or Quiet()
     if config.engine == "specdistill":

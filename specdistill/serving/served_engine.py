@@ -107,7 +107,7 @@ class ServedEngine:
                 generation.first_token_seconds = time.perf_counter() - start
             generation.token_ids += piece.ids or []
             text += piece.text
-            on_tokens(len(piece.ids or "t"[: len(piece.text)]))
+            on_tokens(len(piece.ids) if piece.ids is not None else bool(piece.text))
             generation.finish_reason = piece.finish or generation.finish_reason
             counts = piece.counts or counts
         if generation.finish_reason is None:
@@ -115,7 +115,7 @@ class ServedEngine:
         if text:
             # Some other split than the server's is possible, but both servers' texts are split alike.
             generation.token_ids = self._target.tokenizer(text, add_special_tokens=False)["input_ids"]
-        self._check(generation, most)
+        self._check(generation)
         return generation, counts
 
     def _piece(self, event: dict[str, Any], known: int) -> Piece:
@@ -127,12 +127,14 @@ class ServedEngine:
                 "of a recent version?"
             ) from None
 
-    def _check(self, generation: Generation, most: int) -> None:
+    def _check(self, generation: Generation) -> None:
         ids = generation.token_ids
-        if not ids or not all(0 <= each < self._target.vocab_size for each in ids):
+        if not ids:
+            raise ServerError(f"{self._server.url} answers nothing, not even an end; does it serve --target?")
+        if not all(0 <= each < self._target.vocab_size for each in ids):
             raise ServerError(
-                f"{self._server.url} answers {'nothing' if not ids else 'ids'} outside the vocabulary of "
-                f"{self._target.name} ({self._target.vocab_size} ids); does it serve --target?"
+                f"{self._server.url} answers ids outside the vocabulary of {self._target.name} "
+                f"({self._target.vocab_size} ids); does it serve --target?"
             )
         if self.owner == "llamacpp" and generation.finish_reason == "eos" and ids[-1] not in self._target.eos_token_ids:
             # It counts the end of a sequence but does not send it.

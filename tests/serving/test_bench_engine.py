@@ -198,6 +198,7 @@ def test_a_slow_server(files, models, capsys):
         ([{"choices": [{"finish_reason": None}]}], "holds no tokens"),
         ([{"choices": [{"token_ids": [10**6], "finish_reason": "length"}]}], "outside the vocabulary"),
         ([{"choices": [{"token_ids": [], "finish_reason": "length"}]}], "answers nothing"),
+        ([{"choices": [{"token_ids": [7], "finish_reason": "abort"}]}], "broke off an answer after 1 tokens"),
         ([{"error": {"message": "the engine is dead"}}], "the engine is dead"),
         (["{broken"], "which no OpenAI-compatible server does"),
     ],
