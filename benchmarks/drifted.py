@@ -154,13 +154,15 @@ def train(folder: Path, row: str, seed: int) -> None:
 
 
 def bench(folder: Path) -> None:
-    """Speed of each: plain float32 and packed to float16, greedy and at temperature 1."""
+    """Speed of each that was trained: float32 and packed to float16, greedy; of the longest trained also sampled."""
     for row in ("long-4", *(f"fkl-{depth}" for depth in DEPTHS)):
-        for pack, temperature in (("none", 0), ("none", 1), ("float16", 0)):
+        if not (folder / f"{row}-seed0" / "last").exists():
+            continue
+        for pack, temperature in (("none", 0), ("float16", 0), *([("none", 1)] if row == "long-4" else [])):
             out = folder / f"bench-{row}-{pack}-{temperature}.json"
             if not out.exists():
                 draft = ["--draft", str(folder / f"{row}-seed0" / "last"), "--pack", pack, "--threads", "1"]
-                size = ["--num-prompts", "0", "--latency-prompts", "16", "--max-new-tokens", str(MAX_NEW)]
+                size = ["--num-prompts", "16", "--latency-prompts", "10", "--max-new-tokens", str(MAX_NEW)]
                 asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
                 run("bench", "--target", str(folder / "target"), *draft, *size, *asked, "--json", str(out))
 

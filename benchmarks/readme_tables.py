@@ -262,15 +262,6 @@ def drifted_table() -> str:
     return "\n".join(lines)
 
 
-def drifted_methods_table() -> str:
-    rows = {name: row for name, row in load("drifted.json")["rows"].items() if "over_warm" in row}
-    lines = ["| 60 steps more by | seeds | `greedy` | `sampled` | `argmax_draft` |", "|---|---|---|---|---|"]
-    for name, row in rows.items():
-        cells = [spread(row["over_warm"][rule], "+") for rule in ("greedy", "sampled", "argmax_draft")]
-        lines.append(f"| {name} | {row['seeds']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def drifted_speed_table() -> str:
     lines = [
         "| draft | weights | temperature | draft tokens | tokens per target call: measured | predicted "
@@ -323,6 +314,7 @@ def loss_op_table() -> str:
 
 
 TABLES = {
+    "engines": engines_table,
     "soft-labels": soft_labels_table,
     "methods": methods_table,
     "training": training_table,
@@ -338,7 +330,6 @@ TABLES = {
 KERNEL_TABLES = {"kernel-speed": kernel_speed_table}
 STUDY_TABLES = {
     "drifted": drifted_table,
-    "drifted-methods": drifted_methods_table,
     "drifted-speed": drifted_speed_table,
     "growth": growth_table,
 }

@@ -86,7 +86,6 @@ def main() -> None:
     pair = ["--target", str(target_file()), "--draft", draft, "--what", "SmolLM2 and a 4-layer draft of two minutes"]
     if options.quick:
         script("loss_op.py", "--quick")
-        script("growth.py", "--quick")
         script("decoder_peers.py", *pair, "--quick")
         apart = compare()
         for path in RESULTS.glob("quick_*.json"):
