@@ -29,7 +29,16 @@ def test_import_and_help_are_fast():
     assert seconds(*CLI, "--help") < 0.5
 
 
-@pytest.mark.parametrize("command", ["init-draft", "generate", "train-draft", "bench"])
+def test_kernels_add_next_to_nothing_to_torch():
+    """A serving stack imports them at its start: under 1.5 s, nearly all of which is torch's own."""
+    ours, torch = seconds("-c", "import specdistill_kernels"), seconds("-c", "import torch")
+    assert ours < torch + 0.3
+
+
+COMMANDS = ("init-draft", "generate", "annotate", "train-draft", "bench", "check", "export", "plan")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_loads_no_torch_and_documents_every_flag(command):
     code = (
         "import sys, io, contextlib; from specdistill.cli import main; out = io.StringIO()\n"
