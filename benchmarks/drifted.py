@@ -210,8 +210,7 @@ def collect(folder: Path) -> None:
         same = [base] * len(parts)
         return {rule: paired_difference(sums(parts, rule), sums(same, rule)).to_json() for rule in ALPHA_RULES}
 
-    baselines = {"stock-4": scored(folder / "stock-4-seed0" / "last")}
-    baselines |= {f"cut-{depth}": scored(folder / f"cut-{depth}") for depth in DEPTHS}
+    baselines = {"stock-4": scored(folder / "stock-4-seed0" / "last"), "cut-4": scored(folder / "cut-4")}
     for row, base in baselines.items():
         found["rows"][row] = {"alpha": {rule: ratio(*sums([base], rule)).to_json() for rule in ALPHA_RULES}}
     warm: list[list[PromptAcceptance]] = []
@@ -240,8 +239,14 @@ def collect(folder: Path) -> None:
             }
         found["rows"][row] = entry
         print(row, json.dumps(entry["alpha"]), flush=True)
-    benches = {each.stem.removeprefix("bench-"): json.loads(each.read_text()) for each in folder.glob("bench-*.json")}
-    found["bench"] = {
+    found["bench"] = benches(folder)
+    (RESULTS / "drifted.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def benches(folder: Path) -> dict[str, Any]:
+    """What the tables and plots show of each bench report."""
+    reports = {each.stem.removeprefix("bench-"): json.loads(each.read_text()) for each in folder.glob("bench-*.json")}
+    return {
         name: {
             "num_draft_tokens": report["setup"]["num_draft_tokens"],
             "alpha": report["acceptance"]["alpha"][report["setup"]["predicting_rule"]],
@@ -255,9 +260,8 @@ def collect(folder: Path) -> None:
             "verdict": report["economics"]["verdict"],
             "greedy_identical": report["lossless"]["greedy_identical"],
         }
-        for name, report in sorted(benches.items())
+        for name, report in sorted(reports.items())
     }
-    (RESULTS / "drifted.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:

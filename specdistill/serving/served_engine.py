@@ -18,6 +18,8 @@ from specdistill.serving.speculation import Speculation, from_llama_timings, fro
 
 _TRIES = 3
 """A server that broke off is waited for and asked again this often; one that dies of a prompt would never end."""
+_DYING = 3.0
+"""Seconds that a server which broke off is given to be seen dead."""
 _SETTLE, _MOST_SETTLING = 0.05, 2.0
 """Seconds between two looks at a page of counters, which must agree, and to look at the most."""
 
@@ -68,7 +70,7 @@ class ServedEngine:
                 return self._answer(prompts, sampling, max_new_tokens, seeds, on_tokens)
             except ServerAwayError as error:
                 if self._process is not None:
-                    self._process.check_alive()
+                    self._process.check_alive(_DYING)
                 if tried == _TRIES:
                     raise ServerError(f"{error}; it did so {_TRIES} times for one prompt") from error
                 self._say(f"{error}; asking again")

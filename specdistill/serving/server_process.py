@@ -65,12 +65,17 @@ class ServerProcess:
                 )
             time.sleep(0.25)
 
-    def check_alive(self) -> None:
+    def check_alive(self, grace: float = 0.0) -> None:
         """Needs no network.
+
+        Args:
+            grace: Seconds to wait for an end: connections of a dying process break before it is gone.
 
         Raises:
             ServerError: The process has ended.
         """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(grace)
         code = self._child.poll()
         if code is not None:
             raise ServerError(f"{self.name} ended with code {code}: {self._last_words()} (its log: {self.log})")

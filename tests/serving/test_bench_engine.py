@@ -314,6 +314,15 @@ def test_a_server_process_is_stopped_with_its_children(tmp_path):
     assert not process.log.exists()
 
 
+def test_a_server_process_that_is_about_to_end_is_waited_for():
+    """Its connections break first: asked at once, it seems alive."""
+    process = ServerProcess("it", [sys.executable, "-c", "import time; time.sleep(1.0); raise SystemExit(9)"])
+    process.check_alive()
+    with pytest.raises(ServerError, match="it ended with code 9"):
+        process.check_alive(grace=20)
+    process.log.unlink()
+
+
 def test_a_server_process_that_ends_says_its_last_words():
     process = ServerProcess("it", [sys.executable, "-c", "print('ValueError: no such model'); raise SystemExit(3)"])
     with pytest.raises(ServerError, match="it ended with code 3: ValueError: no such model"):
