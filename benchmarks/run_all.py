@@ -47,12 +47,16 @@ def script(name: str, *arguments: str) -> None:
 def claims(prefix: str) -> dict[str, Any]:
     """Name -> estimate of every ratio that both a quick and a full run have."""
     found: dict[str, Any] = {}
-    peers = json.loads((RESULTS / f"{prefix}decoder_peers.json").read_text())
-    for temperature, rows in peers["batch_1"].items():
+
+    def load(name: str) -> dict[str, Any]:
+        path = RESULTS / f"{prefix}{name}"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    for temperature, rows in load("decoder_peers.json").get("batch_1", {}).items():
         for gamma, row in rows.items():
             for name, value in row["ours_over"].items():
                 found[f"decoder over {name}, temperature {temperature}, {gamma} draft tokens"] = value
-    for case in json.loads((RESULTS / f"{prefix}loss_op.json").read_text())["cases"]:
+    for case in load("loss_op.json").get("cases", []):
         for name, value in case["over_specdistill"].items():
             found[f"loss op, {name}'s time over ours, {case['tokens']} x {case['vocab']}"] = value
     return found
@@ -63,9 +67,10 @@ def compare() -> int:
     quick, committed = claims("quick_"), claims("")
     apart = 0
     for name, value in quick.items():
-        if name not in committed:
-            continue
         low, high = value["ci95"]
+        if name not in committed:
+            print(f"        {name}: {value['mean']:.2f} [{low:.2f}, {high:.2f}], nothing committed beside it")
+            continue
         known = committed[name]
         overlaps = low <= known["ci95"][1] and high >= known["ci95"][0]
         apart += not overlaps
