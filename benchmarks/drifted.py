@@ -162,7 +162,7 @@ def bench(folder: Path) -> None:
             out = folder / f"bench-{row}-{pack}-{temperature}.json"
             if not out.exists():
                 draft = ["--draft", str(folder / f"{row}-seed0" / "last"), "--pack", pack, "--threads", "1"]
-                size = ["--num-prompts", "16", "--latency-prompts", "10", "--max-new-tokens", str(MAX_NEW)]
+                size = ["--num-prompts", "12", "--latency-prompts", "10", "--max-new-tokens", str(MAX_NEW)]
                 asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
                 run("bench", "--target", str(folder / "target"), *draft, *size, *asked, "--json", str(out))
 

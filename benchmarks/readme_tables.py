@@ -262,6 +262,23 @@ def drifted_table() -> str:
     return "\n".join(lines)
 
 
+def drifted_speed_table() -> str:
+    lines = [
+        "| draft | weights | temperature | draft tokens | tokens per target call: measured | predicted "
+        "| draft step | check | speed-up: measured | predicted | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in load("drifted.json")["bench"].items():
+        draft, pack, temperature = name.rsplit("-", 2)
+        gamma = str(row["num_draft_tokens"])
+        cells = [draft, "float32" if pack == "none" else f"packed to {pack}", temperature, gamma]
+        cells += [spread(row["mean_acceptance_length"]), f"{row['predicted_mean_acceptance_length'][gamma]:.3f}"]
+        cells += [f"{row['cost_ratio']:.3f}", f"{row['verify_cost'][str(int(gamma) + 1)]:.2f}"]
+        cells += [spread(row["speedup"]), f"{row['predicted_speedup'][gamma]:.2f}", f"**{row['verdict']}**"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def growth_table() -> str:
     report = load("growth.json")
     lines = ["| context | target step | draft step | check of 5 tokens, in steps there |", "|---|---|---|---|"]
@@ -313,6 +330,7 @@ TABLES = {
 KERNEL_TABLES = {"kernel-speed": kernel_speed_table}
 STUDY_TABLES = {
     "drifted": drifted_table,
+    "drifted-speed": drifted_speed_table,
     "growth": growth_table,
 }
 PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (

@@ -98,7 +98,8 @@ def test_report_follows_the_schema_and_is_json(files):
     low, high = report["acceptance"]["alpha"]["greedy"]["ci95"]
     assert 0 <= low < report["acceptance"]["alpha"]["greedy"]["mean"] < high <= 1
     assert report["economics"]["verdict"] in ("pays", "does not pay", "cannot pay")
-    assert report["lossless"] == {"checked": True, "greedy_identical": True, "prompts_compared": 8, "differences": []}
+    wanted = {"checked": True, "lossy": False, "greedy_identical": True, "prompts_compared": 8, "differences": []}
+    assert report["lossless"] == wanted
     # At temperature 0 the prediction and the real decoder walk the same path.
     measured = report["acceptance"]["mean_acceptance_length"]["mean"]
     assert measured == pytest.approx(report["acceptance"]["predicted_mean_acceptance_length"]["2"])
