@@ -299,20 +299,6 @@ def growth_table() -> str:
     return "\n".join(lines)
 
 
-def loss_op_table() -> str:
-    lines = [
-        "| tokens x vocabulary | ours, s | Liger / ours | TRL / ours | plain / ours "
-        "| peak MiB: ours | Liger | TRL | plain |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for case in load("loss_op.json")["cases"]:
-        cells = [f"{case['tokens']} x {case['vocab']}", f"{case['seconds']['specdistill']:.2f}"]
-        cells += [spread(case["over_specdistill"][name]) for name in ("liger", "trl", "plain")]
-        cells += [f"{case['peak_mib'][name]:,}" for name in ("specdistill", "liger", "trl", "plain")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 TABLES = {
     "engines": engines_table,
     "soft-labels": soft_labels_table,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError, at_least
+from specdistill.model_server import check_url
 
 ENGINE_RULES = {
     "specdistill": ("greedy", "sampled", "argmax_draft", "block", "lenient"),
@@ -126,8 +127,8 @@ class BenchConfig:
         if served != (self.url is not None) or served != (self.baseline_url is not None):
             raise ConfigError("--engine openai-server, --url and --baseline-url go together")
         for url in (self.url, self.baseline_url):
-            if url is not None and not url.startswith(("http://", "https://")):
-                raise ConfigError(f"a server's URL starts with http:// or https://, got {url!r}")
+            if url is not None:
+                check_url(url)
         if self.engine == "specdistill":
             return
         if served and not self.num_draft_tokens:

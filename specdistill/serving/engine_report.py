@@ -26,7 +26,7 @@ from specdistill.evaluation.sections import (
 from specdistill.evaluation.statistics import Estimate, of_sums, ratio
 from specdistill.models.pair import ModelPair
 from specdistill.serving.engine import Engine
-from specdistill.serving.speculation import Speculation
+from specdistill.serving.speculation import Speculation, total_of
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def _counted(
 ) -> dict[str, Any]:
     """What the engine counted, and how far that is from what one pass over the answers had predicted."""
     told = [run for run in runs if run.speculation is not None]
-    counts = [run.speculation for run in told if run.speculation is not None]
-    if not counts:
+    counts = [run.speculation for run in told]
+    total = total_of(counts)
+    if total is None:
         nothing = Estimate(float("nan"), float("nan"), float("nan")).to_json()
         return {
             "by_position": [],
@@ -111,9 +112,6 @@ def _counted(
     rounds, proposed, accepted = (
         np.array([getattr(each, name) for each in counts], dtype=float) for name in ("rounds", "proposed", "accepted")
     )
-    total = counts[0]
-    for each in counts[1:]:
-        total = total + each
     lengths = lengths_section(emitted, rounds, accepted, proposed)
     measured = lengths["mean_acceptance_length"]["mean"]
     joint = [kept / total.rounds for kept in total.accepted_by_position or () if total.rounds]

@@ -14,7 +14,13 @@ from specdistill.models import LanguageModel
 from specdistill.server_dialects import Piece, stream_dialect_of
 from specdistill.serving.engine import Answered, OnTokens
 from specdistill.serving.server_process import ServerProcess
-from specdistill.serving.speculation import Speculation, from_llama_timings, from_sglang_meta, from_vllm_metrics
+from specdistill.serving.speculation import (
+    Speculation,
+    from_llama_timings,
+    from_sglang_meta,
+    from_vllm_metrics,
+    total_of,
+)
 
 _TRIES = 3
 """A server that broke off is waited for and asked again this often; one that dies of a prompt would never end."""
@@ -167,14 +173,10 @@ class ServedEngine:
                 raise ServerError(f"{self._server.url} counts no drafts; was it started with --speculative-config?")
             # The first draft makes the counters appear.
             return after if before is None else after - before
-        total: Speculation | None = None
-        for each in counts:
-            if self.owner == "llamacpp":
-                found = from_llama_timings(each)
-            else:
-                found = from_sglang_meta(each, self._num_draft_tokens)
-            if found is not None:
-                total = found if total is None else total + found
+        if self.owner == "llamacpp":
+            total = total_of(map(from_llama_timings, counts))
+        else:
+            total = total_of(from_sglang_meta(each, self._num_draft_tokens) for each in counts)
         if total is None and self.owner in ("llamacpp", "sglang"):
             raise ServerError(f"{self._server.url} counts no drafts; was it started with a draft model?")
         return total

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 from specdistill.errors import ServerError
@@ -43,6 +45,12 @@ class Speculation:
             self.accepted + sign * other.accepted,
             positions,
         )
+
+
+def total_of(counts: Iterable[Speculation | None]) -> Speculation | None:
+    """The sum of what was told; None where nothing was."""
+    told = [each for each in counts if each is not None]
+    return reduce(add, told) if told else None
 
 
 def from_vllm_metrics(page: str) -> Speculation | None:

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from specdistill.decoding import Generation, Sampling
 from specdistill.models import LanguageModel
 from specdistill.serving.engine import Answered, OnTokens
-from specdistill.serving.speculation import Speculation
+from specdistill.serving.speculation import Speculation, total_of
 
 
 class _Arrivals(BaseStreamer):
@@ -75,12 +75,9 @@ class AssistedEngine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         seconds = sum(generation.seconds for generation, _ in found)
-        total: Speculation | None = None
-        for generation, speculation in found:
+        for generation, _ in found:
             generation.seconds = seconds
-            if speculation is not None:
-                total = speculation if total is None else total + speculation
-        return Answered([generation for generation, _ in found], total)
+        return Answered([generation for generation, _ in found], total_of(counts for _, counts in found))
 
     def close(self) -> None:
         """Nothing was started."""
