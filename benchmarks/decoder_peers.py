@@ -1,20 +1,21 @@
 """Our decoder, transformers' assisted generation and FlashSpec over the plain target, at every draft length.
 
-    python benchmarks/decoder_peers.py --target T --draft DIR           (about an hour; nothing else may run meanwhile)
-    python benchmarks/decoder_peers.py --target T --draft DIR --quick   (some minutes: two draft lengths, few prompts)
+    python benchmarks/decoder_peers.py --target T --draft DIR           (25 minutes; nothing else may run meanwhile)
+    python benchmarks/decoder_peers.py --target T --draft DIR --quick   (some minutes: lengths 1 and 4)
 
-One pair, the same prompts, greedy and at temperature 1, batch 1, float32, one thread. Peers know no trimmed heads, so
-the draft proposes from its full head here and, as `specdistill-trimmed`, once more from its own where it has one.
+One pair, the same prompts, greedy and at temperature 1, batch 1, float32, one thread. Peers know no trimmed heads and
+no packed weights, so `specdistill` does without here too; `specdistill-packed` has its weights laid out for small
+passes (`--pack float32`: the same numbers), `specdistill-trimmed` drafts from its trimmed head too, as a user would.
 FlashSpec drafts with the model alone (its default also looks in the prompt). Contestants take turns within each prompt
 and who begins changes; tokens are counted alike, by what came out. The plain target is our own loop;
 `transformers-plain` tells how far apart the two are. Batch 8: the same prompts in batches, over one by one.
+Engine efficiency is the part of `specdistill`'s time that it spends inside the two models.
 Writes benchmarks/results/decoder_peers.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -29,28 +30,43 @@ from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.bench import spread_over_categories
 from specdistill.evaluation.statistics import ratio
-from specdistill.models import LanguageModel, load_pair
+from specdistill.models import ModelPair, load_pair
+from specdistill.models.packed import pack
 
-Call = Callable[[list[list[int]], int], int]
-"""(prompts, seed) -> tokens that came out."""
+Call = Callable[[list[list[int]], int], tuple[int, float]]
+"""(prompts, seed) -> tokens that came out, and seconds inside the models where they are known."""
 
 
-def total(results) -> int:
-    return sum(len(each.token_ids) for each in results)
+def total(results) -> tuple[int, float]:
+    # Rows of a batch share their passes.
+    return sum(len(each.token_ids) for each in results), results[0].model_seconds
 
 
 class Contestants:
     """Every way to decode one pair.
 
     Args:
-        target, draft: The pair.
+        target, draft: Of the pair, by name.
         new: Tokens per answer.
     """
 
-    def __init__(self, target: LanguageModel, draft: LanguageModel, new: int) -> None:
-        self.target, self.trimmed, self.new = target, draft, new
-        self.draft = copy.copy(draft)
-        self.draft.kept_ids, self.draft._head = None, None
+    def __init__(self, target: str, draft: str, new: int) -> None:
+        def models(trimmed: bool, packed: bool) -> ModelPair:
+            pair = load_pair(target, draft)
+            if not trimmed:
+                pair.draft.kept_ids, pair.draft._head = None, None
+            if packed:
+                pack(pair.target, "float32")
+                pack(pair.draft, "float32")
+            return pair
+
+        self.new = new
+        self.pairs = {
+            "specdistill": models(trimmed=False, packed=False),
+            "specdistill-packed": models(trimmed=False, packed=True),
+            "specdistill-trimmed": models(trimmed=True, packed=True),
+        }
+        self.target, self.draft = self.pairs["specdistill"].target, self.pairs["specdistill"].draft
 
     def plain(self, sampling: Sampling) -> Call:
         def call(prompts, seed):
@@ -59,8 +75,9 @@ class Contestants:
 
         return call
 
-    def ours(self, draft: LanguageModel, gamma: int, sampling: Sampling) -> Call:
-        decoder = SpeculativeDecoder(self.target, draft, num_draft_tokens=gamma, sampling=sampling)
+    def ours(self, name: str, gamma: int, sampling: Sampling) -> Call:
+        pair = self.pairs[name]
+        decoder = SpeculativeDecoder(pair.target, pair.draft, num_draft_tokens=gamma, sampling=sampling)
 
         def call(prompts, seed):
             seeds = [seed + row for row in range(len(prompts))]
@@ -86,7 +103,7 @@ class Contestants:
                 asked = torch.tensor([ids])
                 output = self.target.model.generate(asked, attention_mask=torch.ones_like(asked), **settings)  # pyright: ignore
                 tokens += output.shape[1] - len(ids)
-            return tokens
+            return tokens, 0.0
 
         return call
 
@@ -110,7 +127,7 @@ class Contestants:
             for ids in prompts:
                 result = engine.generate(torch.tensor([ids]), max_new_tokens=self.new)
                 tokens += len(until_stop(result.output_ids[0, : result.n_tokens_generated].tolist(), stops))
-            return tokens
+            return tokens, 0.0
 
         return call
 
@@ -123,20 +140,28 @@ def until_stop(ids: list[int], stops: list[int]) -> list[int]:
 def race(calls: dict[str, Call], batches: list[list[list[int]]]) -> dict:
     """Tokens per second of each over `plain`, contestants in turn, with a 95 % interval over batches."""
     per_token: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    names, inside, wall = list(calls), 0.0, 0.0
     for name in names:
-        calls[name](batches[0], 0)
+        calls[name](batches[0][:1], 0)
     for number, batch in enumerate(batches):
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
             start = time.perf_counter()
-            tokens = calls[name](batch, 1000 * number)
-            per_token[name].append((time.perf_counter() - start) / tokens)
+            tokens, model_seconds = calls[name](batch, 1000 * number)
+            seconds = time.perf_counter() - start
+            per_token[name].append(seconds / tokens)
+            if name == "specdistill":
+                inside, wall = inside + model_seconds, wall + seconds
     found = {name: ratio(per_token["plain"], per_token[name]).to_json() for name in names if name != "plain"}
     peers = [name for name in ("transformers", "flashspec") if name in names]
+
+    def over_peers(ours: str) -> dict:
+        return {name: ratio(per_token[name], per_token[ours]).to_json() for name in peers}
+
     return {
         "over_plain": found,
-        "ours_over": {name: ratio(per_token[name], per_token["specdistill"]).to_json() for name in peers},
+        "over_peers": {name: over_peers(name) for name in names if name.startswith("specdistill")},
+        "engine_efficiency": inside / wall,
         "plain_seconds_per_token": sum(per_token["plain"]) / len(batches),
     }
 
@@ -150,38 +175,38 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lengths, count, new = ((1, 4), 4, 32) if options.quick else (range(1, 9), 8, 64)
-    pair = load_pair(options.target, options.draft)
-    prompts = encode_all(
-        spread_over_categories(load_prompts(options.prompts), max(count, 16)), pair.target.tokenizer, 4096
-    )
-    contestants = Contestants(pair.target, pair.draft, new)
-    result: dict = {"pair": options.what or Path(options.draft).name, "prompts": count, "max_new_tokens": new}
-    result["torch"], result["batch_1"], result["batch_8"] = torch.__version__, {}, {}
+    # Quick looks at fewer lengths, each as in the full run: what it finds is comparable.
+    lengths, new = (1, 4) if options.quick else range(1, 9), 32
+    contestants = Contestants(options.target, options.draft, new)
+    prompts = encode_all(spread_over_categories(load_prompts(options.prompts), 16), contestants.target.tokenizer, 4096)
+    singles = prompts[:4]
+    result: dict = {"pair": options.what or Path(options.draft).name, "prompts": len(singles), "max_new_tokens": new}
+    result |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "batch_1": {}, "batch_8": {}}
     for temperature in (0.0, 1.0):
         sampling = Sampling(temperature=temperature)
-        for gamma in lengths:
+        for gamma in lengths if temperature == 0 or not options.quick else lengths[-1:]:
             calls = {
                 "plain": contestants.plain(sampling),
-                "specdistill": contestants.ours(contestants.draft, gamma, sampling),
+                **{name: contestants.ours(name, gamma, sampling) for name in contestants.pairs},
                 "transformers": contestants.transformers(gamma, sampling),
                 "flashspec": contestants.flashspec(gamma, sampling),
             }
-            if pair.draft.kept_ids is not None:
-                calls["specdistill-trimmed"] = contestants.ours(pair.draft, gamma, sampling)
             if gamma == lengths[0]:
                 calls["transformers-plain"] = contestants.transformers(None, sampling)
-            found = race(calls, [[ids] for ids in prompts[:count]])
+            found = race(calls, [[ids] for ids in singles])
             result["batch_1"].setdefault(str(temperature), {})[str(gamma)] = found
             print(temperature, gamma, json.dumps(found), flush=True)
-        eights = [prompts[start : start + 8] for start in range(0, 8 if options.quick else 16, 8)]
-        ours = contestants.ours(contestants.draft, 4, sampling)
+        if options.quick and temperature:
+            continue
+        ours = contestants.ours("specdistill", 4, sampling)
 
         def one_by_one(batch, seed, ours=ours):
-            return sum(ours([ids], seed) for ids in batch)
+            counts = [ours([ids], seed + row) for row, ids in enumerate(batch)]
+            return sum(tokens for tokens, _ in counts), 0.0
 
         # What it costs to do without batches: the same decoder, prompt by prompt.
-        found = race({"plain": one_by_one, "specdistill": ours, "plain-8": contestants.plain(sampling)}, eights)
+        calls = {"plain": one_by_one, "specdistill": ours, "plain-8": contestants.plain(sampling)}
+        found = race(calls, [prompts[:8], prompts[8:]])
         result["batch_8"][str(temperature)] = {"over_one_by_one": found["over_plain"]}
         print(temperature, "batch 8", json.dumps(found), flush=True)
     name = "quick_decoder_peers.json" if options.quick else "decoder_peers.json"

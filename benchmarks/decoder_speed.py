@@ -3,9 +3,7 @@
     python benchmarks/decoder_speed.py --draft DIR              (about 12 minutes; nothing else may run meanwhile)
 
 1. verify_cost: a target pass over n tokens in plain steps, float32 as torch multiplies it, and packed (`--pack`).
-2. Against transformers `generate(assistant_model=...)`: same pair, prompts and draft length, greedy, batch 1, float32.
-3. Batch 8 against the same eight prompts one after the other.
-4. `auto` against the plain target, with the draft given and with a useless one (the rows of its head reversed).
+2. `auto` against the plain target, with the draft given and with a useless one (the rows of its head reversed).
 
 Prompts take turns, and so do the contestants within a prompt: noise of this machine hits all alike. Intervals are
 bootstrapped over prompts. Writes benchmarks/results/decoder_speed.json, which is also the last line of stdout.
@@ -110,36 +108,6 @@ def main() -> None:
 
     def plain(ids: list[int]) -> int:
         return tokens_of(generate_plain(pair.target, [ids], sampling=GREEDY, max_new_tokens=new, seeds=[0]))
-
-    decoder = SpeculativeDecoder(pair.target, pair.draft, num_draft_tokens=MAX_DRAFT, sampling=GREEDY)
-
-    def ours(batch: list[list[int]]) -> int:
-        return tokens_of(decoder.generate(batch, max_new_tokens=new, seeds=[0] * len(batch)))
-
-    assistant = pair.draft.model
-    generation = assistant.generation_config
-    assert generation is not None
-    generation.num_assistant_tokens, generation.num_assistant_tokens_schedule = MAX_DRAFT, "constant"
-    generation.assistant_confidence_threshold = 0.0
-
-    def theirs(ids: list[int]) -> int:
-        output = pair.target.model.generate(  # pyright: ignore[reportCallIssue]
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
-            assistant_model=assistant,
-            max_new_tokens=new,
-            do_sample=False,
-        )
-        return output.shape[1] - len(ids)
-
-    print("tokens per second over transformers' assisted generation", flush=True)
-    result["over_transformers"] = compare(prompts, lambda ids: ours([ids]), theirs)
-
-    eights = [prompts[start : start + 8] for start in range(0, len(prompts) - 7, 8)]
-    print("batch 8 over eight runs in turn", flush=True)
-    result["batch_8_over_sequential"] = compare(
-        eights, ours, lambda batch: sum(ours([ids]) for ids in batch)
-    )  # fmt: skip
 
     for name, other in (("draft", pair), ("useless_draft", useless(pair))):
         costs = measure_costs(other.target, other.draft, batch_size=1, max_draft_tokens=MAX_DRAFT, context=64)

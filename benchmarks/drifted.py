@@ -12,7 +12,7 @@
    4-layer one after 60 steps (`warm-4`) every method goes on for 60 steps more. `long-4` took 240 steps. `stock-4` is
    the draft that a user has *before*: distilled for the target as it was before fine-tuning, with as many steps.
 4. Alpha of the last step's draft under every rule on the target's answers to held-out mails, with intervals paired over
-   mails; head trimmed to 8192 ids and whole. Then `specdistill bench`, with and without float16 packing.
+   mails; head trimmed to 8192 ids and whole. Then `specdistill bench`, with and without packed weights.
 """
 
 from __future__ import annotations
@@ -154,11 +154,12 @@ def train(folder: Path, row: str, seed: int) -> None:
 
 
 def bench(folder: Path) -> None:
-    """Speed of each that was trained: float32 and packed to float16, greedy; of the longest trained also sampled."""
+    """Speed of each depth, greedy, as it is and packed; of the longest trained also sampled, and in float16."""
     for row in ("long-4", *(f"fkl-{depth}" for depth in DEPTHS)):
         if not (folder / f"{row}-seed0" / "last").exists():
             continue
-        for pack, temperature in (("none", 0), ("float16", 0), *([("none", 1)] if row == "long-4" else [])):
+        more = [("none", 1), ("float16", 0)] if row == "long-4" else []
+        for pack, temperature in (("none", 0), ("float32", 0), *more):
             out = folder / f"bench-{row}-{pack}-{temperature}.json"
             if not out.exists():
                 draft = ["--draft", str(folder / f"{row}-seed0" / "last"), "--pack", pack, "--threads", "1"]
@@ -220,16 +221,17 @@ def collect(folder: Path) -> None:
             continue
         places = [each.parent for each in drafts]
         parts = [scored(each) for each in places]
-        whole = [scored(each, trimmed=False) for each in places]
         entry = {
             "settings": ROWS[row],
             "seeds": len(parts),
             "alpha": {rule: ratio(*sums(parts, rule)).to_json() for rule in ALPHA_RULES},
             "alpha_by_seed": {rule: [ratio(*sums([part], rule)).mean for part in parts] for rule in ALPHA_RULES},
-            "alpha_whole_head": {rule: ratio(*sums(whole, rule)).to_json() for rule in ALPHA_RULES},
             "over_stock": over(parts, baselines["stock-4"]),
             "heldout": heldout(places[0].parent),
         }
+        if ROWS[row]["start"].startswith("cut"):
+            whole = [scored(each, trimmed=False) for each in places]
+            entry["alpha_whole_head"] = {rule: ratio(*sums(whole, rule)).to_json() for rule in ALPHA_RULES}
         if row == "warm-4":
             warm = parts
         elif ROWS[row]["start"] == "warm-4":

@@ -1,12 +1,11 @@
 """What the compilers make of every kernel, for GPUs that this machine doesn't have.
 
-    python benchmarks/kernel_report.py                 prints the table
+    python benchmarks/kernel_report.py                 prints the table, writes benchmarks/results/kernel_report.json
     python benchmarks/kernel_report.py --check         also fails where a committed limit is exceeded (CI runs this)
 
 Runs every operation's own launcher on CPU tensors, records what it would launch, compiles that ahead of time for sm_80,
 sm_90, sm_100 (NVIDIA) and gfx942 (AMD), and reads from the machine code: registers, spills, shared memory, the width of
-loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no GPU; must not run under TRITON_INTERPRET. The
-last line of stdout is the table as JSON.
+loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no GPU; must not run under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -52,6 +51,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+RESULT = Path(__file__).parent / "results/kernel_report.json"
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32",
           torch.bool: "i1"}  # fmt: skip
 
@@ -300,9 +300,11 @@ def main() -> None:
                 f"{row.bytes_per_entry:8.2f}",
                 flush=True,
             )
-    print(json.dumps([asdict(row) for row in rows]))
     if options.check and bad:
         sys.exit("\n".join(bad))
+    if not options.check and not options.only:
+        lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+        RESULT.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -14,20 +14,17 @@ benchmarks/results/kernel_speed.json with the device's name.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
+from vllm_sources import vllm_kernels
 
 import specdistill_kernels as ours
 from specdistill_kernels.fused_divergence.reference import divergence
@@ -36,41 +33,6 @@ RESULT = Path(__file__).parents[1] / "benchmarks/results/kernel_speed.json"
 VOCAB, ROUNDS, DEVICE = 151936, 5, "cuda"
 FILTERS = {"top_k": 50, "top_p": 0.9}
 Contestants = dict[str, Callable[[], Any]]
-
-
-def vllm_kernels(folder: Path) -> Any:
-    """vLLM's rejection sampler and filters without vLLM: packages that import nothing, and a platform with a GPU."""
-
-    def module(name: str, **contents: Any) -> None:
-        made = types.ModuleType(name)
-        vars(made).update(contents)
-        sys.modules[name] = made
-
-    def unset(name: str) -> bool:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return False
-
-    for name in ("", "v1", "v1/sample", "v1/sample/ops", "v1/worker", "v1/worker/gpu", "v1/worker/gpu/sample",
-                 "v1/worker/gpu/spec_decode", "v1/watermarking", "v1/watermarking/prfs", "model_executor",
-                 "model_executor/warmup", "utils"):  # fmt: skip
-        module(".".join(["vllm", *filter(None, name.split("/"))]), __path__=[str(folder / name)])
-    module("vllm.triton_utils", tl=tl, triton=triton, tldevice=libdevice, HAS_TRITON=True)
-    module("vllm.envs", __getattr__=unset)
-    sys.modules["vllm"].envs = sys.modules["vllm.envs"]  # pyright: ignore[reportAttributeAccessIssue]
-    platform = types.SimpleNamespace(is_cuda_alike=lambda: True, is_cuda=lambda: True, is_rocm=lambda: False)
-    module("vllm.platforms", current_platform=platform)
-    module("vllm.utils.gpu_sync_debug", gpu_sync_allowed=contextlib.nullcontext)
-    module("vllm.utils.math_utils", next_power_of_2=triton.next_power_of_2)
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
-    module("vllm.utils.platform_utils", num_compute_units=lambda *_: processors)
-    from vllm.v1.sample.ops.topk_topp_triton import apply_top_k_top_p_triton  # pyright: ignore
-    from vllm.v1.worker.gpu.sample.gumbel import apply_temperature  # pyright: ignore
-    from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample  # pyright: ignore
-
-    return types.SimpleNamespace(
-        apply_top_k_top_p=apply_top_k_top_p_triton, apply_temperature=apply_temperature, reject=rejection_sample
-    )
 
 
 def milliseconds(contestants: Contestants, graph: bool = True) -> dict[str, float]:
@@ -336,7 +298,14 @@ def main() -> None:
         "copy_terabytes_per_second": round(copied_terabytes_per_second(), 3),
     }
     for name, measure in (
-        ("verify", lambda: verification(vllm_kernels(options.vllm) if options.vllm else None)),
+        (
+            "verify",
+            lambda: verification(
+                vllm_kernels(options.vllm, torch.cuda.get_device_properties(0).multi_processor_count)
+                if options.vllm
+                else None
+            ),
+        ),
         ("scoring", scoring),
         ("fused_divergence", divergences),
     ):

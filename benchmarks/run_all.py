@@ -52,10 +52,15 @@ def claims(prefix: str) -> dict[str, Any]:
         path = RESULTS / f"{prefix}{name}"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    for temperature, rows in load("decoder_peers.json").get("batch_1", {}).items():
+    peers = load("decoder_peers.json")
+    for temperature, rows in peers.get("batch_1", {}).items():
         for gamma, row in rows.items():
-            for name, value in row["ours_over"].items():
-                found[f"decoder over {name}, temperature {temperature}, {gamma} draft tokens"] = value
+            for ours, over in row["over_peers"].items():
+                for name, value in over.items():
+                    found[f"{ours} over {name}, temperature {temperature}, {gamma} draft tokens"] = value
+    for temperature, row in peers.get("batch_8", {}).items():
+        for name, value in row["over_one_by_one"].items():
+            found[f"batch of 8 over one by one, {name}, temperature {temperature}"] = value
     for case in load("loss_op.json").get("cases", []):
         for name, value in case["over_specdistill"].items():
             found[f"loss op, {name}'s time over ours, {case['tokens']} x {case['vocab']}"] = value
@@ -65,6 +70,9 @@ def claims(prefix: str) -> dict[str, Any]:
 def compare() -> int:
     """Prints quick beside committed; the number of those that don't overlap."""
     quick, committed = claims("quick_"), claims("")
+    here, there = (json.loads((RESULTS / f"{each}loss_op.json").read_text())["cpu"] for each in ("quick_", ""))
+    if here != there:
+        print(f"this CPU has {here}, the committed results are from {there}: expect other ratios")
     apart = 0
     for name, value in quick.items():
         low, high = value["ci95"]
@@ -103,6 +111,7 @@ def main() -> None:
     script("decoder_speed.py", "--draft", draft)
     script("verify_cost.py")
     script("training_step.py", "--draft", draft)
+    script("plan_hours.py", "--drafts", draft)
     script("kernel_report.py")
     script("readme_tables.py")
 

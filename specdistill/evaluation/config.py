@@ -87,9 +87,9 @@ class BenchConfig:
     """A torch device; auto takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
-    pack: Literal["none", "float16", "int8"] = "none"
-    """Weights packed for small passes on an x86 CPU, of both models. float16 rounds the weights and stays exact for the
-    rounded model; int8 is faster and not exact: tokens that share a pass share a scale."""
+    pack: Literal["none", "float32", "float16", "int8"] = "none"
+    """Weights packed for small passes on an x86 CPU, of both models. float32 changes nothing but the order of sums and
+    takes twice the memory; float16 rounds the weights and stays exact for the rounded model; int8 is faster and not exact: tokens that share a pass share a scale."""
     threads: int = 0
     """CPU threads of torch; 0 leaves its default. One thread gives the steadiest timings."""
     json: str | None = None

@@ -14,23 +14,36 @@ from specdistill.models.packed import PackedLinear, check_packable, pack
 GREEDY = Sampling(temperature=0.0)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("float16", 2e-3), ("int8", 0.1)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("float16", 2e-3), ("int8", 0.1)])
 def test_a_packed_layer_is_close_to_its_weights(kind, tolerance):
     generator = torch.Generator().manual_seed(0)
     weight, bias = 0.1 * torch.randn(70, 50, generator=generator), torch.randn(70, generator=generator)
     inputs = torch.randn(2, 5, 50, generator=generator)
     layer = PackedLinear(weight, bias, kind)
-    torch.testing.assert_close(layer(inputs), inputs @ weight.T + bias, atol=tolerance, rtol=tolerance)
+    for given in (inputs, inputs[:, :1], inputs.transpose(0, 1), inputs[:, ::2], inputs.expand(3, 2, 5, 50)):
+        torch.testing.assert_close(layer(given), given @ weight.T + bias, atol=tolerance, rtol=tolerance)
 
 
+def test_float32_keeps_the_weights_and_multiplies_few_rows_as_torch_does():
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(700, 500, generator=generator), torch.randn(9, 500, generator=generator)
+    layer = PackedLinear(weight, None, "float32")
+    for rows in (1, 3):
+        assert torch.equal(layer(inputs[:rows]), torch.nn.functional.linear(inputs[:rows], weight))
+    # Above that in oneDNN's order of sums.
+    torch.testing.assert_close(layer(inputs), inputs @ weight.T, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float16_decoding_is_exact_for_the_packed_model(family):
+def test_decoding_is_exact_for_the_packed_model(family, kind):
     target, draft = make_model(family), make_model(family, layers=1, seed=3)
     before = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
-    assert pack(target, "float16") > 0 and pack(draft, "float16") > 0
+    assert pack(target, kind) > 0 and pack(draft, kind) > 0
     after = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
-    assert not torch.equal(before, after), "nothing was packed"
-    torch.testing.assert_close(before, after, atol=0.05, rtol=0.05)
+    tolerance = 0.05 if kind == "float16" else 1e-4
+    assert kind == "float32" or not torch.equal(before, after), "nothing was packed"
+    torch.testing.assert_close(before, after, atol=tolerance, rtol=tolerance)
     linear = [module for module in target.base_model.modules() if type(module).__name__ in ("Linear", "Conv1D")]
     assert not linear
     for prompt in ([5, 6, 7], [20, 21, 22, 23, 24, 25]):
@@ -42,7 +55,7 @@ def test_float16_decoding_is_exact_for_the_packed_model(family):
 def test_refuses():
     with pytest.raises(ConfigError, match="is for CPUs"):
         check_packable("int8", "cuda")
-    with pytest.raises(ConfigError, match="float16, int8"):
+    with pytest.raises(ConfigError, match="float32, float16, int8"):
         pack(make_model(), "int4")
     with pytest.raises(ConfigError, match="leave out --dtype bfloat16"):
         BenchConfig(target="a", draft="b", pack="int8", dtype="bfloat16")

@@ -27,9 +27,17 @@ def threshold(logits: Tensor, settings: SamplingSettings) -> Tensor:
     return lowest
 
 
+def filters_something(settings: SamplingSettings) -> bool:
+    """Whether a row can lose an id. It looks into the tensors, which on a GPU would wait for them."""
+    _, top_k, top_p, min_p = settings
+    return bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any())
+
+
 def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """Logits in float32 (float64 stays), -inf where the filters drop them; temperature is not applied."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
+    if not filters_something(settings):
+        return scores
     return scores.masked_fill(scores < threshold(scores, settings)[:, None], -torch.inf)
 
 

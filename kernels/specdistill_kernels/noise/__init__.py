@@ -32,7 +32,12 @@ _RAISES = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)[:, None, None]
 
 
 def gumbel(seeds: Tensor, positions: Tensor, rounds: Tensor, stream: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise, float32 [rows, vocab_size]: the twin of what kernels compute in registers.
+    """Standard Gumbel noise, float32 [rows, vocab_size]: the twin of what kernels compute in registers."""
+    return exponential(seeds, positions, rounds, stream, vocab_size).log_().neg_()
+
+
+def exponential(seeds: Tensor, positions: Tensor, rounds: Tensor, stream: int, vocab_size: int) -> Tensor:
+    """exp(-gumbel), float32 [rows, vocab_size]: where probabilities are known, p / exponential has the same argmax.
 
     Args:
         seeds: int64 [rows].
@@ -48,8 +53,7 @@ def gumbel(seeds: Tensor, positions: Tensor, rounds: Tensor, stream: int, vocab_
     words = philox(seeds, counters.flatten(), positions, rounds, stream)
     # [4, rows, groups * width] -> [rows, groups, 4, width]: columns in order.
     words = words.unflatten(-1, (groups, width)).permute(1, 2, 0, 3)
-    noise = _uniform(words).neg_().log1p_().neg_().log_().neg_()
-    return noise.flatten(1)[:, :vocab_size]
+    return _uniform(words).neg_().log1p_().neg_().flatten(1)[:, :vocab_size]
 
 
 def coins(seeds: Tensor, positions: Tensor, rounds: Tensor) -> Tensor:
@@ -69,15 +73,18 @@ def philox(seeds: Tensor, counters: np.ndarray, positions: Tensor, rounds: Tenso
     even[0], even[1] = counters, (base & _WORD)[:, None]
     odd[0], odd[1] = (position & _WORD)[:, None], stream
     key = np.stack([seed & _WORD, seed >> _SHIFT])[:, :, None]
+    # Three arrays for all rounds: fresh ones of this size would be fresh pages.
+    product = np.empty(shape, np.uint64)
     for _ in range(_ROUNDS):
         # New word 0 is high(word 2), so the halves swap. Bits above the 32nd do no harm in odd words, which are only
         # mixed in: one mask a round is enough.
-        product = (even * _MULTIPLIERS)[::-1]
-        even = product >> _SHIFT
+        np.multiply(even, _MULTIPLIERS, out=product)
+        product = product[::-1]
+        np.right_shift(product, _SHIFT, out=even)
         even ^= odd
         even ^= key
         even &= _WORD
-        odd = product
+        odd, product = product, odd
         key = (key + _RAISES) & _WORD
     words = np.stack([even[0], odd[0] & _WORD, even[1], odd[1] & _WORD])
     return torch.from_numpy(words.view(np.int64)).to(seeds.device)

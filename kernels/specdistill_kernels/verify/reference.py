@@ -62,8 +62,12 @@ class _Batch:
         keys = (self.seeds[of], self.emitted[of] + position, torch.zeros_like(of))
         return sample_rows(self.targets(of, position), keys, noise.TARGET, self.settings.of_rows(of))
 
-    def coins(self, of: Tensor, position: int) -> Tensor:
-        return noise.coins(self.seeds[of], self.emitted[of] + position, self.emitted[of])
+    def all_coins(self) -> Tensor:
+        """Of every position of every request, [batch, positions]."""
+        positions = torch.arange(max(1, int(self.counts.max())), device=self.cu.device)
+        seeds, emitted = (each[:, None].expand(-1, len(positions)) for each in (self.seeds, self.emitted))
+        found = noise.coins(seeds.flatten(), (emitted + positions).flatten(), emitted.flatten())
+        return found.view(seeds.shape)
 
     def laws(self, of: Tensor, position: Tensor | int) -> tuple[Tensor, Tensor]:
         """p and q at a position, [n, vocab]; NaN where a row is undefined."""
@@ -129,9 +133,10 @@ def _ratio(p: Tensor, q: Tensor, tokens: Tensor) -> Tensor:
 def _longest_prefix(batch: _Batch, of: Tensor, lenience: float) -> Tensor:
     """Token by token: keeps x with probability min(1, p / (lenience q)). Returns p's weight in the residual."""
     going, position = of, 0
+    coins = batch.all_coins()
     while len(going := going[batch.counts[going] > position]):
         ratio = _ratio(*batch.laws(going, position), batch.proposed(going, position))
-        going = going[batch.coins(going, position) < ratio / lenience]
+        going = going[coins[going, position] < ratio / lenience]
         batch.accepted[going] += 1
         position += 1
     return torch.ones(len(of), device=of.device)
@@ -147,10 +152,11 @@ def _longest_block(batch: _Batch, of: Tensor) -> Tensor:
     weights = torch.ones(len(batch.cu), device=of.device, dtype=torch.float64)
     kept_weights = weights.clone()
     going, position = of[batch.counts[of] > 0], 0
+    every_coin = batch.all_coins()
     laws = batch.laws(going, 0) if len(going) else None
     while laws is not None:
         ratio = _ratio(*laws, batch.proposed(going, position))
-        coins = batch.coins(going, position)
+        coins = every_coin[going, position]
         # NaN: nothing from this token on can be judged.
         judged = ~ratio.isnan()
         going, coins = going[judged], coins[judged]
@@ -180,10 +186,11 @@ def _draw_next(batch: _Batch, of: Tensor, p_share: Tensor, q_share: float) -> No
         some, at = of[taken], kept[taken]
         p, q = batch.laws(some, at)
         residual = (p_share[taken, None].to(p.dtype) * p - q_share * q).clamp(min=0)
-        scores = residual.log() + noise.gumbel(
+        # argmax(log r + gumbel), without the logarithms.
+        race = noise.exponential(
             batch.seeds[some], batch.emitted[some] + at, torch.zeros_like(some), noise.TARGET, p.shape[1]
-        ).to(p.dtype)
-        drawn = scores.argmax(-1)
+        )
+        drawn = (residual / race).argmax(-1)
         batch.following[some] = drawn.masked_fill((p + q)[:, 0].isnan(), -1)
         # Where p and q differ by rounding alone the residual can vanish; the target itself is then the right law.
         taken[taken.clone()] = (residual.sum(-1) > 0) | residual[:, 0].isnan()

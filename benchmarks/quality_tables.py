@@ -1,0 +1,93 @@
+"""Tables of acceptance, from benchmarks/results."""
+
+from __future__ import annotations
+
+from table_cells import load, spread
+
+
+def alpha_table() -> str:
+    lines = ["| rule | cut, untrained | distilled | paired difference |", "|---|---|---|---|"]
+    greedy, sampled = load("smollm2_greedy.json"), load("smollm2_sampled.json")
+    rows = [("`greedy`, temperature 0", greedy, "greedy")]
+    rows += [(f"`{rule}`, temperature 1", sampled, rule) for rule in ("sampled", "argmax_draft")]
+    for label, report, rule in rows:
+        compare = report["compare"]
+        lines.append(
+            f"| {label} | {spread(compare['alpha'][rule])} | {spread(report['acceptance']['alpha'][rule])} "
+            f"| {spread(compare['difference'][rule], '+')} |"
+        )
+    return "\n".join(lines)
+
+
+def layers_table() -> str:
+    found = load("layer_choice.json")
+    steps = [entry["step"] for entry in found["even"]["heldout"]]
+    lines = ["| layers kept | " + " | ".join(f"{step} steps" for step in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+    for name, entry in found.items():
+        cells = [f"{each['heldout_alpha_greedy']:.3f}" for each in entry["heldout"]]
+        lines.append(f"| {name} {entry['layers']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def methods_table() -> str:
+    found = load("methods.json")
+    start = found["start"]
+    lines = [
+        "| method | `sampled` | `argmax_draft` | `greedy` | replaced |",
+        "|---|---|---|---|---|",
+    ]
+    rules = ("sampled", "argmax_draft", "greedy")
+    lines.append("| the start | " + " | ".join(spread(start[rule]) for rule in rules) + " | |")
+    for name, row in found["rows"].items():
+        cells = [spread(row["over_start"][rule], "+") for rule in rules]
+        replaced = "" if row["rejection_rate"] is None else f"{row['rejection_rate']:.2f}"
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {replaced} |")
+    cells = [spread(found["online_over_offline"][rule], "+") for rule in rules]
+    lines.append("| online over offline (target-fkl minus seqkd) | " + " | ".join(cells) + " | |")
+    return "\n".join(lines)
+
+
+def soft_labels_table() -> str:
+    found = load("soft_labels.json")
+    lines = [
+        "| labels | bytes per token | gradient's cosine, mean (least) | `sampled` over the start "
+        "| over the target in memory | `argmax_draft` over it |",
+        "|---|---|---|---|---|---|",
+        f"| the target in memory | | 1 | {spread(found['online_over_start']['sampled'], '+')} | | |",
+    ]
+    for name, row in found["rows"].items():
+        size = f"{row['bytes_per_token']:.0f}" if "bytes_per_token" in row else ""
+        angle = f"{row['gradient']['mean']:.4f} ({row['gradient']['least']:.4f})"
+        cells = [spread(row["over_start"]["sampled"], "+")]
+        cells += [spread(row["over_online"][rule], "+") for rule in ("sampled", "argmax_draft")]
+        lines.append(f"| {name} | {size} | {angle} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def drifted_table() -> str:
+    report = load("drifted.json")
+    lines = [
+        "| draft | seeds | `greedy` | `sampled` | `argmax_draft` | `sampled`, whole head "
+        "| `sampled` over the stock draft |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report["rows"].items():
+        cells = [name, str(row.get("seeds", 1))]
+        cells += [spread(row["alpha"][rule]) for rule in ("greedy", "sampled", "argmax_draft")]
+        cells.append(spread(row["alpha_whole_head"]["sampled"]) if "alpha_whole_head" in row else "")
+        cells.append(spread(row["over_stock"]["sampled"], "+") if "over_stock" in row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def drifted_methods_table() -> str:
+    rows = load("drifted.json")["rows"]
+    rules = ("sampled", "argmax_draft", "greedy")
+    lines = ["| method | seeds | `sampled` | `argmax_draft` | `greedy` |", "|---|---|---|---|---|"]
+    cells = [spread(rows["warm-4"]["alpha"][rule]) for rule in rules]
+    lines.append(f"| the start | {rows['warm-4']['seeds']} | " + " | ".join(cells) + " |")
+    for name, row in rows.items():
+        if "over_warm" in row:
+            cells = [spread(row["over_warm"][rule], "+") for rule in rules]
+            lines.append(f"| {name} | {row['seeds']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
