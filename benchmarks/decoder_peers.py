@@ -1,13 +1,14 @@
 """Our decoder, transformers' assisted generation and FlashSpec over the plain target, at every draft length.
 
-    python benchmarks/decoder_peers.py --target T --draft DIR           (25 minutes; nothing else may run meanwhile)
+    python benchmarks/decoder_peers.py --target T --draft DIR           (30 minutes; nothing else may run meanwhile)
     python benchmarks/decoder_peers.py --target T --draft DIR --quick   (some minutes: lengths 1 and 4)
 
 One pair, the same prompts, greedy and at temperature 1, batch 1, float32, one thread. Peers know no trimmed heads and
 no packed weights, so `specdistill` does without here too; `specdistill-packed` has its weights laid out for small
 passes (`--pack float32`: the same numbers), `specdistill-trimmed` drafts from its trimmed head too, as a user would.
 FlashSpec drafts with the model alone (its default also looks in the prompt). Contestants take turns within each prompt
-and who begins changes; tokens are counted alike, by what came out. The plain target is our own loop;
+and who begins changes; tokens are counted alike, by what came out. At temperature 1 they answer differently, and who
+is lucky gets more tokens a round: the intervals say how much of that there is. The plain target is our own loop;
 `transformers-plain` tells how far apart the two are. Batch 8: the same prompts in batches, over one by one.
 Engine efficiency is the part of `specdistill`'s time that it spends inside the two models.
 Writes benchmarks/results/decoder_peers.json.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,8 @@ from specdistill.evaluation.statistics import ratio
 from specdistill.models import ModelPair, load_pair
 from specdistill.models.packed import pack
 
+TEMPERATURES = ("0", "1")
+PROMPTS, NEW = 4, 32
 Call = Callable[[list[list[int]], int], tuple[int, float]]
 """(prompts, seed) -> tokens that came out, and seconds inside the models where they are known."""
 
@@ -173,18 +177,27 @@ def main() -> None:
     parser.add_argument("--prompts", default="builtin:heldout")
     parser.add_argument("--what", default="", help="the pair in words, for the table")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="measure what the result file lacks")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    # Quick looks at fewer lengths, each as in the full run: what it finds is comparable.
-    lengths, new = (1, 4) if options.quick else range(1, 9), 32
-    contestants = Contestants(options.target, options.draft, new)
-    prompts = encode_all(spread_over_categories(load_prompts(options.prompts), 16), contestants.target.tokenizer, 4096)
-    singles = prompts[:4]
-    result: dict = {"pair": options.what or Path(options.draft).name, "prompts": len(singles), "max_new_tokens": new}
-    result |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "batch_1": {}, "batch_8": {}}
-    for temperature in (0.0, 1.0):
-        sampling = Sampling(temperature=temperature)
-        for gamma in lengths if temperature == 0 or not options.quick else lengths[-1:]:
+    path = RESULTS / ("quick_decoder_peers.json" if options.quick else "decoder_peers.json")
+    pair = options.what or Path(options.draft).name
+    result: dict = {"pair": pair, "prompts": PROMPTS, "max_new_tokens": NEW, "torch": torch.__version__}
+    result |= {"cpu": torch.backends.cpu.get_cpu_capability(), "batch_1": {}, "batch_8": {}}
+    if options.resume and path.exists():
+        known = json.loads(path.read_text())
+        if any(known[key] != value for key, value in result.items() if not key.startswith("batch")):
+            sys.exit(f"{path} is of another pair, torch or CPU; leave out --resume")
+        result = known
+    contestants = Contestants(options.target, options.draft, NEW)
+    encoded = load_prompts(options.prompts)
+    prompts = encode_all(spread_over_categories(encoded, 16), contestants.target.tokenizer, 4096)
+    for temperature in TEMPERATURES:
+        sampling = Sampling(temperature=float(temperature))
+        # Quick looks at fewer lengths, each as in the full run: what it finds is comparable.
+        lengths = ((1, 4) if temperature == "0" else (4,)) if options.quick else range(1, 9)
+        done = result["batch_1"].setdefault(temperature, {})
+        for gamma in (each for each in lengths if str(each) not in done):
             calls = {
                 "plain": contestants.plain(sampling),
                 **{name: contestants.ours(name, gamma, sampling) for name in contestants.pairs},
@@ -193,24 +206,26 @@ def main() -> None:
             }
             if gamma == lengths[0]:
                 calls["transformers-plain"] = contestants.transformers(None, sampling)
-            found = race(calls, [[ids] for ids in singles])
-            result["batch_1"].setdefault(str(temperature), {})[str(gamma)] = found
-            print(temperature, gamma, json.dumps(found), flush=True)
-        if options.quick and temperature:
-            continue
-        ours = contestants.ours("specdistill", 4, sampling)
+            done[str(gamma)] = race(calls, [[ids] for ids in prompts[:PROMPTS]])
+            print(temperature, gamma, json.dumps(done[str(gamma)]), flush=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        if temperature not in result["batch_8"] and not (options.quick and temperature == "1"):
+            found = batches(contestants, prompts, sampling)
+            result["batch_8"][temperature] = {"over_one_by_one": found["over_plain"]}
+            print(temperature, "batch 8", json.dumps(found), flush=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
 
-        def one_by_one(batch, seed, ours=ours):
-            counts = [ours([ids], seed + row) for row, ids in enumerate(batch)]
-            return sum(tokens for tokens, _ in counts), 0.0
 
-        # What it costs to do without batches: the same decoder, prompt by prompt.
-        calls = {"plain": one_by_one, "specdistill": ours, "plain-8": contestants.plain(sampling)}
-        found = race(calls, [prompts[:8], prompts[8:]])
-        result["batch_8"][str(temperature)] = {"over_one_by_one": found["over_plain"]}
-        print(temperature, "batch 8", json.dumps(found), flush=True)
-    name = "quick_decoder_peers.json" if options.quick else "decoder_peers.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+def batches(contestants: Contestants, prompts: list[list[int]], sampling: Sampling) -> dict:
+    """Two batches of eight over the same prompts one by one, by the same decoder."""
+    ours = contestants.ours("specdistill", 4, sampling)
+
+    def one_by_one(batch, seed):
+        counts = [ours([ids], seed + row) for row, ids in enumerate(batch)]
+        return sum(tokens for tokens, _ in counts), 0.0
+
+    calls = {"plain": one_by_one, "specdistill": ours, "plain-8": contestants.plain(sampling)}
+    return race(calls, [prompts[:8], prompts[8:]])
 
 
 if __name__ == "__main__":

@@ -23,19 +23,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from methods import SaveLast
 from service_mail import records
 from smollm2 import RESULTS, run, target_file
 
 from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
+from specdistill.data.batch import Provenance
+from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill.train_draft import SUMMARY_FILE
-from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
 from specdistill.evaluation.bench import write_answers
 from specdistill.evaluation.statistics import paired_difference, ratio
-from specdistill.models import load_model
+from specdistill.models import LanguageModel, load_model
 from specdistill.models.gguf import convert
 from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
@@ -68,6 +71,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "skd-25": {"method": "skd"} | AFTER,
 }
 """Rows after `warm-4` start from it, all with 60 steps of 8 answers."""
+Columns = dict[str, np.ndarray]
 
 
 def prepare(folder: Path) -> None:
@@ -175,70 +179,99 @@ def heldout(run_folder: Path) -> list[dict]:
     return [{"step": look["step"], **{rule: look[f"heldout_alpha_{rule}"] for rule in ALPHA_RULES}} for look in looks]
 
 
+class Scores:
+    """Alpha of drafts on the target's answers to held-out mails; what was scored once is kept in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.target = folder, load_model(str(folder / "target"))
+        self.prompts = load_prompts(str(folder / "heldout.jsonl"))
+        self.encoded = [encode(prompt, self.target.tokenizer) for prompt in self.prompts]
+        kept = folder / "heldout-answers.json"
+        if not kept.exists():
+            sampled = self._write(self.target, Sampling(), 1234)
+            before = load_model(str(target_file()))
+            match = {"fine-tuned": self._exact_match(self.target), "before": self._exact_match(before)}
+            answers = [list(each.answer_ids) for each in sampled]
+            kept.write_text(json.dumps({"exact_match": match, "answers": answers}))
+        found = json.loads(kept.read_text())
+        self.exact_match, written = found["exact_match"], found["answers"]
+        self.answers = [
+            TokenSequence(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
+            for prompt, asked, ids in zip(self.prompts, self.encoded, written, strict=True)
+        ]
+        self._states: HiddenCache = {}
+
+    def _write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[TokenSequence]:
+        return write_answers(model, self.prompts, self.encoded, sampling, MAX_NEW, seed, Quiet())
+
+    def _exact_match(self, model: LanguageModel) -> float:
+        greedy = self._write(model, Sampling(temperature=0.0), 1)
+        given = [(prompt.answer or "").strip() for prompt in self.prompts]
+        right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
+        return sum(right) / len(right)
+
+    def of(self, directory: Path, trimmed: bool = True) -> Columns:
+        """Rule -> sum of alpha and number of tokens, prompt by prompt."""
+        kept = directory / ("alpha.json" if trimmed else "alpha-whole-head.json")
+        if not kept.exists():
+            draft = load_model(str(directory), "draft")
+            if not trimmed:
+                draft.kept_ids = None
+            found = score(self.target, draft, self.answers, Sampling(), target_cache=self._states)
+            columns = {rule: [column.tolist() for column in alpha_sums(found, rule)] for rule in ALPHA_RULES}
+            kept.write_text(json.dumps(columns))
+            print(f"scored {directory.parent.name}/{directory.name}", flush=True)
+        return {rule: np.array(pair) for rule, pair in json.loads(kept.read_text()).items()}
+
+
+def summed(parts: list[Columns], rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Over seeds, prompt by prompt: prompts are what is resampled."""
+    alphas, tokens = np.sum([part[rule] for part in parts], axis=0)
+    return alphas, tokens
+
+
+def alpha(parts: list[Columns]) -> dict:
+    return {rule: ratio(*summed(parts, rule)).to_json() for rule in ALPHA_RULES}
+
+
+def over(parts: list[Columns], base: list[Columns]) -> dict:
+    return {rule: paired_difference(summed(parts, rule), summed(base, rule)).to_json() for rule in ALPHA_RULES}
+
+
 def collect(folder: Path) -> None:
-    target = load_model(str(folder / "target"))
-    prompts = load_prompts(str(folder / "heldout.jsonl"))
-    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
-    given = [(prompt.answer or "").strip() for prompt in prompts]
+    scores = Scores(folder)
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "budget": ALIKE,
         "rows": {},
-        "heldout_prompts": len(prompts),
-        "exact_match": {},
+        "heldout_prompts": len(scores.prompts),
+        "exact_match": scores.exact_match,
+        "heldout_tokens": sum(len(answer.answer_ids) for answer in scores.answers),
     }
-    writers = {"fine-tuned": target, "before": load_model(str(target_file()))}
-    for name, model in writers.items():
-        greedy = write_answers(model, prompts, encoded, Sampling(temperature=0.0), MAX_NEW, 1, Quiet())
-        right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
-        found["exact_match"][name] = sum(right) / len(right)
-    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
-    found["heldout_tokens"] = sum(len(answer.answer_ids) for answer in answers)
-    cache: HiddenCache = {}
-
-    def scored(directory: Path, trimmed: bool = True) -> list[PromptAcceptance]:
-        draft = load_model(str(directory), "draft")
-        if not trimmed:
-            draft.kept_ids = None
-        return score(target, draft, answers, Sampling(), target_cache=cache)
-
-    def sums(parts: list[list[PromptAcceptance]], rule: str):
-        """Over seeds, prompt by prompt: prompts are what is resampled."""
-        columns = [alpha_sums(each, rule) for each in parts]
-        return sum(column[0] for column in columns), sum(column[1] for column in columns)
-
-    def over(parts: list[list[PromptAcceptance]], base: list[PromptAcceptance]) -> dict:
-        same = [base] * len(parts)
-        return {rule: paired_difference(sums(parts, rule), sums(same, rule)).to_json() for rule in ALPHA_RULES}
-
-    baselines = {"stock-4": scored(folder / "stock-4-seed0" / "last"), "cut-4": scored(folder / "cut-4")}
-    for row, base in baselines.items():
-        found["rows"][row] = {"alpha": {rule: ratio(*sums([base], rule)).to_json() for rule in ALPHA_RULES}}
-    warm: list[list[PromptAcceptance]] = []
+    stock = scores.of(folder / "stock-4-seed0" / "last")
+    for row, base in {"stock-4": stock, "cut-4": scores.of(folder / "cut-4")}.items():
+        found["rows"][row] = {"alpha": alpha([base])}
+    warm: list[Columns] = []
     for row in ("warm-4", *(each for each in ROWS if each != "warm-4")):
-        drafts = sorted(folder.glob(f"{row}-seed*/last/model.safetensors"))
-        if not drafts:
+        # A run in progress has no summary yet.
+        places = [each.parent / "last" for each in sorted(folder.glob(f"{row}-seed*/{SUMMARY_FILE}"))]
+        if not places:
             continue
-        places = [each.parent for each in drafts]
-        parts = [scored(each) for each in places]
+        parts = [scores.of(each) for each in places]
         entry = {
             "settings": ROWS[row],
             "seeds": len(parts),
-            "alpha": {rule: ratio(*sums(parts, rule)).to_json() for rule in ALPHA_RULES},
-            "alpha_by_seed": {rule: [ratio(*sums([part], rule)).mean for part in parts] for rule in ALPHA_RULES},
-            "over_stock": over(parts, baselines["stock-4"]),
+            "alpha": alpha(parts),
+            "alpha_by_seed": {rule: [alpha([part])[rule]["mean"] for part in parts] for rule in ALPHA_RULES},
+            "over_stock": over(parts, [stock] * len(parts)),
             "heldout": heldout(places[0].parent),
         }
         if ROWS[row]["start"].startswith("cut"):
-            whole = [scored(each, trimmed=False) for each in places]
-            entry["alpha_whole_head"] = {rule: ratio(*sums(whole, rule)).to_json() for rule in ALPHA_RULES}
+            entry["alpha_whole_head"] = alpha([scores.of(each, trimmed=False) for each in places])
         if row == "warm-4":
             warm = parts
         elif ROWS[row]["start"] == "warm-4":
-            same = warm[: len(parts)]
-            entry["over_warm"] = {
-                rule: paired_difference(sums(parts, rule), sums(same, rule)).to_json() for rule in ALPHA_RULES
-            }
+            entry["over_warm"] = over(parts, warm[: len(parts)])
         found["rows"][row] = entry
         print(row, json.dumps(entry["alpha"]), flush=True)
     found["bench"] = benches(folder)

@@ -89,7 +89,8 @@ class BenchConfig:
     """Of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
     pack: Literal["none", "float32", "float16", "int8"] = "none"
     """Weights packed for small passes on an x86 CPU, of both models. float32 changes nothing but the order of sums and
-    takes twice the memory; float16 rounds the weights and stays exact for the rounded model; int8 is faster and not exact: tokens that share a pass share a scale."""
+    takes twice the memory; float16 rounds the weights and stays exact for the rounded model; int8 is faster and not
+    exact: tokens that share a pass share a scale."""
     threads: int = 0
     """CPU threads of torch; 0 leaves its default. One thread gives the steadiest timings."""
     json: str | None = None

@@ -1,7 +1,8 @@
 """Weights packed for small passes on an x86 CPU: what a decoder multiplies is 1 to 10 tokens high.
 
 The general matrix product of torch falls off its fast path there: checking 5 tokens costs nearly two steps although
-it reads the same weights. FBGEMM and oneDNN, which torch ships, lay the weights out once and stay near the memory's speed.
+it reads the same weights. FBGEMM and oneDNN, which torch ships, lay the weights out once and stay near the speed of the
+memory.
 
     float32   the weights as they are, once more in oneDNN's layout, which passes of 4 tokens or more read (below that
               torch's own product is faster). Exact, and twice the memory.
