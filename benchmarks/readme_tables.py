@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import goals_table
 import kernel_tables
 import quality_tables
 import speed_tables
@@ -38,6 +39,7 @@ KERNEL_TABLES = {
     "kernel-speed": kernel_tables.kernel_speed_table,
 }
 STUDY_TABLES = {
+    "goals": goals_table.goals_table,
     "peers-all": lambda: speed_tables.peers_lines(tuple(range(1, 9))),
     "drifted": quality_tables.drifted_table,
     "drifted-methods": quality_tables.drifted_methods_table,

@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, make_model
 from specdistill import BenchConfig, run_bench
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.errors import ConfigError
+from specdistill.models import packed
 from specdistill.models.packed import PackedLinear, check_packable, pack
 
 GREEDY = Sampling(temperature=0.0)
@@ -36,7 +37,8 @@ def test_float32_keeps_the_weights_and_multiplies_few_rows_as_torch_does():
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_is_exact_for_the_packed_model(family, kind):
+def test_decoding_is_exact_for_the_packed_model(family, kind, monkeypatch):
+    monkeypatch.setattr(packed, "ONEDNN_LEAST", 1)
     target, draft = make_model(family), make_model(family, layers=1, seed=3)
     before = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
     assert pack(target, kind) > 0 and pack(draft, kind) > 0
@@ -50,6 +52,15 @@ def test_decoding_is_exact_for_the_packed_model(family, kind):
         plain = generate_plain(target, [prompt], sampling=GREEDY, max_new_tokens=30, seeds=[0])[0]
         fast = SpeculativeDecoder(target, draft, num_draft_tokens=4, sampling=GREEDY)
         assert fast.generate([prompt], max_new_tokens=30, seeds=[0])[0].token_ids == plain.token_ids
+
+
+def test_small_matrices_stay_as_they_are():
+    model = make_model()
+    pack(model, "float32")
+    assert any(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
+    assert not any(isinstance(module, PackedLinear) for module in model.base_model.modules())
+    # The head is multiplied in one place whatever its size.
+    assert isinstance(model.packed_head, PackedLinear)
 
 
 def test_refuses():

@@ -1,0 +1,51 @@
+"""`make bench-quick`: what is measured again is laid beside the committed results, and what disagrees is counted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MEASURED = ("decoder_peers.json", "loss_op.json")
+
+
+@pytest.fixture
+def run_all(monkeypatch, tmp_path):
+    """The script, on a copy of the results in which the quick ones are the committed ones."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # Their names are common ones; they must not stay for other tests.
+    before = set(sys.modules)
+    import run_all
+
+    for name in MEASURED:
+        text = (BENCHMARKS / "results" / name).read_text()
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"quick_{name}").write_text(text)
+    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
+    yield run_all
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+def test_equal_results_agree(run_all, capsys):
+    assert run_all.compare() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20 and all(line.startswith("agrees") for line in lines)
+    assert any("transformers" in line for line in lines) and any("liger" in line for line in lines)
+    assert any("batch of 8" in line for line in lines)
+
+
+def test_what_lies_apart_is_counted(run_all, tmp_path, capsys):
+    quick = json.loads((tmp_path / "quick_loss_op.json").read_text())
+    quick["cases"][0]["over_specdistill"]["trl"] = {"mean": 99.0, "ci95": [98.0, 100.0]}
+    quick["cases"][1]["tokens"] = 513
+    quick["cpu"] = "another"
+    (tmp_path / "quick_loss_op.json").write_text(json.dumps(quick))
+    assert run_all.compare() == 1
+    out = capsys.readouterr().out
+    assert out.count("DIFFERS") == 1 and "trl" in next(line for line in out.splitlines() if "DIFFERS" in line)
+    assert "nothing committed beside it" in out and "this CPU has another" in out
