@@ -81,6 +81,28 @@ def test_peak_memory_of_the_measured_step():
     assert (whole + python) / 2**20 == pytest.approx(measured["peak_mib"], rel=0.2)
 
 
+def test_hours_of_the_measured_steps():
+    """benchmarks/plan_hours.py: stages of a step with drafts of three depths, plan being told the machine's own peak."""
+    report = json.loads((RESULTS / "plan_hours.json").read_text())
+    computing, writing = [], []
+    for draft in report["drafts"]:
+        config = settings(
+            **SMALL | {"draft_params": str(draft["draft_params"])}, dtype="float32", on_policy_fraction=1.0, gpu="custom",
+            gpu_tflops=report["peak"]["tflops"], gpu_bandwidth=report["peak"]["bandwidth"], gpu_memory=16.0,
+            utilisation=1.0, decode_utilisation=1.0, decode_batch=report["batch"],
+        )  # fmt: skip
+        found = plan(config)
+        for stage, counted in {"draft trains": "trained_with_prompts", "draft writes": "own"}.items():
+            planned = found["gpu_hours"][stage] * 3600 / found["tokens"][counted]
+            assert planned == pytest.approx(draft[stage]["planned"], rel=0.01), "the result is of another plan"
+        computing += [draft[stage]["utilisation"] for stage in ("target labels", "draft trains")]
+        writing += [draft[stage]["utilisation"] for stage in ("target writes", "draft writes")]
+    # One share of the peak serves all sizes that are bound alike, and it is one that machines reach.
+    assert len(computing) == 6 and max(computing) < 1.5 * min(computing)
+    assert max(writing) < 2.5 * min(writing)
+    assert all(0.25 < share <= 1 for share in computing + writing)
+
+
 @pytest.mark.parametrize("kept", [4, 16, 64, 256])
 def test_storage_of_the_measured_labels(kept):
     """benchmarks/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
