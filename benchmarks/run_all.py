@@ -1,11 +1,13 @@
 """`make bench` and `make bench-quick`: every claim that the README and the docs make of speed, measured again.
 
-    python benchmarks/run_all.py --output DIR            (`make bench`: three hours; nothing else may run meanwhile)
+    python benchmarks/run_all.py --output DIR            (`make bench`: two hours; nothing else may run meanwhile)
     python benchmarks/run_all.py --output DIR --quick    (`make bench-quick`: about ten minutes)
 
 Makes one draft of SmolLM2 by our own commands in two minutes (from a seed: the same on every machine of one kind) and
 runs the scripts with it. --quick measures fewer points and says, for each, whether its interval overlaps the committed
 one; it ends with 1 if one does not. The full run replaces the committed results, `readme_tables.py` then the tables.
+Not among them, for what they need: `engines.py` and `verify_traffic.py` (vLLM), `kernel_speed.py` (a GPU), and the
+studies (`smollm2.py`, `methods.py`, `drifted.py`: hours).
 """
 
 from __future__ import annotations
