@@ -82,13 +82,14 @@ def test_peak_memory_of_the_measured_step():
 
 
 def test_hours_of_the_measured_steps():
-    """benchmarks/plan_hours.py: stages of a step with drafts of three depths, plan being told the machine's own peak."""
+    """benchmarks/plan_hours.py: stages of a step with drafts of three depths; plan is told the machine's own peak."""
     report = json.loads((RESULTS / "plan_hours.json").read_text())
     computing, writing = [], []
+    peak = report["peak"]
     for draft in report["drafts"]:
         config = settings(
-            **SMALL | {"draft_params": str(draft["draft_params"])}, dtype="float32", on_policy_fraction=1.0, gpu="custom",
-            gpu_tflops=report["peak"]["tflops"], gpu_bandwidth=report["peak"]["bandwidth"], gpu_memory=16.0,
+            **SMALL | {"draft_params": str(draft["draft_params"])}, dtype="float32", on_policy_fraction=1.0,
+            gpu="custom", gpu_tflops=peak["tflops"], gpu_bandwidth=peak["bandwidth"], gpu_memory=16.0,
             utilisation=1.0, decode_utilisation=1.0, decode_batch=report["batch"],
         )  # fmt: skip
         found = plan(config)
