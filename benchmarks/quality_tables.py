@@ -67,13 +67,15 @@ def soft_labels_table() -> str:
 def drifted_table() -> str:
     report = load("drifted.json")
     lines = [
-        "| draft | seeds | `greedy` | `sampled` | `argmax_draft` | `sampled`, whole head "
+        "| draft | `greedy` | `sampled` | `argmax_draft` | `sampled`, seed by seed | `sampled`, whole head "
         "| `sampled` over the stock draft |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in report["rows"].items():
-        cells = [name, str(row.get("seeds", 1))]
-        cells += [spread(row["alpha"][rule]) for rule in ("greedy", "sampled", "argmax_draft")]
+        if "over_warm" in row:
+            continue
+        cells = [name, *(spread(row["alpha"][rule]) for rule in ("greedy", "sampled", "argmax_draft"))]
+        cells.append(" ".join(f"{mean:.3f}" for mean in row.get("alpha_by_seed", {}).get("sampled", [])))
         cells.append(spread(row["alpha_whole_head"]["sampled"]) if "alpha_whole_head" in row else "")
         cells.append(spread(row["over_stock"]["sampled"], "+") if "over_stock" in row else "")
         lines.append("| " + " | ".join(cells) + " |")
@@ -83,11 +85,11 @@ def drifted_table() -> str:
 def drifted_methods_table() -> str:
     rows = load("drifted.json")["rows"]
     rules = ("sampled", "argmax_draft", "greedy")
-    lines = ["| method | seeds | `sampled` | `argmax_draft` | `greedy` |", "|---|---|---|---|---|"]
+    lines = ["| method | `sampled` | `argmax_draft` | `greedy` | seeds |", "|---|---|---|---|---|"]
     cells = [spread(rows["warm-4"]["alpha"][rule]) for rule in rules]
-    lines.append(f"| the start | {rows['warm-4']['seeds']} | " + " | ".join(cells) + " |")
+    lines.append("| the start | " + " | ".join(cells) + f" | {rows['warm-4']['seeds']} |")
     for name, row in rows.items():
         if "over_warm" in row:
             cells = [spread(row["over_warm"][rule], "+") for rule in rules]
-            lines.append(f"| {name} | {row['seeds']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['seeds']} |")
     return "\n".join(lines)

@@ -136,7 +136,7 @@ def drifted_speed_table() -> str:
     for name, row in load("drifted.json")["bench"].items():
         draft, pack, temperature = name.rsplit("-", 2)
         gamma = str(row["num_draft_tokens"])
-        cells = [draft, "float32" if pack == "none" else f"packed to {pack}", temperature, gamma]
+        cells = [draft, "as they are" if pack == "none" else f"`--pack {pack}`", temperature, gamma]
         cells += [spread(row["mean_acceptance_length"]), f"{row['predicted_mean_acceptance_length'][gamma]:.3f}"]
         cells += [f"{row['cost_ratio']:.3f}", f"{row['verify_cost'][str(int(gamma) + 1)]:.2f}"]
         cells += [spread(row["speedup"]), f"{row['predicted_speedup'][gamma]:.2f}", f"**{row['verdict']}**"]
