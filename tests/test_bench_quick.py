@@ -42,10 +42,13 @@ def test_equal_results_agree(run_all, capsys):
 def test_what_lies_apart_is_counted(run_all, tmp_path, capsys):
     quick = json.loads((tmp_path / "quick_loss_op.json").read_text())
     quick["cases"][0]["over_specdistill"]["trl"] = {"mean": 99.0, "ci95": [98.0, 100.0]}
+    near = quick["cases"][2]["over_specdistill"]["trl"]
+    near |= {"mean": near["mean"] * 1.04, "ci95": [near["ci95"][1] * 1.01, near["ci95"][1] * 1.07]}
     quick["cases"][1]["tokens"] = 513
     quick["cpu"] = "another"
     (tmp_path / "quick_loss_op.json").write_text(json.dumps(quick))
     assert run_all.compare() == 1
     out = capsys.readouterr().out
     assert out.count("DIFFERS") == 1 and "trl" in next(line for line in out.splitlines() if "DIFFERS" in line)
+    assert out.count("close  ") == 1
     assert "nothing committed beside it" in out and "this CPU has another" in out
