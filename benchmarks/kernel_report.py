@@ -5,7 +5,8 @@
 
 Runs every operation's own launcher on CPU tensors, records what it would launch, compiles that ahead of time for sm_80,
 sm_90, sm_100 (NVIDIA) and gfx942 (AMD), and reads from the machine code: registers, spills, shared memory, the width of
-loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no GPU; must not run under TRITON_INTERPRET.
+loads in bytes, and bytes loaded per vocabulary entry. Needs triton and no GPU; must not run under TRITON_INTERPRET. The
+last line of stdout is the table as JSON.
 """
 
 from __future__ import annotations
@@ -300,6 +301,7 @@ def main() -> None:
                 f"{row.bytes_per_entry:8.2f}",
                 flush=True,
             )
+    print(json.dumps([asdict(row) for row in rows]))
     if options.check and bad:
         sys.exit("\n".join(bad))
     if not options.check and not options.only:
