@@ -120,6 +120,9 @@ class ChunkedDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_unused):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_hidden, grad_weight = ctx.saved_tensors
+        # The usual case, in which a copy of the head's size is saved. On a GPU a look at the number would wait for it.
+        if type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss == 1:
+            return grad_hidden, grad_weight, *(None,) * 6
         return (
             None if grad_hidden is None else grad_hidden * grad_loss,
             None if grad_weight is None else grad_weight * grad_loss,
