@@ -190,8 +190,8 @@ def main() -> None:
             sys.exit(f"{path} is of another pair, torch or CPU; leave out --resume")
         result = known
     contestants = Contestants(options.target, options.draft, NEW)
-    encoded = load_prompts(options.prompts)
-    prompts = encode_all(spread_over_categories(encoded, 16), contestants.target.tokenizer, 4096)
+    chosen = spread_over_categories(load_prompts(options.prompts), 16)
+    prompts = encode_all(chosen, contestants.target.tokenizer, 4096)
     for temperature in TEMPERATURES:
         sampling = Sampling(temperature=float(temperature))
         # Quick looks at fewer lengths, each as in the full run: what it finds is comparable.
