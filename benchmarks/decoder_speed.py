@@ -1,6 +1,6 @@
 """How fast is the decoder? SmolLM2 on one CPU thread; every number is a ratio from one interleaved run.
 
-    python benchmarks/decoder_speed.py --draft DIR              (about 12 minutes; nothing else may run meanwhile)
+    python benchmarks/decoder_speed.py --draft DIR              (about 8 minutes; nothing else may run meanwhile)
 
 1. verify_cost: a target pass over n tokens in plain steps, float32 as torch multiplies it, and packed (`--pack`).
 2. `auto` against the plain target, with the draft given and with a useless one (the rows of its head reversed).

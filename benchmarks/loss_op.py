@@ -1,12 +1,12 @@
 """The distillation loss from hidden states to gradients, against Liger's and TRL's chunked ones and the plain formula.
 
     python benchmarks/loss_op.py           (about 10 minutes; nothing else may run meanwhile)
-    python benchmarks/loss_op.py --quick   (about a minute: the small cases only)
+    python benchmarks/loss_op.py --quick   (about three minutes: the small cases only)
 
 Both heads are multiplied inside the operation, jsd at beta 0.5, forward and backward with respect to the draft's hidden
 states and head, float32, width 576, one thread. Each contestant has its own process and waits for its turn; who begins
-changes every round. Liger runs uncompiled and with its default chunk. Memory is the
-peak of the resident set above what was held before. Writes benchmarks/results/loss_op.json.
+changes every round. Short cases are launched three times. Liger runs uncompiled and with its default chunk. Memory is
+the peak of the resident set above what was held before. Writes benchmarks/results/loss_op.json.
 """
 
 from __future__ import annotations
