@@ -23,24 +23,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from methods import SaveLast
 from service_mail import records
 from smollm2 import RESULTS, run, target_file
+from study_scores import Columns, Scores, alpha, alpha_by_seed, finished, over
 
 from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
-from specdistill.data.batch import Provenance
-from specdistill.data.batch import Sequence as TokenSequence
-from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.distill.train_draft import SUMMARY_FILE
-from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
-from specdistill.evaluation.bench import write_answers
-from specdistill.evaluation.statistics import paired_difference, ratio
-from specdistill.models import LanguageModel, load_model
+from specdistill.evaluation.acceptance import ALPHA_RULES
+from specdistill.models import load_model
 from specdistill.models.gguf import convert
-from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
 MAX_NEW = 160
@@ -71,7 +65,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "skd-25": {"method": "skd"} | AFTER,
 }
 """Rows after `warm-4` start from it, all with 60 steps of 8 answers."""
-Columns = dict[str, np.ndarray]
 
 
 def prepare(folder: Path) -> None:
@@ -179,82 +172,35 @@ def heldout(run_folder: Path) -> list[dict]:
     return [{"step": look["step"], **{rule: look[f"heldout_alpha_{rule}"] for rule in ALPHA_RULES}} for look in looks]
 
 
-class Scores:
-    """Alpha of drafts on the target's answers to held-out mails; what was scored once is kept in the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.target = folder, load_model(str(folder / "target"))
-        self.prompts = load_prompts(str(folder / "heldout.jsonl"))
-        self.encoded = [encode(prompt, self.target.tokenizer) for prompt in self.prompts]
-        kept = folder / "heldout-answers.json"
-        if not kept.exists():
-            sampled = self._write(self.target, Sampling(), 1234)
-            before = load_model(str(target_file()))
-            match = {"fine-tuned": self._exact_match(self.target), "before": self._exact_match(before)}
-            answers = [list(each.answer_ids) for each in sampled]
-            kept.write_text(json.dumps({"exact_match": match, "answers": answers}))
-        found = json.loads(kept.read_text())
-        self.exact_match, written = found["exact_match"], found["answers"]
-        self.answers = [
-            TokenSequence(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
-            for prompt, asked, ids in zip(self.prompts, self.encoded, written, strict=True)
-        ]
-        self._states: HiddenCache = {}
-
-    def _write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[TokenSequence]:
-        return write_answers(model, self.prompts, self.encoded, sampling, MAX_NEW, seed, Quiet())
-
-    def _exact_match(self, model: LanguageModel) -> float:
-        greedy = self._write(model, Sampling(temperature=0.0), 1)
-        given = [(prompt.answer or "").strip() for prompt in self.prompts]
-        right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
-        return sum(right) / len(right)
-
-    def of(self, directory: Path, trimmed: bool = True) -> Columns:
-        """Rule -> sum of alpha and number of tokens, prompt by prompt."""
-        kept = directory / ("alpha.json" if trimmed else "alpha-whole-head.json")
-        if not kept.exists():
-            draft = load_model(str(directory), "draft")
-            if not trimmed:
-                draft.kept_ids = None
-            found = score(self.target, draft, self.answers, Sampling(), target_cache=self._states)
-            columns = {rule: [column.tolist() for column in alpha_sums(found, rule)] for rule in ALPHA_RULES}
-            kept.write_text(json.dumps(columns))
-            print(f"scored {directory.parent.name}/{directory.name}", flush=True)
-        return {rule: np.array(pair) for rule, pair in json.loads(kept.read_text()).items()}
-
-
-def summed(parts: list[Columns], rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Over seeds, prompt by prompt: prompts are what is resampled."""
-    alphas, tokens = np.sum([part[rule] for part in parts], axis=0)
-    return alphas, tokens
-
-
-def alpha(parts: list[Columns]) -> dict:
-    return {rule: ratio(*summed(parts, rule)).to_json() for rule in ALPHA_RULES}
-
-
-def over(parts: list[Columns], base: list[Columns]) -> dict:
-    return {rule: paired_difference(summed(parts, rule), summed(base, rule)).to_json() for rule in ALPHA_RULES}
+def exact_match(scores: Scores, folder: Path) -> dict[str, float]:
+    """Share of held-out mails whose JSON is right, of the target and of what it was fine-tuned from."""
+    kept = folder / "exact-match.json"
+    if not kept.exists():
+        given = [(prompt.answer or "").strip() for prompt in scores.prompts]
+        found = {}
+        for name, model in (("fine-tuned", scores.target), ("before", load_model(str(target_file())))):
+            greedy = scores.write(model, Sampling(temperature=0.0), 1)
+            right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
+            found[name] = sum(right) / len(right)
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
 
 
 def collect(folder: Path) -> None:
-    scores = Scores(folder)
+    scores = Scores(folder, str(folder / "target"), MAX_NEW)
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "budget": ALIKE,
         "rows": {},
-        "heldout_prompts": len(scores.prompts),
-        "exact_match": scores.exact_match,
-        "heldout_tokens": sum(len(answer.answer_ids) for answer in scores.answers),
+        "exact_match": exact_match(scores, folder),
+        **scores.size,
     }
     stock = scores.of(folder / "stock-4-seed0" / "last")
     for row, base in {"stock-4": stock, "cut-4": scores.of(folder / "cut-4")}.items():
         found["rows"][row] = {"alpha": alpha([base])}
     warm: list[Columns] = []
     for row in ("warm-4", *(each for each in ROWS if each != "warm-4")):
-        # A run in progress has no summary yet.
-        places = [each.parent / "last" for each in sorted(folder.glob(f"{row}-seed*/{SUMMARY_FILE}"))]
+        places = [each / "last" for each in finished(folder, row)]
         if not places:
             continue
         parts = [scores.of(each) for each in places]
@@ -262,7 +208,7 @@ def collect(folder: Path) -> None:
             "settings": ROWS[row],
             "seeds": len(parts),
             "alpha": alpha(parts),
-            "alpha_by_seed": {rule: [alpha([part])[rule]["mean"] for part in parts] for rule in ALPHA_RULES},
+            "alpha_by_seed": alpha_by_seed(parts),
             "over_stock": over(parts, [stock] * len(parts)),
             "heldout": heldout(places[0].parent),
         }

@@ -8,7 +8,7 @@ The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps o
 Every row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are
 the HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the
 target's sampled answers to those are what alpha is measured on. What is measured is the draft of the last step, also
-where train-draft kept the start because it was better. Intervals are paired over these prompts.
+where train-draft kept the start because it was better. Intervals are paired over these prompts, a row's seeds together.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from smollm2 import RESULTS, run, target_file
+from study_scores import Scores, alpha, alpha_by_seed, finished, over
 from transformers import TrainerCallback
 
 from specdistill import GenerateConfig, TrainConfig, generate, train_draft
 from specdistill.data.prompts import encode, load_prompts, split_prompts
-from specdistill.decoding import Sampling
 from specdistill.distill.train_draft import SUMMARY_FILE
-from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, PromptAcceptance, alpha_sums, score
-from specdistill.evaluation.bench import write_answers
-from specdistill.evaluation.statistics import paired_difference, ratio
 from specdistill.models import load_model
-from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
 HELDOUT, MAX_PROMPT, MAX_NEW = 48, 200, 48
@@ -118,51 +115,34 @@ def train(folder: Path, row: str, seed: int) -> None:
     distil(folder, "start", name, ROWS[row] | BUDGET | stored | {"seed": seed, "threads": 1})
 
 
-def collect(folder: Path, seeds: list[int]) -> None:
-    target = load_model(str(target_file()))
-    prompts = load_prompts(str(folder / "heldout.jsonl"))
-    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
-    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
-    cache: HiddenCache = {}
-
-    def records(directory: Path) -> list[PromptAcceptance]:
-        draft = load_model(str(directory), "draft")
-        return score(target, draft, answers, Sampling(), target_cache=cache)
-
-    def sums(found: list[list[PromptAcceptance]], rule: str):
-        """Over seeds, prompt by prompt: prompts are what is resampled."""
-        parts = [alpha_sums(each, rule) for each in found]
-        return sum(part[0] for part in parts), sum(part[1] for part in parts)
-
-    start = [records(folder / "start")]
-    found = {row: [records(folder / f"{row}-seed{seed}" / "last") for seed in seeds] for row in ROWS}
+def collect(folder: Path) -> None:
+    scores = Scores(folder, str(target_file()), MAX_NEW)
+    start = scores.of(folder / "start")
+    runs = {row: finished(folder, row) for row in ROWS}
+    found = {row: [scores.of(place / "last") for place in places] for row, places in runs.items() if places}
 
     def entry(row: str) -> dict:
-        last = json.loads((folder / f"{row}-seed{seeds[0]}" / "history.jsonl").read_text().splitlines()[-1])
+        last = [json.loads((place / "history.jsonl").read_text().splitlines()[-1]) for place in runs[row]]
+        replaced = [each["skd_rejection_rate"] for each in last if "skd_rejection_rate" in each]
         return {
             "settings": ROWS[row],
-            "tokens_trained": last["tokens_seen"],
-            "rejection_rate": last.get("skd_rejection_rate"),
-            "alpha": {rule: ratio(*sums(found[row], rule)).to_json() for rule in ALPHA_RULES},
-            "over_start": {
-                rule: paired_difference(sums(found[row], rule), sums(start * len(seeds), rule)).to_json()
-                for rule in ALPHA_RULES
-            },
+            "seeds": len(found[row]),
+            "tokens_trained": [each["tokens_seen"] for each in last],
+            "rejection_rate": mean(replaced) if replaced else None,
+            "alpha": alpha(found[row]),
+            "alpha_by_seed": alpha_by_seed(found[row]),
+            "over_start": over(found[row], [start] * len(found[row])),
         }
 
+    online, offline = zip(*zip(found["target-fkl"], found["seqkd"], strict=False), strict=True)
     result = {
         "budget": BUDGET,
-        "seeds": seeds,
-        "heldout_prompts": len(prompts),
-        "heldout_tokens": sum(len(answer.answer_ids) for answer in answers),
+        **scores.size,
         "torch": torch.__version__,
-        "start": {rule: ratio(*sums(start, rule)).to_json() for rule in ALPHA_RULES},
-        "rows": {row: entry(row) for row in ROWS},
+        "start": alpha([start]),
+        "rows": {row: entry(row) for row in found},
         # The same stored answers, with the live target's distributions (fkl) or their text only (ce).
-        "online_over_offline": {
-            rule: paired_difference(sums(found["target-fkl"], rule), sums(found["seqkd"], rule)).to_json()
-            for rule in ALPHA_RULES
-        },
+        "online_over_offline": over(online, offline),
     }
     (RESULTS / "methods.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
@@ -172,11 +152,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
     if options.collect:
-        return collect(options.output, options.seeds)
+        return collect(options.output)
     prepare(options.output)
     for seed in options.seeds:
         for row in options.rows:

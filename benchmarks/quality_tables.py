@@ -47,6 +47,10 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def _gains(seeds: list[float], starts: list[float]) -> str:
+    return " ".join(f"{mean - start:+.3f}" for mean, start in zip(seeds, starts, strict=False))
+
+
 def soft_labels_table() -> str:
     found = load("soft_labels.json")
     lines = [
@@ -85,11 +89,13 @@ def drifted_table() -> str:
 def drifted_methods_table() -> str:
     rows = load("drifted.json")["rows"]
     rules = ("sampled", "argmax_draft", "greedy")
-    lines = ["| method | `sampled` | `argmax_draft` | `greedy` | seeds |", "|---|---|---|---|---|"]
+    lines = ["| method | `sampled` | `argmax_draft` | `greedy` | `sampled`, seed by seed |", "|---|---|---|---|---|"]
     cells = [spread(rows["warm-4"]["alpha"][rule]) for rule in rules]
-    lines.append("| the start | " + " | ".join(cells) + f" | {rows['warm-4']['seeds']} |")
+    starts = rows["warm-4"]["alpha_by_seed"]["sampled"]
+    lines.append("| the start | " + " | ".join(cells) + " | " + " ".join(f"{mean:.3f}" for mean in starts) + " |")
     for name, row in rows.items():
         if "over_warm" in row:
             cells = [spread(row["over_warm"][rule], "+") for rule in rules]
-            lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['seeds']} |")
+            seeds = _gains(row["alpha_by_seed"]["sampled"], starts)
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {seeds} |")
     return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Alpha of a study's drafts on the target's sampled answers to held-out prompts, and what compares them.
+
+What was written or scored once is kept beside the drafts: a study goes on for days, and scoring is its slowest reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from specdistill.data.batch import Provenance
+from specdistill.data.batch import Sequence as TokenSequence
+from specdistill.data.prompts import encode, load_prompts
+from specdistill.decoding import Sampling
+from specdistill.distill.train_draft import SUMMARY_FILE
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
+from specdistill.evaluation.bench import write_answers
+from specdistill.evaluation.statistics import paired_difference, ratio
+from specdistill.models import LanguageModel, load_model
+from specdistill.progress import Quiet
+
+Columns = dict[str, np.ndarray]
+"""Rule -> sum of alpha and number of tokens, [2, prompts]."""
+
+
+class Scores:
+    """Scores drafts on the target's answers to FOLDER/heldout.jsonl, which it writes once, from a seed."""
+
+    def __init__(self, folder: Path, target: str, max_new_tokens: int) -> None:
+        self.target, self.max_new_tokens = load_model(target), max_new_tokens
+        self.prompts = load_prompts(str(folder / "heldout.jsonl"))
+        self._encoded = [encode(prompt, self.target.tokenizer) for prompt in self.prompts]
+        kept = folder / "heldout-answers.json"
+        if not kept.exists():
+            written = self.write(self.target, Sampling(), 1234)
+            kept.write_text(json.dumps([list(each.answer_ids) for each in written]))
+        self.answers = [
+            TokenSequence(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
+            for prompt, asked, ids in zip(self.prompts, self._encoded, json.loads(kept.read_text()), strict=True)
+        ]
+        self._states: HiddenCache = {}
+
+    @property
+    def size(self) -> dict[str, int]:
+        """What alpha was measured on."""
+        return {
+            "heldout_prompts": len(self.prompts),
+            "heldout_tokens": sum(len(answer.answer_ids) for answer in self.answers),
+        }
+
+    def write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[TokenSequence]:
+        """A model's answers to the held-out prompts."""
+        return write_answers(model, self.prompts, self._encoded, sampling, self.max_new_tokens, seed, Quiet())
+
+    def of(self, directory: Path, trimmed: bool = True) -> Columns:
+        """One draft's, with its trimmed head or the whole one."""
+        kept = directory / ("alpha.json" if trimmed else "alpha-whole-head.json")
+        if not kept.exists():
+            draft = load_model(str(directory), "draft")
+            if not trimmed:
+                draft.kept_ids = None
+            found = score(self.target, draft, self.answers, Sampling(), target_cache=self._states)
+            columns = {rule: [column.tolist() for column in alpha_sums(found, rule)] for rule in ALPHA_RULES}
+            kept.write_text(json.dumps(columns))
+            print(f"scored {directory.parent.name}/{directory.name}", flush=True)
+        return {rule: np.array(pair) for rule, pair in json.loads(kept.read_text()).items()}
+
+
+def finished(folder: Path, row: str) -> list[Path]:
+    """The finished runs of a row, one per seed; a run in progress has no summary yet."""
+    return [each.parent for each in sorted(folder.glob(f"{row}-seed*/{SUMMARY_FILE}"))]
+
+
+def alpha(parts: Sequence[Columns]) -> dict:
+    """Rule -> mean alpha of several seeds together, with its interval over prompts."""
+    return {rule: ratio(*_summed(parts, rule)).to_json() for rule in ALPHA_RULES}
+
+
+def alpha_by_seed(parts: Sequence[Columns]) -> dict[str, list[float]]:
+    return {rule: [alpha([part])[rule]["mean"] for part in parts] for rule in ALPHA_RULES}
+
+
+def over(parts: Sequence[Columns], base: Sequence[Columns]) -> dict:
+    """Rule -> paired difference of as many seeds of each."""
+    return {rule: paired_difference(_summed(parts, rule), _summed(base, rule)).to_json() for rule in ALPHA_RULES}
+
+
+def _summed(parts: Sequence[Columns], rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Over seeds, prompt by prompt: prompts are what is resampled."""
+    alphas, tokens = np.sum([part[rule] for part in parts], axis=0)
+    return alphas, tokens
