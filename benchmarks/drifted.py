@@ -27,7 +27,7 @@ import torch
 from methods import SaveLast
 from service_mail import records
 from smollm2 import RESULTS, run, target_file
-from study_scores import Columns, Scores, alpha, alpha_by_seed, finished, over
+from study_scores import Columns, Scores, alpha, alpha_by_seed, bench_draft, bench_reports, finished, over
 
 from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
 from specdistill.decoding import Sampling
@@ -153,16 +153,9 @@ def train(folder: Path, row: str, seed: int) -> None:
 def bench(folder: Path) -> None:
     """Speed of each depth, greedy, as it is and packed; of the longest trained also sampled, and in float16."""
     for row in ("long-4", *(f"fkl-{depth}" for depth in DEPTHS)):
-        if not (folder / f"{row}-seed0" / "last").exists():
-            continue
         more = [("none", 1), ("float16", 0)] if row == "long-4" else []
         for pack, temperature in (("none", 0), ("float32", 0), *more):
-            out = folder / f"bench-{row}-{pack}-{temperature}.json"
-            if not out.exists():
-                draft = ["--draft", str(folder / f"{row}-seed0" / "last"), "--pack", pack, "--threads", "1"]
-                size = ["--num-prompts", "12", "--latency-prompts", "10", "--max-new-tokens", str(MAX_NEW)]
-                asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
-                run("bench", "--target", str(folder / "target"), *draft, *size, *asked, "--json", str(out))
+            bench_draft(folder, str(folder / "target"), row, pack, temperature, MAX_NEW)
 
 
 def heldout(run_folder: Path) -> list[dict]:
@@ -220,29 +213,8 @@ def collect(folder: Path) -> None:
             entry["over_warm"] = over(parts, warm[: len(parts)])
         found["rows"][row] = entry
         print(row, json.dumps(entry["alpha"]), flush=True)
-    found["bench"] = benches(folder)
+    found["bench"] = bench_reports(folder)
     (RESULTS / "drifted.json").write_text(json.dumps(found, indent=1) + "\n")
-
-
-def benches(folder: Path) -> dict[str, Any]:
-    """What the tables and plots show of each bench report."""
-    reports = {each.stem.removeprefix("bench-"): json.loads(each.read_text()) for each in folder.glob("bench-*.json")}
-    return {
-        name: {
-            "num_draft_tokens": report["setup"]["num_draft_tokens"],
-            "alpha": report["acceptance"]["alpha"][report["setup"]["predicting_rule"]],
-            "mean_acceptance_length": report["acceptance"]["mean_acceptance_length"],
-            "predicted_mean_acceptance_length": report["acceptance"]["predicted_mean_acceptance_length"],
-            "cost_ratio": report["economics"]["cost_ratio"],
-            "verify_cost": report["economics"]["verify_cost"],
-            "predicted_speedup": report["economics"]["predicted_speedup"],
-            "perfect_draft_speedup": report["economics"]["perfect_draft_speedup"],
-            "speedup": report["latency"]["speedup"],
-            "verdict": report["economics"]["verdict"],
-            "greedy_identical": report["lossless"]["greedy_identical"],
-        }
-        for name, report in sorted(reports.items())
-    }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Every training method on one pair, one start, one budget: what each does to held-out alpha on SmolLM2.
+"""Every training method on one pair, one start, one budget, and drafts of three depths: held-out alpha on SmolLM2.
 
     python benchmarks/methods.py --output DIR                    (all rows; resumable: finished rows are kept)
     python benchmarks/methods.py --output DIR --rows skd-5 gkd   (only these, e.g. in a second process)
+    python benchmarks/methods.py --output DIR --bench            (speed of each depth; nothing else may run meanwhile)
     python benchmarks/methods.py --output DIR --collect          (compare all, write benchmarks/results/methods.json)
 
 The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers.
@@ -9,6 +10,8 @@ Every row goes on from that draft with the same prompts, steps, answers per step
 the HumanEval problems of at most 200 tokens, because they come with given answers; 48 are never trained on, and the
 target's sampled answers to those are what alpha is measured on. What is measured is the draft of the last step, also
 where train-draft kept the start because it was better. Intervals are paired over these prompts, a row's seeds together.
+
+Rows `depth-N` are cuts of 2, 4 and 8 layers after 120 steps on stored labels (top 64) of the same target's answers.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from typing import Any
 
 import torch
 from smollm2 import RESULTS, run, target_file
-from study_scores import Scores, alpha, alpha_by_seed, finished, over
+from study_scores import Scores, alpha, alpha_by_seed, bench_draft, bench_reports, finished, over
 from transformers import TrainerCallback
 
-from specdistill import GenerateConfig, TrainConfig, generate, train_draft
+from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
 from specdistill.data.prompts import encode, load_prompts, split_prompts
 from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.models import load_model
@@ -47,6 +50,10 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     **{f"skd-{top_k}": {"method": "skd", "skd_top_k": top_k} for top_k in (5, 25, 100)},
 }
+DEPTHS: dict[str, dict[str, Any]] = {
+    f"depth-{layers}": {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
+    for layers in (2, 4, 8)
+}
 TARGET_ANSWERS = ("seqkd", "target-fkl", "distillspec")
 """Rows that begin so train on the same stored answers of the target."""
 
@@ -61,10 +68,7 @@ def prepare(folder: Path) -> None:
         for name, prompts in zip(("train", "heldout"), split_prompts(short, HELDOUT), strict=True):
             records = [{"id": each.id, "messages": each.messages, "answer": each.answer} for each in prompts]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    prompts = ["--prompts", str(folder / "train.jsonl")]
-    if not (folder / "cut" / "model.safetensors").exists():
-        cut = ["--output", str(folder / "cut"), "--layers", "4", "--vocab-keep", "8192", "--choose", "even"]
-        run("init-draft", "--target", target, *cut, *prompts, "--calibration-tokens", "32")
+    cut(folder, "cut", 4)
     if not (folder / "start" / SUMMARY_FILE).exists():
         generate(
             GenerateConfig(
@@ -78,6 +82,13 @@ def prepare(folder: Path) -> None:
         )
         warmup = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
         distil(folder, "cut", "start", warmup | {"rollouts": str(folder / "answers")})
+
+
+def cut(folder: Path, name: str, layers: int) -> None:
+    if not (folder / name / "model.safetensors").exists():
+        place = ["--output", str(folder / name), "--layers", str(layers), "--vocab-keep", "8192", "--choose", "even"]
+        prompts = ["--prompts", str(folder / "train.jsonl"), "--calibration-tokens", "32"]
+        run("init-draft", "--target", str(target_file()), *place, *prompts)
 
 
 class SaveLast(TrainerCallback):
@@ -107,18 +118,30 @@ def distil(folder: Path, start: str, name: str, settings: dict[str, Any]) -> Non
     train_draft(config, TerminalProgress(), [SaveLast(folder / start, folder / name)])
 
 
+def labels(folder: Path) -> str:
+    """The target's distributions over its stored answers."""
+    target, answers, output = str(target_file()), str(folder / "answers"), str(folder / "top-64")
+    annotate(AnnotateConfig(target=target, rollouts=answers, output=output, top_k=64, threads=1), TerminalProgress())
+    return output
+
+
 def train(folder: Path, row: str, seed: int) -> None:
     name = f"{row}-seed{seed}"
     if (folder / name / SUMMARY_FILE).exists():
         return
+    alike = {"seed": seed, "threads": 1}
+    if row in DEPTHS:
+        layers = row.removeprefix("depth-")
+        cut(folder, f"cut-{layers}", int(layers))
+        return distil(folder, f"cut-{layers}", name, ALIKE | DEPTHS[row] | alike | {"soft_labels": labels(folder)})
     stored = {"rollouts": str(folder / "answers")} if row.startswith(TARGET_ANSWERS) else {}
-    distil(folder, "start", name, ROWS[row] | BUDGET | stored | {"seed": seed, "threads": 1})
+    distil(folder, "start", name, ROWS[row] | BUDGET | stored | alike)
 
 
 def collect(folder: Path) -> None:
     scores = Scores(folder, str(target_file()), MAX_NEW)
     start = scores.of(folder / "start")
-    runs = {row: finished(folder, row) for row in ROWS}
+    runs = {row: finished(folder, row) for row in (*ROWS, *DEPTHS)}
     found = {row: [scores.of(place / "last") for place in places] for row, places in runs.items() if places}
 
     def entry(row: str) -> dict:
@@ -140,7 +163,18 @@ def collect(folder: Path) -> None:
         **scores.size,
         "torch": torch.__version__,
         "start": alpha([start]),
-        "rows": {row: entry(row) for row in found},
+        "rows": {row: entry(row) for row in ROWS if row in found},
+        "depths": {
+            row: {
+                "seeds": len(found[row]),
+                "alpha": alpha(found[row]),
+                "alpha_by_seed": alpha_by_seed(found[row]),
+                "alpha_whole_head": alpha([scores.of(place / "last", trimmed=False) for place in runs[row]]),
+            }
+            for row in DEPTHS
+            if row in found
+        },
+        "bench": bench_reports(folder),
         # The same stored answers, with the live target's distributions (fkl) or their text only (ce).
         "online_over_offline": over(online, offline),
     }
@@ -148,13 +182,22 @@ def collect(folder: Path) -> None:
     print(json.dumps(result))
 
 
+def bench(folder: Path) -> None:
+    """Speed of each depth, greedy."""
+    for row in DEPTHS:
+        bench_draft(folder, str(target_file()), row, "none", 0, MAX_NEW)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS, *DEPTHS], default=[*ROWS, *DEPTHS])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--collect", action="store_true")
+    parser.add_argument("--bench", action="store_true")
     options = parser.parse_args()
+    if options.bench:
+        return bench(options.output)
     if options.collect:
         return collect(options.output)
     prepare(options.output)

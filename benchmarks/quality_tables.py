@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from table_cells import load, spread
 
+ALPHA_COLUMNS = ("greedy", "sampled", "argmax_draft")
+
 
 def alpha_table() -> str:
     lines = ["| rule | cut, untrained | distilled | paired difference |", "|---|---|---|---|"]
@@ -33,17 +35,30 @@ def methods_table() -> str:
     found = load("methods.json")
     start = found["start"]
     lines = [
-        "| method | `sampled` | `argmax_draft` | `greedy` | replaced |",
-        "|---|---|---|---|---|",
+        "| method | `sampled` | `argmax_draft` | `greedy` | replaced | `sampled`, seed by seed |",
+        "|---|---|---|---|---|---|",
     ]
     rules = ("sampled", "argmax_draft", "greedy")
-    lines.append("| the start | " + " | ".join(spread(start[rule]) for rule in rules) + " | |")
+    lines.append("| the start | " + " | ".join(spread(start[rule]) for rule in rules) + " | | |")
     for name, row in found["rows"].items():
         cells = [spread(row["over_start"][rule], "+") for rule in rules]
         replaced = "" if row["rejection_rate"] is None else f"{row['rejection_rate']:.2f}"
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {replaced} |")
+        seeds = _gains(row["alpha_by_seed"]["sampled"], [start["sampled"]["mean"]] * row["seeds"])
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {replaced} | {seeds} |")
     cells = [spread(found["online_over_offline"][rule], "+") for rule in rules]
-    lines.append("| online over offline (target-fkl minus seqkd) | " + " | ".join(cells) + " | |")
+    lines.append("| online over offline (target-fkl minus seqkd) | " + " | ".join(cells) + " | | |")
+    return "\n".join(lines)
+
+
+def hard_depths_table() -> str:
+    lines = [
+        "| layers | `greedy` | `sampled` | `argmax_draft` | `sampled`, seed by seed | `sampled`, whole head |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in load("methods.json")["depths"].items():
+        cells = [name.removeprefix("depth-"), *(spread(row["alpha"][rule]) for rule in ALPHA_COLUMNS)]
+        cells.append(" ".join(f"{mean:.3f}" for mean in row["alpha_by_seed"]["sampled"]))
+        lines.append("| " + " | ".join([*cells, spread(row["alpha_whole_head"]["sampled"])]) + " |")
     return "\n".join(lines)
 
 
@@ -78,7 +93,7 @@ def drifted_table() -> str:
     for name, row in report["rows"].items():
         if "over_warm" in row:
             continue
-        cells = [name, *(spread(row["alpha"][rule]) for rule in ("greedy", "sampled", "argmax_draft"))]
+        cells = [name, *(spread(row["alpha"][rule]) for rule in ALPHA_COLUMNS)]
         cells.append(" ".join(f"{mean:.3f}" for mean in row.get("alpha_by_seed", {}).get("sampled", [])))
         cells.append(spread(row["alpha_whole_head"]["sampled"]) if "alpha_whole_head" in row else "")
         cells.append(spread(row["over_stock"]["sampled"], "+") if "over_stock" in row else "")

@@ -43,7 +43,8 @@ STUDY_TABLES = {
     "peers-all": lambda: speed_tables.peers_lines(tuple(range(1, 9))),
     "drifted": quality_tables.drifted_table,
     "drifted-methods": quality_tables.drifted_methods_table,
-    "drifted-speed": speed_tables.drifted_speed_table,
+    "drifted-speed": lambda: speed_tables.bench_table("drifted.json"),
+    "hard-depths": quality_tables.hard_depths_table,
     "growth": speed_tables.growth_table,
 }
 PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (

@@ -26,6 +26,8 @@ from smollm2 import RESULTS, run, target_file
 HERE = Path(__file__).parent
 BETWEEN_RUNS = 0.05
 """Intervals are over the prompts or rounds of one run; two runs on one machine differ by a few per cent beyond them."""
+BUSY = 0.7
+"""Beside a training run on the machine's other core, 4 of 26 ratios came out otherwise."""
 
 
 def quick_draft(folder: Path) -> Path:
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"load average {load:.1f}: if something else runs here, stop it, for it slows contestants unequally")
     options.output.mkdir(parents=True, exist_ok=True)
     draft = str(quick_draft(options.output))
     pair = ["--target", str(target_file()), "--draft", draft, "--what", "SmolLM2 and a 4-layer draft of two minutes"]

@@ -127,13 +127,14 @@ def engines_table() -> str:
     return "\n".join(lines)
 
 
-def drifted_speed_table() -> str:
+def bench_table(study: str) -> str:
+    """Bench reports of a study's drafts."""
     lines = [
         "| draft | weights | temperature | draft tokens | tokens per target call: measured | predicted "
         "| draft step | check | speed-up: measured | predicted | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in load("drifted.json")["bench"].items():
+    for name, row in load(study)["bench"].items():
         draft, pack, temperature = name.rsplit("-", 2)
         gamma = str(row["num_draft_tokens"])
         cells = [draft, "as they are" if pack == "none" else f"`--pack {pack}`", temperature, gamma]

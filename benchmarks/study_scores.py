@@ -1,4 +1,4 @@
-"""Alpha of a study's drafts on the target's sampled answers to held-out prompts, and what compares them.
+"""Alpha of a study's drafts on the target's sampled answers to held-out prompts, what compares them, and their speed.
 
 What was written or scored once is kept beside the drafts: a study goes on for days, and scoring is its slowest reading.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from smollm2 import run
 
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
@@ -92,3 +94,34 @@ def _summed(parts: Sequence[Columns], rule: str) -> tuple[np.ndarray, np.ndarray
     """Over seeds, prompt by prompt: prompts are what is resampled."""
     alphas, tokens = np.sum([part[rule] for part in parts], axis=0)
     return alphas, tokens
+
+
+def bench_draft(folder: Path, target: str, row: str, pack: str, temperature: int, max_new_tokens: int) -> None:
+    """`specdistill bench` of a row's first seed on held-out prompts, where that was trained and not yet benched."""
+    draft, out = folder / f"{row}-seed0" / "last", folder / f"bench-{row}-{pack}-{temperature}.json"
+    if draft.exists() and not out.exists():
+        pair = ["--target", target, "--draft", str(draft), "--pack", pack, "--threads", "1"]
+        size = ["--num-prompts", "12", "--latency-prompts", "10", "--max-new-tokens", str(max_new_tokens)]
+        asked = ["--prompts", str(folder / "heldout.jsonl"), "--temperature", str(temperature)]
+        run("bench", *pair, *size, *asked, "--json", str(out))
+
+
+def bench_reports(folder: Path) -> dict[str, Any]:
+    """What the tables and plots show of each bench report."""
+    reports = {each.stem.removeprefix("bench-"): json.loads(each.read_text()) for each in folder.glob("bench-*.json")}
+    return {
+        name: {
+            "num_draft_tokens": report["setup"]["num_draft_tokens"],
+            "alpha": report["acceptance"]["alpha"][report["setup"]["predicting_rule"]],
+            "mean_acceptance_length": report["acceptance"]["mean_acceptance_length"],
+            "predicted_mean_acceptance_length": report["acceptance"]["predicted_mean_acceptance_length"],
+            "cost_ratio": report["economics"]["cost_ratio"],
+            "verify_cost": report["economics"]["verify_cost"],
+            "predicted_speedup": report["economics"]["predicted_speedup"],
+            "perfect_draft_speedup": report["economics"]["perfect_draft_speedup"],
+            "speedup": report["latency"]["speedup"],
+            "verdict": report["economics"]["verdict"],
+            "greedy_identical": report["lossless"]["greedy_identical"],
+        }
+        for name, report in sorted(reports.items())
+    }
