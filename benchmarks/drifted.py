@@ -30,6 +30,7 @@ from smollm2 import RESULTS, run, target_file
 from study_scores import Columns, Scores, alpha, alpha_by_seed, bench_draft, bench_reports, finished, over
 
 from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
+from specdistill.atomic_files import write_text
 from specdistill.decoding import Sampling
 from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.evaluation.acceptance import ALPHA_RULES
@@ -175,7 +176,7 @@ def exact_match(scores: Scores, folder: Path) -> dict[str, float]:
             greedy = scores.write(model, Sampling(temperature=0.0), 1)
             right = [model.decode(each.answer_ids).strip() == text for each, text in zip(greedy, given, strict=True)]
             found[name] = sum(right) / len(right)
-        kept.write_text(json.dumps(found))
+        write_text(kept, json.dumps(found))
     return json.loads(kept.read_text())
 
 

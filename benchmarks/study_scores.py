@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from smollm2 import run
 
+from specdistill.atomic_files import write_text
 from specdistill.data.batch import Provenance
 from specdistill.data.batch import Sequence as TokenSequence
 from specdistill.data.prompts import encode, load_prompts
@@ -38,7 +40,7 @@ class Scores:
         kept = folder / "heldout-answers.json"
         if not kept.exists():
             written = self.write(self.target, Sampling(), 1234)
-            kept.write_text(json.dumps([list(each.answer_ids) for each in written]))
+            write_text(kept, json.dumps([list(each.answer_ids) for each in written]))
         self.answers = [
             TokenSequence(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
             for prompt, asked, ids in zip(self.prompts, self._encoded, json.loads(kept.read_text()), strict=True)
@@ -66,14 +68,15 @@ class Scores:
                 draft.kept_ids = None
             found = score(self.target, draft, self.answers, Sampling(), target_cache=self._states)
             columns = {rule: [column.tolist() for column in alpha_sums(found, rule)] for rule in ALPHA_RULES}
-            kept.write_text(json.dumps(columns))
+            write_text(kept, json.dumps(columns))
             print(f"scored {directory.parent.name}/{directory.name}", flush=True)
         return {rule: np.array(pair) for rule, pair in json.loads(kept.read_text()).items()}
 
 
 def finished(folder: Path, row: str) -> list[Path]:
-    """The finished runs of a row, one per seed; a run in progress has no summary yet."""
-    return [each.parent for each in sorted(folder.glob(f"{row}-seed*/{SUMMARY_FILE}"))]
+    """The runs of a row from seed 0 on, up to the first unfinished one: equal places in two rows are equal seeds."""
+    places = (folder / f"{row}-seed{seed}" for seed in count())
+    return list(takewhile(lambda place: (place / SUMMARY_FILE).exists(), places))
 
 
 def alpha(parts: Sequence[Columns]) -> dict:
