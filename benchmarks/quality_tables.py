@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from table_cells import load, spread
 
+STUDY_SEEDS = ("", "_seed1", "_seed2")
 ALPHA_COLUMNS = ("greedy", "sampled", "argmax_draft")
 
 
 def alpha_table() -> str:
-    lines = ["| rule | cut, untrained | distilled | paired difference |", "|---|---|---|---|"]
-    greedy, sampled = load("smollm2_greedy.json"), load("smollm2_sampled.json")
-    rows = [("`greedy`, temperature 0", greedy, "greedy")]
-    rows += [(f"`{rule}`, temperature 1", sampled, rule) for rule in ("sampled", "argmax_draft")]
-    for label, report, rule in rows:
-        compare = report["compare"]
-        lines.append(
-            f"| {label} | {spread(compare['alpha'][rule])} | {spread(report['acceptance']['alpha'][rule])} "
-            f"| {spread(compare['difference'][rule], '+')} |"
-        )
+    lines = [
+        "| rule | cut, untrained | distilled | paired difference | distilled, seed by seed |",
+        "|---|---|---|---|---|",
+    ]
+    for rule, temperature in (("greedy", 0), ("sampled", 1), ("argmax_draft", 1)):
+        reports = [load(f"smollm2{seed}_{'sampled' if temperature else 'greedy'}.json") for seed in STUDY_SEEDS]
+        alphas = [report["acceptance"]["alpha"][rule] for report in reports]
+        compare = reports[0]["compare"]
+        cells = [f"`{rule}`, temperature {temperature}", spread(compare["alpha"][rule]), spread(alphas[0])]
+        cells += [spread(compare["difference"][rule], "+"), " ".join(f"{alpha['mean']:.3f}" for alpha in alphas)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

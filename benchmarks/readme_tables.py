@@ -45,6 +45,7 @@ STUDY_TABLES = {
     "drifted-methods": quality_tables.drifted_methods_table,
     "drifted-speed": lambda: speed_tables.bench_table("drifted.json"),
     "hard-depths": quality_tables.hard_depths_table,
+    "hard-speed": lambda: speed_tables.bench_table("methods.json"),
     "growth": speed_tables.growth_table,
 }
 PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (

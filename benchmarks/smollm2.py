@@ -2,9 +2,10 @@
 
     python benchmarks/smollm2.py --scale demo     a few minutes on two CPU cores (this is `make demo`)
     python benchmarks/smollm2.py --scale study    about an hour; writes benchmarks/results/smollm2_*.json
+    python benchmarks/smollm2.py --scale study --cut DIR/cut --seed 1    that cut trained again: smollm2_seed1_*.json
 
 Runs the commands that a user would type and prints each before it runs. Training and held-out prompts are the two
-halves of the built-in set; bench sees the held-out half only.
+halves of the built-in set; bench sees the held-out half only, with every seed the same target's answers to it.
 """
 
 from __future__ import annotations
@@ -61,13 +62,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=list(SCALES), default="demo")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder; each run makes a new one inside it")
+    parser.add_argument("--cut", type=Path, help="train this cut instead of making one")
+    parser.add_argument("--seed", type=int, default=0, help="of training; also names the study's results")
     options = parser.parse_args()
     settings = SCALES[options.scale]
-    folder = options.output / f"{options.scale}-{time.strftime('%Y%m%d-%H%M%S')}"
-    target, cut, trained = str(target_file()), str(folder / "cut"), str(folder / "draft")
+    # The seed keeps apart two runs that start in the same second.
+    folder = options.output / f"{options.scale}-seed{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    target, cut, trained = str(target_file()), str(options.cut or folder / "cut"), str(folder / "draft")
     start = time.perf_counter()
-    run("init-draft", "--target", target, "--output", cut, *settings["init"].split())
-    run("train-draft", "--target", target, "--draft", cut, "--output", trained, *settings["train"].split())
+    if not options.cut:
+        run("init-draft", "--target", target, "--output", cut, *settings["init"].split())
+    train = [*settings["train"].split(), "--seed", str(options.seed)]
+    run("train-draft", "--target", target, "--draft", cut, "--output", trained, *train)
     for number, bench in enumerate(settings["bench"]):
         report = folder / f"bench-{number}"
         files = ["--json", f"{report}.json", "--html", f"{report}.html"]
@@ -75,13 +81,16 @@ def main() -> None:
     if options.scale == "study":
         # The weights are too large to commit; what was measured and how is not.
         kept = {
-            "smollm2_init.json": folder / "cut" / "init_draft.json",
-            "smollm2_history.jsonl": folder / "draft" / "history.jsonl",
-            "smollm2_greedy.json": folder / "bench-0.json",
-            "smollm2_sampled.json": folder / "bench-1.json",
+            "init.json": Path(cut) / "init_draft.json",
+            "history.jsonl": folder / "draft" / "history.jsonl",
+            "greedy.json": folder / "bench-0.json",
+            "sampled.json": folder / "bench-1.json",
         }
+        if options.seed:
+            del kept["init.json"]  # All seeds share seed 0's.
+        prefix = f"smollm2_seed{options.seed}" if options.seed else "smollm2"
         for name, source in kept.items():
-            shutil.copyfile(source, RESULTS / name)
+            shutil.copyfile(source, RESULTS / f"{prefix}_{name}")
     minutes = (time.perf_counter() - start) / 60
     print(f"\ndone in {minutes:.1f} minutes; open {(folder / 'bench-0.html').resolve()}")
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import BUDGET, HELDOUT, MAX_NEW, ROWS, SaveLast, prepare, train
+from methods import BUDGET, MAX_NEW, ROWS, distil, prepare, train
 from smollm2 import RESULTS, target_file
+from study_scores import Scores, over
 
-from specdistill import AnnotateConfig, TrainConfig, annotate, train_draft
+from specdistill import AnnotateConfig, TrainConfig, annotate
 from specdistill.data.batch import Sequence, collate, join_soft_labels
-from specdistill.data.prompts import encode, load_prompts
 from specdistill.data.soft_labels import LabelStore
-from specdistill.decoding import Sampling
 from specdistill.distill.annotate import to_sequence
 from specdistill.distill.losses import DistillationLoss, StepTotals
 from specdistill.distill.rollouts import find_shards, read_rollouts
@@ -33,12 +32,8 @@ from specdistill.distill.sources import Labels
 from specdistill.distill.target_server import TargetServer
 from specdistill.distill.target_states import TargetStates
 from specdistill.distill.train_draft import SUMMARY_FILE
-from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
-from specdistill.evaluation.bench import write_answers
-from specdistill.evaluation.statistics import paired_difference
 from specdistill.model_server import ModelServer
 from specdistill.models import LanguageModel, load_model
-from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
 TOP, DRAWN, SERVER_TOP_K = (4, 16, 64, 256), (16, 64), 20
@@ -52,24 +47,6 @@ def label(folder: Path, row: str) -> dict[str, Any]:
     output = folder / "labels" / row
     found = {"target": str(target_file()), "output": str(output), "rollouts": str(folder / "answers"), "threads": 1}
     return annotate(AnnotateConfig(**found, **labels), TerminalProgress())
-
-
-def distil(folder: Path, row: str, settings: dict[str, Any]) -> None:
-    output = folder / f"soft-{row}"
-    if (output / SUMMARY_FILE).exists():
-        return
-    given: dict[str, Any] = ROWS["target-fkl"] | BUDGET | settings
-    config = TrainConfig(
-        target=str(target_file()),
-        draft=str(folder / "start"),
-        output=str(output),
-        prompts=str(folder / "train.jsonl"),
-        resume=True,
-        threads=1,
-        **given,
-    )
-    print(f"\n{row}", flush=True)
-    train_draft(config, TerminalProgress(), [SaveLast(folder / "start", output)])
 
 
 def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Sequence], labels: Labels | None) -> torch.Tensor:
@@ -123,46 +100,42 @@ def main() -> None:
     torch.set_num_threads(1)
     prepare(folder)
     train(folder, "target-fkl", 0)
-    target = load_model(str(target_file()))
+    scores = Scores(folder, str(target_file()), MAX_NEW)
+    target = scores.target
+
+    def train_as(row: str, settings: dict[str, Any]) -> None:
+        if not (folder / f"soft-{row}" / SUMMARY_FILE).exists():
+            distil(folder, "start", f"soft-{row}", ROWS["target-fkl"] | BUDGET | settings | {"threads": 1})
+
     rows = [*(f"top-{number}" for number in TOP), *(f"drawn-{number}" for number in DRAWN)]
     costs = {row: label(folder, row) for row in rows}
     for row in rows:
-        distil(folder, row, {"soft_labels": str(folder / "labels" / row)})
+        train_as(row, {"soft_labels": str(folder / "labels" / row)})
     stores: dict[str, Labels] = {row: opened(folder / "labels" / row) for row in rows}
     if options.server is not None:
         row = f"server-{SERVER_TOP_K}"
         served = {"target_server": options.server, "rollouts": str(folder / "answers"), "server_top_k": SERVER_TOP_K}
-        distil(folder, row, served)
+        train_as(row, served)
         stores[row] = TargetServer(ModelServer(options.server), target, SERVER_TOP_K)
-    prompts = load_prompts(str(folder / "heldout.jsonl"))
-    encoded = [encode(prompt, target.tokenizer) for prompt in prompts]
-    answers = write_answers(target, prompts, encoded, Sampling(), MAX_NEW, 1234, Quiet())
-    cache: HiddenCache = {}
-
-    def sums(directory: Path) -> dict[str, Any]:
-        draft = load_model(str(directory), "draft")
-        records = score(target, draft, answers, Sampling(), target_cache=cache)
-        return {rule: alpha_sums(records, rule) for rule in ALPHA_RULES}
-
-    online, start = sums(folder / "target-fkl-seed0" / "last"), sums(folder / "start")
+    online, start = scores.of(folder / "target-fkl-seed0" / "last"), scores.of(folder / "start")
     angles = cosines(folder, stores, target)
 
     def entry(row: str) -> dict[str, Any]:
-        own = sums(folder / f"soft-{row}" / "last")
+        own = scores.of(folder / f"soft-{row}" / "last")
         keys = ("labels_per_token", "bytes_per_token", "planned_bytes_per_token")
         return {
             **{key: costs[row][key] for key in keys if row in costs},
             "gradient": angles[row],
-            "over_start": {rule: paired_difference(own[rule], start[rule]).to_json() for rule in ALPHA_RULES},
-            "over_online": {rule: paired_difference(own[rule], online[rule]).to_json() for rule in ALPHA_RULES},
+            "over_start": over([own], [start]),
+            "over_online": over([own], [online]),
         }
 
     result = {
         "budget": BUDGET,
-        "heldout_prompts": HELDOUT,
+        **scores.size,
         "torch": torch.__version__,
         "vocabulary": target.vocab_size,
-        "online_over_start": {rule: paired_difference(online[rule], start[rule]).to_json() for rule in ALPHA_RULES},
+        "online_over_start": over([online], [start]),
         "rows": {row: entry(row) for row in stores},
     }
     (RESULTS / "soft_labels.json").write_text(json.dumps(result, indent=1) + "\n")
