@@ -50,10 +50,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     **{f"skd-{top_k}": {"method": "skd", "skd_top_k": top_k} for top_k in (5, 25, 100)},
 }
-DEPTHS: dict[str, dict[str, Any]] = {
-    f"depth-{layers}": {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
-    for layers in (2, 4, 8)
-}
+DEPTHS = {f"depth-{layers}": layers for layers in (2, 4, 8)}
+DEPTH_BUDGET = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
 TARGET_ANSWERS = ("seqkd", "target-fkl", "distillspec")
 """Rows that begin so train on the same stored answers of the target."""
 
@@ -131,9 +129,9 @@ def train(folder: Path, row: str, seed: int) -> None:
         return
     alike = {"seed": seed, "threads": 1}
     if row in DEPTHS:
-        layers = row.removeprefix("depth-")
-        cut(folder, f"cut-{layers}", int(layers))
-        return distil(folder, f"cut-{layers}", name, ALIKE | DEPTHS[row] | alike | {"soft_labels": labels(folder)})
+        start = f"cut-{DEPTHS[row]}"
+        cut(folder, start, DEPTHS[row])
+        return distil(folder, start, name, DEPTH_BUDGET | alike | {"soft_labels": labels(folder)})
     stored = {"rollouts": str(folder / "answers")} if row.startswith(TARGET_ANSWERS) else {}
     distil(folder, "start", name, ROWS[row] | BUDGET | stored | alike)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from smollm2 import kept_as
 from table_cells import load, spread
 
-STUDY_SEEDS = ("", "_seed1", "_seed2")
 ALPHA_COLUMNS = ("greedy", "sampled", "argmax_draft")
 
 
@@ -14,7 +14,7 @@ def alpha_table() -> str:
         "|---|---|---|---|---|",
     ]
     for rule, temperature in (("greedy", 0), ("sampled", 1), ("argmax_draft", 1)):
-        reports = [load(f"smollm2{seed}_{'sampled' if temperature else 'greedy'}.json") for seed in STUDY_SEEDS]
+        reports = [load(kept_as(seed, "sampled.json" if temperature else "greedy.json")) for seed in range(3)]
         alphas = [report["acceptance"]["alpha"][rule] for report in reports]
         compare = reports[0]["compare"]
         cells = [f"`{rule}`, temperature {temperature}", spread(compare["alpha"][rule]), spread(alphas[0])]

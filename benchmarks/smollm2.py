@@ -48,6 +48,11 @@ def target_file() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+def kept_as(seed: int, name: str) -> str:
+    """The name in RESULTS of what a seed of the study left."""
+    return f"smollm2_seed{seed}_{name}" if seed else f"smollm2_{name}"
+
+
 def run(*arguments: str) -> None:
     """One command, shown as it would be typed."""
     print(f"\n$ specdistill {shlex.join(arguments)}", flush=True)
@@ -81,16 +86,14 @@ def main() -> None:
     if options.scale == "study":
         # The weights are too large to commit; what was measured and how is not.
         kept = {
-            "init.json": Path(cut) / "init_draft.json",
             "history.jsonl": folder / "draft" / "history.jsonl",
             "greedy.json": folder / "bench-0.json",
             "sampled.json": folder / "bench-1.json",
         }
-        if options.seed:
-            del kept["init.json"]  # All seeds share seed 0's.
-        prefix = f"smollm2_seed{options.seed}" if options.seed else "smollm2"
+        if not options.seed:  # Whose cut the others share.
+            kept["init.json"] = Path(cut) / "init_draft.json"
         for name, source in kept.items():
-            shutil.copyfile(source, RESULTS / f"{prefix}_{name}")
+            shutil.copyfile(source, RESULTS / kept_as(options.seed, name))
     minutes = (time.perf_counter() - start) / 60
     print(f"\ndone in {minutes:.1f} minutes; open {(folder / 'bench-0.html').resolve()}")
 
