@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import SaveLast
+from methods import distil_into
 from service_mail import records
 from smollm2 import RESULTS, run, target_file
 from study_scores import Columns, Scores, alpha, alpha_by_seed, bench_draft, bench_reports, finished, over
 
-from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
+from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
 from specdistill.atomic_files import write_text
 from specdistill.decoding import Sampling
-from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.evaluation.acceptance import ALPHA_RULES
 from specdistill.models import load_model
 from specdistill.models.gguf import convert
@@ -97,39 +96,24 @@ def prepare(folder: Path) -> None:
 
 
 def fine_tune(folder: Path) -> None:
-    config = TrainConfig(
-        **ALIKE | {"method": "sft", "steps": 120, "eval_every": 60, "learning_rate": 2e-4, "threads": 1},
-        target=str(target_file()),
-        draft=str(target_file()),
-        output=str(folder / "finetuning"),
-        prompts=str(folder / "finetuning.jsonl"),
-        resume=True,
-    )
-    train_draft(config, TerminalProgress(), [SaveLast(convert(target_file()), folder / "finetuning")])
+    settings = ALIKE | {"method": "sft", "steps": 120, "eval_every": 60, "learning_rate": 2e-4}
+    pair = {"target": str(target_file()), "prompts": str(folder / "finetuning.jsonl")}
+    distil_into(folder / "finetuning", convert(target_file()), settings | pair)
     shutil.move(folder / "finetuning" / "last", folder / "target")
 
 
 def stock(folder: Path) -> None:
     """A 4-layer draft of the target before it was fine-tuned, distilled on general prompts."""
-    target, cut, name = str(target_file()), folder / "stock-cut", folder / "stock-4-seed0"
+    target, cut = str(target_file()), folder / "stock-cut"
     if not (cut / "model.safetensors").exists():
         run("init-draft", "--target", target, "--output", str(cut), "--layers", "4", "--choose", "even", "--vocab-keep",
             "8192", "--threads", "1")  # fmt: skip
-    if not (name / SUMMARY_FILE).exists():
-        settings = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
-        config = TrainConfig(
-            **settings | {"max_new_tokens": 64, "rollouts_per_prompt": 4, "resume": True, "threads": 1},
-            target=target,
-            draft=str(cut),
-            output=str(name),
-        )
-        train_draft(config, TerminalProgress(), [SaveLast(cut, name)])
+    settings = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
+    answers = {"target": target, "max_new_tokens": 64, "rollouts_per_prompt": 4}
+    distil_into(folder / "stock-4-seed0", cut, settings | answers)
 
 
 def train(folder: Path, row: str, seed: int) -> None:
-    name = folder / f"{row}-seed{seed}"
-    if (name / SUMMARY_FILE).exists():
-        return
     settings = dict(ROWS[row])
     start = settings.pop("start")
     # Seeds of what goes on after the warm-up go on from the same seed's warm-up.
@@ -137,18 +121,8 @@ def train(folder: Path, row: str, seed: int) -> None:
     for key in ("rollouts", "soft_labels"):
         if key in settings:
             settings[key] = str(folder / settings[key])
-    config = TrainConfig(
-        **ALIKE | settings,
-        target=str(folder / "target"),
-        draft=str(start),
-        output=str(name),
-        prompts=str(folder / "train.jsonl"),
-        resume=True,
-        seed=seed,
-        threads=1,
-    )
-    print(f"\n{name.name}: {ROWS[row]}", flush=True)
-    train_draft(config, TerminalProgress(), [SaveLast(start, name)])
+    pair = {"target": str(folder / "target"), "prompts": str(folder / "train.jsonl"), "seed": seed}
+    distil_into(folder / f"{row}-seed{seed}", start, ALIKE | settings | pair)
 
 
 def bench(folder: Path) -> None:

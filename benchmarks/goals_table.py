@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from table_cells import load, spread
+from table_cells import between, load, spread
 
 Goal = tuple[str, str, str, bool]
 """(goal, what was measured, the number, whether it is met)."""
@@ -15,10 +15,6 @@ def goals_table() -> str:
     for goal, what, found, met in (*decoder(), *loss(), *drifted()):
         lines.append(f"| {goal} | {what} | {found} | {'met' if met else '**missed**'} |")
     return "\n".join(lines)
-
-
-def between(values: list[float], places: int) -> str:
-    return f"{min(values):.{places}f} to {max(values):.{places}f}"
 
 
 def decoder() -> Iterator[Goal]:

@@ -67,19 +67,18 @@ def prepare(folder: Path) -> None:
             records = [{"id": each.id, "messages": each.messages, "answer": each.answer} for each in prompts]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     cut(folder, "cut", 4)
-    if not (folder / "start" / SUMMARY_FILE).exists():
-        generate(
-            GenerateConfig(
-                target=target,
-                output=str(folder / "answers"),
-                prompts=str(folder / "train.jsonl"),
-                rollouts_per_prompt=2,
-                max_new_tokens=MAX_NEW,
-            ),
-            TerminalProgress(),
-        )
-        warmup = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
-        distil(folder, "cut", "start", warmup | {"rollouts": str(folder / "answers")})
+    generate(
+        GenerateConfig(
+            target=target,
+            output=str(folder / "answers"),
+            prompts=str(folder / "train.jsonl"),
+            rollouts_per_prompt=2,
+            max_new_tokens=MAX_NEW,
+        ),
+        TerminalProgress(),
+    )
+    warmup = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
+    distil(folder, "cut", "start", warmup | {"rollouts": str(folder / "answers")})
 
 
 def cut(folder: Path, name: str, layers: int) -> None:
@@ -103,37 +102,39 @@ class SaveLast(TrainerCallback):
                 shutil.copyfile(file, self._output / "last" / file.name)
 
 
+def distil_into(output: Path, start: Path, settings: dict[str, Any]) -> None:
+    """Trains `start` as the settings of `TrainConfig` say, on one thread; a finished run is left as it is."""
+    if (output / SUMMARY_FILE).exists():
+        return
+    print(f"\n{output.name}: {settings}", flush=True)
+    config = TrainConfig(draft=str(start), output=str(output), resume=True, threads=1, **settings)
+    train_draft(config, TerminalProgress(), [SaveLast(start, output)])
+
+
 def distil(folder: Path, start: str, name: str, settings: dict[str, Any]) -> None:
-    config = TrainConfig(
-        target=str(target_file()),
-        draft=str(folder / start),
-        output=str(folder / name),
-        prompts=str(folder / "train.jsonl"),
-        resume=True,
-        **settings,
-    )
-    print(f"\n{name}: {settings}", flush=True)
-    train_draft(config, TerminalProgress(), [SaveLast(folder / start, folder / name)])
+    pair = {"target": str(target_file()), "prompts": str(folder / "train.jsonl")}
+    distil_into(folder / name, folder / start, pair | settings)
 
 
-def labels(folder: Path) -> str:
-    """The target's distributions over its stored answers."""
-    target, answers, output = str(target_file()), str(folder / "answers"), str(folder / "top-64")
-    annotate(AnnotateConfig(target=target, rollouts=answers, output=output, top_k=64, threads=1), TerminalProgress())
-    return output
+def label(folder: Path, row: str) -> dict[str, Any]:
+    """Annotates the target's answers as a row's name says (`top-64`, `drawn-16`), in `labels/ROW`; what it cost."""
+    kind, _, number = row.partition("-")
+    labels = {"labels": "top-k", "top_k": int(number)} if kind == "top" else {"labels": "sampled", "draws": int(number)}
+    output = folder / "labels" / row
+    found = {"target": str(target_file()), "output": str(output), "rollouts": str(folder / "answers"), "threads": 1}
+    return annotate(AnnotateConfig(**found, **labels), TerminalProgress())
 
 
 def train(folder: Path, row: str, seed: int) -> None:
     name = f"{row}-seed{seed}"
-    if (folder / name / SUMMARY_FILE).exists():
-        return
-    alike = {"seed": seed, "threads": 1}
     if row in DEPTHS:
         start = f"cut-{DEPTHS[row]}"
         cut(folder, start, DEPTHS[row])
-        return distil(folder, start, name, DEPTH_BUDGET | alike | {"soft_labels": labels(folder)})
+        label(folder, "top-64")
+        stored = {"soft_labels": str(folder / "labels" / "top-64")}
+        return distil(folder, start, name, DEPTH_BUDGET | stored | {"seed": seed})
     stored = {"rollouts": str(folder / "answers")} if row.startswith(TARGET_ANSWERS) else {}
-    distil(folder, "start", name, ROWS[row] | BUDGET | stored | alike)
+    distil(folder, "start", name, ROWS[row] | BUDGET | stored | {"seed": seed})
 
 
 def collect(folder: Path) -> None:

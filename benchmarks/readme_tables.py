@@ -31,7 +31,6 @@ TABLES = {
     "layers": quality_tables.layers_table,
     "lossless": speed_tables.lossless_line,
     "decoder": speed_tables.decoder_table,
-    "divergence": speed_tables.divergence_line,
 }
 KERNEL_TABLES = {
     "verify-traffic": kernel_tables.traffic_table,

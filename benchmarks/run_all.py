@@ -119,7 +119,6 @@ def main() -> None:
     script("loss_op.py")
     script("growth.py")
     script("decoder_peers.py", *pair)
-    script("divergence_cpu.py")
     script("decoder_speed.py", "--draft", draft)
     script("verify_cost.py")
     script("training_step.py", "--draft", draft)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import BUDGET, MAX_NEW, ROWS, distil, prepare, train
+from methods import BUDGET, MAX_NEW, ROWS, distil, label, prepare, train
 from smollm2 import RESULTS, target_file
 from study_scores import Scores, over
 
-from specdistill import AnnotateConfig, TrainConfig, annotate
+from specdistill import TrainConfig
 from specdistill.data.batch import Sequence, collate, join_soft_labels
 from specdistill.data.soft_labels import LabelStore
 from specdistill.distill.annotate import to_sequence
@@ -31,22 +31,11 @@ from specdistill.distill.rollouts import find_shards, read_rollouts
 from specdistill.distill.sources import Labels
 from specdistill.distill.target_server import TargetServer
 from specdistill.distill.target_states import TargetStates
-from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.model_server import ModelServer
 from specdistill.models import LanguageModel, load_model
-from specdistill.report.progress import TerminalProgress
 
 TOP, DRAWN, SERVER_TOP_K = (4, 16, 64, 256), (16, 64), 20
 BATCHES, BATCH = 12, 4
-
-
-def label(folder: Path, row: str) -> dict[str, Any]:
-    """Annotates the answers as a row's name says; what it cost."""
-    kind, _, number = row.partition("-")
-    labels = {"labels": "top-k", "top_k": int(number)} if kind == "top" else {"labels": "sampled", "draws": int(number)}
-    output = folder / "labels" / row
-    found = {"target": str(target_file()), "output": str(output), "rollouts": str(folder / "answers"), "threads": 1}
-    return annotate(AnnotateConfig(**found, **labels), TerminalProgress())
 
 
 def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Sequence], labels: Labels | None) -> torch.Tensor:
@@ -104,8 +93,7 @@ def main() -> None:
     target = scores.target
 
     def train_as(row: str, settings: dict[str, Any]) -> None:
-        if not (folder / f"soft-{row}" / SUMMARY_FILE).exists():
-            distil(folder, "start", f"soft-{row}", ROWS["target-fkl"] | BUDGET | settings | {"threads": 1})
+        distil(folder, "start", f"soft-{row}", ROWS["target-fkl"] | BUDGET | settings)
 
     rows = [*(f"top-{number}" for number in TOP), *(f"drawn-{number}" for number in DRAWN)]
     costs = {row: label(folder, row) for row in rows}

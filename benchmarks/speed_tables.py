@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from table_cells import load, spread
+from table_cells import between, load, spread
 
 
 def speed_table() -> str:
@@ -69,16 +69,6 @@ def decoder_table() -> str:
             f"| {two['verify_cost']['5']:.2f} | {same} |"
         )
     return "\n".join(lines)
-
-
-def divergence_line() -> str:
-    found = load("divergence_cpu.json")
-    ratios = ", ".join(f"`{kind}` {value:.2f}x" for kind, value in found["unfused_over_tiled"].items())
-    tiled, unfused = (found["peak_mib"][name] for name in ("tiled", "unfused"))
-    return (
-        f"{ratios} as fast as plain torch, and {tiled:.0f} MiB instead of {unfused:.0f} MiB "
-        f"({found['tokens']} tokens x {found['vocab']} ids)."
-    )
 
 
 def training_table() -> str:
@@ -208,6 +198,16 @@ def loss_op_table() -> str:
         cells += [spread(case["over_specdistill"][name], places=2) for name in ("liger", "trl", "plain")]
         cells += [f"{case['peak_mib'][name]:,}" for name in ("specdistill", "liger", "trl", "plain")]
         lines.append("| " + " | ".join(cells) + " |")
+    fetched = []
+    for name, owner in (("liger", "Liger's"), ("trl", "TRL's"), ("plain", "plain torch's")):
+        found = [case["seconds_glibc"][name] / case["seconds_glibc"]["specdistill"] for case in report["cases"]]
+        fetched.append(f"{owner} {between(found, 2)}")
+    fetching = "With memory given back after every use and fetched anew, one turn each"
+    lines.append(f"\n{fetching}: {', '.join(fetched)} of our time.")
+    for kind, case in report["more_kinds"].items():
+        times, peak = spread(case["over_specdistill"]["plain"], places=2), case["peak_mib"]
+        size = f"{case['tokens']} x {case['vocab']}"
+        lines.append(f"`{kind}`, {size}: plain torch's {times}, {peak['specdistill']} MiB for {peak['plain']}.")
     return "\n".join(lines)
 
 

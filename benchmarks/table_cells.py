@@ -15,3 +15,7 @@ def load(name: str) -> Any:
 def spread(value: dict[str, Any], sign: str = "", places: int = 3) -> str:
     mean, low, high = (f"{each:{sign}.{places}f}" for each in (value["mean"], *value["ci95"]))
     return f"{mean} [{low}, {high}]"
+
+
+def between(values: list[float], places: int) -> str:
+    return f"{min(values):.{places}f} to {max(values):.{places}f}"

@@ -20,8 +20,8 @@ _ADAMW_BYTES = 16
 _ACTIVATIONS = 23
 """Numbers kept for backward per token, layer and unit of width in a Llama: about 10.7 of the MLP's gate, up, activation
 and product (2.67 wide each), 8 of attention with its rotated queries and keys (not its scores), 4 of two norms."""
-_LOSS_BYTES = 365 * 2.0**20
-"""The tiled loss, forward and backward, whatever the vocabulary: benchmarks/divergence_cpu.py."""
+_TILE_BYTES = 2.0**27
+"""At most, of the logits that the loss holds of each model: float32 on a CPU or bfloat16 on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,15 @@ def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
 
 
 def working_bytes(config: PlanConfig) -> float:
-    """Activations of one micro-batch in the draft, the target's own pass, and the loss's tiles."""
+    """Activations of one micro-batch in the draft; beside them the target's own pass, and then the loss's two tiles."""
     tokens = config.micro_batch_size * (config.prompt_tokens + config.answer_tokens)
     layers, width = shape_of(config.draft)
     layers, width = config.draft_layers or layers, config.draft_width or width
+    each = weight_bytes(config)
     # The target keeps nothing for a backward pass: a few times one layer's width.
-    passing = 8 * tokens * shape_of(config.target)[1]
-    return (tokens * layers * width * _ACTIVATIONS + passing) * weight_bytes(config) + _LOSS_BYTES
+    passing = 8 * tokens * shape_of(config.target)[1] * each
+    logits = config.micro_batch_size * config.answer_tokens * config.vocab_size * each
+    return tokens * layers * width * _ACTIVATIONS * each + max(passing, 2 * min(logits, _TILE_BYTES))
 
 
 def weight_bytes(config: PlanConfig) -> int:

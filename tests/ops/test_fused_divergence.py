@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 
 from specdistill_kernels.fused_divergence import DIVERGENCES, SoftLabels, fused_divergence
+from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence
 from specdistill_kernels.fused_divergence.reference import divergence
 
 PROBABILISTIC = [kind for kind in DIVERGENCES if kind != "ce"]
@@ -134,9 +136,16 @@ REGIMES = {
 }
 
 
+@pytest.fixture(params=["whole", "blocks"])
+def blocks(request, monkeypatch):
+    """Small tiles are one block; here also a row or a few of them at once."""
+    if request.param == "blocks":
+        monkeypatch.setattr(sys.modules[ChunkedDivergence.__module__], "_BLOCK_ENTRIES", 46)
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_tiles_equal_autograd_of_the_reference(kind, regime):
+def test_tiles_equal_autograd_of_the_reference(kind, regime, blocks):
     settings = REGIMES[regime]
     inputs = case()
     wanted, per_token = expected(
@@ -343,9 +352,9 @@ def soft_problem(vocab=12, top=4, tokens=3):
 
 
 @pytest.mark.parametrize("kind", PROBABILISTIC)
-def test_soft_labels_are_the_divergence_of_merged_outcomes(kind):
-    hidden, weight, target, soft = soft_problem()
-    weights = torch.rand(3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def test_soft_labels_are_the_divergence_of_merged_outcomes(kind, blocks):
+    hidden, weight, target, soft = soft_problem(tokens=9)
+    weights = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def merged(log_probs):
         top = log_probs.gather(1, soft.token_ids)
@@ -353,7 +362,7 @@ def test_soft_labels_are_the_divergence_of_merged_outcomes(kind):
         return torch.cat([top, rest], 1)
 
     wanted = divergence(merged((hidden @ weight.T).log_softmax(-1)), merged(target.log_softmax(-1)), kind)
-    got = fused_divergence(hidden, weight, None, None, weights, kind=kind, soft_labels=soft, tile_rows=2)
+    got = fused_divergence(hidden, weight, None, None, weights, kind=kind, soft_labels=soft, tile_rows=7)
     torch.testing.assert_close(got.per_token.double(), wanted.detach(), rtol=1e-5, atol=1e-6)
     true = fused_divergence(hidden, weight, target, torch.eye(12, dtype=torch.float64), weights, kind=kind)
     if kind not in ("lk_lambda",):

@@ -13,7 +13,7 @@ from specdistill_kernels.fused_divergence.reference import DEFAULT_BETA, DIVERGE
 
 __all__ = ["DIVERGENCES", "DivergenceOutput", "SoftLabels", "fused_divergence"]
 
-_TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**23, 2**26
+_TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**25, 2**26
 
 
 class DivergenceOutput(NamedTuple):
@@ -71,7 +71,7 @@ def fused_divergence(
         labels: int64 [tokens], for `ce` only.
         vocab_size: Real ids; columns beyond it are padding and take no part. Default: the smaller head.
         draft_softcap, target_softcap: c in logits = c tanh(logits / c) where the model has one (Gemma 2).
-        tile_rows: Rows at a time; by default as many as fit 2**23 logits (on a GPU 2**26, which its matrix units need).
+        tile_rows: Rows at a time; by default as many as fit 2**25 logits (on a GPU 2**26).
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`. `fused` keeps logits and their gradients in
             the heads' dtype; float64 and soft labels run in torch only.
         soft_labels: Instead of the target: its K likeliest ids with their log-probabilities. All other ids count as one

@@ -27,6 +27,9 @@ import torch
 from torch import Tensor
 
 _LEAST_REST = 1e-6
+_BLOCK_ENTRIES = 2**17
+"""Of a tile of a CPU's, per thread: the dozen temporaries of a block stay in a core's cache. Of a whole tile each would
+be memory that the system hands out anew, which took as long as the arithmetic."""
 
 
 class Settings(NamedTuple):
@@ -112,6 +115,8 @@ class ChunkedDivergence(torch.autograd.Function):
                 _add_weight_gradient(grad_weight, grad, hidden.to(head.dtype))
             elif grad_weight is not None:
                 grad_weight[: settings.vocab_size].addmm_(grad.T, hidden.to(grad.dtype))
+            # Else it would lie beside both of the next tile's logits.
+            del grad
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(draft_weight.dtype))
         ctx.mark_non_differentiable(per_token, statistics)
         loss = (per_token[active].double() * weights[active].double()).sum()
@@ -142,13 +147,49 @@ def _torch_tile(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Value [rows], scaled gradient of the draft's logits as the head gave them, statistics [3, rows]."""
     scores = _scores(hidden, head, settings.draft_softcap)
+    target_scores = None if target is None else _scores(*target, settings.target_softcap)
+    if scores.device.type != "cpu":
+        return _of_scores(scores, target_scores, labels, soft_labels, weights, settings, need_grad)
+    values, statistics = [], []
+    rows = max(1, _BLOCK_ENTRIES * torch.get_num_threads() // scores.shape[1])
+    for start in range(0, max(1, len(scores)), rows):
+        block = slice(start, start + rows)
+        value, grad, found = _of_scores(
+            scores[block],
+            None if target_scores is None else target_scores[block],
+            None if labels is None else labels[block],
+            None if soft_labels is None else SoftLabels(*(each[block] for each in soft_labels)),
+            weights[block],
+            settings,
+            need_grad,
+        )
+        values.append(value)
+        statistics.append(found)
+        if grad is not None:
+            # In the place of its logits, which nothing needs any more.
+            scores[block] = grad
+    return (
+        torch.cat(values),
+        scores if need_grad else None,
+        None if statistics[0] is None else torch.cat(statistics, 1),
+    )
+
+
+def _of_scores(
+    scores: Tensor,
+    target_scores: Tensor | None,
+    labels: Tensor | None,
+    soft_labels: SoftLabels | None,
+    weights: Tensor,
+    settings: Settings,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `_torch_tile`, from the logits as the heads and their soft caps gave them."""
     draft_logits = scores / settings.temperature
     if soft_labels is not None:
         value, grad, found = _soft_tile(draft_logits, soft_labels, settings, need_grad)
     else:
-        target_logits = None
-        if target is not None:
-            target_logits = _scores(*target, settings.target_softcap) / settings.temperature
+        target_logits = None if target_scores is None else target_scores / settings.temperature
         value, grad, found = _tile(draft_logits, target_logits, labels, settings, need_grad)
     if grad is not None:
         grad *= (weights.to(grad.dtype) / settings.temperature)[:, None]
