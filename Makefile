@@ -52,7 +52,7 @@ $(ENGINES)/.installed: tests/engines/install_vllm.sh
 	sh tests/engines/install_vllm.sh $(ENGINES)
 	touch $(ENGINES)/.installed
 
-# What the README and the docs claim of speed, measured again: about two hours; and in ten minutes, beside the committed.
+# What the README and the docs claim of speed, measured again in two hours; the quick one in a quarter of an hour.
 bench: setup
 	$(BIN)/python benchmarks/run_all.py --output bench
 

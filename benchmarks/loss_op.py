@@ -1,7 +1,7 @@
 """The distillation loss from hidden states to gradients, against Liger's and TRL's chunked ones and the plain formula.
 
     python benchmarks/loss_op.py           (about 25 minutes; nothing else may run meanwhile)
-    python benchmarks/loss_op.py --quick   (about three minutes: the small cases only, fewer launches)
+    python benchmarks/loss_op.py --quick   (about four minutes: the small cases only, fewer launches)
 
 Both heads are multiplied inside the operation, jsd at beta 0.5, forward and backward with respect to the draft's hidden
 states and head, float32, width 576, one thread; two more divergences against the plain formula only. A launch is one

@@ -1,7 +1,7 @@
 """`make bench` and `make bench-quick`: every claim that the README and the docs make of speed, measured again.
 
     python benchmarks/run_all.py --output DIR            (`make bench`: two hours; nothing else may run meanwhile)
-    python benchmarks/run_all.py --output DIR --quick    (`make bench-quick`: about ten minutes)
+    python benchmarks/run_all.py --output DIR --quick    (`make bench-quick`: about a quarter of an hour)
 
 Makes one draft of SmolLM2 by our own commands in two minutes (from a seed: the same on every machine of one kind) and
 runs the scripts with it. --quick measures fewer points and says for each whether its interval overlaps the committed
