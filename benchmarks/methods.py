@@ -57,7 +57,7 @@ TARGET_ANSWERS = ("seqkd", "target-fkl", "distillspec")
 
 
 def prepare(folder: Path) -> None:
-    """Prompts, the target's answers, and the common start; each only where it is missing."""
+    """Prompts, the target's answers, their labels, and the common start; each only where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     target = str(target_file())
     if not (folder / "heldout.jsonl").exists():
@@ -77,6 +77,7 @@ def prepare(folder: Path) -> None:
         ),
         TerminalProgress(),
     )
+    label(folder, "top-64")
     warmup = ALIKE | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
     distil(folder, "cut", "start", warmup | {"rollouts": str(folder / "answers")})
 
@@ -130,7 +131,6 @@ def train(folder: Path, row: str, seed: int) -> None:
     if row in DEPTHS:
         start = f"cut-{DEPTHS[row]}"
         cut(folder, start, DEPTHS[row])
-        label(folder, "top-64")
         stored = {"soft_labels": str(folder / "labels" / "top-64")}
         return distil(folder, start, name, DEPTH_BUDGET | stored | {"seed": seed})
     stored = {"rollouts": str(folder / "answers")} if row.startswith(TARGET_ANSWERS) else {}
