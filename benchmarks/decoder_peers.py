@@ -28,9 +28,8 @@ from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, Speculative
 from flashspec.engine import HuggingFaceDrafter, TargetModel
 from smollm2 import RESULTS
 
-from specdistill.data.prompts import encode_all, load_prompts
+from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
-from specdistill.evaluation.bench import spread_over_categories
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import ModelPair, load_pair
 from specdistill.models.packed import pack

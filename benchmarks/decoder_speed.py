@@ -21,10 +21,9 @@ from pathlib import Path
 import torch
 from smollm2 import RESULTS, target_file
 
-from specdistill.data.prompts import encode_all, load_prompts
+from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import AutoLength, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.costs import measure_costs
-from specdistill.evaluation.bench import spread_over_categories
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import load_pair
 from specdistill.models.packed import pack

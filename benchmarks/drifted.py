@@ -30,9 +30,9 @@ from smollm2 import RESULTS, run, target_file
 from study_scores import Columns, Scores, alpha, alpha_by_seed, bench_draft, bench_reports, finished, over
 
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
-from specdistill.atomic_files import write_text
 from specdistill.decoding import Sampling
 from specdistill.evaluation.acceptance import ALPHA_RULES
+from specdistill.files.atomic import write_text
 from specdistill.models import load_model
 from specdistill.models.gguf import convert
 from specdistill.report.progress import TerminalProgress

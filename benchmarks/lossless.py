@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from smollm2 import RESULTS, target_file
 
-from specdistill.data.prompts import encode_all, load_prompts
+from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
-from specdistill.evaluation.bench import spread_over_categories
 from specdistill.evaluation.latency import first_difference
 from specdistill.models import load_pair
 

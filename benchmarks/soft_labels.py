@@ -23,22 +23,22 @@ from smollm2 import RESULTS, target_file
 from study_scores import Scores, over
 
 from specdistill import TrainConfig
-from specdistill.data.batch import Sequence, collate, join_soft_labels
+from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.data.soft_labels import LabelStore
-from specdistill.distill.annotate import to_sequence
-from specdistill.distill.losses import DistillationLoss, StepTotals
-from specdistill.distill.rollouts import find_shards, read_rollouts
-from specdistill.distill.sources import Labels
-from specdistill.distill.target_server import TargetServer
-from specdistill.distill.target_states import TargetStates
-from specdistill.model_server import ModelServer
+from specdistill.distill.answers.annotate import to_sequence
+from specdistill.distill.answers.shards import find_shards, read_rollouts
+from specdistill.distill.sequences.sources import Labels
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.served import TargetServer
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.models import LanguageModel, load_model
+from specdistill.servers.client import ModelServer
 
 TOP, DRAWN, SERVER_TOP_K = (4, 16, 64, 256), (16, 64), 20
 BATCHES, BATCH = 12, 4
 
 
-def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Sequence], labels: Labels | None) -> torch.Tensor:
+def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Example], labels: Labels | None) -> torch.Tensor:
     """Of forward KL, over all weights, from labels or from the target itself."""
     config = TrainConfig(target="t", draft="d", output="o", method="supervised-kd")
     module = DistillationLoss(draft, target, config)

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from smollm2 import run
 
-from specdistill.atomic_files import write_text
-from specdistill.data.batch import Provenance
-from specdistill.data.batch import Sequence as TokenSequence
+from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
+from specdistill.decoding.answers import write_answers
 from specdistill.distill.train_draft import SUMMARY_FILE
 from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
-from specdistill.evaluation.bench import write_answers
 from specdistill.evaluation.statistics import paired_difference, ratio
+from specdistill.files.atomic import write_text
 from specdistill.models import LanguageModel, load_model
 from specdistill.progress import Quiet
 
@@ -42,7 +41,7 @@ class Scores:
             written = self.write(self.target, Sampling(), 1234)
             write_text(kept, json.dumps([list(each.answer_ids) for each in written]))
         self.answers = [
-            TokenSequence(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
+            Example(prompt.id, tuple(asked), tuple(ids), (int(Provenance.TARGET),) * len(ids))
             for prompt, asked, ids in zip(self.prompts, self._encoded, json.loads(kept.read_text()), strict=True)
         ]
         self._states: HiddenCache = {}
@@ -55,7 +54,7 @@ class Scores:
             "heldout_tokens": sum(len(answer.answer_ids) for answer in self.answers),
         }
 
-    def write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[TokenSequence]:
+    def write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[Example]:
         """A model's answers to the held-out prompts."""
         return write_answers(model, self.prompts, self._encoded, sampling, self.max_new_tokens, seed, Quiet())
 

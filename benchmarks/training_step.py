@@ -45,11 +45,11 @@ def our_trainer(draft: str, method: str, output: Path):
     from specdistill.data.prompts import encode_all
     from specdistill.decoding import Sampling
     from specdistill.distill.config import TrainConfig
-    from specdistill.distill.heldout import HeldOut
-    from specdistill.distill.methods import Work, build_source
-    from specdistill.distill.sources import OnPolicy
-    from specdistill.distill.target_states import TargetStates
-    from specdistill.distill.trainer import DraftTrainer
+    from specdistill.distill.sequences.build import Work, build_source
+    from specdistill.distill.sequences.on_policy import OnPolicy
+    from specdistill.distill.target.hidden_states import TargetStates
+    from specdistill.distill.training.heldout import HeldOut
+    from specdistill.distill.training.trainer import DraftTrainer
     from specdistill.models import load_pair
     from specdistill.progress import Quiet
 

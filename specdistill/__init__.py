@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
-    from specdistill.distill.annotate import annotate
-    from specdistill.distill.annotate_config import AnnotateConfig
+    from specdistill.distill.answers.annotate import annotate
+    from specdistill.distill.answers.annotate_config import AnnotateConfig
+    from specdistill.distill.answers.generate import generate
+    from specdistill.distill.answers.generate_config import GenerateConfig
     from specdistill.distill.config import TrainConfig
-    from specdistill.distill.generate import generate
-    from specdistill.distill.generate_config import GenerateConfig
-    from specdistill.distill.init_config import InitDraftConfig
-    from specdistill.distill.initialise import init_draft
+    from specdistill.distill.cutting.config import InitDraftConfig
+    from specdistill.distill.cutting.init_draft import init_draft
     from specdistill.distill.train_draft import train_draft
     from specdistill.errors import SpecdistillError
     from specdistill.evaluation.config import BenchConfig
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AnnotateConfig": "specdistill.distill.annotate_config",
+    "AnnotateConfig": "specdistill.distill.answers.annotate_config",
     "BenchConfig": "specdistill.evaluation.config",
-    "GenerateConfig": "specdistill.distill.generate_config",
-    "InitDraftConfig": "specdistill.distill.init_config",
+    "GenerateConfig": "specdistill.distill.answers.generate_config",
+    "InitDraftConfig": "specdistill.distill.cutting.config",
     "LanguageModel": "specdistill.models",
     "Sampling": "specdistill.decoding",
     "SpecdistillError": "specdistill.errors",
     "SpeculativeDecoder": "specdistill.decoding",
     "TrainConfig": "specdistill.distill.config",
-    "annotate": "specdistill.distill.annotate",
-    "generate": "specdistill.distill.generate",
+    "annotate": "specdistill.distill.answers.annotate",
+    "generate": "specdistill.distill.answers.generate",
     "generate_plain": "specdistill.decoding",
-    "init_draft": "specdistill.distill.initialise",
+    "init_draft": "specdistill.distill.cutting.init_draft",
     "load_model": "specdistill.models",
     "load_pair": "specdistill.models",
     "run_bench": "specdistill.serving.bench",

@@ -38,17 +38,3 @@ class ServerError(SpecdistillError, OSError):
 
 class ServerAwayError(ServerError):
     """A server is down, overloaded or broke off an answer: asking again may help."""
-
-
-def at_least(config: object, least: float, *names: str) -> None:
-    """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
-
-
-def within_one(config: object, *names: str) -> None:
-    """Raises ConfigError for the first named setting outside [0, 1]; None passes."""
-    for name in names:
-        if not 0 <= (getattr(config, name) or 0) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(config, name)}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from specdistill.data import Provenance, Sequence, load_prompts
-from specdistill.data.prompts import encode_all
+from specdistill.data import Example, Provenance, load_prompts
+from specdistill.data.prompts import encode_all, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.acceptance import alpha_sums, predicted_tau, score
-from specdistill.evaluation.bench import spread_over_categories
 from specdistill.evaluation.latency import first_difference
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import cut_draft
@@ -66,7 +65,7 @@ def test_greedy_output_is_the_targets_own_on_64_real_prompts(smollm2, prompts, p
 def test_prediction_from_one_pass_is_what_the_decoder_did(smollm2, draft, prompts, plain, fast):
     chosen, encoded = prompts
     answers = [
-        Sequence(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
+        Example(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
         for prompt, ids, each in zip(chosen, encoded, plain, strict=True)
     ]
     records = score(smollm2, draft, answers, GREEDY)
@@ -83,7 +82,7 @@ def test_a_draft_equal_to_the_target_scores_one_and_is_never_rejected(smollm2, p
         results = decoder.generate(encoded[:4], max_new_tokens=12, seeds=[0, 1, 2, 3])
         assert all(entry.accepted == entry.proposed for result in results for entry in result.rounds)
         answers = [
-            Sequence(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
+            Example(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
             for prompt, ids, each in zip(chosen, encoded, results, strict=False)
         ]
         records = score(smollm2, smollm2, answers, sampling)

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from specdistill.distill.annotate_config import AnnotateConfig
+from specdistill.distill.answers.annotate_config import AnnotateConfig
 
 
 def command(config: Annotated[AnnotateConfig, Parameter(name="*")]) -> None:
     """Store what the target thinks of answers, so that training needs no target."""
-    from specdistill.distill.annotate import annotate
+    from specdistill.distill.answers.annotate import annotate
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import annotation_lines
 

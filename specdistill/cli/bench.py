@@ -12,8 +12,8 @@ from specdistill.evaluation.config import BenchConfig
 
 def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
-    from specdistill import atomic_files
     from specdistill.errors import ServerError
+    from specdistill.files import atomic
     from specdistill.report.html import html_report
     from specdistill.report.json_file import json_report
     from specdistill.report.progress import TerminalProgress
@@ -22,14 +22,14 @@ def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
 
     # Hours of measuring must not end at a file that can't be written.
     for path, flag in ((config.json, "--json"), (config.html, "--html")):
-        atomic_files.refuse_existing_file(Path(path) if path else None, flag)
+        atomic.refuse_existing_file(Path(path) if path else None, flag)
     report = run_bench(config, TerminalProgress())
     bench_tables(report)
     if config.json:
-        atomic_files.write_text(Path(config.json), json_report(report))
+        atomic.write_text(Path(config.json), json_report(report))
         print(f"json: {config.json}")
     if config.html:
-        atomic_files.write_text(Path(config.html), html_report(report))
+        atomic.write_text(Path(config.html), html_report(report))
         print(f"html: {Path(config.html).resolve()}")
     if "partial" in report:
         partial = report["partial"]

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from specdistill.distill.generate_config import GenerateConfig
+from specdistill.distill.answers.generate_config import GenerateConfig
 
 
 def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     """Let the target write answers to train on."""
-    from specdistill.distill.generate import generate
+    from specdistill.distill.answers.generate import generate
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import generation_table
     from specdistill.serving.engines import maker_of

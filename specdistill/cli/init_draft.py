@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from specdistill.distill.init_config import InitDraftConfig
+from specdistill.distill.cutting.config import InitDraftConfig
 
 
 def command(config: Annotated[InitDraftConfig, Parameter(name="*")]) -> None:
     """Cut a draft out of the target's own layers, for families without a small sibling."""
-    from specdistill.distill.initialise import init_draft
+    from specdistill.distill.cutting.init_draft import init_draft
     from specdistill.report.progress import TerminalProgress
 
     record = init_draft(config, TerminalProgress())

@@ -12,14 +12,14 @@ from specdistill.evaluation.plan_config import PlanConfig
 
 def command(config: Annotated[PlanConfig, Parameter(name="*")]) -> None:
     """Reckon what training a draft will take: tokens, accelerator hours, memory, storage."""
-    from specdistill import atomic_files
     from specdistill.evaluation.plan import plan
+    from specdistill.files import atomic
     from specdistill.report.json_file import json_report
     from specdistill.report.plan import plan_tables
 
-    atomic_files.refuse_existing_file(Path(config.json) if config.json else None, "--json")
+    atomic.refuse_existing_file(Path(config.json) if config.json else None, "--json")
     found = plan(config)
     plan_tables(found)
     if config.json:
-        atomic_files.write_text(Path(config.json), json_report(found))
+        atomic.write_text(Path(config.json), json_report(found))
         print(f"json: {config.json}")

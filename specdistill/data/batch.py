@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -22,7 +22,7 @@ class Provenance(IntEnum):
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Example:
     """A prompt and one answer to it."""
 
     prompt_id: str
@@ -74,7 +74,7 @@ class Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def join_soft_labels(parts: Many[SoftLabels]) -> SoftLabels:
+def join_soft_labels(parts: Sequence[SoftLabels]) -> SoftLabels:
     """The rows of several sequences under each other; where one has fewer ids, the rest of its places is empty."""
     rows = sum(len(part.token_ids) for part in parts)
     shape = (rows, max(part.token_ids.shape[1] for part in parts))
@@ -103,7 +103,7 @@ def with_free_ids(ids: Tensor) -> Tensor:
     return torch.where(missing, free.gather(1, turn), ids)
 
 
-def collate(sequences: Many[Sequence], pad_id: int = 0) -> Batch:
+def collate(sequences: Sequence[Example], pad_id: int = 0) -> Batch:
     """Pads sequences on the right.
 
     Args:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,12 @@ def _last_user_turn(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(messages, list) and len(messages) > 1 and messages[-1].get("role") == "assistant":
         return row | {"messages": messages[:-1], "answer": row.get("answer") or messages[-1]["content"]}
     return row
+
+
+def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first `count` prompts when categories take turns; 0 keeps all."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    turns = [prompt for row in zip_longest(*by_category.values()) for prompt in row if prompt is not None]
+    return turns[: count or None]

@@ -11,7 +11,7 @@ distribution itself (Anshumann et al. 2025, arXiv 2503.16870).
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdistill.data.batch import Sequence, with_free_ids
+from specdistill.data.batch import Example, with_free_ids
 from specdistill.errors import DataError
 from specdistill_kernels import SoftLabels
 
@@ -127,7 +127,7 @@ class LabelStore:
         DataError: One can't be read or holds no labels.
     """
 
-    def __init__(self, shards: Many[Path]) -> None:
+    def __init__(self, shards: Sequence[Path]) -> None:
         import datasets
 
         datasets.disable_progress_bars()
@@ -152,11 +152,11 @@ class LabelStore:
         names = ("prompt_id", "prompt_ids", "answer_ids", "provenance", "copy")
         return self._rows.select_columns([name for name in names if name in self._rows.column_names]).to_list()
 
-    def place(self, sequence: Sequence, row: int) -> None:
+    def place(self, sequence: Example, row: int) -> None:
         """Says in which row a sequence's labels lie."""
         self._index[sequence.prompt_id, sequence.answer_ids] = row
 
-    def token_labels(self, sequence: Sequence) -> TokenLabels:
+    def token_labels(self, sequence: Example) -> TokenLabels:
         """The labels of a sequence that was placed."""
         row: dict[str, Any] = self._labels[self._index[sequence.prompt_id, sequence.answer_ids]]
         ids, counts = _tensor(row["label_ids"], np.int64), _tensor(row["label_counts"], np.int64)
@@ -166,11 +166,11 @@ class LabelStore:
             raise DataError(f"the soft labels of prompt {sequence.prompt_id!r} do not fit its answer; annotate it anew")
         return TokenLabels(ids, log_probs, counts, draws)
 
-    def labels_of(self, sequences: Many[Sequence]) -> list[TokenLabels]:
+    def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
         """Of each sequence, in order."""
         return [self.token_labels(sequence) for sequence in sequences]
 
-    def of(self, sequences: Many[Sequence]) -> list[SoftLabels]:
+    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
         """What the loss trains on, in the order of the sequences."""
         found = []
         for labels in self.labels_of(sequences):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from specdistill.data.batch import Example, Provenance
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import DataError
 from specdistill.models import LanguageModel
@@ -88,3 +89,9 @@ def unpad(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
         attention_mask: [batch, length], 0 on padding.
     """
     return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+def as_example(prompt_id: str, encoded: list[int], generation: Generation, writer: Provenance) -> Example:
+    """A generation as a training sequence, all of it written by one model."""
+    ids = tuple(generation.token_ids)
+    return Example(prompt_id, tuple(encoded), ids, (int(writer),) * len(ids))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from specdistill.errors import ConfigError, at_least, within_one
+from specdistill.errors import ConfigError
+from specdistill.settings.checks import at_least, within_one
 
 METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd", "online")
 TEXT_METHODS = ("sft", "seqkd", "best-of-n")

@@ -6,33 +6,41 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from specdistill import atomic_files
-from specdistill.data.batch import Sequence
+from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import check_texts
 from specdistill.decoding import Guidance, Sampling
-from specdistill.distill import absent_target, lora, rollout_engine, run_state, scorers, settings_file, sharding
-from specdistill.distill.callbacks import check_trackers
+from specdistill.distill.answers import scorers
+from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
+from specdistill.distill.answers.shards import (
+    RolloutSettings,
+    check_answers,
+    find_shards,
+    load_rollouts,
+    sample_rollouts,
+)
 from specdistill.distill.config import TrainConfig
-from specdistill.distill.heldout import HeldOut, HeldOutLabels, HeldOutText, Look, TokenLabeller
-from specdistill.distill.methods import ROLLOUTS_DIRECTORY, Work, build_source
 from specdistill.distill.model_card import model_card
-from specdistill.distill.ranks import Ranks, join
-from specdistill.distill.retokenise import retokenise
-from specdistill.distill.rollout_engine import MakeEngine
-from specdistill.distill.rollouts import RolloutSettings, check_answers, find_shards, load_rollouts, sample_rollouts
-from specdistill.distill.target_server import TargetServer
-from specdistill.distill.target_states import TargetStates
-from specdistill.distill.trainer import DraftTrainer, Reward, learning_rate
+from specdistill.distill.processes import sharding
+from specdistill.distill.processes.ranks import Ranks, join
+from specdistill.distill.sequences.build import ROLLOUTS_DIRECTORY, Work, build_source
+from specdistill.distill.sequences.retokenise import retokenise
+from specdistill.distill.target import place
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.served import TargetServer
+from specdistill.distill.training import checkpoints, lora
+from specdistill.distill.training.callbacks import check_trackers
+from specdistill.distill.training.heldout import HeldOut, HeldOutLabels, HeldOutText, Look, TokenLabeller
+from specdistill.distill.training.trainer import DraftTrainer, Reward, learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError
+from specdistill.files import atomic, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair, memory, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
@@ -48,7 +56,7 @@ _MAY_CHANGE = {
 def train_draft(
     config: TrainConfig,
     progress: Progress | None = None,
-    callbacks: Many[TrainerCallback] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     make_engine: MakeEngine | None = None,
 ) -> dict[str, Any]:
     """Distils a draft and writes it as a plain checkpoint with its history, settings and model card.
@@ -67,7 +75,7 @@ def train_draft(
         KeyboardInterrupt: After the best draft so far was saved.
     """
     training, heldout, reward = _check_before_loading(config)
-    rollout_engine.check_given(config, make_engine)
+    check_make_engine(config, make_engine)
     sharding.check_launch()
     ranks = join(config.device)
     if config.shard != "none" and ranks.world == 1:
@@ -83,7 +91,7 @@ def train_draft(
     torch.manual_seed(config.seed)
 
     # Before any weights are read: a server that is not there is found at once.
-    reached = absent_target.reach(config, progress.say)
+    reached = place.reach(config, progress.say)
     pair = load_pair(
         config.target,
         config.draft,
@@ -103,7 +111,7 @@ def train_draft(
         sharding.shard_target(pair.target, ranks)
     reference = _load_reference(config, pair, progress)
     guidance = _guidance(config, pair.target)
-    store = absent_target.open_labels(config)
+    store = place.open_labels(config)
     server = None if reached is None else TargetServer(reached, pair.target, config.server_top_k)
     longest = pair.target.max_context if server is None else server.max_context
     room = min(longest, pair.draft.max_context) - config.max_new_tokens
@@ -112,18 +120,18 @@ def train_draft(
     if config.lora_rank:
         lora.add_adapters(pair.draft.model, config.lora_rank)
     if ranks.is_main:
-        settings_file.write(output, _plain(config))
+        run_settings.write(output, _plain(config))
     ranks.wait()
 
     with _reported_interrupt(output, progress):
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
         if store is not None:
-            answers = absent_target.answers(store, config, heldout, heldout_encoded, pair.target.vocab_size, copies=1)
+            answers = place.answers(store, config, heldout, heldout_encoded, pair.target.vocab_size, copies=1)
         else:
             answers = _heldout_answers(
                 pair.target, heldout, heldout_encoded, sampling, guidance, config, progress, ranks, server
             )
-        engine = rollout_engine.make(config, make_engine, pair.draft, encoded)
+        engine = build_engine(config, make_engine, pair.draft, encoded)
         work = Work(config, pair, training, encoded, sampling, guidance, output, progress, ranks, store, engine, server)
         source, reused = build_source(work)
         trainer = DraftTrainer(
@@ -152,8 +160,8 @@ def train_draft(
     if not ranks.is_main:
         return summary
     # Only now: whatever ended the run before can be resumed from.
-    atomic_files.write_text(output / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
-    run_state.remove(output)
+    atomic.write_text(output / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
+    checkpoints.remove(output)
     return summary
 
 
@@ -168,7 +176,7 @@ def _check_before_loading(config: TrainConfig) -> tuple[list[Prompt], list[Promp
             load.check_exists(name, role)
     if config.online is not None and not Path(config.online).is_dir():
         raise DataError(f"--online {config.online} is no directory; the server's RejectionLog makes it")
-    absent_target.check(config)
+    place.check(config)
     memory.check(config.target_memory)
     if config.text is not None:
         check_texts(config.text)
@@ -191,29 +199,29 @@ def _claim(output: Path, config: TrainConfig) -> None:
     Raises:
         OutputError: It holds something else, a finished run, or one of other settings.
     """
-    if not (config.resume and settings_file.exists(output)):
-        atomic_files.claim_output_directory(output)
+    if not (config.resume and run_settings.exists(output)):
+        atomic.claim_output_directory(output)
         return
     if (output / SUMMARY_FILE).exists():
         raise OutputError(f"the run in {output} has ended; there is nothing to resume")
     kept = {key: value for key, value in _plain(config).items() if key not in _MAY_CHANGE}
-    flags = settings_file.changed_flags(output, kept)
+    flags = run_settings.changed_flags(output, kept)
     if flags:
-        own = output / settings_file.CONFIG_FILE
+        own = output / run_settings.CONFIG_FILE
         raise OutputError(f"the run in {output} has another {flags}; resume it with --config {own} --resume")
 
 
 def _heldout_answers(
     target: LanguageModel,
-    prompts: Many[Prompt],
-    encoded: Many[list[int]],
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
     sampling: Sampling,
     guidance: Guidance | None,
     config: TrainConfig,
     progress: Progress,
     ranks: Ranks,
     server: TargetServer | None,
-) -> list[Sequence]:
+) -> list[Example]:
     """The target's answers, kept in the output directory: a resumed run is judged on the same ones."""
     directory = Path(config.output) / HELDOUT_DIRECTORY
     settings = RolloutSettings(sampling, config.max_new_tokens, config.seed, guidance=guidance)
@@ -227,8 +235,8 @@ def _heldout_answers(
 
 def _write_in_lockstep(
     target: LanguageModel,
-    prompts: Many[Prompt],
-    encoded: Many[list[int]],
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
     settings: RolloutSettings,
     directory: Path,
     ranks: Ranks,
@@ -242,7 +250,7 @@ def _write_in_lockstep(
         sample_rollouts(target, prompts, encoded, settings, copies=1, directory=Path(own), progress=Quiet())
         if ranks.is_main:
             for shard in find_shards(Path(own)):
-                atomic_files.write_bytes(directory / shard.name, shard.read_bytes())
+                atomic.write_bytes(directory / shard.name, shard.read_bytes())
     ranks.wait()
 
 
@@ -268,8 +276,8 @@ def _guidance(config: TrainConfig, target: LanguageModel) -> Guidance | None:
 def _look(
     config: TrainConfig,
     pair: ModelPair,
-    prompts: Many[Prompt],
-    answers: Many[Sequence],
+    prompts: Sequence[Prompt],
+    answers: Sequence[Example],
     sampling: Sampling,
     guidance: Guidance | None,
     labeller: TokenLabeller | None,
@@ -282,10 +290,10 @@ def _look(
     return HeldOutText(*retokenise(answers, prompts, pair))
 
 
-def _reward_of(scorer: scorers.Scorer, prompts: Many[Prompt], pair: ModelPair) -> Reward:
+def _reward_of(scorer: scorers.Scorer, prompts: Sequence[Prompt], pair: ModelPair) -> Reward:
     known = {prompt.id: prompt for prompt in prompts}
 
-    def reward(sequence: Sequence) -> float:
+    def reward(sequence: Example) -> float:
         return scorer(known[sequence.prompt_id], pair.draft.decode(sequence.answer_ids))
 
     return reward
@@ -325,7 +333,7 @@ def _finish(
         },
     }
     if ranks.is_main:
-        atomic_files.write_text(output / "README.md", model_card(config, pair, summary))
+        atomic.write_text(output / "README.md", model_card(config, pair, summary))
     return summary
 
 

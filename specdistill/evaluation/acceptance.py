@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from specdistill.data.batch import Sequence as TokenSequence
-from specdistill.data.batch import collate
+from specdistill.data.batch import Example, collate
 from specdistill.decoding.sampling import Sampling
 from specdistill.models import LanguageModel
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
@@ -42,13 +41,13 @@ class PromptAcceptance:
         return len(self.fkl)
 
 
-HiddenCache = dict[TokenSequence, torch.Tensor]
+HiddenCache = dict[Example, torch.Tensor]
 """Sequence -> hidden states [answer, hidden] that predict its answer: worth keeping for a frozen model."""
 
 
 @torch.no_grad()
 def answer_hidden_states(
-    model: LanguageModel, sequences: Sequence[TokenSequence], cache: HiddenCache | None = None
+    model: LanguageModel, sequences: Sequence[Example], cache: HiddenCache | None = None
 ) -> list[torch.Tensor]:
     """Hidden states that predict each answer token, [answer, hidden] per sequence, in one pass.
 
@@ -72,7 +71,7 @@ def answer_hidden_states(
 def score(
     target: LanguageModel,
     draft: LanguageModel,
-    sequences: Sequence[TokenSequence],
+    sequences: Sequence[Example],
     sampling: Sampling,
     *,
     batch_size: int = 8,
@@ -112,7 +111,7 @@ def score(
 
 @torch.no_grad()
 def score_draft(
-    draft: LanguageModel, sequences: Sequence[TokenSequence], greedy: bool, *, batch_size: int = 8, on_sequences=None
+    draft: LanguageModel, sequences: Sequence[Example], greedy: bool, *, batch_size: int = 8, on_sequences=None
 ) -> list[PromptAcceptance]:
     """Scores a draft on its target's answers where the target itself is elsewhere, say, behind a server.
 

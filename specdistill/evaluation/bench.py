@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import torch
 
-from specdistill.data.batch import Provenance
-from specdistill.data.batch import Sequence as TokenSequence
-from specdistill.data.prompts import Prompt, encode_all, load_prompts
-from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
+from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder
+from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.evaluation import acceptance, economics, latency
@@ -30,8 +27,6 @@ from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
-
-_SCORING_BATCH = 8
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -131,49 +126,6 @@ def _draft_length(config: BenchConfig, gamma: int, costs: Costs) -> int | DraftL
     if config.draft_length == "confidence":
         return ConfidenceLength(config.num_draft_tokens or config.max_draft_tokens, config.confidence)
     return gamma
-
-
-def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """The first `count` prompts when categories take turns; 0 keeps all."""
-    by_category: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_category.setdefault(prompt.category, []).append(prompt)
-    turns = [prompt for row in zip_longest(*by_category.values()) for prompt in row if prompt is not None]
-    return turns[: count or None]
-
-
-def write_answers(
-    target: LanguageModel,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
-    sampling: Sampling,
-    max_new_tokens: int,
-    seed: int,
-    progress: Progress,
-    name: str = "target writes answers",
-) -> list[TokenSequence]:
-    """Lets the target answer every prompt, several at a time; shorter prompts share a batch to waste less padding."""
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    answers: dict[int, TokenSequence] = {}
-    with progress.task(name, len(prompts) * max_new_tokens, "tokens") as task:
-        for start in range(0, len(order), _SCORING_BATCH):
-            chosen = order[start : start + _SCORING_BATCH]
-            written = generate_plain(
-                target,
-                [encoded[index] for index in chosen],
-                sampling=sampling,
-                max_new_tokens=max_new_tokens,
-                seeds=[seed * 100_003 + index for index in chosen],
-                on_tokens=lambda row, ids: task.advance(len(ids)),
-            )
-            for index, generation in zip(chosen, written, strict=True):
-                ids = tuple(generation.token_ids)
-                # Answers that ended early leave their share of the bar.
-                task.advance(max_new_tokens - len(ids))
-                answers[index] = TokenSequence(
-                    prompts[index].id, tuple(encoded[index]), ids, (int(Provenance.TARGET),) * len(ids)
-                )
-    return [answers[index] for index in range(len(prompts))]
 
 
 def _load_compare(config: BenchConfig, target: LanguageModel, progress: Progress) -> LanguageModel | None:

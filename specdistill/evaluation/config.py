@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from specdistill.errors import ConfigError, at_least
-from specdistill.model_server import check_url
+from specdistill.errors import ConfigError
+from specdistill.servers.client import check_url
+from specdistill.settings.checks import at_least
 
 ENGINE_RULES = {
     "specdistill": ("greedy", "sampled", "argmax_draft", "block", "lenient"),

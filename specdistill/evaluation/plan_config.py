@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from specdistill.errors import ConfigError, at_least
+from specdistill.errors import ConfigError
+from specdistill.settings.checks import at_least
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from specdistill import atomic_files
+from specdistill.files import atomic
 from specdistill.models import vocabulary
 from specdistill.models.language_model import LanguageModel
 
@@ -64,7 +64,7 @@ def save_draft(
         # transformers' own annotation of `to` does not take a dtype.
         torch.nn.Module.to(model, dtype)
     model.generation_config = assisted_generation_config(target)
-    with atomic_files.output_errors(directory):
+    with atomic.output_errors(directory):
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
         try:
             model.save_pretrained(temporary)

@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from specdistill import atomic_files
 from specdistill.errors import ModelError
+from specdistill.files import atomic
 
 
 def cache_root() -> Path:
@@ -67,7 +67,7 @@ def convert(path: Path, say=print) -> Path:
         )
     except Exception as error:
         raise ModelError(f"transformers can't read {path}: {_first_line(error)}") from error
-    with atomic_files.new_directory(directory) as temporary:
+    with atomic.new_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return directory

@@ -139,3 +139,9 @@ class LanguageModel:
                 yield self
         finally:
             self.model.train(was_training)
+
+
+def end_of(model: LanguageModel) -> int:
+    """The id that ends the model's answers: its tokenizer's own, or where that is none, the least that ends one."""
+    own = model.tokenizer.eos_token_id
+    return own if isinstance(own, int) else min(model.eos_token_ids)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdistill import atomic_files
 from specdistill.errors import IncompatibleModelsError, ModelError
+from specdistill.files import atomic
 
 KEPT_IDS_FILE = "draft_vocabulary.json"
 """In a draft's directory: the ids of its trimmed output head. The weights beside it keep the full vocabulary."""
@@ -87,7 +87,7 @@ def _away_from_hidden_states(model: PreTrainedModel, head: Tensor, real_size: in
 def save_kept_ids(directory: Path, kept_ids: Tensor, source: str) -> None:
     """Writes the ids of a trimmed head beside the weights."""
     content = {"kept_ids": kept_ids.tolist(), "source": source}
-    atomic_files.write_text(directory / KEPT_IDS_FILE, json.dumps(content) + "\n")
+    atomic.write_text(directory / KEPT_IDS_FILE, json.dumps(content) + "\n")
 
 
 def load_kept_ids(directory: Path | None, vocab_size: int) -> Tensor | None:

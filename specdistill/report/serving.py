@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from specdistill import atomic_files
+from specdistill.files import atomic
 from specdistill.report.json_file import json_report
 
 
@@ -24,7 +24,7 @@ def verdict_lines(verdicts: Sequence[dict[str, Any]], json: str | None) -> None:
     for verdict in verdicts:
         _verdict_lines(console, verdict)
     if json is not None:
-        atomic_files.write_text(Path(json), json_report({"engines": list(verdicts)}))
+        atomic.write_text(Path(json), json_report({"engines": list(verdicts)}))
 
 
 def exported_lines(exported: Any) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from specdistill.data.batch import Provenance
-from specdistill.data.batch import Sequence as TokenSequence
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.data.batch import Example, Provenance
+from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import Sampling
 from specdistill.errors import ServerError
 from specdistill.evaluation import acceptance, bench
@@ -48,7 +47,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> dict[str
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     _check_installed(config)
-    prompts = bench.spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     prompts = prompts[: config.latency_prompts or None]
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -140,11 +139,11 @@ def _time(
     return runs, None
 
 
-def _answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]) -> list[TokenSequence]:
+def _answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]) -> list[Example]:
     """What the plain engine wrote: the text that verification sees."""
     written = [generation.token_ids for run in runs for generation in run.plain]
     return [
-        TokenSequence(prompt.id, tuple(ids), tuple(answer), (int(Provenance.TARGET),) * len(answer))
+        Example(prompt.id, tuple(ids), tuple(answer), (int(Provenance.TARGET),) * len(answer))
         for prompt, ids, answer in zip(prompts, encoded, written, strict=False)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specdistill.errors import at_least
+from specdistill.settings.checks import at_least
 
 
 @dataclass(frozen=True, kw_only=True)

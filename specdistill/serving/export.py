@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from specdistill import atomic_files
 from specdistill.errors import ModelError
+from specdistill.files import atomic
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.serving import gguf_writer
@@ -45,9 +45,9 @@ def export(config: ExportConfig) -> Exported:
         load.check_exists(name, role)
     if config.format == "gguf":
         _check_served(Path(config.served_gguf))
-        atomic_files.refuse_existing_file(output, "--output")
+        atomic.refuse_existing_file(output, "--output")
     else:
-        atomic_files.claim_output_directory(output)
+        atomic.claim_output_directory(output)
     target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
     vocabulary.check_same_vocabulary(
         target_source.tokenizer, draft_source.tokenizer, target_source.name, draft_source.name

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from specdistill import atomic_files
 from specdistill.errors import ModelError
+from specdistill.files import atomic
 from specdistill.models import LanguageModel, vocabulary
 
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
@@ -94,7 +94,7 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
         writer.write_tensors_to_file()
         writer.close()
 
-    atomic_files.write_with(output, fill)
+    atomic.write_with(output, fill)
     return rows
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdistill import atomic_files, parquet_files
 from specdistill.errors import DataError
+from specdistill.files import atomic, parquet
 
 _RECORD_BYTES = 200
 """A record's Python objects beside its numbers, roughly."""
@@ -68,9 +68,9 @@ class RejectionLog:
         flush_seconds: float = 30.0,
     ) -> None:
         # Now and not in the thread, which may write for the first time when the interpreter is ending.
-        parquet_files.warm_up()
+        parquet.warm_up()
         self._directory = Path(directory)
-        with atomic_files.output_errors(self._directory):
+        with atomic.output_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             probe = self._directory / f".write-probe-{id(self)}"
             probe.touch()
@@ -203,7 +203,7 @@ class RejectionLog:
             return len(self._pending) >= self._rows or (self._closed and bool(self._pending))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        parquet_files.write(self._directory / f"{self._prefix}-{self._number:08d}.parquet", rows)
+        parquet.write(self._directory / f"{self._prefix}-{self._number:08d}.parquet", rows)
         self._number += 1
         # Names sort by time: files of earlier processes are the oldest.
         for old in sorted(self._directory.glob("rejections-*.parquet"))[: -self._max_files]:
@@ -223,7 +223,7 @@ def read_rejections(directory: Path | str) -> list[dict[str, Any]]:
     for file in files:
         # The log may have rotated a file away since it was listed.
         with contextlib.suppress(FileNotFoundError):
-            rows += parquet_files.read(file)
+            rows += parquet.read(file)
     return rows
 
 

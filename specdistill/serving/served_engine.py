@@ -9,9 +9,9 @@ from typing import Any
 
 from specdistill.decoding import Generation, Sampling
 from specdistill.errors import ServerAwayError, ServerError
-from specdistill.model_server import ModelServer
 from specdistill.models import LanguageModel
-from specdistill.server_dialects import Piece, stream_dialect_of
+from specdistill.servers.client import ModelServer
+from specdistill.servers.dialects import Piece, stream_dialect_of
 from specdistill.serving.engine import Answered, OnTokens
 from specdistill.serving.server_process import ServerProcess
 from specdistill.serving.speculation import (

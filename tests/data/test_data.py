@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import make_tokenizer
 
-from specdistill.data import Prompt, Provenance, Sequence, collate, load_prompts, split_prompts
+from specdistill.data import Example, Prompt, Provenance, collate, load_prompts, split_prompts
 from specdistill.data.prompts import check_source, encode, encode_all
 from specdistill.errors import DataError
 
@@ -128,7 +128,7 @@ def test_encoding_follows_the_chat_template_and_never_cuts():
 
 
 def sequence(prompt, answer, writer=Provenance.TARGET):
-    return Sequence("p", tuple(prompt), tuple(answer), (int(writer),) * len(answer))
+    return Example("p", tuple(prompt), tuple(answer), (int(writer),) * len(answer))
 
 
 def test_batch_masks_prompt_and_padding_and_trains_on_the_first_answer_token_and_on_eos():
@@ -150,4 +150,4 @@ def test_a_one_token_answer_has_exactly_one_predicting_position():
 
 def test_provenance_must_cover_the_answer():
     with pytest.raises(ValueError, match="2 answer tokens but 1 provenance"):
-        Sequence("p", (5,), (6, 7), (1,))
+        Example("p", (5,), (6, 7), (1,))

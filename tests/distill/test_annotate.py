@@ -22,11 +22,11 @@ from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, g
 from specdistill.data import soft_labels
 from specdistill.data.soft_labels import LabelStore
 from specdistill.decoding import Sampling
-from specdistill.distill import guard_rails
-from specdistill.distill.annotate import to_sequence
-from specdistill.distill.heldout import HeldOut, HeldOutLabels
-from specdistill.distill.losses import DistillationLoss
-from specdistill.distill.rollouts import find_shards
+from specdistill.distill.answers.annotate import to_sequence
+from specdistill.distill.answers.shards import find_shards
+from specdistill.distill.training import guard_rails
+from specdistill.distill.training.heldout import HeldOut, HeldOutLabels
+from specdistill.distill.training.loss import DistillationLoss
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill_kernels import fused_divergence
@@ -124,7 +124,7 @@ def test_drawn_labels_are_unbiased(files, tmp_path):
 
 
 def stored_sequence(files):
-    from specdistill.distill.rollouts import read_rollouts
+    from specdistill.distill.answers.shards import read_rollouts
 
     return to_sequence(read_rollouts(files / "answers")[5])
 
@@ -204,7 +204,7 @@ def test_a_label_run_resumes(files, tmp_path):
     class Stop(Exception):
         pass
 
-    from specdistill.distill.trainer import DraftTrainer
+    from specdistill.distill.training.trainer import DraftTrainer
 
     step = DraftTrainer._one_step
 

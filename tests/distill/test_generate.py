@@ -15,8 +15,8 @@ import pytest
 from tiny_models import make_model, save
 
 from specdistill import GenerateConfig, generate, load_model
-from specdistill.distill import rollouts
-from specdistill.distill.rollouts import read_rollouts
+from specdistill.distill.answers import shards
+from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError, OutputError
 
 
@@ -109,7 +109,7 @@ def test_other_settings_or_files_are_refused(files, tmp_path):
 
 def test_a_broken_shard_is_named(files, tmp_path):
     generate(config(files, tmp_path / "out"))
-    (tmp_path / "out" / rollouts.SHARD.format(0)).write_bytes(b"PAR1 nonsense")
+    (tmp_path / "out" / shards.SHARD.format(0)).write_bytes(b"PAR1 nonsense")
     with pytest.raises(DataError, match=r"train-00000.parquet can't be read"):
         read_rollouts(tmp_path / "out")
     with pytest.raises(DataError, match="holds no rollouts"):

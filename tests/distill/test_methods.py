@@ -11,12 +11,13 @@ from tiny_models import make_model, make_tokenizer, perturbed, save
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from specdistill import TrainConfig, load_model, train_draft
-from specdistill.data import Prompt, Sequence
+from specdistill.data import Example, Prompt
 from specdistill.data.batch import collate
 from specdistill.decoding import Guidance, Sampling, generate_plain
-from specdistill.distill import lora, scorers
-from specdistill.distill.losses import DistillationLoss, StepTotals, divergence_of, leave_one_out_advantages
-from specdistill.distill.target_states import TargetStates
+from specdistill.distill.answers import scorers
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training import lora
+from specdistill.distill.training.loss import DistillationLoss, StepTotals, divergence_of, leave_one_out_advantages
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill_kernels.fused_divergence.reference import divergence
@@ -53,9 +54,9 @@ def history(output):
 
 
 SEQUENCES = [
-    Sequence("a", (3, 5, 4), (6, 7, 8, 1), (2, 2, 2, 2)),
-    Sequence("b", (3, 9, 10, 4), (11, 12), (2, 2)),
-    Sequence("c", (3, 4), (13, 14, 15, 16, 17), (2, 2, 2, 2, 2)),
+    Example("a", (3, 5, 4), (6, 7, 8, 1), (2, 2, 2, 2)),
+    Example("b", (3, 9, 10, 4), (11, 12), (2, 2)),
+    Example("c", (3, 4), (13, 14, 15, 16, 17), (2, 2, 2, 2, 2)),
 ]
 
 
@@ -100,7 +101,7 @@ def test_micro_batches_train_the_same_draft(files, tmp_path):
 
 def test_ce_weight_mixes_cross_entropy_of_all_tokens_but_the_drafts_own():
     target, draft = make_model(), make_model(seed=2, layers=1)
-    mixed = [Sequence("a", (3, 5, 4), (6, 7, 8, 1), (2, 3, 3, 1)), SEQUENCES[1]]
+    mixed = [Example("a", (3, 5, 4), (6, 7, 8, 1), (2, 3, 3, 1)), SEQUENCES[1]]
     (logits, labels), (wanted, _) = answer_logits(draft, mixed), answer_logits(target, mixed)
     ce = divergence(logits, None, "ce", labels=labels)
     ce = ce[[0, 3, 4, 5]].sum() / 6
@@ -148,9 +149,7 @@ def test_adaspec_end_to_end(files, tmp_path):
 def test_reward_gradient_is_reinforce_mixed_with_the_divergence():
     """(1 - a) reward - a divergence: minus its gradient is a grad D - (1 - a) mean_i A_i grad log q(y_i)."""
     target, draft = make_model(), make_model(seed=2, layers=1)
-    own = [
-        Sequence(each.prompt_id, each.prompt_ids, each.answer_ids, (3,) * len(each.answer_ids)) for each in SEQUENCES
-    ]
+    own = [Example(each.prompt_id, each.prompt_ids, each.answer_ids, (3,) * len(each.answer_ids)) for each in SEQUENCES]
     advantages = torch.tensor([0.5, -1.0, 2.0])
     settings = {"reward": "m:f", "distill_weight": 0.25, "method": "gkd", "divergence": "rkl"}
     got = gradient(loss_of(draft, target, own, advantages, **settings).loss, draft)
@@ -181,7 +180,7 @@ def test_guidance_hidden_states_give_the_guided_distribution():
     guidance = Guidance((3, 40, 41, 4), 0.8)
     states = TargetStates(target, guidance=guidance).of(SEQUENCES)
     for sequence, hidden in zip(SEQUENCES, states, strict=True):
-        twin = Sequence("n", guidance.negative_ids, sequence.answer_ids, sequence.provenance)
+        twin = Example("n", guidance.negative_ids, sequence.answer_ids, sequence.provenance)
         plain, negative = (
             target.logits(answer_hidden_states(target, [each])[0]).log_softmax(-1) for each in (sequence, twin)
         )
@@ -197,7 +196,7 @@ def test_guided_answers_follow_the_guided_argmax():
     )
     for prompt, generation in zip(prompts, written, strict=True):
         answer = tuple(generation.token_ids)
-        sequence = Sequence("x", tuple(prompt), answer, (2,) * len(answer))
+        sequence = Example("x", tuple(prompt), answer, (2,) * len(answer))
         logits = target.logits(TargetStates(target, guidance=guidance).of([sequence])[0])
         assert tuple(logits.argmax(-1).tolist()) == answer
     alone = generate_plain(target, prompts, sampling=Sampling(temperature=0.0), max_new_tokens=10, seeds=[0, 0])
@@ -300,9 +299,7 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     tokenizer = target.tokenizer
     texts = ["w5 w6", "w7", "w0 w3"]
     sequences = [
-        Sequence(
-            "0", (3, 5, 4), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), (2,) * len(text.split())
-        )
+        Example("0", (3, 5, 4), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), (2,) * len(text.split()))
         for text in texts
     ]
     assert scorers.best_of_n(sequences, PROMPTS, target, scorers.exact_match) == [sequences[2]]

@@ -15,8 +15,8 @@ import ray
 from tiny_models import make_model, save
 
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
-from specdistill.distill import on_ray
-from specdistill.distill.rollouts import find_shards
+from specdistill.distill.answers import on_ray
+from specdistill.distill.answers.shards import find_shards
 from specdistill.errors import ConfigError, SpecdistillError
 
 

@@ -10,10 +10,10 @@ import torch
 from tiny_models import make_model, save
 
 from specdistill import TrainConfig, load_model, train_draft
-from specdistill.data import Sequence
+from specdistill.data import Example
 from specdistill.data.batch import join_soft_labels
 from specdistill.decoding import Sampling, SpeculativeDecoder
-from specdistill.distill.online import Online
+from specdistill.distill.sequences.online import Online
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.serving.online import RejectionLog
@@ -39,7 +39,7 @@ def serve(files, directory, prompts=40, top=8, normalised=True):
     with RejectionLog(directory, rows_per_file=50) as log:
         for prompt, generation in zip(asked, written, strict=True):
             ids = tuple(generation.token_ids)
-            hidden = answer_hidden_states(target, [Sequence("x", tuple(prompt), ids, (2,) * len(ids))])[0]
+            hidden = answer_hidden_states(target, [Example("x", tuple(prompt), ids, (2,) * len(ids))])[0]
             logits = target.logits(hidden).detach()
             for position, own in enumerate(generation.from_draft):
                 if not own:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from specdistill.distill.losses import divergence_of
+from specdistill.distill.training.loss import divergence_of
 from specdistill_kernels import fused_divergence
 from specdistill_kernels.fused_divergence.reference import divergence
 

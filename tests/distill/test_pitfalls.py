@@ -17,16 +17,18 @@ from scipy.stats import chisquare
 from tiny_models import make_model, make_tokenizer, perturbed, save
 
 from specdistill import TrainConfig, train_draft
-from specdistill.data import Prompt, Sequence
+from specdistill.data import Example, Prompt
 from specdistill.data.batch import collate
 from specdistill.data.prompts import encode_all
 from specdistill.decoding import Generation, Round, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
-from specdistill.distill import rollouts
-from specdistill.distill.losses import DistillationLoss, StepTotals, divergence_of
-from specdistill.distill.skd import Skd, TopKAcceptance
-from specdistill.distill.sources import Mixture, OnPolicy, Pool
+from specdistill.distill.answers import shards
+from specdistill.distill.sequences.on_policy import OnPolicy
+from specdistill.distill.sequences.pool import Pool
+from specdistill.distill.sequences.skd import Skd, TopKAcceptance
+from specdistill.distill.sequences.sources import Mixture
+from specdistill.distill.training.loss import DistillationLoss, StepTotals, divergence_of
 from specdistill.errors import DataError
 from specdistill.evaluation import economics
 from specdistill.evaluation.acceptance import answer_hidden_states, score
@@ -194,13 +196,13 @@ def test_pitfall_head_gradient_summed_in_bfloat16():
 
 def test_pitfall_mask_not_shifted_with_the_labels():
     """DistillKit, OSD, speculative_kd: a one-token answer has exactly one position that predicts it."""
-    batch = collate([Sequence("a", (5, 6, 7), (8,), (2,))])
+    batch = collate([Example("a", (5, 6, 7), (8,), (2,))])
     assert batch.predicting[0].tolist() == [False, False, True, False] and batch.labels.tolist() == [8]
 
 
 def test_pitfall_end_of_sequence_masked_because_it_is_the_padding_id():
     """TRL #6357: where pad and eos are one id, the answer's end is still trained on, and nothing after it."""
-    batch = collate([Sequence("a", (5,), (8, 1), (2, 2)), Sequence("b", (5,), (8, 9, 9, 1), (2,) * 4)], pad_id=1)
+    batch = collate([Example("a", (5,), (8, 1), (2, 2)), Example("b", (5,), (8, 9, 9, 1), (2,) * 4)], pad_id=1)
     assert batch.labels.tolist() == [8, 1, 8, 9, 9, 1] and batch.num_response_tokens == 6
 
 
@@ -246,7 +248,7 @@ def test_pitfall_no_valid_token_breaks_the_gradient_path():
     """A rank without tokens still has to join the collectives of backward: loss 0, gradients 0, not None."""
     target, draft = make_model(), make_model(seed=2, layers=1)
     module = DistillationLoss(draft, target, TrainConfig(target="t", draft="d", output="o"))
-    output = module(collate([Sequence("a", (5, 6), (), ())]), torch.empty(0, 32), StepTotals(0, 1))
+    output = module(collate([Example("a", (5, 6), (), ())]), torch.empty(0, 32), StepTotals(0, 1))
     output.loss.backward()
     assert float(output.loss) == 0
     assert all(each.grad is not None and float(each.grad.abs().max()) == 0 for each in draft.model.parameters())
@@ -263,11 +265,11 @@ def test_pitfall_answers_are_tokenised_again(tmp_path):
     """speculative_kd decodes, splits and tokenises again: ids change. Here the ids that were sampled are trained on."""
     target = make_model()
     prompt = Prompt("p", ({"role": "user", "content": "w1"},))
-    settings = rollouts.RolloutSettings(Sampling(), 12, 0)
+    settings = shards.RolloutSettings(Sampling(), 12, 0)
     ids = [3, 6, 4]
-    rollouts.sample_rollouts(target, [prompt], [ids], settings, copies=1, directory=tmp_path, progress=Quiet())
-    (sequence,) = rollouts.load_rollouts(tmp_path, [prompt], [ids], 65)
-    seed = rollouts.rollout_seed(0, "p", 0)
+    shards.sample_rollouts(target, [prompt], [ids], settings, copies=1, directory=tmp_path, progress=Quiet())
+    (sequence,) = shards.load_rollouts(tmp_path, [prompt], [ids], 65)
+    seed = shards.rollout_seed(0, "p", 0)
     written = generate_plain(target, [ids], sampling=Sampling(), max_new_tokens=12, seeds=[seed])
     assert list(sequence.answer_ids) == written[0].token_ids and sequence.prompt_ids == (3, 6, 4)
 
@@ -349,7 +351,7 @@ def test_pitfall_penalties_of_the_generation_config():
         each.token_ids for each in generate_plain(plain, prompts, **arguments)
     ]
     sequences = [
-        Sequence(str(row), tuple(prompt), tuple(each.token_ids), (2,) * len(each.token_ids))
+        Example(str(row), tuple(prompt), tuple(each.token_ids), (2,) * len(each.token_ids))
         for row, (prompt, each) in enumerate(zip(prompts, written, strict=True))
     ]
     for record in score(target, plain, sequences, Sampling()):

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tiny_models import make_model, save
 
 from specdistill import GenerateConfig, TrainConfig, generate, train_draft
-from specdistill.distill.ranks import Ranks
-from specdistill.distill.sources import PromptTurns, Turns
+from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.sequences.pool import EpochSampler, PromptSampler
 from specdistill.errors import ConfigError
 from specdistill.models.pair import resolve_dtype
 
@@ -190,11 +190,11 @@ def test_a_refused_run_ends_all_ranks(files, tmp_path):
 def test_shares_cover_every_item_once_and_seeds_do_not_depend_on_the_ranks():
     for world in (1, 2, 3, 5):
         ranks = [Ranks(rank, world) for rank in range(world)]
-        parts = [Turns(10, 4, seed=1).next() for _ in ranks]
+        parts = [EpochSampler(10, 4, seed=1).next() for _ in ranks]
         shared = [each.share(part) for each, part in zip(ranks, parts, strict=True)]
         assert sorted(chain(*shared)) == sorted(parts[0])
         assert max(map(len, shared)) == ranks[0].largest_share(4)
         prompts = [type("P", (), {"id": str(i)}) for i in range(6)]
-        drawn = [PromptTurns(prompts, [[1]] * 6, 5, 0, each).next_prompts() for each in ranks]
-        alone = PromptTurns(prompts, [[1]] * 6, 5, 0).next_prompts()
+        drawn = [PromptSampler(prompts, [[1]] * 6, 5, 0, each).next_prompts() for each in ranks]
+        alone = PromptSampler(prompts, [[1]] * 6, 5, 0).next_prompts()
         assert sorted(chain(*drawn)) == sorted(alone)

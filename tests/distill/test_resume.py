@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tiny_models import make_model, save
 
 from specdistill import TrainConfig, train_draft
-from specdistill.distill import run_state
-from specdistill.distill import trainer as trainer_module
+from specdistill.distill.training import checkpoints
+from specdistill.distill.training import trainer as trainer_module
 from specdistill.errors import ConfigError, OutputError
 
 
@@ -162,7 +162,7 @@ def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_named(files, t
 
 
 def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(files, tmp_path, monkeypatch):
-    original = run_state.save_file
+    original = checkpoints.save_file
     calls = iter(range(1000))
 
     def full(tensors, path):
@@ -170,7 +170,7 @@ def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(files, tmp
             raise OSError(28, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(run_state, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     run = config(files, tmp_path / "out", resume=True)
     with pytest.raises(OutputError, match="disk full"):
         train_draft(run)
@@ -178,7 +178,7 @@ def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(files, tmp
         "step-000002",
         "step-000004",
     ]
-    monkeypatch.setattr(run_state, "save_file", original)
+    monkeypatch.setattr(checkpoints, "save_file", original)
     train_draft(run)
     train_draft(config(files, tmp_path / "whole"))
     same_end(tmp_path / "out", tmp_path / "whole")

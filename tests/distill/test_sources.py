@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny_models import make_model, make_tokenizer, perturbed
 
-from specdistill.data import Prompt, Provenance, Sequence
+from specdistill.data import Example, Prompt, Provenance
 from specdistill.decoding import Generation, Round, Sampling, generate_plain
-from specdistill.distill import rollouts, sources
-from specdistill.distill.skd import Rejections, Skd
+from specdistill.distill.answers import shards
+from specdistill.distill.sequences import sources
+from specdistill.distill.sequences.skd import Rejections, Skd
 from specdistill.errors import DataError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import ModelPair
@@ -33,7 +34,7 @@ def skd(pair, top_k, sampling=None, seed=0, batch_size=6, **settings):
 
 
 def test_pool_repeats_every_sequence_once_an_epoch_in_a_seeded_order():
-    sequences = [Sequence(str(index), (5,), (6,), (2,)) for index in range(10)]
+    sequences = [Example(str(index), (5,), (6,), (2,)) for index in range(10)]
     pool = sources.Pool(sequences, 4, seed=3)
     seen = [each for step in range(5) for each in pool.next_batch(step)]
     assert sorted(each.prompt_id for each in seen) == sorted([*map(str, range(10))] * 2)
@@ -106,43 +107,43 @@ def test_generating_restores_training_mode():
 
 def test_given_answers_end_with_eos_and_are_required():
     tokenizer = make_tokenizer()
-    sequences = rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
+    sequences = shards.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
     assert sequences[2].answer_ids == (7, 1) and set(sequences[2].provenance) == {int(Provenance.GIVEN)}
-    assert rollouts.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0].answer_ids == (5,)
+    assert shards.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0].answer_ids == (5,)
     with pytest.raises(DataError, match="prompt 'x' has no answer; sft needs"):
-        rollouts.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
+        shards.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
 
 
 def test_raw_text_is_cut_into_blocks_that_cover_every_token_once():
     tokenizer = make_tokenizer()
-    sequences = rollouts.text_sequences(["w1 w2 w3", "w4 w5"], tokenizer, 1, 3)
+    sequences = shards.text_sequences(["w1 w2 w3", "w4 w5"], tokenizer, 1, 3)
     assert [(each.prompt_ids, each.answer_ids) for each in sequences] == [((6,), (7, 8, 1)), ((1,), (9, 10, 1))]
     assert set(sequences[0].provenance) == {int(Provenance.GIVEN)}
     with pytest.raises(DataError, match="fewer than two tokens"):
-        rollouts.text_sequences([""], tokenizer, 1, 3)
+        shards.text_sequences([""], tokenizer, 1, 3)
 
 
 def test_target_rollouts_are_saved_reloaded_and_filtered_by_prompt(tmp_path):
     target = make_model()
-    settings = rollouts.RolloutSettings(Sampling(), 9, 0, batch_size=4)
-    rollouts.sample_rollouts(target, PROMPTS, ENCODED, settings, copies=3, directory=tmp_path, progress=Quiet())
-    made = rollouts.load_rollouts(tmp_path, PROMPTS, ENCODED, 65)
+    settings = shards.RolloutSettings(Sampling(), 9, 0, batch_size=4)
+    shards.sample_rollouts(target, PROMPTS, ENCODED, settings, copies=3, directory=tmp_path, progress=Quiet())
+    made = shards.load_rollouts(tmp_path, PROMPTS, ENCODED, 65)
     assert len(made) == 18 and len({(each.prompt_id, each.answer_ids) for each in made}) > 12
-    row = rollouts.read_rollouts(tmp_path)[4]
+    row = shards.read_rollouts(tmp_path)[4]
     alone = generate_plain(target, [row["prompt_ids"]], sampling=Sampling(), max_new_tokens=9, seeds=[row["seed"]])
     assert alone[0].token_ids == row["answer_ids"]
-    some = rollouts.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65)
+    some = shards.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65)
     assert {each.prompt_id for each in some} == {"0", "1"} and len(some) == 6
-    assert len(rollouts.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65, copies=1)) == 2
+    assert len(shards.load_rollouts(tmp_path, PROMPTS[:2], ENCODED[:2], 65, copies=1)) == 2
     with pytest.raises(DataError, match="answers none of the training prompts"):
-        rollouts.load_rollouts(tmp_path, PROMPTS[:1], [[9, 9]], 65)
+        shards.load_rollouts(tmp_path, PROMPTS[:1], [[9, 9]], 65)
     with pytest.raises(DataError, match="another tokenizer"):
-        rollouts.load_rollouts(tmp_path, PROMPTS, ENCODED, 6)
+        shards.load_rollouts(tmp_path, PROMPTS, ENCODED, 6)
 
 
 def all_sources(draft):
     pair = ModelPair(make_model(), draft)
-    pool = [Sequence(str(index), (5,), (6,), (2,)) for index in range(10)]
+    pool = [Example(str(index), (5,), (6,), (2,)) for index in range(10)]
 
     def own(seed):
         return sources.OnPolicy(draft, PROMPTS, ENCODED, Sampling(), 6, 4, seed)
@@ -176,7 +177,7 @@ def test_skd_hands_over_the_targets_hidden_states_of_its_check():
     target, draft = make_model(), perturbed(make_model(), 0.02)
     for each in skd(ModelPair(target, draft), 5):
         wanted = answer_hidden_states(
-            target, [Sequence(each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance)]
+            target, [Example(each.prompt_id, each.prompt_ids, each.answer_ids, each.provenance)]
         )
         assert each.target_hidden.shape == (len(each.answer_ids), 32)
         torch.testing.assert_close(each.target_hidden, wanted[0], rtol=1e-4, atol=1e-4)

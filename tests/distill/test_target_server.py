@@ -14,13 +14,13 @@ from fake_vllm import FakeVllm
 from tiny_models import make_model, make_tokenizer, save
 
 from specdistill import TrainConfig, load_model, train_draft
-from specdistill.data import Sequence
+from specdistill.data import Example
 from specdistill.data.batch import collate
-from specdistill.distill.losses import DistillationLoss, StepTotals
-from specdistill.distill.target_server import TargetServer
-from specdistill.distill.target_states import TargetStates
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.served import TargetServer
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.errors import ConfigError, IncompatibleModelsError, ServerError, SpecdistillError
-from specdistill.model_server import ModelServer
+from specdistill.servers.client import ModelServer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def config(files, output, url, **settings):
 
 
 def sequence(answer=(7, 9, 11, 30, 1)):
-    return Sequence("p", (3, 5, 8, 4), tuple(answer), (2,) * len(answer))
+    return Example("p", (3, 5, 8, 4), tuple(answer), (2,) * len(answer))
 
 
 def loss_of(files, target, hidden=None, soft=None, **settings):

@@ -15,14 +15,14 @@ from tiny_models import FAMILIES, make_model, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from specdistill import InitDraftConfig, TrainConfig, init_draft, train_draft
-from specdistill.distill import guard_rails
-from specdistill.distill import losses as losses_module
-from specdistill.distill import trainer as trainer_module
+from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.config import METHODS
-from specdistill.distill.layer_search import end_layers, even_layers
-from specdistill.distill.methods import target_fraction
-from specdistill.distill.rollouts import read_rollouts
-from specdistill.distill.trainer import learning_rate
+from specdistill.distill.cutting.layer_search import end_layers, even_layers
+from specdistill.distill.sequences.build import target_fraction
+from specdistill.distill.training import guard_rails
+from specdistill.distill.training import loss as losses_module
+from specdistill.distill.training import trainer as trainer_module
+from specdistill.distill.training.trainer import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
 from specdistill.progress import Quiet

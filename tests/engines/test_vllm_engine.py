@@ -13,7 +13,7 @@ from tiny_models import make_model, save
 
 from specdistill import GenerateConfig, TrainConfig, generate, load_model, train_draft
 from specdistill.decoding import Sampling, generate_plain
-from specdistill.distill.rollouts import read_rollouts
+from specdistill.distill.answers.shards import read_rollouts
 from specdistill.serving.engines.vllm import VllmEngine
 
 PROMPTS = [[3, 7, 8, 4], [3, 9, 4], [3, 30, 31, 32, 4]]

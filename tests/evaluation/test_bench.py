@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import make_model, perturbed, save
 
+from specdistill.data.prompts import spread_over_categories
 from specdistill.errors import ConfigError
-from specdistill.evaluation.bench import run_bench, spread_over_categories
+from specdistill.evaluation.bench import run_bench
 from specdistill.evaluation.config import BenchConfig
 from specdistill.models import vocabulary
 from specdistill.report.json_file import json_report

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import make_model, perturbed
 
-from specdistill.data import Provenance, Sequence
+from specdistill.data import Example, Provenance
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.generation import Generation, Round
@@ -33,7 +33,7 @@ def answers(target, sampling, new=40, prompts=PROMPTS, seeds=None):
         target, prompts, sampling=sampling, max_new_tokens=new, seeds=seeds or list(range(len(prompts)))
     )
     return [
-        Sequence(str(number), tuple(prompt), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
+        Example(str(number), tuple(prompt), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
         for number, (prompt, each) in enumerate(zip(prompts, written, strict=True))
     ]
 

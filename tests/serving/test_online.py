@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from specdistill import atomic_files
 from specdistill.errors import DataError, OutputError
+from specdistill.files import atomic
 from specdistill.serving.online import RejectionLog, read_rejections
 
 
@@ -52,7 +52,7 @@ def test_eight_threads_lose_nothing(tmp_path):
 
 
 def test_a_full_disk_is_counted_and_the_loop_goes_on(tmp_path, monkeypatch):
-    original = atomic_files.write_with
+    original = atomic.write_with
     full = True
 
     def write(path, action):
@@ -60,7 +60,7 @@ def test_a_full_disk_is_counted_and_the_loop_goes_on(tmp_path, monkeypatch):
             raise OutputError(f"disk full while writing {path}")
         original(path, action)
 
-    monkeypatch.setattr(atomic_files, "write_with", write)
+    monkeypatch.setattr(atomic, "write_with", write)
     log = RejectionLog(tmp_path, rows_per_file=10, flush_seconds=0.01)
     slowest = 0.0
     for number in range(500):
@@ -80,7 +80,7 @@ def test_a_full_disk_is_counted_and_the_loop_goes_on(tmp_path, monkeypatch):
 
 def test_a_disk_that_hangs_bounds_memory_and_blocks_nobody(tmp_path, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(atomic_files, "write_with", lambda path, action: release.wait(30))
+    monkeypatch.setattr(atomic, "write_with", lambda path, action: release.wait(30))
     log = RejectionLog(tmp_path, rows_per_file=10, max_pending_bytes=50_000, flush_seconds=0.01)
     start = time.perf_counter()
     taken = sum(log.log(*record(number)) for number in range(5000))

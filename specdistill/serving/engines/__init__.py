@@ -8,9 +8,9 @@ from typing import Any
 
 from specdistill.errors import ModelError
 from specdistill.evaluation.config import BenchConfig
-from specdistill.model_server import ModelServer
 from specdistill.models.pair import ModelPair, resolve_device, resolve_dtype
 from specdistill.progress import Progress
+from specdistill.servers.client import ModelServer
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
 from specdistill.serving.gates import check

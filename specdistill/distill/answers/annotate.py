@@ -1,0 +1,267 @@
+"""`specdistill annotate`: the target's distribution over each answer token, stored beside the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdistill.data import soft_labels
+from specdistill.data.batch import Example, Provenance
+from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.distill.answers import on_ray
+from specdistill.distill.answers.annotate_config import AnnotateConfig
+from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed
+from specdistill.distill.processes.ranks import join
+from specdistill.errors import DataError, OutputError
+from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.files import parquet, run_settings
+from specdistill.models import LanguageModel, load
+from specdistill.models.language_model import end_of
+from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.progress import Progress, Quiet
+
+_SHARD_SIZE = 64
+_MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
+_LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
+
+
+def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Labels answers shard by shard; shards that are there already are left alone.
+
+    Args:
+        config: Which answers, which labels.
+        progress: Where bars and remarks go.
+
+    Returns:
+        output, answers, tokens, labels_per_token, bytes_per_token (of the label columns, as they lie on disk),
+        planned_bytes_per_token (the most that was reckoned with beforehand).
+
+    Raises:
+        SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
+    """
+    load.check_exists(config.target, "target")
+    if config.ray is not None:
+        on_ray.check_installed()
+    shards = _find_answers(config)
+    prompts = [] if shards is not None else _answered(config)
+    ranks = join(config.device)
+    progress = progress if progress is not None and ranks.is_main else Quiet()
+    output = Path(config.output)
+    if ranks.is_main:
+        run_settings.claim(output, _settings(config), "labels")
+    ranks.wait()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    source = load.find(config.target, "target", progress.say)
+    shell = load.load_shell(source)
+    parts = Parts(shards, _given(config, prompts, shell) if shards is None else [])
+    answers, tokens = _check(config, parts, shell)
+    planned = _plan(config, output, tokens, shell.vocab_size, progress)
+    if ranks.is_main:
+        run_settings.write(output, _settings(config))
+    if config.ray is not None:
+        # A worker starts in another folder.
+        found = None if shards is None else [path.absolute() for path in shards]
+        with progress.task("soft labels", tokens, "tokens") as task:
+            on_ray.write_shards(
+                LabelWriter,
+                (_absolute(config), found, output.absolute(), parts.given),
+                range(len(parts)),
+                address=config.ray,
+                workers=config.ray_workers,
+                on_done=task.advance,
+            )
+    else:
+        writer = LabelWriter(config, shards, output, parts.given, source, ranks.device)
+        with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
+            for number in ranks.share(range(len(parts))):
+                task.advance(writer.write(number))
+        ranks.wait()
+    measured = [_measure(output / SHARD.format(number)) for number in range(len(parts))]
+    size, labels = (sum(each[index] for each in measured) for index in (0, 1))
+    return {
+        "output": str(output),
+        "answers": answers,
+        "tokens": tokens,
+        "labels_per_token": labels / max(1, tokens),
+        "bytes_per_token": size / max(1, tokens),
+        "planned_bytes_per_token": planned,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The answers, one part per shard, read when they are asked for: memory does not grow with the set."""
+
+    shards: Sequence[Path] | None
+    given: Sequence[dict[str, Any]]
+    """Rows, where there are no shards."""
+
+    def __len__(self) -> int:
+        return len(self.shards) if self.shards is not None else -(-len(self.given) // _SHARD_SIZE)
+
+    def __getitem__(self, number: int) -> list[dict[str, Any]]:
+        if self.shards is not None:
+            return parquet.read(self.shards[number])
+        return list(self.given[number * _SHARD_SIZE : (number + 1) * _SHARD_SIZE])
+
+
+class LabelWriter:
+    """Holds the target and labels one part at a time, here or in a Ray worker.
+
+    Args:
+        config: Settings.
+        shards, given: As in `Parts`.
+        output: Where labelled shards go.
+        source: Of the target, where it was found already.
+        device: This rank's, where there are several.
+    """
+
+    def __init__(
+        self,
+        config: AnnotateConfig,
+        shards: Sequence[Path] | None,
+        output: Path,
+        given: Sequence[dict[str, Any]],
+        source: load.ModelSource | None = None,
+        device: str | None = None,
+    ) -> None:
+        device = device or resolve_device(config.device)
+        source = source or load.find(config.target, "target")
+        self._config, self._output, self._parts = config, output, Parts(shards, given)
+        self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
+
+    def write(self, number: int) -> int:
+        """Labels a part where its shard is missing; its tokens."""
+        rows, path = self._parts[number], self._output / SHARD.format(number)
+        if not path.exists():
+            parquet.write(path, label_rows(self._config, self._target, rows))
+        return sum(len(row["answer_ids"]) for row in rows)
+
+
+@torch.no_grad()
+def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their label columns."""
+    labelled = []
+    for start in range(0, len(rows), config.batch_size):
+        chunk = rows[start : start + config.batch_size]
+        sequences = [to_sequence(row) for row in chunk]
+        # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
+        for row, hidden in zip(chunk, answer_hidden_states(target, sequences), strict=True):
+            log_probs = (target.logits(hidden).float() / config.temperature).log_softmax(-1)
+            if config.labels == "top-k":
+                labels = soft_labels.likeliest(log_probs, config.top_k)
+            else:
+                seed = rollout_seed(config.seed, row["prompt_id"], row.get("copy", 0))
+                labels = soft_labels.drawn(log_probs, config.draws, seed)
+            labelled.append(row | soft_labels.to_columns(labels, target.vocab_size, config.precision))
+    return labelled
+
+
+def to_sequence(row: dict[str, Any]) -> Example:
+    """A row of a shard as a training sequence, without its labels."""
+    prompt, answer, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
+    return Example(row["prompt_id"], prompt, answer, provenance)
+
+
+def _find_answers(config: AnnotateConfig) -> list[Path] | None:
+    if config.rollouts is None:
+        return None
+    if not Path(config.rollouts).is_dir():
+        raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+    return find_shards(Path(config.rollouts))
+
+
+def _answered(config: AnnotateConfig) -> list[Prompt]:
+    prompts = load_prompts(config.prompts)
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise DataError(
+                f'prompt {prompt.id!r} has no field "answer" to label; let the target answer with '
+                "'specdistill generate' and name its directory with --rollouts"
+            )
+    return prompts
+
+
+def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[dict[str, Any]]:
+    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens)
+    sequences = given_answers(prompts, encoded, target.tokenizer, end_of(target), config.max_new_tokens)
+    return [
+        {
+            "prompt_id": prompt.id,
+            "messages": list(prompt.messages),
+            "answer": prompt.answer,
+            "category": prompt.category,
+            "copy": 0,
+            "prompt_ids": list(sequence.prompt_ids),
+            "answer_ids": list(sequence.answer_ids),
+            "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
+        }
+        for prompt, sequence in zip(prompts, sequences, strict=True)
+    ]
+
+
+def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple[int, int]:
+    """Refuses answers that are none, or whose ids mean something else to this target; counts answers and tokens."""
+    where = f"--rollouts {config.rollouts}"
+    answers, tokens = 0, 0
+    for number in range(len(parts)):
+        rows = parts[number]
+        missing = {"prompt_id", "prompt_ids", "answer_ids", "provenance"} - set(rows[0] if rows else {})
+        if missing:
+            raise DataError(f"{where} is no set of rollouts: it lacks {', '.join(sorted(missing))}")
+        for row in rows:
+            ids = [*row["prompt_ids"], *row["answer_ids"]]
+            if len(ids) > target.max_context:
+                raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
+            if max(ids) >= target.vocab_size:
+                raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
+        if number == 0 and "messages" in rows[0]:
+            own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
+            if own != list(rows[0]["prompt_ids"]):
+                raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
+    return answers, tokens
+
+
+def _plan(config: AnnotateConfig, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:
+    """Says what the labels will take at most, and stops where the disk has no room for them."""
+    sampled = config.labels == "sampled"
+    kept = min(config.draws if sampled else config.top_k, vocab_size)
+    each = soft_labels.bytes_per_token(kept, vocab_size, config.precision, with_draws=sampled)
+    free = shutil.disk_usage(output).free
+    progress.say(
+        f"{tokens} answer tokens; labels take at most {each:.0f} bytes per token, {each * tokens / 1e6:.1f} MB in all"
+    )
+    if each * tokens > free:
+        raise OutputError(
+            f"the labels may take {each * tokens / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free; lower "
+            "--top-k, or take --labels sampled"
+        )
+    return each
+
+
+def _measure(shard: Path) -> tuple[int, int]:
+    """Bytes of a shard's label columns on disk, and its labels."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(shard) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        ours = [each for each in columns if each.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
+        labels = [each.num_values for each in columns if each.path_in_schema.startswith("label_ids")]
+    return sum(each.total_compressed_size for each in ours), sum(labels)
+
+
+def _absolute(config: AnnotateConfig) -> AnnotateConfig:
+    path = Path(config.target).absolute()
+    return dataclasses.replace(config, target=str(path)) if path.exists() else config
+
+
+def _settings(config: AnnotateConfig) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}

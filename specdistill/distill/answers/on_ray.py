@@ -1,0 +1,113 @@
+"""Shards written by a Ray cluster: the same files as on one machine, by as many workers as there are.
+
+A worker that dies is replaced by Ray and its shard written again; a shard takes its name only when it is whole and is
+left alone once it has it, so nothing is lost or done twice. The output folder must be one that all machines see.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from specdistill.errors import ConfigError, SpecdistillError
+
+
+class ShardWriter(Protocol):
+    """Holds a model and writes one shard at a time."""
+
+    def write(self, number: int) -> int:
+        """Writes shard `number` where it is missing; how much of the progress bar that is."""
+        ...
+
+
+def check_installed() -> None:
+    """Needs no cluster.
+
+    Raises:
+        ConfigError: Ray Data is not there.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray Data: pip install 'specdistill[ray]'")
+
+
+def write_shards(
+    make: Callable[..., ShardWriter],
+    arguments: tuple[Any, ...],
+    numbers: Sequence[int],
+    *,
+    address: str,
+    workers: int,
+    on_done: Callable[[int], None],
+) -> None:
+    """Writes shards in any order; returns when all are there.
+
+    Args:
+        make: Makes a worker's writer from `arguments`, once per worker; both travel by pickle.
+        arguments: See there.
+        numbers: Of the shards.
+        address: Of the cluster; `local` starts one on this machine.
+        workers: How many; each takes a GPU where the cluster has any.
+        on_done: Called with what each shard's writer returned.
+
+    Raises:
+        SpecdistillError: No cluster, or a shard that failed for another reason than its worker's death.
+    """
+    import ray
+    import ray.data
+    import ray.exceptions
+
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": True}
+    try:
+        if address == "local":
+            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError) as error:
+        raise SpecdistillError(f"--ray {address}: no cluster there ({str(error).splitlines()[0]})") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=max(1, len(numbers)))
+    done = shards.map_batches(
+        _Worker,
+        fn_constructor_args=(make, arguments),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=gpus,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    )
+    try:
+        for row in done.iter_rows():
+            if row["error"]:
+                raise SpecdistillError(f"a Ray worker failed: {row['error']}; the same command goes on where it was")
+            on_done(int(row["done"]))
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SpecdistillError(f"Ray gave up: {reason}; the same command goes on where it was") from error
+
+
+class _Worker:
+    """Hands errors over as text: Ray would bury them in a traceback of its own."""
+
+    def __init__(self, make: Callable[..., ShardWriter], arguments: tuple[Any, ...]) -> None:
+        self._writer, self._error = None, ""
+        try:
+            self._writer = make(*arguments)
+        except Exception as error:
+            self._error = _one_line(error)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        done, error = 0, self._error
+        try:
+            if self._writer is not None:
+                done = sum(self._writer.write(int(number)) for number in batch["shard"])
+        except Exception as failure:
+            error = _one_line(failure)
+        return {"done": np.array([done]), "error": np.array([error])}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

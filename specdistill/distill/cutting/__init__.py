@@ -1,0 +1,1 @@
+"""Drafts cut out of the target's own layers (`init-draft`)."""

@@ -1,0 +1,95 @@
+"""`specdistill init-draft`: a draft cut from the target's own layers, chosen by measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdistill.data.batch import Example
+from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
+from specdistill.decoding import Sampling
+from specdistill.decoding.answers import write_answers
+from specdistill.distill.cutting.config import InitDraftConfig
+from specdistill.distill.cutting.layer_search import choose_layers
+from specdistill.errors import ConfigError
+from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
+from specdistill.files import atomic
+from specdistill.models import LanguageModel, cut_draft, families, load
+from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
+from specdistill.models.pair import resolve_device
+from specdistill.progress import Progress, Quiet
+
+
+def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Cuts a draft and saves it as a plain checkpoint.
+
+    Args:
+        config: What to cut.
+        progress: Where bars and remarks go.
+
+    Returns:
+        The record that also lies beside the weights as init_draft.json: settings, every candidate's alpha, the layers.
+
+    Raises:
+        SpecdistillError: Bad input; nothing was written then.
+    """
+    progress = progress or Quiet()
+    load.check_exists(config.target, "target")
+    prompts = spread_over_categories(load_prompts(config.prompts), config.calibration_prompts)
+    output = Path(config.output)
+    atomic.claim_output_directory(output)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    source = load.find(config.target, "target", progress.say)
+    total = families.num_layers(source.config)
+    if config.layers >= total:
+        raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
+    target = load.load_model(source, device=resolve_device(config.device), dtype=torch.float32)
+    if config.vocab_keep > target.vocab_size:
+        raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")
+
+    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.calibration_tokens)
+    answers = write_answers(
+        target, prompts, encoded, Sampling(), config.calibration_tokens, config.seed, progress, "calibration answers"
+    )
+    layers, candidates = choose_layers(target, answers, config.layers, config.choose, config.probe_steps, progress)
+    draft = cut_draft(target, layers)
+    record: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "layers": layers,
+        "candidates": candidates,
+        "parameters": draft.num_parameters,
+        "target_parameters": target.num_parameters,
+    }
+    if config.vocab_keep:
+        draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
+        record["head_size"], record["head_covers"] = len(draft.kept_ids), covered
+        progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
+    save_draft(draft, target, output)
+    atomic.write_text(output / CUT_RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int) -> tuple[torch.Tensor, float]:
+    """The ids the target uses most in its own answers, and the share of its probability that they hold there.
+
+    Every position votes with the target's whole distribution rather than with the one token that was sampled: the same
+    expectation, but it ranks ids that a small sample never shows. Stop tokens are always kept.
+    """
+    votes = torch.zeros(target.vocab_size, dtype=torch.float64, device=target.device)
+    cache: HiddenCache = {}
+    for start in range(0, len(answers), 8):
+        for hidden in answer_hidden_states(target, answers[start : start + 8], cache):
+            with torch.no_grad():
+                votes += target.logits(hidden).float().softmax(-1).sum(0)
+        cache.clear()
+    share = votes / votes.sum()
+    ranked = share.clone()
+    ranked[list(target.eos_token_ids)] = torch.inf
+    kept = ranked.topk(count).indices.sort().values
+    return kept, float(share[kept].sum())

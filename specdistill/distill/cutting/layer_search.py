@@ -1,0 +1,164 @@
+"""Which of the target's layers make the best draft, by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from specdistill.data.batch import Example, collate
+from specdistill.decoding import Sampling
+from specdistill.distill.sequences.pool import Pool
+from specdistill.evaluation.acceptance import HiddenCache, alpha_sums, answer_hidden_states, score
+from specdistill.evaluation.statistics import ratio
+from specdistill.models import LanguageModel, cut_draft, families
+from specdistill.models.cut import only_layers
+from specdistill.progress import Progress
+from specdistill_kernels import expected_acceptance, fused_divergence
+
+_MAX_TOKENS = 160
+"""Answer tokens that an untrained candidate is scored on: a greedy search looks at hundreds of candidates."""
+_PROBE_BATCH = 4
+_PROBE_LEARNING_RATE = 5e-4
+
+
+class LayerScorer:
+    """Teacher-forced alpha (sum min(p, q)) of a subset of layers on the target's answers, without any training."""
+
+    def __init__(self, target: LanguageModel, answers: Sequence[Example]) -> None:
+        self._target = target
+        # A few tokens of many answers say more than all tokens of a few.
+        share = max(4, _MAX_TOKENS // len(answers))
+        cut = [
+            Example(each.prompt_id, each.prompt_ids, each.answer_ids[:share], each.provenance[:share])
+            for each in answers
+        ]
+        self._batch = collate(cut[: max(1, _MAX_TOKENS // share)]).to(target.device)
+        self._target_logits = self._logits()
+        self.evaluated = 0
+
+    def __call__(self, layers: Sequence[int]) -> float:
+        with only_layers(self._target, layers):
+            logits = self._logits()
+        self.evaluated += 1
+        return float(expected_acceptance(self._target_logits, logits).sampled.mean())
+
+    @torch.inference_mode()
+    def _logits(self) -> torch.Tensor:
+        hidden = self._target.hidden_states(self._batch.input_ids, self._batch.attention_mask)
+        return self._target.logits(hidden[self._batch.predicting])
+
+
+def even_layers(total: int, count: int) -> list[int]:
+    """Evenly spaced, first and last included."""
+    if count == 1:
+        return [0]
+    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
+
+
+def end_layers(total: int, count: int) -> list[int]:
+    """The first half from the bottom, the rest from the top."""
+    first = (count + 1) // 2
+    return [*range(first), *range(total - (count - first), total)]
+
+
+def greedy_layers(score: LayerScorer, total: int, count: int, progress: Progress) -> list[int]:
+    """Adds the layer that raises alpha most, `count` times."""
+    chosen: list[int] = []
+    candidates = sum(total - done for done in range(count))
+    with progress.task("greedy layer search", candidates, "candidates") as task:
+        for _ in range(count):
+            best, best_alpha = -1, -1.0
+            for layer in set(range(total)) - set(chosen):
+                alpha = score(sorted([*chosen, layer]))
+                if alpha > best_alpha:
+                    best, best_alpha = layer, alpha
+                task.advance()
+            chosen.append(best)
+            task.note(f"alpha {best_alpha:.3f}")
+    return sorted(chosen)
+
+
+def healed_alpha(
+    target: LanguageModel, layers: Sequence[int], answers: Sequence[Example], steps: int, progress: Progress, name: str
+) -> float:
+    """Alpha of a cut after a short training, on answers that this training did not see.
+
+    Cutting breaks the flow between layers; what counts is how fast a few steps mend it. Untrained alpha does not tell:
+    on SmolLM2 a cut that it prefers by far learned slowest (benchmarks/results/layer_choice.json).
+
+    Args:
+        target: The model to cut from.
+        layers: The candidate.
+        answers: The target's own answers; every second one is for training.
+        steps: Optimiser steps.
+        progress: Where the bar goes.
+        name: Of the candidate, for the bar.
+    """
+    draft = cut_draft(target, layers)
+    draft.model.train()
+    optimizer = torch.optim.AdamW(draft.model.parameters(), lr=_PROBE_LEARNING_RATE, weight_decay=0.0)
+    training, watched = answers[::2], answers[1::2]
+    pool = Pool(training, _PROBE_BATCH, seed=0)
+    cache: HiddenCache = {}
+    with progress.task(f"short training, {name}", steps, "steps") as task:
+        for step in range(1, steps + 1):
+            sequences = pool.next_batch(step)
+            batch = collate(sequences).to(target.device)
+            hidden = draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+            output = fused_divergence(
+                hidden,
+                draft.head_weight,
+                torch.cat(answer_hidden_states(target, sequences, cache)),
+                target.head_weight,
+                torch.full((len(hidden),), 1 / len(hidden), device=hidden.device),
+                kind="fkl",
+                vocab_size=target.vocab_size,
+                draft_softcap=draft.softcap,
+                target_softcap=target.softcap,
+            )
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(draft.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            task.advance()
+    draft.model.eval()
+    return ratio(*alpha_sums(score(target, draft, watched, Sampling()), "sampled")).mean
+
+
+def choose_layers(
+    target: LanguageModel, answers: Sequence[Example], count: int, how: str, probe_steps: int, progress: Progress
+) -> tuple[list[int], dict[str, dict[str, Any]]]:
+    """Layers for a draft, and what every candidate scored.
+
+    Args:
+        target: The model to cut from.
+        answers: The target's own answers to calibration prompts, at least two.
+        count: Layers to keep.
+        how: `even`, `ends`, `greedy`, or `auto` for the best of the three.
+        probe_steps: Steps of the short training that `auto` judges by; 0 judges the untrained cuts.
+        progress: Where bars and remarks go.
+    """
+    total = families.num_layers(target.config)
+    untrained = LayerScorer(target, answers)
+    table: dict[str, dict[str, Any]] = {}
+    for name in ("even", "ends", "greedy") if how == "auto" else (how,):
+        if name == "greedy":
+            layers = greedy_layers(untrained, total, count, progress)
+        else:
+            layers = even_layers(total, count) if name == "even" else end_layers(total, count)
+        table[name] = {"layers": layers, "alpha": untrained(layers)}
+        if probe_steps and how == "auto":
+            same = next((each for each in table.values() if each["layers"] == layers and "trained_alpha" in each), None)
+            table[name]["trained_alpha"] = (
+                same["trained_alpha"]
+                if same
+                else healed_alpha(target, layers, answers, probe_steps, progress, f"{name} {layers}")
+            )
+    best = max(table, key=lambda name: table[name].get("trained_alpha", table[name]["alpha"]))
+    for name, found in table.items():
+        trained = f", {found['trained_alpha']:.4f} after {probe_steps} steps" if "trained_alpha" in found else ""
+        kept = "  (kept)" if name == best else ""
+        progress.say(f"layers {name} {found['layers']}: alpha {found['alpha']:.4f}{trained}{kept}")
+    return table[best]["layers"], table

@@ -1,0 +1,1 @@
+"""The processes that train together: their shares of the work, and of the weights."""

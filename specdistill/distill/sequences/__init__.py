@@ -1,0 +1,1 @@
+"""Which sequences a method trains on, step by step."""

@@ -1,0 +1,87 @@
+"""Fixed sets that a step draws from: each epoch in a new seeded order, with a state that a resumed run takes up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from specdistill.data.batch import Example
+from specdistill.data.prompts import Prompt
+from specdistill.distill.processes.ranks import ALONE, Ranks
+
+
+class Drawn:
+    """What sources have in common that draw from turns: their state is that of the turns."""
+
+    _sampler: EpochSampler
+
+    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state)
+
+
+class Pool(Drawn):
+    """A fixed set of sequences in a new seeded order each epoch."""
+
+    def __init__(self, sequences: Sequence[Example], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
+        self._sequences = list(sequences)
+        self._ranks = ranks
+        self._sampler = EpochSampler(len(self._sequences), batch_size, seed)
+
+    def next_batch(self, step: int) -> list[Example]:
+        return [self._sequences[index] for index in self._ranks.share(self._sampler.next())]
+
+
+class EpochSampler:
+    """0 .. count-1 in a new seeded order each epoch, `batch_size` at a time."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self._count, self._batch_size = count, batch_size
+        self._random = random.Random(seed)
+        self._queue: list[int] = []
+
+    def next(self) -> list[int]:
+        while len(self._queue) < self._batch_size:
+            epoch = list(range(self._count))
+            self._random.shuffle(epoch)
+            self._queue.extend(epoch)
+        taken, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": stream_state(self._random), "queue": list(self._queue)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_stream(self._random, state["random"])
+        self._queue = list(state["queue"])
+
+
+class PromptSampler(EpochSampler):
+    """Prompts in a new seeded order each epoch, each time with a new seed for sampling its answer."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], batch_size: int, seed: int, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__(len(prompts), batch_size, seed)
+        self._prompts = [(prompt.id, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        self._ranks = ranks
+
+    def next_prompts(self) -> list[tuple[str, list[int], int]]:
+        """(prompt id, token ids, seed) of each prompt whose turn it is on this rank."""
+        return self._ranks.share([(*self._prompts[index], self._random.getrandbits(48)) for index in self.next()])
+
+
+def stream_state(stream: random.Random) -> list[Any]:
+    version, words, carried = stream.getstate()
+    return [version, list(words), carried]
+
+
+def restore_stream(stream: random.Random, state: list[Any]) -> None:
+    version, words, carried = state
+    stream.setstate((version, tuple(words), carried))

@@ -1,0 +1,80 @@
+"""What the target says about a sequence, as hidden states: computed, remembered, or taken over from the rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from specdistill.data.batch import Example
+from specdistill.decoding import Guidance
+from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.models import LanguageModel
+
+_CACHE_BYTES = 2 * 2**30
+_BLOCK = 8
+
+
+class TargetStates:
+    """Hidden states [answer, hidden] of the frozen target, one tensor per sequence.
+
+    A pass rounds differently with each batch that a sequence shares. So sequences that come again are computed in
+    blocks that never change, whoever asks first: a resumed run then meets the numbers of the interrupted one.
+
+    Args:
+        target: Never changed.
+        reused: Sequences that come again every epoch: their states are kept if all of them fit 2 GiB.
+        guidance: Mixes in what the target says after the negative prompt.
+        lockstep: Every call is one pass, whatever was computed before: a sharded target's passes are collectives.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        reused: Collection[Example] = frozenset(),
+        guidance: Guidance | None = None,
+        *,
+        lockstep: bool = False,
+    ) -> None:
+        self._target, self._guidance = target, guidance
+        self._cache: dict[Example, Tensor] = {}
+        head = target.head_weight
+        size = sum(len(each.answer_ids) for each in reused) * head.shape[1] * head.element_size()
+        # Of like length, to waste less padding.
+        ordered = sorted(set(reused), key=lambda each: (len(each.prompt_ids) + len(each.answer_ids), _key(each)))
+        blocks = [tuple(ordered[start : start + _BLOCK]) for start in range(0, len(ordered), _BLOCK)]
+        self._block_of = {each: block for block in blocks for each in block} if size <= _CACHE_BYTES else {}
+        if lockstep:
+            self._block_of = {}
+
+    def of(self, sequences: Sequence[Example]) -> list[Tensor]:
+        """In the order of the sequences; those that are neither known nor come again share one pass."""
+        for sequence in sequences:
+            if sequence in self._block_of and sequence not in self._cache:
+                block = self._block_of[sequence]
+                self._cache.update(zip(block, self._compute(block), strict=True))
+        missing = [each for each in sequences if each.target_hidden is None and each not in self._cache]
+        fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
+        found = []
+        for sequence in sequences:
+            states = sequence.target_hidden
+            if states is None:
+                states = self._cache[sequence] if sequence in self._cache else fresh[sequence]
+            found.append(states)
+        return found
+
+    def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
+        states = answer_hidden_states(self._target, sequences)
+        if self._guidance is None:
+            return states
+        twins = [
+            Example(each.prompt_id, self._guidance.negative_ids, each.answer_ids, each.provenance) for each in sequences
+        ]
+        negative = answer_hidden_states(self._target, twins)
+        with torch.no_grad():
+            return [self._guidance.combine(*both) for both in zip(states, negative, strict=True)]
+
+
+def _key(sequence: Example) -> tuple[str, tuple[int, ...]]:
+    return sequence.prompt_id, sequence.answer_ids

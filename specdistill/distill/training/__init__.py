@@ -1,0 +1,1 @@
+"""The training loop: loss, held-out scores, checkpoints, callbacks, guard rails."""

@@ -1,0 +1,150 @@
+"""Checkpoints of a run: everything that the rest of it depends on, so that a resumed run is the same run.
+
+`OUTPUT/checkpoints/step-000050/` holds the draft's weights in training precision, the optimiser's moments, the
+schedule, the source's random streams, torch's own, the history and the held-out records. A checkpoint is written beside
+its place and moved there whole, so the newest one that is there is good; the two newest are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from specdistill.distill.processes import sharding
+from specdistill.errors import OutputError
+from specdistill.files import atomic
+
+DIRECTORY = "checkpoints"
+_KEPT = 2
+
+
+@dataclasses.dataclass
+class RunState:
+    """What is restored beside weights and optimiser."""
+
+    step: int
+    tokens: int
+    best_step: int
+    best_value: float
+    history: list[dict[str, Any]]
+    source: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    """Of float16's gradient scaling; empty for the other precisions."""
+
+
+def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments as files hold them: whole, wherever their shards lie. All ranks call this together.
+
+    Args:
+        network: Trained weights; frozen ones are left out, the start still has them.
+        optimizer: Of these weights.
+    """
+    names = trained(network)
+    weights = {name: sharding.whole(each.detach()).contiguous() for name, each in names.items()}
+    moments = {
+        f"{name}/{key}": sharding.whole(torch.as_tensor(value)).contiguous()
+        for name, parameter in names.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    return weights, moments
+
+
+def write(
+    output: Path,
+    state: RunState,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    records: dict[str, Tensor],
+) -> None:
+    """Writes a checkpoint and removes those that are no longer kept.
+
+    Args:
+        output: Of the run.
+        state: See there.
+        weights, moments: From `capture`.
+        records: Held-out records, flattened.
+
+    Raises:
+        OutputError: The disk is full; the earlier checkpoints are intact.
+    """
+    folder = output / DIRECTORY
+    with atomic.new_directory(folder / f"step-{state.step:06d}") as temporary:
+        save_file(weights, temporary / "network.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
+        save_file({"cpu": torch.get_rng_state(), **_gpu_streams()}, temporary / "random.safetensors")
+        # Copies: the best may be the start itself, and safetensors refuses to write shared memory twice.
+        save_file({name: each.clone() for name, each in records.items()}, temporary / "records.safetensors")
+        (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+    for old in _found(output)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read(
+    output: Path, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[RunState, dict[str, Tensor]] | None:
+    """Restores the newest checkpoint into the network, the optimiser and torch's random streams; None where none is.
+
+    Returns:
+        The rest of the state, and the held-out records.
+
+    Raises:
+        OutputError: The checkpoint is damaged, or of a differently shaped draft.
+    """
+    for leftover in (output / DIRECTORY).glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = _found(output)
+    if not found:
+        return None
+    try:
+        weights = load_file(found[-1] / "network.safetensors")
+        moments = load_file(found[-1] / "optimizer.safetensors")
+        streams = load_file(found[-1] / "random.safetensors")
+        records = load_file(found[-1] / "records.safetensors")
+        state = RunState(**json.loads((found[-1] / "state.json").read_text()))
+        names = trained(network)
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(sharding.like(weights[name], parameter))
+        # Where no step was taken, there are no moments yet.
+        if moments:
+            for name, parameter in names.items():
+                # The fused optimiser wants its count of steps where the parameter is, too.
+                optimizer.state[parameter] = {
+                    "step": moments[f"{name}/step"].to(parameter.device),
+                    **{key: sharding.like(moments[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")},
+                }
+    except Exception as error:
+        raise OutputError(
+            f"the checkpoint {found[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the one "
+            "before, or start again with another --output"
+        ) from error
+    torch.set_rng_state(streams["cpu"])
+    if "cuda" in streams and torch.cuda.is_available():
+        torch.cuda.set_rng_state(streams["cuda"])
+    return state, records
+
+
+def remove(output: Path) -> None:
+    """Removes all checkpoints: the run has ended."""
+    shutil.rmtree(output / DIRECTORY, ignore_errors=True)
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """name -> parameter that the optimiser changes; a tied one once."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def _found(output: Path) -> list[Path]:
+    return sorted((output / DIRECTORY).glob("step-*"))
+
+
+def _gpu_streams() -> dict[str, Tensor]:
+    return {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}

@@ -1,0 +1,1 @@
+"""Client and dialects of OpenAI-compatible servers."""

@@ -1,0 +1,1 @@
+"""Settings that several configurations share, and their checks. Imports nothing heavy."""
