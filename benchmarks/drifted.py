@@ -77,7 +77,7 @@ def prepare(folder: Path) -> None:
     if not (folder / "target" / "config.json").exists():
         fine_tune(folder)
     common = {"target": target, "threads": 1}
-    answers = GenerateConfig(
+    answers = GenerateConfig.flat(
         **common,
         output=str(folder / "answers"),
         prompts=str(folder / "train.jsonl"),
@@ -85,7 +85,7 @@ def prepare(folder: Path) -> None:
         max_new_tokens=MAX_NEW,
     )
     generate(answers, TerminalProgress())
-    labels = AnnotateConfig(**common, rollouts=str(folder / "answers"), output=str(folder / "labels"), top_k=64)
+    labels = AnnotateConfig.flat(**common, rollouts=str(folder / "answers"), output=str(folder / "labels"), top_k=64)
     annotate(labels, TerminalProgress())
     for depth in DEPTHS:
         if not (folder / f"cut-{depth}" / "model.safetensors").exists():

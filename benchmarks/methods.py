@@ -68,7 +68,7 @@ def prepare(folder: Path) -> None:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     cut(folder, "cut", 4)
     generate(
-        GenerateConfig(
+        GenerateConfig.flat(
             target=target,
             output=str(folder / "answers"),
             prompts=str(folder / "train.jsonl"),
@@ -108,7 +108,7 @@ def distil_into(output: Path, start: Path, settings: dict[str, Any]) -> None:
     if (output / SUMMARY_FILE).exists():
         return
     print(f"\n{output.name}: {settings}", flush=True)
-    config = TrainConfig(draft=str(start), output=str(output), resume=True, threads=1, **settings)
+    config = TrainConfig.flat(draft=str(start), output=str(output), resume=True, threads=1, **settings)
     train_draft(config, TerminalProgress(), [SaveLast(start, output)])
 
 
@@ -123,7 +123,7 @@ def label(folder: Path, row: str) -> dict[str, Any]:
     labels = {"labels": "top-k", "top_k": int(number)} if kind == "top" else {"labels": "sampled", "draws": int(number)}
     output = folder / "labels" / row
     found = {"target": str(target_file()), "output": str(output), "rollouts": str(folder / "answers"), "threads": 1}
-    return annotate(AnnotateConfig(**found, **labels), TerminalProgress())
+    return annotate(AnnotateConfig.flat(**found, **labels), TerminalProgress())
 
 
 def train(folder: Path, row: str, seed: int) -> None:

@@ -87,7 +87,7 @@ def stages(draft: str, peak: dict[str, float]) -> dict:
             if step:
                 times.append({stage: took[stage] / counts[stage] for stage in took})
                 answered, asked = answered + own, asked + read
-        config = PlanConfig(
+        config = PlanConfig.flat(
             target_params=str(parameters(target.model)), draft_params=str(parameters(trainer.draft.model)),
             dtype="float32", vocab_size=target.vocab_size, prompts=BATCH, rollouts_per_prompt=1, epochs=1.0,
             prompt_tokens=round(asked / STEPS / BATCH), answer_tokens=round(answered / STEPS / BATCH),

@@ -40,7 +40,7 @@ BATCHES, BATCH = 12, 4
 
 def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Example], labels: Labels | None) -> torch.Tensor:
     """Of forward KL, over all weights, from labels or from the target itself."""
-    config = TrainConfig(target="t", draft="d", output="o", method="supervised-kd")
+    config = TrainConfig.flat(target="t", draft="d", output="o", method="supervised-kd")
     module = DistillationLoss(draft, target, config)
     module.zero_grad()
     totals = StepTotals(sum(len(each.answer_ids) for each in batch), len(batch))

@@ -55,7 +55,7 @@ def our_trainer(draft: str, method: str, output: Path):
 
     pair = load_pair(str(target_file()), draft, say=lambda text: None)
     pair.target.model.requires_grad_(False)
-    config = TrainConfig(
+    config = TrainConfig.flat(
         target=str(target_file()),
         draft=draft,
         output=str(output),

@@ -1,10 +1,10 @@
 """specdistill: train the draft model of speculative decoding, measure what it is worth, ship it.
 
-    init_draft(InitDraftConfig(...))    cut a draft out of the target's own layers
-    generate(GenerateConfig(...))       let the target write answers to train on
-    annotate(AnnotateConfig(...))       store the target's distribution over answers
-    train_draft(TrainConfig(...))       distil it toward the target
-    run_bench(BenchConfig(...))         acceptance, speed and verdict, as a JSON-ready report
+    init_draft(InitDraftConfig.flat(...))    cut a draft out of the target's own layers
+    generate(GenerateConfig.flat(...))       let the target write answers to train on
+    annotate(AnnotateConfig.flat(...))       store the target's distribution over answers
+    train_draft(TrainConfig.flat(...))       distil it toward the target
+    run_bench(BenchConfig.flat(...))         acceptance, speed and verdict, as a JSON-ready report
     SpeculativeDecoder                  exact speculative decoding, batched
 
 Names are imported on first use, so that `import specdistill` costs nothing.

@@ -112,8 +112,8 @@ def test_the_pages_commands_run_in_reading_order(at, capsys):
     assert run_all([line for page in pages for line in commands(page)], capsys) > 20
     # The Python of the first page, on what its commands left.
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
-    code = code.replace("TrainConfig(", "TrainConfig(max_new_tokens=8, heldout_prompts=2, steps=2, ")
-    exec(compile(code.replace("BenchConfig(", "BenchConfig(max_new_tokens=8, "), "start.md", "exec"), {})
+    code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
+    exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
 
 
 def test_the_readmes_commands_run(at, capsys):

@@ -45,8 +45,8 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     # The example's models are real ones; here they are tiny, and so are the settings.
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(6)))
     small = 'prompts="p.jsonl", max_new_tokens=8'
-    code = example.replace("TrainConfig(", f"TrainConfig({small}, heldout_prompts=2, steps=2, ")
-    code = code.replace("BenchConfig(", f"BenchConfig({small}, ")
+    code = example.replace("TrainConfig.flat(", f"TrainConfig.flat({small}, heldout_prompts=2, steps=2, ")
+    code = code.replace("BenchConfig.flat(", f"BenchConfig.flat({small}, ")
     exec(compile(code, "README.md", "exec"), {})
     (decoding,) = [block for block in code_blocks("python") if "SpeculativeDecoder" in block]
     exec(compile(decoding, "README.md", "exec"), {})

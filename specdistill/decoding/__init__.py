@@ -5,8 +5,8 @@ from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import AutoLength, ConfidenceLength, FixedLength
 from specdistill.decoding.generation import Generation, Round, unpad
 from specdistill.decoding.guidance import Guidance
-from specdistill.decoding.sampling import Sampling
 from specdistill.decoding.speculative import SpeculativeDecoder
+from specdistill.settings.sampling import Sampling
 
 __all__ = [
     "AutoLength",

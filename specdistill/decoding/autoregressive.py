@@ -10,7 +10,7 @@ import torch
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.generation import Generation, OnTokens, check_lengths
 from specdistill.decoding.guidance import Guidance
-from specdistill.decoding.sampling import Keys, Sampling
+from specdistill.decoding.sampling import Keys, Sampling, pick
 from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
 
@@ -72,7 +72,7 @@ def generate_plain(
             if guidance is not None:
                 hidden = guidance.combine(*hidden.chunk(2))
             # All rows have emitted equally many tokens, those that have ended aside.
-            tokens = model.to_token_ids(sampling.pick(cached.own_logits(hidden), keys, ahead=step))
+            tokens = model.to_token_ids(pick(cached.own_logits(hidden), sampling, keys, ahead=step))
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 taken = results[row].emit([token], 0, stopping)
                 if on_tokens is not None:

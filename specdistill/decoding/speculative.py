@@ -18,7 +18,7 @@ from specdistill.decoding.autoregressive import prefill
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength, FixedLength
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
-from specdistill.decoding.sampling import Keys, Sampling, refuse_undefined
+from specdistill.decoding.sampling import Keys, Sampling, pick, process, refuse_undefined
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
@@ -179,7 +179,7 @@ class _Batch:
         hidden = prefill(self.target, prompts)
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
-            first = decoder.sampling.pick(logits, self._keys()).tolist()
+            first = pick(logits, decoder.sampling, self._keys()).tolist()
             for row, (result, token) in enumerate(zip(self.results, first, strict=True)):
                 self._emit(row, [token], 0)
                 if keep_hidden:
@@ -238,14 +238,14 @@ class _Batch:
             last = torch.tensor(real, device=device) - 1
             hidden = hidden[torch.arange(len(real), device=device), last]
             logits = self.draft.own_logits(hidden)
-            picked = sampling.pick(logits[drawing], keys.of_rows(drawing), from_draft=True, ahead=step)
+            picked = pick(logits[drawing], sampling, keys.of_rows(drawing), from_draft=True, ahead=step)
             tokens = torch.zeros(len(counts), dtype=torch.int64, device=device)
             tokens[drawing] = draft.to_token_ids(picked)
             steps.append(tokens)
             if keep_logits:
                 step_logits.append(draft.to_vocabulary(logits))
             if self.decoder.length.watches_confidence:
-                chances = sampling.process(logits[drawing]).softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
+                chances = process(logits[drawing], sampling).softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
                 for index, chance in zip(drawing, chances, strict=True):
                     confidence[index] *= chance
                     if not self.decoder.length.goes_on(confidence[index]):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.parts import Config
 
 METHODS = ("sft", "seqkd", "best-of-n", "supervised-kd", "gkd", "distillspec", "skd", "online")
 TEXT_METHODS = ("sft", "seqkd", "best-of-n")
@@ -14,7 +15,7 @@ TEXT_METHODS = ("sft", "seqkd", "best-of-n")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Distil a draft (student) toward its target (teacher)."""
 
     target: str

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from specdistill.data.batch import Example, collate
-from specdistill.decoding.sampling import Sampling
+from specdistill.decoding.sampling import Sampling, process
 from specdistill.models import LanguageModel
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
 
@@ -100,8 +100,8 @@ def score(
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
             # A greedy sampling leaves logits as they are, which is temperature 1.
-            target_logits = sampling.process(target.logits(target_rows))
-            statistics = expected_acceptance(target_logits, sampling.process(draft.logits(draft_rows)), labels)
+            target_logits = process(target.logits(target_rows), sampling)
+            statistics = expected_acceptance(target_logits, process(draft.logits(draft_rows), sampling), labels)
             assert statistics.token_acceptance is not None
             results.append(_record(statistics, labels, sampling.greedy))
         if on_sequences is not None:

@@ -8,6 +8,7 @@ from typing import Literal
 from specdistill.errors import ConfigError
 from specdistill.servers.client import check_url
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 ENGINE_RULES = {
     "specdistill": ("greedy", "sampled", "argmax_draft", "block", "lenient"),
@@ -20,7 +21,7 @@ ENGINE_RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
+class BenchConfig(Config):
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
 
     target: str

@@ -8,6 +8,7 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -29,7 +30,7 @@ def parse_count(text: str, flag: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(Config):
     """What training a draft will take, before anything is downloaded: tokens, accelerator hours, memory, storage."""
 
     target_params: str

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(Config):
     """Say which serving engines will load a pair, why not, and how to launch them. Reads no weights."""
 
     target: str

@@ -69,7 +69,7 @@ def export(config: ExportConfig) -> Exported:
         draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
         changes.append(f"weights in {config.type}")
     save_draft(draft, target, output)
-    verdicts = check(CheckConfig(target=target_source.location, draft=config.output))
+    verdicts = check(CheckConfig.flat(target=target_source.location, draft=config.output))
     return Exported(config.output, changes, next(each for each in verdicts if each.engine == config.format))
 
 

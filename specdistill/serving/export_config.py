@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
+from specdistill.settings.parts import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Config):
     """Write a draft as one serving engine wants it: the target's vocabulary, tokenizer files and length."""
 
     target: str

@@ -8,6 +8,7 @@ from tiny_models import make_model, perturbed
 
 from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain, unpad
 from specdistill.decoding.costs import Costs
+from specdistill.decoding.sampling import process
 from specdistill.errors import ConfigError
 
 GREEDY = Sampling(temperature=0.0)
@@ -177,9 +178,9 @@ def test_block_accepts_more_than_token_verification_and_lenient_more_still(pair)
 
 def test_min_p():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = torch.isfinite(Sampling(min_p=0.3).process(logits))[0].tolist()
+    kept = torch.isfinite(process(logits, Sampling(min_p=0.3)))[0].tolist()
     assert kept == [True, True, True, False]
-    assert torch.isfinite(Sampling(min_p=0.3, top_p=0.6).process(logits))[0].tolist() == [True, True, False, False]
+    assert torch.isfinite(process(logits, Sampling(min_p=0.3, top_p=0.6)))[0].tolist() == [True, True, False, False]
     with pytest.raises(ConfigError, match="--min-p"):
         Sampling(min_p=1.0)
 

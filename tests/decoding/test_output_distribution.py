@@ -8,6 +8,7 @@ from scipy.stats import chi2
 from tiny_models import make_model, make_tokenizer
 
 from specdistill.decoding import ConfidenceLength, Sampling, SpeculativeDecoder
+from specdistill.decoding.sampling import process
 
 BATCH, REPEATS = 500, 10
 
@@ -32,7 +33,7 @@ def exact_law(target, sampling, prompt) -> torch.Tensor:
     sequences = torch.cat([torch.tensor([prompt]).expand(len(triples), -1), triples], dim=1)
     with torch.no_grad():
         logits = target.logits(target.hidden_states(sequences))[:, len(prompt) - 1 :]
-    steps = sampling.process(logits).softmax(-1)
+    steps = process(logits, sampling).softmax(-1)
     first = steps[0, 0]
     second = steps[::vocab, 1]
     return (first[:, None, None] * second[:, :, None] * steps[:, 2].reshape(vocab, vocab, vocab)).flatten()

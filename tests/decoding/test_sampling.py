@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdistill.decoding.sampling import Keys, Sampling
+from specdistill.decoding.sampling import Keys, Sampling, pick, process
 from specdistill.errors import ConfigError, ModelError
 
 LOGITS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
@@ -16,7 +16,7 @@ def keys(seeds):
 
 
 def kept(sampling, logits=LOGITS):
-    return torch.isfinite(sampling.process(logits))[0].tolist()
+    return torch.isfinite(process(logits, sampling))[0].tolist()
 
 
 def test_filters_keep_the_right_ids():
@@ -31,29 +31,29 @@ def test_filters_keep_the_right_ids():
 
 
 def test_temperature_scales_and_zero_is_greedy():
-    torch.testing.assert_close(Sampling(temperature=0.5).process(LOGITS).softmax(-1)[0, 0], torch.tensor(0.16 / 0.30))
+    torch.testing.assert_close(process(LOGITS, Sampling(temperature=0.5)).softmax(-1)[0, 0], torch.tensor(0.16 / 0.30))
     greedy = Sampling(temperature=0.0, top_k=2, top_p=0.5)
-    assert greedy.greedy and greedy.pick(LOGITS, keys([0])).tolist() == [0]
+    assert greedy.greedy and pick(LOGITS, greedy, keys([0])).tolist() == [0]
 
 
 def test_half_precision_is_processed_in_float32():
-    assert Sampling(temperature=0.7).process(LOGITS.bfloat16()).dtype == torch.float32
+    assert process(LOGITS.bfloat16(), Sampling(temperature=0.7)).dtype == torch.float32
 
 
 def test_pick_follows_the_distribution_and_its_own_seed():
-    picked = Sampling().pick(LOGITS.expand(4000, -1), keys(range(4000)))
+    picked = pick(LOGITS.expand(4000, -1), Sampling(), keys(range(4000)))
     shares = picked.bincount(minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.4, 0.3, 0.2, 0.1]), atol=0.04, rtol=0)
-    again = Sampling().pick(LOGITS.expand(2, -1), keys([3999, 0]))
+    again = pick(LOGITS.expand(2, -1), Sampling(), keys([3999, 0]))
     assert again.tolist() == [picked[3999], picked[0]]
-    from_draft = Sampling().pick(LOGITS.expand(4000, -1), keys(range(4000)), from_draft=True)
+    from_draft = pick(LOGITS.expand(4000, -1), Sampling(), keys(range(4000)), from_draft=True)
     # Noise of another stream: agreement by chance alone is 0.4^2 + 0.3^2 + 0.2^2 + 0.1^2.
     assert abs(float((from_draft == picked).float().mean()) - 0.3) < 0.04
 
 
 def test_undefined_logits_are_an_error_that_names_the_remedy():
     with pytest.raises(ModelError, match="NaN or infinite"):
-        Sampling().pick(torch.tensor([[0.0, torch.nan]]), keys([0]))
+        pick(torch.tensor([[0.0, torch.nan]]), Sampling(), keys([0]))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -40,7 +39,7 @@ def files(tmp_path_factory):
     prompts = [{"id": f"p{i}", "prompt": f"w{i} w{(7 * i) % 60}", "answer": f"w{i + 1}"} for i in range(24)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
     generate(
-        GenerateConfig(
+        GenerateConfig.flat(
             target=str(folder / "target"),
             output=str(folder / "answers"),
             prompts=str(folder / "prompts.jsonl"),
@@ -54,13 +53,13 @@ def files(tmp_path_factory):
 
 def config(files, output, **settings):
     given = {"target": str(files / "target"), "output": str(output), "rollouts": str(files / "answers")}
-    return AnnotateConfig(**(given | {"top_k": 8} | settings))
+    return AnnotateConfig.flat(**(given | {"top_k": 8} | settings))
 
 
 def training(files, output, **settings):
     given = {"target": str(files / "target"), "draft": str(files / "draft"), "prompts": str(files / "prompts.jsonl")}
     defaults = {"heldout_prompts": 6, "max_new_tokens": 16, "steps": 10, "eval_every": 5, "learning_rate": 3e-3}
-    return TrainConfig(**(given | {"output": str(output), "method": "supervised-kd"} | defaults | settings))
+    return TrainConfig.flat(**(given | {"output": str(output), "method": "supervised-kd"} | defaults | settings))
 
 
 def stored(directory):
@@ -216,7 +215,7 @@ def test_a_label_run_resumes(files, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(DraftTrainer, "_one_step", failing)
         train_draft(part)
-    train_draft(dataclasses.replace(part, resume=True))
+    train_draft(part.replace(resume=True))
     a, b = (load_model(str(tmp_path / name)) for name in ("whole", "part"))
     assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -39,7 +38,7 @@ def config(files, output, **settings):
         "max_new_tokens": 12,
         "shard_size": 4,
     }
-    return GenerateConfig(target=str(files / "target"), output=str(output), **(defaults | settings))
+    return GenerateConfig.flat(target=str(files / "target"), output=str(output), **(defaults | settings))
 
 
 def answers(directory):
@@ -146,11 +145,11 @@ def test_two_models_on_one_budget(files, tmp_path, match, settings):
 )
 def test_refuses_settings(settings, text):
     with pytest.raises(ConfigError, match=text):
-        GenerateConfig(**({"target": "t", "output": "o"} | settings))
+        GenerateConfig.flat(**({"target": "t", "output": "o"} | settings))
 
 
 def test_scorer_is_checked_before_models(files, tmp_path):
-    wrong = dataclasses.replace(config(files, tmp_path / "out"), other=str(files / "small"), scorer="nowhere:f")
+    wrong = config(files, tmp_path / "out").replace(other=str(files / "small"), scorer="nowhere:f")
     with pytest.raises(ConfigError, match="can't import nowhere"):
         generate(wrong)
     assert not (tmp_path / "out").exists()

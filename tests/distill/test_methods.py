@@ -46,7 +46,7 @@ def run(files, output, callbacks=(), **settings):
         "eval_every": 4,
         "learning_rate": 3e-3,
     }
-    return train_draft(TrainConfig(output=str(output), **(defaults | settings)), callbacks=callbacks)
+    return train_draft(TrainConfig.flat(output=str(output), **(defaults | settings)), callbacks=callbacks)
 
 
 def history(output):
@@ -61,7 +61,7 @@ SEQUENCES = [
 
 
 def loss_of(draft, target, sequences=SEQUENCES, advantages=None, reference_model=None, totals=None, **settings):
-    config = TrainConfig(target="t", draft="d", output="o", **settings)
+    config = TrainConfig.flat(target="t", draft="d", output="o", **settings)
     module = DistillationLoss(draft, target, config, reference_model)
     totals = totals or StepTotals(sum(len(each.answer_ids) for each in sequences), len(sequences))
     hidden = None if config.loss == "ce" else torch.cat(answer_hidden_states(target, sequences))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -37,7 +36,7 @@ def no_cluster_left():
 
 def config(files, output, **settings):
     given = {"target": str(files / "target"), "prompts": str(files / "prompts.jsonl"), "output": str(output)}
-    return GenerateConfig(**given, rollouts_per_prompt=2, max_new_tokens=48, shard_size=4, **settings)
+    return GenerateConfig.flat(**given, rollouts_per_prompt=2, max_new_tokens=48, shard_size=4, **settings)
 
 
 def workers():
@@ -80,11 +79,11 @@ def test_a_killed_worker_costs_no_prompt_and_writes_none_twice(files, tmp_path):
     assert 4 <= killer.killed < 30, "a worker was killed in the middle"
     assert summary["generators"]["target"]["rollouts"] == 120
     assert same_files(tmp_path / "one", tmp_path / "two")
-    labels = AnnotateConfig(
+    labels = AnnotateConfig.flat(
         target=str(files / "target"), rollouts=str(tmp_path / "one"), output=str(tmp_path / "labels"), top_k=8
     )
     annotate(labels)
-    on_two = dataclasses.replace(labels, output=str(tmp_path / "labels-two"), ray="local", ray_workers=2)
+    on_two = labels.replace(output=str(tmp_path / "labels-two"), ray="local", ray_workers=2)
     annotate(on_two)
     assert same_files(tmp_path / "labels", tmp_path / "labels-two")
 

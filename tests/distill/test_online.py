@@ -53,7 +53,7 @@ def run(files, output, log, **settings):
     defaults = {"heldout_prompts": 6, "max_new_tokens": 16, "steps": 40, "eval_every": 10, "learning_rate": 3e-3}
     given = {"target": str(files / "target"), "draft": str(files / "draft"), "prompts": str(files / "prompts.jsonl")}
     config = {"output": str(output), "method": "online", "online": str(log), "batch_size": 16}
-    return train_draft(TrainConfig(**(given | config | defaults | settings)))
+    return train_draft(TrainConfig.flat(**(given | config | defaults | settings)))
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -117,10 +117,10 @@ def test_soft_labels_of_unequal_width_are_joined_without_an_id_twice():
 
 def test_settings_that_do_not_go_together(files, tmp_path):
     with pytest.raises(ConfigError, match="go together"):
-        TrainConfig(target="t", draft="d", output="o", method="online")
+        TrainConfig.flat(target="t", draft="d", output="o", method="online")
     with pytest.raises(ConfigError, match="top ids only"):
-        TrainConfig(target="t", draft="d", output="o", method="online", online="x", ce_weight=0.1)
+        TrainConfig.flat(target="t", draft="d", output="o", method="online", online="x", ce_weight=0.1)
     with pytest.raises(ConfigError, match="at temperature 1"):
-        TrainConfig(target="t", draft="d", output="o", method="online", online="x", temperature=0.5)
+        TrainConfig.flat(target="t", draft="d", output="o", method="online", online="x", temperature=0.5)
     with pytest.raises(DataError, match="is no directory"):
         run(files, tmp_path / "out", tmp_path / "nowhere")

@@ -153,8 +153,8 @@ def test_pitfall_loss_times_temperature_squared():
 
 def test_pitfall_loss_temperature_follows_the_sampling_only():
     """TRL GKD samples at 0.9 and takes its loss at 1, and its Liger path the other way; here they are two settings."""
-    same = TrainConfig(target="t", draft="d", output="o", temperature=0.9)
-    other = TrainConfig(target="t", draft="d", output="o", temperature=0.9, loss_temperature=1.5)
+    same = TrainConfig.flat(target="t", draft="d", output="o", temperature=0.9)
+    other = TrainConfig.flat(target="t", draft="d", output="o", temperature=0.9, loss_temperature=1.5)
     model = make_model()
     assert DistillationLoss(model, model, same).temperature == 0.9
     assert DistillationLoss(model, model, other).temperature == 1.5
@@ -226,7 +226,7 @@ def training_files(tmp_path):
 def run(tmp_path, **settings):
     defaults = {"heldout_prompts": 4, "rollouts_per_prompt": 1, "max_new_tokens": 10, "steps": 4, "eval_every": 4}
     given = {"target": str(tmp_path / "target"), "draft": str(tmp_path / "draft"), "output": str(tmp_path / "out")}
-    return train_draft(TrainConfig(**(given | {"prompts": str(tmp_path / "prompts.jsonl")} | defaults | settings)))
+    return train_draft(TrainConfig.flat(**(given | {"prompts": str(tmp_path / "prompts.jsonl")} | defaults | settings)))
 
 
 def test_pitfall_tokens_counted_before_the_rollout(tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_pitfall_tokens_counted_before_the_rollout(tmp_path, monkeypatch):
 def test_pitfall_no_valid_token_breaks_the_gradient_path():
     """A rank without tokens still has to join the collectives of backward: loss 0, gradients 0, not None."""
     target, draft = make_model(), make_model(seed=2, layers=1)
-    module = DistillationLoss(draft, target, TrainConfig(target="t", draft="d", output="o"))
+    module = DistillationLoss(draft, target, TrainConfig.flat(target="t", draft="d", output="o"))
     output = module(collate([Example("a", (5, 6), (), ())]), torch.empty(0, 32), StepTotals(0, 1))
     output.loss.backward()
     assert float(output.loss) == 0

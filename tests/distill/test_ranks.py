@@ -91,9 +91,9 @@ SHARDED = {
 def test_two_ranks_train_as_one(files, tmp_path, name):
     one, two = (settings(files, tmp_path / folder, **(CASES | SHARDED)[name]) for folder in ("one", "two"))
     if two.pop("rollouts", None):
-        generate(GenerateConfig(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
+        generate(GenerateConfig.flat(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
         two["rollouts"] = one["rollouts"] = str(tmp_path / "answers")
-    train_draft(TrainConfig(**(one | {"shard": "none"})))
+    train_draft(TrainConfig.flat(**(one | {"shard": "none"})))
     done = launch(two)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
@@ -149,19 +149,19 @@ def test_a_sharded_run_that_was_killed_goes_on(files, tmp_path):
 )
 def test_what_cannot_be_sharded_is_refused_before_loading(files, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        TrainConfig(**settings(files, tmp_path / "out", **changes))
+        TrainConfig.flat(**settings(files, tmp_path / "out", **changes))
 
 
 def test_sharding_needs_several_processes(files, tmp_path):
     with pytest.raises(ConfigError, match="accelerate launch --multi_gpu"):
-        train_draft(TrainConfig(**settings(files, tmp_path / "out", shard="draft")))
+        train_draft(TrainConfig.flat(**settings(files, tmp_path / "out", shard="draft")))
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_accelerates_own_sharding_is_refused(files, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match="--shard draft"):
-        train_draft(TrainConfig(**settings(files, tmp_path / "out")))
+        train_draft(TrainConfig.flat(**settings(files, tmp_path / "out")))
 
 
 @pytest.mark.parametrize("name", ["one_node_8_gpus", "several_nodes"])

@@ -49,7 +49,7 @@ def config(files, output, **settings):
         "learning_rate": 3e-3,
     }
     given = {"target": str(files / "target"), "draft": str(files / "draft"), "output": str(output)}
-    return TrainConfig(**(given | defaults | settings))
+    return TrainConfig.flat(**(given | defaults | settings))
 
 
 def history(output):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import threading
@@ -44,7 +43,7 @@ def config(files, output, url, **settings):
     given = {"target": str(files / "shell"), "draft": str(files / "draft"), "prompts": str(files / "prompts.jsonl")}
     defaults = {"heldout_prompts": 6, "max_new_tokens": 12, "steps": 6, "eval_every": 3, "learning_rate": 3e-3}
     served = {"target_server": url, "output": str(output), "method": "supervised-kd", "server_patience": 20}
-    return TrainConfig(**(given | served | defaults | settings))
+    return TrainConfig.flat(**(given | served | defaults | settings))
 
 
 def sequence(answer=(7, 9, 11, 30, 1)):
@@ -54,7 +53,7 @@ def sequence(answer=(7, 9, 11, 30, 1)):
 def loss_of(files, target, hidden=None, soft=None, **settings):
     draft = load_model(str(files / "draft"))
     given = {"target": "t", "draft": "d", "output": "o", "method": "supervised-kd"}
-    module = DistillationLoss(draft, target, TrainConfig(**given, **settings))
+    module = DistillationLoss(draft, target, TrainConfig.flat(**given, **settings))
     batch = collate([sequence()])
     loss = module(batch, hidden, StepTotals(5, 1), soft_labels=soft).loss
     loss.backward()
@@ -153,11 +152,11 @@ def test_a_server_that_stays_away_ends_the_run_and_resume_loses_no_step(files, t
 
     part = config(files, tmp_path / "part", "http://unused", **settings)
     with FakeVllm(target, fault=gone) as served, pytest.raises(ServerError, match=r"no answer since.*--resume"):
-        train_draft(dataclasses.replace(part, target_server=served.url))
+        train_draft(part.replace(target_server=served.url))
     kept = sorted((tmp_path / "part" / "checkpoints").iterdir())
     assert kept[-1].name == "step-000006", "step 7's labels never came: it is done again, and 1 to 6 are not"
     with FakeVllm(target) as served:
-        resumed = train_draft(dataclasses.replace(part, target_server=served.url, resume=True))
+        resumed = train_draft(part.replace(target_server=served.url, resume=True))
     assert resumed["after"] == whole["after"] and resumed["best_step"] == whole["best_step"]
     a, b = (load_model(str(tmp_path / name)) for name in ("whole", "part"))
     assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))

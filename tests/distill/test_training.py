@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -49,7 +48,7 @@ def config(files, output, **settings):
         "eval_every": 3,
         "learning_rate": 3e-3,
     }
-    return TrainConfig(
+    return TrainConfig.flat(
         target=str(files / "target"), draft=str(files / "draft"), output=str(output), **(defaults | settings)
     )
 
@@ -72,7 +71,7 @@ def test_every_method_runs_and_writes_a_plain_checkpoint(files, tmp_path, method
     card = (output / "README.md").read_text()
     assert f"Method `{method}`" in card and f"{summary['after']['greedy']:.3f}" in card
     settings = yaml.safe_load((output / "specdistill.yaml").read_text())
-    assert TrainConfig(**settings) == config(files, output, method=method)
+    assert TrainConfig.flat(**settings) == config(files, output, method=method)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
@@ -83,7 +82,7 @@ def test_every_family_is_cut_and_trained(files, tmp_path, family, monkeypatch):
     target = save(make_model(family, layers=4), tmp_path / "target")
     prompts = str(files / "prompts.jsonl")
     init_draft(
-        InitDraftConfig(
+        InitDraftConfig.flat(
             target=str(target),
             output=str(tmp_path / "cut"),
             layers=2,
@@ -93,7 +92,7 @@ def test_every_family_is_cut_and_trained(files, tmp_path, family, monkeypatch):
         )
     )
     settings = config(files, tmp_path / "out", steps=30, eval_every=10, rollouts_per_prompt=3, patience=0)
-    summary = train_draft(dataclasses.replace(settings, target=str(target), draft=str(tmp_path / "cut")))
+    summary = train_draft(settings.replace(target=str(target), draft=str(tmp_path / "cut")))
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 2
 
@@ -152,7 +151,7 @@ def test_same_seed_same_result(files, tmp_path):
 
 def test_trimmed_head_is_kept_through_training(files, tmp_path):
     init_draft(
-        InitDraftConfig(
+        InitDraftConfig.flat(
             target=str(files / "target"),
             output=str(tmp_path / "cut"),
             layers=2,
@@ -161,7 +160,7 @@ def test_trimmed_head_is_kept_through_training(files, tmp_path):
             calibration_tokens=8,
         )
     )
-    train_draft(dataclasses.replace(config(files, tmp_path / "out"), draft=str(tmp_path / "cut")))
+    train_draft(config(files, tmp_path / "out").replace(draft=str(tmp_path / "cut")))
     trained = load_model(str(tmp_path / "out"), "draft")
     assert trained.kept_ids is not None and len(trained.kept_ids) == 30 and 1 in trained.kept_ids
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -172,7 +171,7 @@ def test_a_draft_trains_in_float32_and_is_saved_as_it_was_stored(files, tmp_path
     stored = make_model(layers=1, seed=9)
     stored.model = stored.model.to(torch.bfloat16)
     draft = save(stored, tmp_path / "bf16")
-    train_draft(dataclasses.replace(config(files, tmp_path / "out", steps=3), draft=str(draft)))
+    train_draft(config(files, tmp_path / "out", steps=3).replace(draft=str(draft)))
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
@@ -185,7 +184,7 @@ def test_early_stopping_keeps_the_best(files, tmp_path):
 
 def test_when_nothing_is_better_the_start_is_written_unchanged(files, tmp_path, monkeypatch):
     target = str(files / "target")
-    same = dataclasses.replace(config(files, tmp_path / "out", learning_rate=1.0, steps=2, eval_every=1), draft=target)
+    same = config(files, tmp_path / "out", learning_rate=1.0, steps=2, eval_every=1).replace(draft=target)
     summary = train_draft(same)
     assert summary["best_step"] == 0
     start = load_model(target).model.state_dict()
@@ -331,11 +330,11 @@ def test_supervised_needs_answers_before_anything_is_generated(files, tmp_path):
 )
 def test_refuses_settings(settings, text):
     with pytest.raises(ConfigError, match=text):
-        TrainConfig(**({"target": "t", "draft": "d", "output": "o"} | settings))
+        TrainConfig.flat(**({"target": "t", "draft": "d", "output": "o"} | settings))
 
 
 def test_learning_rate_by_size_and_freshness(tmp_path):
-    free = TrainConfig(target="t", draft="d", output="o")
+    free = TrainConfig.flat(target="t", draft="d", output="o")
 
     def rates(directory):
         sizes = (42_000_000, 135_000_000, 1_000_000_000)
@@ -345,17 +344,17 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
     assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
     (tmp_path / "init_draft.json").write_text("{}")
     assert rates(tmp_path) == [1.5e-3, 5e-4, 1e-4]
-    fixed = TrainConfig(target="t", draft="d", output="o", learning_rate=2e-5)
+    fixed = TrainConfig.flat(target="t", draft="d", output="o", learning_rate=2e-5)
     assert learning_rate(fixed, make_model()) == 2e-5
 
 
 def test_a_fresh_cut_learns_from_the_target_only(tmp_path):
-    free = TrainConfig(target="t", draft="d", output="o")
+    free = TrainConfig.flat(target="t", draft="d", output="o")
     draft = SimpleNamespace(directory=tmp_path)
     assert target_fraction(free, draft) == 0.6
     (tmp_path / "init_draft.json").write_text("{}")
     assert target_fraction(free, draft) == 1.0
-    assert target_fraction(dataclasses.replace(free, target_fraction=0.0), draft) == 0.0
+    assert target_fraction(free.replace(target_fraction=0.0), draft) == 0.0
 
 
 def test_layer_patterns():
@@ -366,7 +365,7 @@ def test_layer_patterns():
 @pytest.mark.parametrize("choose", ["auto", "even", "ends", "greedy"])
 def test_init_draft_measures_and_keeps_the_best(files, tmp_path, choose):
     record = init_draft(
-        InitDraftConfig(
+        InitDraftConfig.flat(
             target=str(files / "target"),
             output=str(tmp_path / "cut"),
             layers=2,
@@ -393,7 +392,7 @@ def test_init_draft_measures_and_keeps_the_best(files, tmp_path, choose):
 def test_init_draft_refuses(files, tmp_path, settings, text):
     with pytest.raises(ConfigError, match=text):
         init_draft(
-            InitDraftConfig(
+            InitDraftConfig.flat(
                 target=str(files / "target"),
                 output=str(tmp_path / "x"),
                 prompts=str(files / "prompts.jsonl"),

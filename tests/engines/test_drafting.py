@@ -45,12 +45,12 @@ def folder(target, tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("drafting")
     name = str(target.directory)
     init_draft(
-        InitDraftConfig(
+        InitDraftConfig.flat(
             target=name, output=str(made / "cut"), layers=6, choose="even", calibration_prompts=8, calibration_tokens=16
         )
     )
     train_draft(
-        TrainConfig(
+        TrainConfig.flat(
             target=name,
             draft=str(made / "cut"),
             output=str(made / "draft"),
@@ -62,14 +62,14 @@ def folder(target, tmp_path_factory) -> Path:
             rule="greedy",
         )
     )
-    export(ExportConfig(target=name, draft=str(made / "draft"), format="vllm", output=str(made / "draft-vllm")))
+    export(ExportConfig.flat(target=name, draft=str(made / "draft"), format="vllm", output=str(made / "draft-vllm")))
     return made
 
 
 @pytest.fixture(scope="module")
 def gguf_draft(folder, gguf_path) -> Path:
     out = folder / "draft.gguf"
-    export(ExportConfig(target=str(gguf_path), draft=str(folder / "draft"), format="gguf", output=str(out)))
+    export(ExportConfig.flat(target=str(gguf_path), draft=str(folder / "draft"), format="gguf", output=str(out)))
     return out
 
 
@@ -88,7 +88,7 @@ def agrees(report, within: float) -> None:
 
 def test_vllm_writes_the_same_and_accepts_as_predicted(target, folder):
     report = run_bench(
-        BenchConfig(
+        BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm",
             engine_args="--enforce-eager", **BENCH,
         )
@@ -108,7 +108,7 @@ def test_vllm_that_samples_accepts_as_predicted(target, folder, rule, monkeypatc
     """With the repair of its CPU build, see there; without it, bench says that something is wrong."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "repaired_vllm"))
     report = run_bench(
-        BenchConfig(
+        BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm", temperature=0.8, rule=rule,
             engine_args="--enforce-eager", **BENCH | {"num_prompts": 16, "batch_size": 4},
         )
@@ -120,7 +120,7 @@ def test_vllm_that_samples_accepts_as_predicted(target, folder, rule, monkeypatc
 def test_bench_tells_that_vllms_cpu_build_verifies_wrongly(target, folder):
     """vLLM 0.32 for CPUs divides the target's logits by uninitialised memory above temperature 0."""
     report = run_bench(
-        BenchConfig(
+        BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm", temperature=0.8,
             engine_args="--enforce-eager", **BENCH | {"num_prompts": 16, "batch_size": 4},
         )
@@ -164,7 +164,7 @@ def test_our_kernels_in_place_of_vllms_verification(target, folder, monkeypatch)
 
 def test_transformers_writes_the_same_and_accepts_as_predicted(target, folder):
     report = run_bench(
-        BenchConfig(target=str(target.directory), draft=str(folder / "draft"), engine="transformers", **BENCH)
+        BenchConfig.flat(target=str(target.directory), draft=str(folder / "draft"), engine="transformers", **BENCH)
     )
     assert report["lossless"]["greedy_identical"], report["lossless"]
     agrees(report, 0.05)
@@ -173,7 +173,7 @@ def test_transformers_writes_the_same_and_accepts_as_predicted(target, folder):
 @pytest.mark.parametrize(("temperature", "within"), [(0.0, 0.05), (0.8, 0.15)])
 def test_llama_cpp_writes_the_same_and_accepts_as_predicted(gguf_path, gguf_draft, temperature, within):
     report = run_bench(
-        BenchConfig(
+        BenchConfig.flat(
             target=str(gguf_path), draft=str(gguf_draft), engine="llama-cpp", temperature=temperature,
             **BENCH | {"num_prompts": 16 if temperature else 8},
         )
@@ -236,7 +236,9 @@ def complete(gguf: Path, prompt: str, draft: Path | None = None) -> dict:
 def test_llama_cpp_writes_the_same_and_takes_nearly_all_of_the_targets_own_weights(target, folder, gguf_path, kind):
     """The draft is the target itself: what is not accepted was lost while the file was written, or rounded."""
     out = folder / f"whole-{kind}.gguf"
-    export(ExportConfig(target=str(gguf_path), draft=str(target.directory), format="gguf", output=str(out), type=kind))
+    export(
+        ExportConfig.flat(target=str(gguf_path), draft=str(target.directory), format="gguf", output=str(out), type=kind)
+    )
     prompt = "The three primary colours are"
     plain, drafted = complete(gguf_path, prompt), complete(gguf_path, prompt, out)
     assert drafted["choices"][0]["text"] == plain["choices"][0]["text"]

@@ -54,7 +54,7 @@ def test_answers_are_the_models_and_change_with_pushed_weights(files):
 
 
 def test_generate_writes_by_vllm(files, tmp_path):
-    config = GenerateConfig(
+    config = GenerateConfig.flat(
         target=str(files / "target"),
         prompts=str(files / "prompts.jsonl"),
         output=str(tmp_path / "out"),
@@ -73,7 +73,7 @@ def test_generate_writes_by_vllm(files, tmp_path):
 
 
 def test_training_on_rollouts_by_vllm(files, tmp_path):
-    config = TrainConfig(
+    config = TrainConfig.flat(
         target=str(files / "target"),
         draft=str(files / "draft"),
         output=str(tmp_path / "out"),

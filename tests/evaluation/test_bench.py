@@ -35,7 +35,7 @@ def bench(files, draft="good", **settings):
         "max_draft_tokens": 3,
         "num_draft_tokens": 2,
     }
-    return run_bench(BenchConfig(target=str(files / "target"), draft=str(files / draft), **(defaults | settings)))
+    return run_bench(BenchConfig.flat(target=str(files / "target"), draft=str(files / draft), **(defaults | settings)))
 
 
 # Every key of METRICS, with the type that a reader of the JSON may rely on.
@@ -199,4 +199,4 @@ def test_prompts_are_spread_over_categories():
 )
 def test_refuses_settings(settings, text):
     with pytest.raises(ConfigError, match=text):
-        BenchConfig(target="t", draft="d", **settings)
+        BenchConfig.flat(target="t", draft="d", **settings)

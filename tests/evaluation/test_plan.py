@@ -17,7 +17,7 @@ SMALL = {"target_params": "134.5M", "draft_params": "42.5M", "vocab_size": 49152
 
 
 def settings(**changes):
-    return PlanConfig(**({"target_params": "70B", "draft_params": "1B"} | changes))
+    return PlanConfig.flat(**({"target_params": "70B", "draft_params": "1B"} | changes))
 
 
 def test_counts_by_hand():
@@ -69,7 +69,7 @@ def test_peak_memory_of_the_measured_step():
     """benchmarks/training_step.py: SmolLM2 and its 4-layer draft in float32, 8 answers of 64 tokens."""
     step = json.loads((RESULTS / "training_step.json").read_text())
     measured = step["on_policy"]["specdistill"]
-    config = PlanConfig(
+    config = PlanConfig.flat(
         **SMALL, prompt_tokens=150, answer_tokens=step["max_new_tokens"], micro_batch_size=step["batch_size"],
         draft_layers=4, draft_width=576, dtype="float32",
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_storage_of_the_measured_labels(kept):
     """benchmarks/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
     rows = json.loads((RESULTS / "soft_labels.json").read_text())["rows"]
     measured = rows[f"top-{kept}"]["bytes_per_token"]
-    predicted = plan(PlanConfig(**SMALL, label_top_k=kept))["storage"]["label_bytes_per_token"]
+    predicted = plan(PlanConfig.flat(**SMALL, label_top_k=kept))["storage"]["label_bytes_per_token"]
     assert predicted == pytest.approx(measured, rel=0.15)
 
 

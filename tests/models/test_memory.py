@@ -54,7 +54,7 @@ def test_quantised_layers_say_nearly_the_same_in_less_memory(files, kind, limit)
 
 @pytest.mark.parametrize("kind", ["offloaded", "int8", "nf4"])
 def test_training_with_a_small_target(files, tmp_path, kind):
-    config = TrainConfig(
+    config = TrainConfig.flat(
         target=str(files / "target"),
         draft=str(files / "draft"),
         output=str(tmp_path / "out"),
@@ -74,7 +74,7 @@ def test_a_missing_bitsandbytes_is_named_before_loading(files, tmp_path, monkeyp
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
     )
-    config = TrainConfig(
+    config = TrainConfig.flat(
         target=str(files / "target"), draft=str(files / "draft"), output=str(tmp_path / "o"), target_memory="int8"
     )
     with pytest.raises(ModelError, match=r"specdistill\[quantised\]"):
@@ -84,4 +84,6 @@ def test_a_missing_bitsandbytes_is_named_before_loading(files, tmp_path, monkeyp
 @pytest.mark.parametrize("other", [{"shard": "target", "method": "supervised-kd"}, {"target_server": "http://x"}])
 def test_what_loads_no_whole_target_cannot_keep_it_small(other):
     with pytest.raises(ConfigError, match="--target-memory int8"):
-        TrainConfig(target="t", draft="d", output="o", target_memory="int8", **({"method": "supervised-kd"} | other))
+        TrainConfig.flat(
+            target="t", draft="d", output="o", target_memory="int8", **({"method": "supervised-kd"} | other)
+        )

@@ -69,7 +69,7 @@ def test_refuses():
     with pytest.raises(ConfigError, match="float32, float16, int8"):
         pack(make_model(), "int4")
     with pytest.raises(ConfigError, match="leave out --dtype bfloat16"):
-        BenchConfig(target="a", draft="b", pack="int8", dtype="bfloat16")
+        BenchConfig.flat(target="a", draft="b", pack="int8", dtype="bfloat16")
 
 
 def test_bench_reports_packing(tmp_path):
@@ -79,7 +79,7 @@ def test_bench_reports_packing(tmp_path):
         model.tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "prompts.txt").write_text("w1 w2 w3\nw4 w5\n")
     report = run_bench(
-        BenchConfig(
+        BenchConfig.flat(
             target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), prompts=str(tmp_path / "prompts.txt"),
             max_new_tokens=12, max_draft_tokens=2, pack="float16",
         )

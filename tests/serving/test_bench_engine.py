@@ -45,7 +45,7 @@ def config(files, plain=None, drafting=None, **settings):
     given |= {"num_draft_tokens": GAMMA, "max_new_tokens": 24, "num_prompts": 0}
     if plain is not None:
         given |= {"engine": "openai-server", "baseline_url": plain.url, "url": drafting.url, "server_patience": 1.0}
-    return BenchConfig(**(given | settings))
+    return BenchConfig.flat(**(given | settings))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -29,7 +29,7 @@ def model(folder, family="llama", *, tokenizer=None, weights="model.safetensors"
 
 
 def verdicts(target, draft, **settings):
-    return {each.engine: each for each in check(CheckConfig(target=target, draft=draft, **settings))}
+    return {each.engine: each for each in check(CheckConfig.flat(target=target, draft=draft, **settings))}
 
 
 def refusing(found):

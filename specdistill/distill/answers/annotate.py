@@ -260,7 +260,7 @@ def _measure(shard: Path) -> tuple[int, int]:
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:
     path = Path(config.target).absolute()
-    return dataclasses.replace(config, target=str(path)) if path.exists() else config
+    return config.replace(target=str(path)) if path.exists() else config
 
 
 def _settings(config: AnnotateConfig) -> dict[str, Any]:

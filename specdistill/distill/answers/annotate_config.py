@@ -7,10 +7,11 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotateConfig:
+class AnnotateConfig(Config):
     """Store what the target thinks of answers, so that training needs no target; the same command resumes."""
 
     target: str

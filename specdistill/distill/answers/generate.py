@@ -140,7 +140,7 @@ def _write_on_ray(
     with progress.task("target rollouts", total, "tokens") as task:
         on_ray.write_shards(
             AnswerWriter,
-            (dataclasses.replace(config, **found), make_engine),
+            (config.replace(**found), make_engine),
             range(num_shards),
             address=config.ray,
             workers=config.ray_workers,

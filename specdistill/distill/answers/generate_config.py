@@ -7,10 +7,11 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Config):
     """Let the target write answers to train on; after a kill the same command goes on where it was."""
 
     target: str

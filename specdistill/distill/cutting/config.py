@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.settings.checks import at_least
+from specdistill.settings.parts import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitDraftConfig:
+class InitDraftConfig(Config):
     """Cut a draft out of the target's own layers, for families without a small sibling."""
 
     target: str

@@ -21,7 +21,7 @@ from torch import Tensor
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
-from specdistill.decoding.sampling import Keys
+from specdistill.decoding.sampling import Keys, pick
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.pool import Drawn, PromptSampler
@@ -55,7 +55,7 @@ class TopKAcceptance:
                 following.append(-1)
                 continue
             logits = target_logits[start + row + kept][None]
-            following.append(int(self.sampling.pick(logits, keys.of_rows([row]), ahead=kept)))
+            following.append(int(pick(logits, self.sampling, keys.of_rows([row]), ahead=kept)))
         device = target_logits.device
         return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
 

@@ -89,7 +89,7 @@ def reproduce(directory: Path) -> tuple[float, float]:
 
     Rewards, AdaSPEC's selection and guidance play no part; the divergence and cross entropy do.
     """
-    config = TrainConfig(**yaml.safe_load((directory / CONFIG_FILE).read_text()))
+    config = TrainConfig.flat(**yaml.safe_load((directory / CONFIG_FILE).read_text()))
     kept = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
     sequences = [Example(name, tuple(prompt), tuple(answer), tuple(marks)) for name, prompt, answer, marks in kept]
     soft = None

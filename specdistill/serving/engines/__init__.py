@@ -68,7 +68,7 @@ def engines(
 
 def _gate(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int) -> None:
     target, draft = _place(config.target, pair.target), _place(config.draft, pair.draft)
-    asked = CheckConfig(target=target, draft=draft, num_draft_tokens=num_draft_tokens, max_model_len=context)
+    asked = CheckConfig.flat(target=target, draft=draft, num_draft_tokens=num_draft_tokens, max_model_len=context)
     verdicts = check(asked)
     refusals = next(verdict.refusals for verdict in verdicts if verdict.engine == config.engine)
     if refusals:

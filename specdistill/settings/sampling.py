@@ -1,0 +1,49 @@
+"""How tokens are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specdistill.errors import ConfigError
+from specdistill.settings.checks import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Temperature and filters, applied alike to target and draft.
+
+    Penalties of a model's generation_config are never applied. They depend on what was generated, and verification sees
+    several positions at once, so an identical draft would score below 1.
+    """
+
+    temperature: float = 1.0
+    """Sampling temperature; take the one that you serve with. 0 is greedy."""
+    top_k: int = 0
+    """Keep the K most likely ids; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of ids with at least this probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep ids at least this fraction as likely as the likeliest one; 0 keeps all. Applied last, as in transformers."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "temperature", "top_k")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the argmax."""
+        return self.temperature == 0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether ids are left out by top-k, top-p or min-p."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the kernels."""
+        return asdict(self)
