@@ -10,11 +10,11 @@ from specdistill.decoding import Sampling, generate_plain
 from specdistill.decoding.generation import as_example
 from specdistill.distill.answers.engine import RolloutEngine
 from specdistill.distill.processes.ranks import ALONE, Ranks
-from specdistill.distill.sequences.pool import Drawn, PromptSampler
+from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import LanguageModel
 
 
-class OnPolicy(Drawn):
+class OnPolicy(SampledSource):
     """The draft answers prompts itself, with its current weights: it learns where its own mistakes lead."""
 
     def __init__(

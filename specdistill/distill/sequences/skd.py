@@ -24,7 +24,7 @@ from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys, pick
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.processes.ranks import ALONE, Ranks
-from specdistill.distill.sequences.pool import Drawn, PromptSampler
+from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
@@ -60,7 +60,7 @@ class TopKAcceptance:
         return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
 
 
-class Skd(Drawn):
+class Skd(SampledSource):
     """A source of sequences that draft and target wrote together.
 
     Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdistill.distill.processes import sharding
+from specdistill.distill.training.step import StepRunner
 from specdistill.errors import OutputError
 from specdistill.files import atomic
 
@@ -25,19 +28,98 @@ DIRECTORY = "checkpoints"
 _KEPT = 2
 
 
+class Records(Protocol):
+    """Turns held-out records into tensors and back."""
+
+    def to_tensors(self, records: Any) -> dict[str, Tensor]:
+        """Records for a checkpoint, float64."""
+        ...
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Inverse of `to_tensors`."""
+        ...
+
+
 @dataclasses.dataclass
 class RunState:
-    """What is restored beside weights and optimiser."""
+    """How far a run is, and the states that are restored besides weights and optimiser."""
 
-    step: int
-    tokens: int
-    best_step: int
-    best_value: float
-    history: list[dict[str, Any]]
-    source: dict[str, Any]
-    schedule: dict[str, Any]
-    scaler: dict[str, Any]
-    """Of float16's gradient scaling; empty for the other precisions."""
+    step: int = 0
+    tokens: int = 0
+    """Answer tokens trained on so far."""
+    best_step: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Random streams of the source."""
+    schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of float16's gradient scaling; empty for the other precisions."""
+
+
+class Checkpoints:
+    """Checkpoints of one run.
+
+    Args:
+        output: Directory of the run.
+        network: The draft's network.
+        runner: Holds optimiser, schedule and scaler.
+        records: Turns held-out records into tensors.
+        is_main: Whether this rank writes files.
+    """
+
+    def __init__(self, output: Path, network: nn.Module, runner: StepRunner, records: Records, is_main: bool) -> None:
+        self._output, self._network, self._runner = output, network, runner
+        self._records, self._is_main = records, is_main
+
+    def write(self, state: RunState, start: Any, best: Any) -> None:
+        """Writes where the run stands. Ranks that share the weights call it together.
+
+        Args:
+            state: With the source's streams; schedule and scaler are filled in.
+            start, best: Held-out records of the start and of the best draft.
+        """
+        # Shards are gathered by all ranks, whole weights are those of any.
+        if not (self._is_main or self._runner.shards.sharded):
+            return
+        weights, moments = capture(self._network, self._runner.optimizer)
+        if not self._is_main:
+            return
+        scaler = self._runner.scaler
+        full = dataclasses.replace(
+            state,
+            schedule=self._runner.schedule.state_dict(),
+            scaler={} if scaler is None else scaler.state_dict(),
+        )
+        records = {
+            f"{name}/{key}": values
+            for name, scores in (("start", start), ("best", best))
+            for key, values in self._records.to_tensors(scores).items()
+        }
+        write(self._output, full, weights, moments, records)
+
+    def restore(self) -> tuple[RunState, Any, Any] | None:
+        """Restores weights, optimiser, schedule and random streams from the newest checkpoint; None where none is.
+
+        Returns:
+            The state, and the held-out records of the start and of the best draft.
+        """
+        stored = read(self._output, self._network, self._runner.optimizer)
+        if stored is None:
+            return None
+        state, tensors = stored
+        self._runner.schedule.load_state_dict(state.schedule)
+        # The schedule writes the rate into the optimiser only when it steps.
+        rates = self._runner.schedule.get_last_lr()
+        for group, rate in zip(self._runner.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if state.scaler and self._runner.scaler is not None:
+            self._runner.scaler.load_state_dict(state.scaler)
+        parts: dict[str, dict[str, Tensor]] = {"start": {}, "best": {}}
+        for name, values in tensors.items():
+            which, _, key = name.partition("/")
+            parts[which][key] = values
+        return state, *(self._records.from_tensors(parts[name]) for name in ("start", "best"))
 
 
 def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -45,7 +127,7 @@ def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[
 
     Args:
         network: Trained weights; frozen ones are left out, the start still has them.
-        optimizer: Of these weights.
+        optimizer: Optimiser of these weights.
     """
     names = trained(network)
     weights = {name: sharding.whole(each.detach()).contiguous() for name, each in names.items()}
@@ -67,8 +149,8 @@ def write(
     """Writes a checkpoint and removes those that are no longer kept.
 
     Args:
-        output: Of the run.
-        state: See there.
+        output: Directory of the run.
+        state: How far the run is.
         weights, moments: From `capture`.
         records: Held-out records, flattened.
 

@@ -1,4 +1,4 @@
-"""The held-out look: what the draft makes of the target's answers to prompts that training never sees."""
+"""Held-out scores: how the draft predicts the target's answers to prompts that training never sees."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _BATCH = 8
 _BY_RULE = ("alpha", "token_acceptance", "alpha_at_1")
 
 
-class Look(Protocol):
+class HeldOutScorer(Protocol):
     """Scores drafts on the same answers again and again."""
 
     measure: str
-    """What the numbers are, for people."""
+    """Name of the numbers, for people."""
     watched: str
     """The name of the number that early stopping follows; more is better."""
 
@@ -54,7 +54,7 @@ class Look(Protocol):
         ...
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
-        """And back."""
+        """Inverse of `to_tensors`."""
         ...
 
 
@@ -103,7 +103,7 @@ class HeldOut:
         return found
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> list[PromptAcceptance]:
-        """And back."""
+        """Inverse of `to_tensors`."""
         fields: dict[int, dict[str, Any]] = {}
         for name, values in tensors.items():
             number, field, *rule = name.split(".")
@@ -119,7 +119,7 @@ class TokenLabeller(Protocol):
     """Knows the target's distribution over an answer's tokens by some of its ids."""
 
     def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
-        """Of each answer, in order."""
+        """Labels of each answer, in order."""
         ...
 
 
@@ -133,9 +133,9 @@ class HeldOutLabels(HeldOut):
     Args:
         labeller: Asked once for all answers.
         answers: The target's.
-        temperature: Of the labels.
+        temperature: Temperature of the labels.
         greedy: Whether the server will decode greedily: then every rule is agreement.
-        rule: Watched.
+        rule: Acceptance rule that early stopping watches.
     """
 
     def __init__(
