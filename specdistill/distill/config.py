@@ -104,7 +104,7 @@ class TrainConfig(Config):
 
     @property
     def objective(self) -> Objective:
-        """What is minimised, with nothing left open.
+        """Loss that is minimised, with nothing left open.
 
         Raises:
             ConfigError: The loss's settings contradict the method or the sampling.

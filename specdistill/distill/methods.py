@@ -53,11 +53,10 @@ METHOD_SETTINGS = {
     "ce_weight": "mixes in cross entropy",
     "reference": "selects tokens by the target's whole distribution",
     "guidance": "distils a target under guidance",
-    "negative_prompt": "distils a target under guidance",
 }
 """Settings that only some methods take, and what each one does; every other setting is for all methods."""
 
-_MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance", "negative_prompt"})
+_MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance"})
 _SAMPLED = frozenset({"rollouts"})
 _ON_POLICY = frozenset({"reward", "distill_weight", "rollout_engine", "push_every", "engine_memory"})
 

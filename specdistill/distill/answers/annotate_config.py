@@ -16,7 +16,7 @@ from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """What is stored of the target's distributions."""
+    """Labels that are stored of the target's distributions."""
 
     labels: Literal["top-k", "sampled"] = "top-k"
     """Ids to store. top-k: the likeliest ids of each token, exact, and the rest as one outcome; any divergence can be

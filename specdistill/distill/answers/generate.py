@@ -163,12 +163,12 @@ def _write_on_ray(
 ) -> None:
     assert config.cluster.ray is not None
     local = {name: str(Path(getattr(config, name)).absolute()) for name in ("target", "prompts", "output")}
-    found = {name: path for name, path in local.items() if Path(path).exists()}
+    existing = {name: path for name, path in local.items() if Path(path).exists()}
     total = config.rollouts_per_prompt * num_prompts * config.max_new_tokens
     with progress.task("target rollouts", total, "tokens") as task:
         on_ray.write_shards(
             AnswerWriter,
-            (config.replace(**found), make_engine),
+            (config.replace(**existing), make_engine),
             range(num_shards),
             address=config.cluster.ray,
             workers=config.cluster.ray_workers,

@@ -92,7 +92,7 @@ class RolloutSettings:
     guidance: Guidance | None = None
 
     def num_shards(self, num_prompts: int, copies: int) -> int:
-        """Of `copies` answers to each prompt: a shard never holds two copies."""
+        """Number of shards for `copies` answers to each prompt; a shard never holds two copies."""
         return copies * -(-num_prompts // self.shard_size)
 
 
@@ -116,9 +116,9 @@ def sample_rollouts(
         prompts, encoded: What to answer.
         settings: Sampling; must be those of the shards already there.
         copies: Answers per prompt. Raising it later only adds shards: all first answers come first, then all second.
-        directory: Of the shards.
+        directory: Where the shards go.
         progress: Where the bar goes.
-        name: Of the bar.
+        name: Name of the bar.
         ranks: Each one writes its share of the shards; all return when every shard is there.
         write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
@@ -131,7 +131,7 @@ def sample_rollouts(
 
 
 class RolloutJob:
-    """All answers to a set of prompts, parted in shards; arguments as in `sample_rollouts`."""
+    """All answers to a set of prompts, split into shards; arguments as in `sample_rollouts`."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ def _answer(
         )
     else:
         written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
-        task.advance(sum(len(each.token_ids) for each in written))
+        task.advance(sum(len(generation.token_ids) for generation in written))
     rows = []
     for index, seed, generation in zip(chosen, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
@@ -252,7 +252,7 @@ def load_rollouts(
     Args:
         source: The directory.
         prompts, encoded: Whose answers are wanted.
-        vocab_size: Of the target.
+        vocab_size: Size of the target's vocabulary.
         copies: At most this many per prompt, the first ones; None takes all.
 
     Raises:
@@ -272,7 +272,7 @@ def select_rows(
 ) -> list[tuple[int, Example]]:
     """Which of the rows answer the given prompts, each with its sequence; see `load_rollouts`."""
     known = {prompt.id: tuple(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
-    found = []
+    selected = []
     for number, row in enumerate(rows):
         if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
             continue
@@ -280,9 +280,9 @@ def select_rows(
         sequence = Example(row["prompt_id"], prompt_ids, answer_ids, provenance)
         if max(sequence.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
-        found.append((number, sequence))
-    if not found:
+        selected.append((number, sequence))
+    if not selected:
         raise DataError(
             f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
         )
-    return found
+    return selected

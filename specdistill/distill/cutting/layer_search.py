@@ -31,8 +31,8 @@ class LayerScorer:
         # A few tokens of many answers say more than all tokens of a few.
         share = max(4, _MAX_TOKENS // len(answers))
         cut = [
-            Example(each.prompt_id, each.prompt_ids, each.answer_ids[:share], each.provenance[:share])
-            for each in answers
+            Example(answer.prompt_id, answer.prompt_ids, answer.answer_ids[:share], answer.provenance[:share])
+            for answer in answers
         ]
         self._batch = collate(cut[: max(1, _MAX_TOKENS // share)]).to(target.device)
         self._target_logits = self._logits()

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """What several processes hold in shares."""
+    """Weights that several processes hold in shares."""
 
     shard: Literal["none", "draft", "target", "both"] = "none"
     """With several processes (accelerate launch): which weights are split among them, as FSDP2 and ZeRO-3 do, instead

@@ -46,7 +46,7 @@ class OnPolicy(SampledSource):
             )
         else:
             if self._pushed is None or step - self._pushed >= self._push_every:
-                self._engine.push((name, each.detach()) for name, each in self._draft.model.named_parameters())
+                self._engine.push((name, weight.detach()) for name, weight in self._draft.model.named_parameters())
                 self._pushed = step
             written = self._engine.write(asked, self._sampling, self._max_new_tokens, seeds)
         return [

@@ -35,7 +35,7 @@ class TopKAcceptance:
 
     top_k: int
     sampling: Sampling
-    """Of the target's replacements."""
+    """How the target samples its replacements."""
     always_adds_token: bool = False
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
@@ -117,10 +117,10 @@ class Skd(SampledSource):
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
         """skd_rejection_rate and skd_rejection_by_position since the last reset."""
-        found = self._rejections.rates()
+        rates = self._rejections.rates()
         if reset:
             self._rejections = Rejections(len(self._rejections.tested))
-        return found
+        return rates
 
 
 class Rejections:

@@ -134,8 +134,8 @@ class Stored:
 
         Args:
             kind: The divergence, or `ce`.
-            temperature: Of the divergence.
-            sampling_temperature: Of the rollouts; 0 is allowed, for a server that decodes greedily.
+            temperature: Temperature of the divergence.
+            sampling_temperature: Temperature of the rollouts; 0 is allowed, for a server that decodes greedily.
 
         Raises:
             DataError: The directory holds no labels.
@@ -172,8 +172,8 @@ class Stored:
         return OpenTarget(model, model.max_context, store, stored=answers)
 
     def _settings(self) -> dict[str, Any]:
-        found = self.directory.is_dir() and run_settings.exists(self.directory)
-        settings = run_settings.read(self.directory) if found else {}
+        has_settings = self.directory.is_dir() and run_settings.exists(self.directory)
+        settings = run_settings.read(self.directory) if has_settings else {}
         if "labels" not in settings:
             raise DataError(f"--soft-labels {self.directory} holds no soft labels; 'specdistill annotate' writes them")
         return settings

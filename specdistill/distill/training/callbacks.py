@@ -49,7 +49,7 @@ class Callbacks:
         on_cpu: bool,
         is_main: bool = True,
     ) -> None:
-        self._callbacks = [*callbacks, *(made() for made in check_trackers(evaluation.report_to))]
+        self._callbacks = [*callbacks, *(tracker() for tracker in check_trackers(evaluation.report_to))]
         self._handler: CallbackHandler | None = None
         self._control = TrainerControl()
         self._state = TrainerState(

@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that the rest of it depends on, so that a resumed run is the same run.
 
 `OUTPUT/checkpoints/step-000050/` holds the draft's weights in training precision, the optimiser's moments, the
-schedule, the source's random streams, torch's own, the history and the held-out records. A checkpoint is written beside
-its place and moved there whole, so the newest one that is there is good; the two newest are kept.
+schedule, the source's random streams, torch's own, the history and the held-out records. A checkpoint is written under
+another name and renamed when it is complete, so the newest one that is there is good. The two newest are kept.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[
         optimizer: Optimiser of these weights.
     """
     names = trained(network)
-    weights = {name: sharding.whole(each.detach()).contiguous() for name, each in names.items()}
+    weights = {name: sharding.full_tensor(parameter.detach()).contiguous() for name, parameter in names.items()}
     moments = {
-        f"{name}/{key}": sharding.whole(torch.as_tensor(value)).contiguous()
+        f"{name}/{key}": sharding.full_tensor(torch.as_tensor(value)).contiguous()
         for name, parameter in names.items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -163,9 +163,9 @@ def write(
         save_file(moments, temporary / "optimizer.safetensors")
         save_file({"cpu": torch.get_rng_state(), **_gpu_streams()}, temporary / "random.safetensors")
         # Copies: the best may be the start itself, and safetensors refuses to write shared memory twice.
-        save_file({name: each.clone() for name, each in records.items()}, temporary / "records.safetensors")
+        save_file({name: values.clone() for name, values in records.items()}, temporary / "records.safetensors")
         (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    for old in _found(output)[:-_KEPT]:
+    for old in _folders(output)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -182,31 +182,34 @@ def read(
     """
     for leftover in (output / DIRECTORY).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    found = _found(output)
-    if not found:
+    folders = _folders(output)
+    if not folders:
         return None
     try:
-        weights = load_file(found[-1] / "network.safetensors")
-        moments = load_file(found[-1] / "optimizer.safetensors")
-        streams = load_file(found[-1] / "random.safetensors")
-        records = load_file(found[-1] / "records.safetensors")
-        state = RunState(**json.loads((found[-1] / "state.json").read_text()))
+        weights = load_file(folders[-1] / "network.safetensors")
+        moments = load_file(folders[-1] / "optimizer.safetensors")
+        streams = load_file(folders[-1] / "random.safetensors")
+        records = load_file(folders[-1] / "records.safetensors")
+        state = RunState(**json.loads((folders[-1] / "state.json").read_text()))
         names = trained(network)
         with torch.no_grad():
             for name, parameter in names.items():
-                parameter.copy_(sharding.like(weights[name], parameter))
+                parameter.copy_(sharding.distributed_like(weights[name], parameter))
         # Where no step was taken, there are no moments yet.
         if moments:
             for name, parameter in names.items():
                 # The fused optimiser wants its count of steps where the parameter is, too.
                 optimizer.state[parameter] = {
                     "step": moments[f"{name}/step"].to(parameter.device),
-                    **{key: sharding.like(moments[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        key: sharding.distributed_like(moments[f"{name}/{key}"], parameter)
+                        for key in ("exp_avg", "exp_avg_sq")
+                    },
                 }
     except Exception as error:
         raise OutputError(
-            f"the checkpoint {found[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the one "
-            "before, or start again with another --output"
+            f"the checkpoint {folders[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the "
+            "one before, or start again with another --output"
         ) from error
     torch.set_rng_state(streams["cpu"])
     if "cuda" in streams and torch.cuda.is_available():
@@ -224,7 +227,7 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def _found(output: Path) -> list[Path]:
+def _folders(output: Path) -> list[Path]:
     return sorted((output / DIRECTORY).glob("step-*"))
 
 

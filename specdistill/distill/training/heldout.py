@@ -93,21 +93,23 @@ class HeldOut:
 
     def to_tensors(self, records: Sequence[PromptAcceptance]) -> dict[str, Tensor]:
         """`number.field` or `number.field.rule` -> values."""
-        found = {}
+        tensors = {}
         for number, record in enumerate(records):
-            found[f"{number}.fkl"] = torch.from_numpy(record.fkl)
+            tensors[f"{number}.fkl"] = torch.from_numpy(record.fkl)
             for field in _BY_RULE:
                 values = getattr(record, field)
                 # At temperature 0 all rules hold the same array, which safetensors refuses to share.
-                found |= {f"{number}.{field}.{rule}": torch.from_numpy(each.copy()) for rule, each in values.items()}
-        return found
+                tensors |= {
+                    f"{number}.{field}.{rule}": torch.from_numpy(rates.copy()) for rule, rates in values.items()
+                }
+        return tensors
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> list[PromptAcceptance]:
         """Inverse of `to_tensors`."""
         fields: dict[int, dict[str, Any]] = {}
         for name, values in tensors.items():
             number, field, *rule = name.split(".")
-            record = fields.setdefault(int(number), {each: {} for each in _BY_RULE})
+            record = fields.setdefault(int(number), {name: {} for name in _BY_RULE})
             if rule:
                 record[field][rule[0]] = values.numpy()
             else:
@@ -169,7 +171,7 @@ class HeldOutLabels(HeldOut):
         highest = highest.scatter_reduce(0, rows, log_p, "amax")
         greedy = per_token(says * (log_p == highest[rows])).clamp(max=1)
         if labels.draws is None:
-            left_p, left_q = ((1 - per_token(each.exp())).clamp(min=0) for each in (log_p, at_ids))
+            left_p, left_q = ((1 - per_token(logs.exp())).clamp(min=0) for logs in (log_p, at_ids))
             sampled = per_token(torch.minimum(log_p.exp(), at_ids.exp())) + torch.minimum(left_p, left_q)
             argmax_draft = per_token(says * log_p.exp())
             fkl = per_token(_times_log_ratio(log_p.exp(), at_ids.exp())) + _times_log_ratio(left_p, left_q)

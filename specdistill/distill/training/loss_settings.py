@@ -59,7 +59,7 @@ class LossSettings:
 
         Args:
             method: Has a loss of its own.
-            sampling: Of the rollouts.
+            sampling: How rollouts are sampled.
 
         Raises:
             ConfigError: A setting belongs to another divergence, or rewards meet filtered answers.
@@ -93,7 +93,7 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a run minimises, with nothing left open."""
+    """Loss that a run minimises, with nothing left open."""
 
     kind: str
     """Divergence, or `ce`."""

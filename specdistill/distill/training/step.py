@@ -16,7 +16,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from specdistill.data.batch import Batch, Example, Provenance, collate, join_soft_labels
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.processes.sharding import Shards, whole
+from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages
 from specdistill.distill.training.loss_settings import Objective
@@ -140,7 +140,7 @@ class StepRunner:
         rewards = self._rewards(examples)
         loss, alpha = self._ranks.total(list(self._forward_backward(examples, totals, rewards)))
         total_norm = self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.max_grad_norm)
-        norm = float(whole(cast(Tensor, total_norm)))
+        norm = float(full_tensor(cast(Tensor, total_norm)))
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
         if not (math.isfinite(loss) and (math.isfinite(norm) or self._settings.precision == "float16")):
             raise NotFiniteError(loss, norm)
