@@ -67,10 +67,10 @@ METHODS: Mapping[str, Method] = {
             "sft",
             "given answers (field answer), or raw text",
             "ce",
-            settings=_MIXING - {"divergence"} | {"text"},
+            settings=frozenset({"text", "guidance"}),
             given_answers=True,
         ),
-        Method("seqkd", "the target's answers", "ce", ("memory", "served"), _MIXING - {"divergence"} | _SAMPLED),
+        Method("seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED),
         Method("best-of-n", "the best of N of the target's answers", "ce", settings=_MIXING | _SAMPLED | {"scorer"}),
         Method(
             "supervised-kd",

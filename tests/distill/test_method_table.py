@@ -59,8 +59,6 @@ def test_a_setting_is_taken_or_refused_by_name(method, setting):
         if setting == "reference" and METHODS[method].loss != "fkl":
             # AdaSPEC selects for forward KL only, whatever the method.
             settings["divergence"] = "fkl"
-        if setting == "reference" and METHODS[method].learns_from_text:
-            return
         config(method, **settings)
         return
     with pytest.raises(ConfigError, match=rf"{flag} .*goes with --method .*not with {method}") as error:
