@@ -4,9 +4,8 @@ The vendor's library multiplies the output heads, a tile of rows at a time. `div
 logits rows three times (log-sum-exps; divergence, alpha, entropy; gradient) and writes the gradient over the draft's
 logits. That moves 14 bytes per vocabulary entry for bfloat16; the unfused formula moves many times that and keeps
 float32 copies for backward. `weight_gradient_kernel` adds the tile's part of the head's gradient in float32: sums of
-bfloat16 over many tiles would lose 4 to 23 % of it. The gradient formulas are listed in `closed_forms.py`.
-
-KIND is a name from `kinds.KINDS`. A name without a branch for its value and its gradient does not compile.
+bfloat16 over many tiles would lose 4 to 23 % of it. `closed_forms.py` lists the gradients. KIND is a name from
+`kinds.KINDS`; a name without a branch for its value and its gradient does not compile.
 
 Source of forming gradients in the forward pass: Liger kernel (Hsu et al. 2024, arXiv 2410.10989).
 """
@@ -246,7 +245,6 @@ def divergence_tile(
         draft_logits: [rows, vocab] as the head gave them, contiguous; **overwritten** where need_grad.
         target_logits: Likewise, or None (`ce` without a target); not changed.
         weights: float32 [rows], each row's factor of the loss.
-        block: Columns per step of a row.
 
     Raises:
         ValueError: An unknown kind.
