@@ -49,7 +49,7 @@ def wheels(built) -> dict[str, Path]:
 
 
 def requirements(distribution: Distribution) -> dict[str, Requirement]:
-    """What a distribution requires on this platform, without extras, by name."""
+    """The requirements of a distribution on this platform, without extras, by name."""
     parsed = [Requirement(line) for line in distribution.requires or ()]
     return {
         canonicalize_name(requirement.name): requirement
