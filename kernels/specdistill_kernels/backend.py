@@ -45,8 +45,8 @@ def warps_of(threads: int) -> int:
 
 
 def unit_stride(logits: Tensor) -> Tensor:
-    """Copies logits whose rows are not contiguous, because every load would fetch a sector for one entry.
+    """Returns logits in which the entries of a row are neighbours, copied where they were not.
 
-    The rows themselves may lie anywhere.
+    Otherwise every load would fetch a sector for one entry. The rows themselves may lie anywhere.
     """
     return logits if logits.stride(1) == 1 else logits.contiguous()

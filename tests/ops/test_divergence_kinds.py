@@ -39,7 +39,7 @@ def test_the_table_says_which_arguments_change_the_value(kind):
         ([*PROBABILISTIC, "chi2"], ["ce"], "chi2"),
         ([*PROBABILISTIC, "ce"], [], "ce"),
     ],
-    ids=["one is missing", "one is not in the table", "one under the wrong need"],
+    ids=["one is missing", "one is not in the table", "one in the wrong argument"],
 )
 def test_an_implementation_must_have_exactly_the_kinds_of_the_table(from_target, from_labels, named):
     check_one_per_kind(PROBABILISTIC, ["ce"])

@@ -57,7 +57,7 @@ def test_noise_is_standard_gumbel_and_independent_along_every_key():
 
 
 def test_the_winners_noise_keeps_its_digits():
-    """Without them, ties among the largest values of a large vocabulary would favour low ids."""
+    """Rounding would make ties among the largest values of a large vocabulary, and ties favour low ids."""
     drawn = noise.gumbel(numbers(3), numbers(0), numbers(0), noise.TARGET, 262144)[0]
     best = drawn.topk(1000).values
     assert len(best.unique()) == 1000

@@ -75,8 +75,8 @@ def fused_divergence(
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`. `fused` keeps logits and their gradients in
             the heads' dtype; float64 and soft labels run in torch only.
         soft_labels: Replaces the target by its K likeliest ids with their log-probabilities, for any kind but `ce`. All
-            other ids count as one outcome in divergence, alpha, agreement and entropy. Merging outcomes can only lower
-            a divergence and raise alpha.
+            other ids count as one outcome in divergence, alpha, agreement and entropy. Merging outcomes can only raise
+            alpha and lower the divergence (except `lk_lambda`, whose weight depends on alpha).
         static_shapes: Also computes tokens of weight 0; their values, statistics and gradients are 0 all the same. Then
             nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph requires.
 

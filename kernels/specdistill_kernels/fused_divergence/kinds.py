@@ -63,14 +63,14 @@ def find_kind(name: str) -> DivergenceKind:
 
 
 def check_one_per_kind(from_target: Iterable[str], from_labels: Iterable[str]) -> None:
-    """Checks that an implementation has every kind, under what the kind needs, and no other.
+    """Checks that an implementation has every kind of the table, sorted by what the kind needs, and no other kind.
 
     Args:
         from_target: Names of the kinds that it computes from the target's distribution.
         from_labels: Names of the kinds that it computes from labels.
 
     Raises:
-        ValueError: A kind is missing, unknown or under the wrong need.
+        ValueError: A kind is missing, is not in the table, or is in the wrong one of the two arguments.
     """
     wanted = {(kind.name, kind.needs_target) for kind in KINDS.values()}
     implemented = {(name, True) for name in from_target} | {(name, False) for name in from_labels}
