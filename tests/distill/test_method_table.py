@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from specdistill import TrainConfig
 from specdistill.distill.methods import METHOD_SETTINGS, METHODS, method_help, methods_table
 from specdistill.distill.target.place import InMemory, Served, Stored
+from specdistill.distill.training.loss_settings import LossSettings
 from specdistill.errors import ConfigError
 from specdistill.settings.parts import defaults
+from specdistill_kernels.fused_divergence import KINDS
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {
@@ -100,6 +103,13 @@ def test_the_loss_of_each_method():
     }
     assert config("gkd", reward="rewards:length").objective.kind == "rkl"
     assert config("best-of-n", divergence="tvd").objective.kind == "tvd"
+
+
+def test_the_divergences_of_the_command_line_are_those_of_the_kernels():
+    """The configuration must stay free of torch, so it repeats the names."""
+    names = typing.get_args(typing.get_type_hints(LossSettings)["divergence"])
+    assert set(names) - {"auto"} == set(KINDS) - {"ce"}
+    assert {method.loss for method in METHODS.values()} <= set(KINDS)
 
 
 def test_parts_are_arguments_and_flat_names_make_the_same_configuration():
