@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
@@ -231,7 +232,7 @@ def find_shards(source: Path) -> list[Path]:
     return shards
 
 
-def read_rollouts(source: Path) -> list[dict[str, Any]]:
+def read_rollouts(source: Path) -> list[AnswerRow]:
     """All rows of a directory of shards, in order.
 
     Raises:
@@ -241,7 +242,7 @@ def read_rollouts(source: Path) -> list[dict[str, Any]]:
     missing = {"prompt_id", "prompt_ids", "answer_ids", "provenance"} - set(rows[0] if rows else {})
     if missing:
         raise DataError(f"{source} is no set of rollouts: it lacks {', '.join(sorted(missing))}")
-    return rows
+    return cast(list[AnswerRow], rows)
 
 
 def load_rollouts(
@@ -263,7 +264,7 @@ def load_rollouts(
 
 
 def select_rows(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[AnswerRow],
     source: Path,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
