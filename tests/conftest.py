@@ -45,10 +45,10 @@ def poisoned_empty(monkeypatch):
     original = torch.empty
 
     def empty(*args, **kwargs):
-        made = original(*args, **kwargs)
-        if made.is_floating_point():
-            return made.fill_(torch.nan)
-        return made if made.dtype == torch.bool else made.fill_(torch.iinfo(made.dtype).max)
+        tensor = original(*args, **kwargs)
+        if tensor.is_floating_point():
+            return tensor.fill_(torch.nan)
+        return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
 
     monkeypatch.setattr(torch, "empty", empty)
 

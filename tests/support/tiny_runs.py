@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer, save
 
-from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, load_model, train_draft
+from specdistill import AnnotateConfig, GenerateConfig, InitDraftConfig, TrainConfig, train_draft
 from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
 from specdistill.decoding import Guidance, Sampling
@@ -110,19 +111,20 @@ def annotate_config(folder: Path, output: Path, **settings: Any) -> AnnotateConf
     return AnnotateConfig.flat(**(given | {"top_k": 8} | settings))
 
 
+def cut_config(folder: Path, output: Path, **settings: Any) -> InitDraftConfig:
+    """Configuration of `init-draft` on a folder's target, with little calibration."""
+    given = {"target": str(folder / "target"), "prompts": str(folder / "prompts.jsonl"), "output": str(output)}
+    return InitDraftConfig.flat(**(given | {"layers": 2, "calibration_tokens": 8} | settings))
+
+
 def history(output: Path) -> list[dict[str, Any]]:
     """The lines of a run's history.jsonl."""
     return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
 
 
-def weights_of(output: Path) -> dict[str, torch.Tensor]:
-    """Parameters of a saved model."""
-    return dict(load_model(str(output)).model.named_parameters())
-
-
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two saved models are equal bit for bit."""
-    left, right = weights_of(one), weights_of(other)
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
