@@ -1,7 +1,13 @@
-"""Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once."""
+"""Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once.
+
+`make test` runs tests side by side (pytest-xdist, `--dist loadgroup`): tests of one `xdist_group` share a worker, because
+they share a fixture that costs much or a resource of the machine. Tests marked `alone` run before, one by one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 from pathlib import Path
@@ -26,6 +32,14 @@ if not torch.cuda.is_available():
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Tests of the real model share one worker, so that it is loaded once."""
+    for item in items:
+        if item.get_closest_marker("smollm2"):
+            item.add_marker(pytest.mark.xdist_group("smollm2"))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +86,18 @@ def gguf_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(gguf_path: Path):
-    """SmolLM2-135M-Instruct in float32."""
+    """SmolLM2-135M-Instruct in float32, converted by one of several workers while the others wait."""
     from specdistill.models import load_model
+    from specdistill.models.gguf import cache_root
 
-    return load_model(str(gguf_path))
+    with exclusive(cache_root()):
+        return load_model(str(gguf_path))
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path):
+    """Holds a lock in a directory that several workers may want to write."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,6 +18,10 @@ from specdistill import annotate, generate
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.shards import find_shards
 from specdistill.errors import ConfigError, SpecdistillError
+
+
+# One cluster at a time: two would fight for the machine.
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +42,13 @@ def long_answers(folder, output, **settings):
 
 
 def workers():
+    """Processes of this test's own cluster that write shards."""
     pids = []
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        name = " ".join(process.info["cmdline"] or [])
-        if name.startswith("ray::") and "Worker" in name:
-            pids.append(process.info["pid"])
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            name = " ".join(process.cmdline())
+            if name.startswith("ray::") and "Worker" in name:
+                pids.append(process.pid)
     return pids
 
 

@@ -70,7 +70,7 @@ SHARDED = {
 
 @pytest.mark.parametrize("name", [*CASES, *SHARDED])
 def test_two_ranks_train_as_one(folder, tmp_path, name):
-    one, two = (settings(folder, tmp_path / folder, **(CASES | SHARDED)[name]) for folder in ("one", "two"))
+    one, two = (settings(folder, tmp_path / output, **(CASES | SHARDED)[name]) for output in ("one", "two"))
     if two.pop("rollouts", None):
         generate(GenerateConfig.flat(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
         two["rollouts"] = one["rollouts"] = str(tmp_path / "answers")
@@ -86,8 +86,8 @@ def test_two_ranks_train_as_one(folder, tmp_path, name):
                 assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
     # Adam divides by the gradient's own size: where that is rounding, so is the step. The updates as a whole agree.
     start, weights, others = (
-        torch.cat([tensor.reshape(-1) for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
-        for folder in (folder / "draft", tmp_path / "one", tmp_path / "two")
+        torch.cat([tensor.reshape(-1) for _, tensor in sorted(load_file(saved / "model.safetensors").items())])
+        for saved in (folder / "draft", tmp_path / "one", tmp_path / "two")
     )
     assert float((weights - others).norm() / (weights - start).norm()) < 0.01
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]

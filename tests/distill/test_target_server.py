@@ -159,6 +159,7 @@ def test_a_text_that_fills_the_context_leaves_room_for_the_servers_token(target)
         assert TargetServer(ModelServer(served.url), target, 5).max_context == target.max_context - 1
 
 
+@pytest.mark.alone
 def test_a_slow_server_is_slow(folder, target):
     with FakeVllm(target, delay=0.2) as served:
         server = TargetServer(ModelServer(served.url, concurrency=4, patience=5), target, 5)
