@@ -1,7 +1,7 @@
 """Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once.
 
-`make test` runs tests side by side (pytest-xdist, `--dist loadgroup`): tests of one `xdist_group` share a worker, because
-they share a fixture that costs much or a resource of the machine. Tests marked `alone` run before, one by one.
+`make test` runs tests side by side (pytest-xdist, `--dist loadgroup`). Tests of one `xdist_group` share a worker: they
+have a costly fixture or a resource of the machine in common. Tests marked `alone` run before, one by one.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REPOSITORY = Path(__file__).parents[1]
 
 
+# Modules whose own fixtures cost much: compiled kernels, built wheels.
+COSTLY_FIXTURES = {"test_aot", "test_packaging"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Tests of the real model share one worker, so that it is loaded once."""
+    """Gives tests that share something costly to one worker; the real model is loaded once."""
     for item in items:
         if item.get_closest_marker("smollm2"):
             item.add_marker(pytest.mark.xdist_group("smollm2"))
+        elif item.path.stem in COSTLY_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
