@@ -14,6 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 ENGINES := .venv-vllm
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: setup demo docs bench bench-quick test test-fast test-engines check lint format clean
 
@@ -38,12 +39,14 @@ $(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python benchmarks/smollm2.py --scale demo --output demo
 
+# Tests that measure time go first and alone; the others run side by side, on at most four cores.
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" $(SIDE_BY_SIDE)
 
 # Everything that needs no real model: a few minutes.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not smollm2"
+	$(BIN)/python -m pytest -m "not smollm2" $(SIDE_BY_SIDE)
 
 # Inside real vLLM and llama.cpp, in an environment of their own (some minutes the first time); not part of .ci/run.
 test-engines: $(ENGINES)/.installed
