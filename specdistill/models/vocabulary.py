@@ -134,6 +134,7 @@ def load_kept_ids(directory: Path | None, vocab_size: int) -> Tensor | None:
         raise ModelError(f"{path} is damaged ({error}); cut the draft again with 'specdistill init-draft'") from error
     if not len(ids) or ids[0] < 0 or ids[-1] >= vocab_size:
         raise ModelError(
-            f"{path} names ids outside 0..{vocab_size - 1}; it belongs to another tokenizer; cut the draft again"
+            f"{path} names ids outside 0..{vocab_size - 1}, so it belongs to another tokenizer; cut the draft again "
+            "with 'specdistill init-draft'"
         )
     return ids
