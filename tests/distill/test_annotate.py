@@ -87,7 +87,7 @@ def test_bytes_per_token_are_said_beforehand_and_measured_after(folder, tmp_path
     assert summary.planned_bytes_per_token == 34 and summary.labels_per_token == 8
     assert 0 < summary.bytes_per_token < 60
     wide = annotate(annotate_config(folder, tmp_path / "wide", precision="float32"))
-    assert wide["planned_bytes_per_token"] == 50
+    assert wide.planned_bytes_per_token == 50
 
 
 def test_a_disk_without_room_is_found_before_the_target_is_loaded(folder, tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_training_from_labels_of_the_whole_vocabulary_is_online_training(folder,
     a, b = (load_model(str(tmp_path / name)) for name in "ab")
     for left, right in zip(a.model.parameters(), b.model.parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-4)
-    assert offline["steps"] == online["steps"] == 6 and offline["before"]["greedy"] > 0
+    assert offline.steps == online.steps == 6 and offline.before["greedy"] > 0
 
 
 @pytest.mark.parametrize("labels", ["top-k", "sampled"])

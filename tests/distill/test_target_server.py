@@ -95,7 +95,7 @@ def test_an_overloaded_server_is_asked_again(folder, target, tmp_path, status):
         faulty = train_draft(config(folder, tmp_path / "a", served.url, server_concurrency=2))
     with FakeVllm(target) as served:
         calm = train_draft(config(folder, tmp_path / "b", served.url, server_concurrency=2))
-    assert faulty["after"] == calm["after"], "no step was lost or trained otherwise"
+    assert faulty.after == calm.after, "no step was lost or trained otherwise"
 
 
 def test_a_server_that_restarts_is_waited_for(folder, target, tmp_path):

@@ -129,7 +129,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def before_each_step(monkeypatch, action: Callable[[int, Sequence[Example]], None]) -> None:
-    """Calls `action(steps done, the step's examples)` before every optimiser step of runs in this process."""
+    """Calls `action(number of the step, its examples)` before every optimiser step of runs in this process."""
     original = DraftTrainer.train_step
 
     def acting(self, examples):
