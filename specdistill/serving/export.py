@@ -59,15 +59,15 @@ def export(config: ExportConfig) -> Exported:
     draft = load.load_model(draft_source, "draft")
     changes = _fit(draft, target)
     if config.format == "gguf":
-        kind = "float16" if config.type == "auto" else config.type
+        kind = "float16" if config.files.type == "auto" else config.files.type
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
         return Exported(config.output, changes, _llama_cpp(config))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
-    if config.type != "auto":
-        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
-        changes.append(f"weights in {config.type}")
+    if config.files.type != "auto":
+        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.files.type])
+        changes.append(f"weights in {config.files.type}")
     save_draft(draft, target, output)
     verdicts = check(CheckConfig.flat(target=target_source.location, draft=config.output))
     return Exported(config.output, changes, next(each for each in verdicts if each.engine == config.format))
