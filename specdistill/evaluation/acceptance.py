@@ -27,11 +27,11 @@ class PromptAcceptance:
     """Scores of one answer, float64 [tokens] each."""
 
     alpha: dict[str, np.ndarray]
-    """rule -> alpha of each position."""
+    """Rule -> alpha of each position."""
     token_acceptance: dict[str, np.ndarray]
-    """rule -> probability that the token really written there came from the draft."""
+    """Rule -> probability that the token really written there came from the draft."""
     alpha_at_1: dict[str, np.ndarray]
-    """rule that samples -> alpha of each position, compared at temperature 1: the draft's worth to a server that
+    """Rule that samples -> alpha of each position, compared at temperature 1: the draft's worth to a server that
     samples. At temperature 0 both distributions are points, so every rule's `alpha` is argmax agreement."""
     fkl: np.ndarray
     """KL(target || draft) in nats, at temperature 1 where the sampling is greedy."""
@@ -50,12 +50,15 @@ HiddenCache = dict[Example, torch.Tensor]
 def answer_hidden_states(
     model: LanguageModel, sequences: Sequence[Example], cache: HiddenCache | None = None
 ) -> list[torch.Tensor]:
-    """Hidden states that predict each answer token, [answer, hidden] per sequence, in one pass.
+    """Computes the hidden states that predict each answer token, in one pass.
 
     Args:
         model: Frozen while it is used with a cache.
         sequences: Prompts with answers; all in one batch.
-        cache: Read first, and filled with what was missing.
+        cache: Read first, and filled with the states that were missing.
+
+    Returns:
+        [answer, hidden] per sequence, in order.
     """
     missing = [sequence for sequence in sequences if cache is None or sequence not in cache]
     known: HiddenCache = {} if cache is None else cache
@@ -86,8 +89,8 @@ def score(
         sequences: Prompts with answers that the target wrote at `sampling`.
         sampling: Temperature and filters under which target and draft are compared.
         batch_size: Sequences per pass.
-        target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with what was
-            missing. It saves the target's pass where another draft is scored on the same sequences.
+        target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with those
+            that were missing. It saves the target's pass where another draft is scored on the same sequences.
         on_sequences: Called with the number of sequences done, for progress.
 
     Returns:
@@ -102,7 +105,7 @@ def score(
         chunk = sequences[start : start + batch_size]
         target_hidden = answer_hidden_states(target, chunk, target_cache)
         draft_hidden = answer_hidden_states(draft, chunk)
-        # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
+        # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
             # A greedy sampling leaves logits as they are, which is temperature 1.
@@ -170,7 +173,7 @@ def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int, *, firs
 
     Args:
         token_acceptance: [tokens] a_t of each answer token; the first is ignored where no draft is made for it.
-        num_draft_tokens: gamma.
+        num_draft_tokens: Draft length gamma.
         first_drafted: Whether the prompt's own pass verifies a draft too, as in transformers' assisted generation.
 
     A round that starts at t keeps k draft tokens with probability a_t ... a_(t+k-1) (1 - a_(t+k)) and emits k + 1.

@@ -1,7 +1,7 @@
-"""When does a draft pay: the arithmetic of speculative decoding with measured costs.
+"""Whether a draft pays: the arithmetic of speculative decoding with measured costs.
 
 One round costs gamma draft steps and one target pass over gamma + 1 tokens, and emits tau tokens. With every time in
-units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)): c = `cost_ratio`, v = `verify_cost`.
+units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)), with c = `cost_ratio`, v = `verify_cost`.
 Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replaced by what was measured.
 """
 
@@ -15,7 +15,14 @@ from specdistill.evaluation.statistics import Estimate
 
 
 def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
-    """Predicted ratio of plain to speculative time per token."""
+    """Predicted ratio of plain to speculative time per token.
+
+    Args:
+        tau: Tokens per target call.
+        num_draft_tokens: Draft length gamma.
+        cost_ratio: Time of a draft step, in plain target steps.
+        verify_cost: Time of a target pass over gamma + 1 tokens, in plain target steps.
+    """
     return tau / (num_draft_tokens * cost_ratio + verify_cost)
 
 
@@ -28,7 +35,7 @@ def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
     """The alpha at which the speed-up is exactly 1 (independent acceptance); None where even alpha = 1 is too slow.
 
     Args:
-        num_draft_tokens: gamma.
+        num_draft_tokens: Draft length gamma.
         round_cost: Time of gamma draft steps and their check, in target steps.
     """
     if round_cost > num_draft_tokens + 1:
@@ -45,7 +52,7 @@ def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Economics:
-    """What a draft costs and gains, and the sentence that says whether it pays."""
+    """Costs and gains of a draft, and the sentence that says whether it pays."""
 
     cost_ratio: float | None
     """Time of a draft step over that of a plain target step; null for an engine that is timed from outside, where only

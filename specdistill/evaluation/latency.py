@@ -15,7 +15,7 @@ from specdistill.models import LanguageModel
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Both ways of generating for one batch of prompts."""
+    """Both ways of decoding one batch of prompts."""
 
     plain: list[Generation]
     speculative: list[Generation]

@@ -22,17 +22,17 @@ _ACTIVATIONS = 23
 """Numbers kept for backward per token, layer and unit of width in a Llama: about 10.7 of the MLP's gate, up, activation
 and product (2.67 wide each), 8 of attention with its rotated queries and keys (not its scores), 4 of two norms."""
 _TILE_BYTES = 2.0**27
-"""At most, of the logits that the loss holds of each model: float32 on a CPU or bfloat16 on a GPU."""
+"""Most bytes of logits that the loss holds per model: float32 on a CPU or bfloat16 on a GPU."""
 _USABLE_MEMORY = 0.92
 """Share of an accelerator's memory that a run may fill."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """From the vendor's data sheet."""
+    """Numbers of the vendor's data sheet."""
 
     flops: float
-    """bfloat16, dense, per second."""
+    """bfloat16 FLOP/s, dense."""
     bandwidth: float
     """Bytes per second."""
     memory: float
@@ -99,7 +99,7 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What training a draft takes."""
+    """Everything that `plan` estimates."""
 
     settings: PlanConfig
     """The configuration; its flat settings in JSON."""
@@ -118,7 +118,7 @@ class Plan:
     storage: Storage
     """Disk space."""
     assumptions: list[str]
-    """What the estimate assumes, a sentence each."""
+    """Assumptions of the estimate, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers."""

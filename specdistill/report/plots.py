@@ -33,7 +33,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def all_plots(report: Report) -> list[tuple[str, str, str]]:
-    """(title, SVG, one sentence that says how to read it) for every plot that the report has data for."""
+    """Draws every plot that the report has data for: (title, SVG, one sentence that says how to read it)."""
     plots = []
     if report.acceptance.by_position:
         plots.append(
