@@ -77,7 +77,7 @@ class BenchConfig(MeasureConfig):
         if self.weights.pack != "none" or self.compare is not None or self.acceptance.draft_length != "fixed":
             raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
         if kind.place == "process" and self.timing.batch_size > 1:
-            raise ConfigError(f"{self.engine}' assisted generation takes one prompt at a time; set --batch-size 1")
+            raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")
         if kind.reads_gguf and not self.target.endswith(".gguf"):
             raise ConfigError(f"--engine {self.engine} serves a .gguf file as --target, got {self.target}")
         if kind.reads_gguf and not self.draft.endswith(".gguf"):

@@ -100,8 +100,8 @@ def _counted(
     runs: Sequence[EngineRun], engine: Engine, predicted_columns: tuple[np.ndarray, np.ndarray]
 ) -> CountedAcceptance:
     """Rates from the engine's own counts, and how far they are from the prediction of one pass over the answers."""
-    told = [(run, run.speculation) for run in runs if run.speculation is not None]
-    total = total_of(counts for _, counts in told)
+    counting = [(run, run.speculation) for run in runs if run.speculation is not None]
+    total = total_of(counts for _, counts in counting)
     if total is None:
         return CountedAcceptance(
             by_position=[],
@@ -111,15 +111,15 @@ def _counted(
             acceptance_rate=_UNKNOWN,
             counters=Counters(source=engine.counters),
         )
-    emitted = np.array([_tokens(run, engine.first_drafted) for run, _ in told], dtype=float)
-    rounds = np.array([counts.rounds for _, counts in told], dtype=float)
-    proposed = np.array([counts.proposed for _, counts in told], dtype=float)
-    accepted = np.array([counts.accepted for _, counts in told], dtype=float)
+    emitted = np.array([_tokens(run, engine.first_drafted) for run, _ in counting], dtype=float)
+    rounds = np.array([counts.rounds for _, counts in counting], dtype=float)
+    proposed = np.array([counts.proposed for _, counts in counting], dtype=float)
+    accepted = np.array([counts.accepted for _, counts in counting], dtype=float)
     joint = [kept / total.rounds for kept in total.accepted_by_position or () if total.rounds]
     conditional = [now / then if then else 0.0 for now, then in zip(joint, [1.0, *joint], strict=False)]
     rates = counted(joint, conditional, emitted, rounds, accepted, proposed)
     # Predicted and measured sums of the same batches: prompts of one batch share a counter.
-    sizes = np.cumsum([len(run.plain) for run, _ in told])[:-1]
+    sizes = np.cumsum([len(run.plain) for run, _ in counting])[:-1]
     tokens, expected = ([part.sum() for part in np.split(column, sizes)] for column in predicted_columns)
     return dataclasses.replace(
         rates,

@@ -1,4 +1,4 @@
-"""The whole bench on tiny models: the schema of METRICS, identity, comparison, padded and trimmed drafts."""
+"""The whole bench on tiny models: the schema of docs/report.md, identity, comparison, padded and trimmed drafts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bench(files, draft="good", **settings):
     )
 
 
-# Every key of METRICS, with the type that a reader of the JSON may rely on.
+# The keys that are never renamed, with the type that a reader of the JSON may rely on.
 SCHEMA = {
     "schema": int,
     "target": {"name": str, "parameters": int, "vocab_size": int, "dtype": str},

@@ -16,7 +16,7 @@ from specdistill.serving.speculation import Speculation, total_of
 
 
 class _Arrivals(BaseStreamer):
-    """Counts the tokens that each target call gave, and notes when the first came."""
+    """Counts the tokens that each target call gave, and records when the first came."""
 
     def __init__(self, on_tokens: OnTokens) -> None:
         self.counts: list[int] = []
