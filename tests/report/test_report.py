@@ -8,10 +8,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from bench_report import DIFFERENT, category, example_report, spread
+from bench_report import DIFFERENT, RULES, category, example_report, spread, spreads
 
 from specdistill.evaluation.report_acceptance import Prediction
 from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.summaries import TrainSummary
 from specdistill.report.distill import training_table
 from specdistill.report.html import html_report
 from specdistill.report.json_file import json_text
@@ -118,10 +119,14 @@ def test_terminal_shows_the_numbers_and_the_verdict(report, capsys, monkeypatch)
 
 def test_training_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    alpha = dict.fromkeys(("greedy", "sampled", "argmax_draft"), 0.25)
-    gain = {rule: spread(0.1).to_json() for rule in alpha}
-    summary = {"heldout_prompts": 9, "output": "out", "best_step": 0, "steps": 5, "gain": gain}
-    training_table(summary | {"before": alpha, "after": alpha, "measure": "alpha"})
+    alpha = dict.fromkeys(RULES, 0.25)
+    training_table(
+        TrainSummary(
+            output="out", steps=5, best_step=0, interrupted=False, learning_rate=1e-3, heldout_prompts=9,
+            training_prompts=20, processes=1, measure="alpha", before=alpha, after=alpha,
+            gain=spreads(dict.fromkeys(RULES, 0.1)),
+        )
+    )  # fmt: skip
     shown = capsys.readouterr().out
     assert "+0.100 [+0.080, +0.120]" in shown and "nothing better" in shown
 
