@@ -23,7 +23,8 @@ CHAIN = (
     ("evaluation",),
     ("decoding",),
     ("models", "data"),
-    ("servers", "files", "settings"),
+    ("servers", "files"),
+    ("settings",),
     ("progress",),
     ("errors",),
 )

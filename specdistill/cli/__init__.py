@@ -68,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    finally:
+        # The app outlives the call where it is used from Python.
+        app.config = ()
     return 0
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,30 +11,30 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, split_prompts
-from specdistill.data.texts import check_texts
+from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
-from specdistill.distill.answers.shards import RolloutSettings, check_answers, find_shards
+from specdistill.distill.answers.shards import RolloutSettings, check_answers
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks, join
-from specdistill.distill.sequences.build import ROLLOUTS_DIRECTORY, SequenceInputs, build_source
-from specdistill.distill.sequences.retokenise import retokenise
+from specdistill.distill.sequences.build import SequenceInputs, build_source
+from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
-from specdistill.distill.training import checkpoints, lora
+from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.callbacks import check_trackers
-from specdistill.distill.training.heldout import HeldOut, HeldOutLabels, HeldOutScorer, HeldOutText
-from specdistill.distill.training.heldout_answers import heldout_answers
-from specdistill.distill.training.step import Reward, learning_rate
+from specdistill.distill.training.heldout import HeldOutScorer
+from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
+from specdistill.distill.training.loss import load_reference
+from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
-from specdistill.errors import ConfigError, DataError, OutputError
+from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, run_settings
-from specdistill.models import LanguageModel, ModelPair, load, load_pair, vocabulary
+from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
 
@@ -73,11 +72,11 @@ def train_draft(
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     if ranks.is_main:
-        _claim(output, config)
+        run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
     config.machine.limit_threads()
     torch.manual_seed(config.seed)
     run = _load(config, prompts, output, progress, ranks)
-    with _reported_interrupt(output, progress):
+    with guard_rails.reported_interrupt(output, progress):
         trainer = _build_trainer(run, callbacks, make_engine)
         summary = _train(run, trainer)
     ranks.wait()
@@ -123,29 +122,18 @@ class _Run:
 
 def _check_before_loading(config: TrainConfig) -> _Prompts:
     """Finds everything that can be wrong without looking at a model."""
-    sequences, loss, optimiser = config.sequences, config.loss, config.optimiser
-    if sequences.rollouts is not None:
-        if not Path(sequences.rollouts).is_dir():
-            raise DataError(f"--rollouts {sequences.rollouts} is no directory of rollouts")
-        find_shards(Path(sequences.rollouts))
+    sequences, loss, objective = config.sequences, config.loss, config.objective
+    sequences.check_files()
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
         if name is not None:
             load.check_exists(name, role)
-    if sequences.online is not None and not Path(sequences.online).is_dir():
-        raise DataError(f"--online {sequences.online} is no directory; the server's RejectionLog makes it")
-    objective = config.objective
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature)
-    if sequences.text is not None:
-        check_texts(sequences.text)
     training, heldout = split_prompts(load_prompts(config.prompts), sequences.heldout_prompts)
     if config.recipe.given_answers and sequences.text is None and config.place.name != "stored":
         check_answers(training, config.method)
     if config.method == "best-of-n":
         scorers.check_scorer(sequences.scorer, training)
-    if optimiser.lora_rank:
-        lora.check_installed()
-    if optimiser.precision == "float16" and not torch.cuda.is_available():
-        raise ConfigError("--precision float16 needs a GPU; use bfloat16 or float32")
+    config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
     reward = scorers.load_function(loss.reward, "--reward") if loss.reward else None
     return _Prompts(training, heldout, reward)
@@ -160,24 +148,6 @@ def _join(config: TrainConfig) -> Ranks:
     if config.on_policy.uses_engine and ranks.world > 1:
         raise ConfigError("--rollout-engine vllm runs in one process; train without accelerate launch")
     return ranks
-
-
-def _claim(output: Path, config: TrainConfig) -> None:
-    """Makes the output directory, or proves that the run in it is this one and may go on.
-
-    Raises:
-        OutputError: It holds something else, a finished run, or one of other settings.
-    """
-    if not (config.resume and run_settings.exists(output)):
-        atomic.claim_output_directory(output)
-        return
-    if (output / SUMMARY_FILE).exists():
-        raise OutputError(f"the run in {output} has ended; there is nothing to resume")
-    kept = {key: value for key, value in config.to_flat().items() if key not in _MAY_CHANGE}
-    flags = run_settings.changed_flags(output, kept)
-    if flags:
-        own = output / run_settings.CONFIG_FILE
-        raise OutputError(f"the run in {output} has another {flags}; resume it with --config {own} --resume")
 
 
 def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
@@ -203,8 +173,8 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     pair.target.model.requires_grad_(False)
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
-    reference = _load_reference(config, pair, progress)
-    guidance = _guidance(config, pair.target)
+    reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
+    guidance = build_guidance(config.target_settings, pair.target)
     target = place.open(pair.target, connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     training = encode_all(prompts.training, pair.target.tokenizer, room)
@@ -215,27 +185,6 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
         run_settings.write(output, config.to_flat() | {"resume": False})
     ranks.wait()
     return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
-
-
-def _load_reference(config: TrainConfig, pair: ModelPair, progress: Progress) -> LanguageModel | None:
-    name = config.loss.reference
-    if name is None:
-        return None
-    source = load.find(name, "reference", progress.say)
-    vocabulary.check_same_vocabulary(pair.target.tokenizer, source.tokenizer, config.target, name)
-    reference = load.load_model(source, "reference", device=str(pair.draft.device), dtype=torch.float32)
-    reference.model.requires_grad_(False)
-    return reference
-
-
-def _guidance(config: TrainConfig, target: LanguageModel) -> Guidance | None:
-    prompt = config.target_settings.negative_prompt
-    if prompt is None:
-        return None
-    negative = encode(Prompt("negative", ({"role": "user", "content": prompt},)), target.tokenizer)
-    guidance = Guidance(tuple(negative), config.target_settings.guidance)
-    guidance.check(target)
-    return guidance
 
 
 def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None) -> DraftTrainer:
@@ -286,7 +235,9 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
         run.progress,
         title=f"training ({config.method})",
         reference=run.reference,
-        reward=None if run.prompts.reward is None else _reward_of(run.prompts.reward, run.prompts.training, pair),
+        reward=None
+        if run.prompts.reward is None
+        else scorers.example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
         callbacks=callbacks,
         ranks=ranks,
         shards_draft=config.processes.shards_draft,
@@ -296,22 +247,16 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
 
 
 def _scorer(run: _Run, answers: Sequence[Example]) -> HeldOutScorer:
-    sampling, rule = run.config.sampling, run.config.evaluation.rule
-    if run.target.labeller is not None:
-        temperature = run.config.objective.temperature
-        return HeldOutLabels(run.target.labeller, answers, temperature, sampling.greedy, rule)
-    if run.pair.same_tokenizer:
-        return HeldOut(run.pair.target, answers, sampling, rule, run.guidance)
-    return HeldOutText(*retokenise(answers, run.prompts.heldout, run.pair))
-
-
-def _reward_of(scorer: scorers.Scorer, prompts: Sequence[Prompt], pair: ModelPair) -> Reward:
-    by_id = {prompt.id: prompt for prompt in prompts}
-
-    def reward(example: Example) -> float:
-        return scorer(by_id[example.prompt_id], pair.draft.decode(example.answer_ids))
-
-    return reward
+    return heldout_scorer(
+        run.pair,
+        run.target,
+        run.prompts.heldout,
+        answers,
+        run.config.sampling,
+        run.config.objective.temperature,
+        run.config.evaluation.rule,
+        run.guidance,
+    )
 
 
 def _train(run: _Run, trainer: DraftTrainer) -> TrainSummary:
@@ -353,19 +298,3 @@ def _finish(run: _Run, trainer: DraftTrainer, interrupted: bool) -> TrainSummary
         settings = run.config.to_flat() | {"divergence": run.config.objective.kind}
         atomic.write_text(run.output / "README.md", model_card(settings, pair, summary))
     return summary
-
-
-@contextlib.contextmanager
-def _reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
-    """Says on Ctrl-C what is left on disk; the caller decides the exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = [name for name in ("model.safetensors", ROLLOUTS_DIRECTORY) if (output / name).exists()]
-        what = {
-            0: "nothing was finished yet",
-            1: f"kept {' '.join(kept)}",
-            2: "kept the best draft so far and the rollouts",
-        }[len(kept)]
-        progress.say(f"interrupted; in {output}: {what}; the same command with --resume goes on")
-        raise

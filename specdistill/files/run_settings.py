@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,27 @@ def claim(output: Path, settings: FlatSettings, content: str) -> None:
         flags = changed_flags(output, settings)
         if flags:
             raise OutputError(f"{output} holds {content} made with another {flags}; choose another --output")
+
+
+def claim_run(output: Path, settings: FlatSettings, resume: bool, may_change: Collection[str], finished: str) -> None:
+    """Makes the output directory of a run, or proves that the run in it is this one and may go on.
+
+    Args:
+        output: The directory.
+        settings: All settings of the run.
+        resume: Whether to go on with a run that is there.
+        may_change: Settings that may differ from those of the run.
+        finished: File that a finished run has.
+
+    Raises:
+        OutputError: The directory holds something else, a finished run, or one of other settings.
+    """
+    if not (resume and exists(output)):
+        atomic.claim_output_directory(output)
+        return
+    if (output / finished).exists():
+        raise OutputError(f"the run in {output} has ended; there is nothing to resume")
+    flags = changed_flags(output, {name: value for name, value in settings.items() if name not in may_change})
+    if flags:
+        own = output / CONFIG_FILE
+        raise OutputError(f"the run in {output} has another {flags}; resume it with --config {own} --resume")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+
+
+class SamplingArguments(TypedDict):
+    """Sampling as the kernels take it."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,6 @@ class Sampling:
         return bool(self.top_k or self.top_p < 1 or self.min_p)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> SamplingArguments:
         """Keyword arguments of the kernels."""
-        return asdict(self)
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}

@@ -112,6 +112,22 @@ def mean_log_likelihoods(model: LanguageModel, sequences: Sequence[Example], bat
     return means
 
 
+def example_scorer(scorer: Scorer, prompts: Sequence[Prompt], model: LanguageModel) -> Callable[[Example], float]:
+    """Makes a scorer of examples from one of texts.
+
+    Args:
+        scorer: Judges a prompt and an answer's text.
+        prompts: All that the examples answer.
+        model: Its tokenizer decodes the answers.
+    """
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def score(example: Example) -> float:
+        return scorer(by_id[example.prompt_id], model.decode(example.answer_ids))
+
+    return score
+
+
 def best_of_n(
     sequences: Sequence[Example], prompts: Sequence[Prompt], target: LanguageModel, scorer: Scorer | None
 ) -> list[Example]:

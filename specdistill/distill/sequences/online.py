@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from specdistill.data.batch import Example, Provenance
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.errors import DataError
 from specdistill.files import parquet
 from specdistill_kernels import SoftLabels
@@ -73,7 +74,7 @@ class Online:
         self._older.extend(taken)
         return batch
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         """online_records: how many different ones were trained on; online_waiting: how many lie unread."""
         return {"online_records": self._seen, "online_waiting": len(self._fresh)}
 

@@ -9,6 +9,7 @@ from typing import Any
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.distill.processes.ranks import ALONE, Ranks
+from specdistill.distill.sequences.measurements import Measurements
 
 
 class SampledSource:
@@ -16,7 +17,7 @@ class SampledSource:
 
     _sampler: EpochSampler
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         return {}
 
     def state_dict(self) -> dict[str, Any]:

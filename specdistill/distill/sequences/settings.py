@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+# cyclopts reads the annotations of inherited settings in this module, so their names must be known here too.
 from specdistill.distill.answers.settings import EngineSettings
+from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
+from specdistill.errors import DataError
 from specdistill.settings.checks import at_least, within_one
 from specdistill.settings.parts import ESSENTIALS
 
@@ -53,6 +57,24 @@ class SequenceSettings:
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "online_wait")
         within_one(self, "lmbda", "target_fraction")
+
+    def check_files(self) -> None:
+        """Finds the named files and directories, before any model is loaded.
+
+        Raises:
+            DataError: One is missing or holds something else.
+        """
+        from specdistill.data.texts import check_texts
+        from specdistill.distill.answers.shards import find_shards
+
+        if self.rollouts is not None:
+            if not Path(self.rollouts).is_dir():
+                raise DataError(f"--rollouts {self.rollouts} is no directory of rollouts")
+            find_shards(Path(self.rollouts))
+        if self.online is not None and not Path(self.online).is_dir():
+            raise DataError(f"--online {self.online} is no directory; the server's RejectionLog makes it")
+        if self.text is not None:
+            check_texts(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)

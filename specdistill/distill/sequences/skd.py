@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys, pick
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.processes.ranks import ALONE, Ranks
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
@@ -115,7 +115,7 @@ class Skd(SampledSource):
             for (name, ids, _), generation in zip(chosen, written, strict=True)
         ]
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         """skd_rejection_rate and skd_rejection_by_position since the last reset."""
         rates = self._rejections.rates()
         if reset:
@@ -138,7 +138,7 @@ class Rejections:
             if accepted < proposed:
                 self.rejected[accepted] += 1
 
-    def rates(self) -> dict[str, Any]:
+    def rates(self) -> Measurements:
         """Replaced / tested, in all and by position; None where a position was never tested."""
         pairs = list(zip(self.rejected, self.tested, strict=True))
         total = sum(self.tested)

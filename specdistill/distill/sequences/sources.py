@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from specdistill.data.batch import Example
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.pool import restore_stream, stream_state
 from specdistill_kernels import SoftLabels
 
@@ -23,7 +24,7 @@ class Source(Protocol):
         """This rank's sequences for optimiser step `step`, counted from 1; all ranks' together are the batch."""
         ...
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         """Measurements since the last reset, for the run's history; empty for most sources."""
         ...
 
@@ -55,7 +56,7 @@ class Labelled:
         labels = self._labels.of(sequences)
         return [dataclasses.replace(example, soft_labels=soft) for example, soft in zip(sequences, labels, strict=True)]
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         return self._source.measurements(reset=reset)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class Mixture:
         # random() is in [0, 1): lmbda 0 never and lmbda 1 always takes the draft's own.
         return (self._own if self._coin.random() < self._lmbda else self._fixed).next_batch(step)
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         return self._own.measurements(reset=reset) | self._fixed.measurements(reset=reset)
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Phases:
     def next_batch(self, step: int) -> list[Example]:
         return (self._first if step <= self._last_step else self._then).next_batch(step)
 
-    def measurements(self, *, reset: bool = False) -> dict[str, Any]:
+    def measurements(self, *, reset: bool = False) -> Measurements:
         return self._first.measurements(reset=reset) | self._then.measurements(reset=reset)
 
     def state_dict(self) -> dict[str, Any]:

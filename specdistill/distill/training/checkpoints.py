@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdistill.distill.processes import sharding
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.training.step import StepRunner
 from specdistill.errors import OutputError
 from specdistill.files import atomic
@@ -49,7 +50,7 @@ class RunState:
     """Answer tokens trained on so far."""
     best_step: int = 0
     best_value: float = -math.inf
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[Measurements] = dataclasses.field(default_factory=list)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Random streams of the source."""
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)

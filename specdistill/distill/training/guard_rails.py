@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from specdistill.data.batch import Example
+from specdistill.distill.sequences.build import ROLLOUTS_DIRECTORY
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.errors import SpecdistillError
 from specdistill.files import atomic
 from specdistill.files.run_settings import CONFIG_FILE
+from specdistill.progress import Progress
 
 SEQUENCES_FILE, WEIGHTS_FILE, LABELS_FILE = "sequences.json", "network.safetensors", "labels.safetensors"
 
@@ -77,3 +79,19 @@ def dump_step(directory: Path, step: int, network: nn.Module, sequences: Sequenc
         settings = directory.parent / CONFIG_FILE
         if settings.is_file():
             (temporary / CONFIG_FILE).write_bytes(settings.read_bytes())
+
+
+@contextlib.contextmanager
+def reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
+    """Says on Ctrl-C which files are left; the caller decides the exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = [name for name in ("model.safetensors", ROLLOUTS_DIRECTORY) if (output / name).exists()]
+        what = {
+            0: "nothing was finished yet",
+            1: f"kept {' '.join(kept)}",
+            2: "kept the best draft so far and the rollouts",
+        }[len(kept)]
+        progress.say(f"interrupted; in {output}: {what}; the same command with --resume goes on")
+        raise

@@ -1,4 +1,4 @@
-"""The target's answers to the held-out prompts, kept in the output directory."""
+"""The target's answers to the held-out prompts, kept in the output directory, and the scorer that uses them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
+from specdistill.decoding import Guidance
 from specdistill.distill.answers.shards import RolloutSettings, find_shards, load_rollouts, sample_rollouts
 from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.sequences.retokenise import retokenise
 from specdistill.distill.target.place import OpenTarget
+from specdistill.distill.training.heldout import HeldOut, HeldOutLabels, HeldOutScorer, HeldOutText
 from specdistill.files import atomic
-from specdistill.models import LanguageModel
+from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Progress, Quiet
+from specdistill.settings.sampling import Sampling
 
 HELDOUT_DIRECTORY = "heldout"
 
@@ -79,3 +83,31 @@ def _write_in_lockstep(
             for shard in find_shards(Path(own)):
                 atomic.write_bytes(directory / shard.name, shard.read_bytes())
     ranks.wait()
+
+
+def heldout_scorer(
+    pair: ModelPair,
+    target: OpenTarget,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Example],
+    sampling: Sampling,
+    temperature: float,
+    rule: str,
+    guidance: Guidance | None,
+) -> HeldOutScorer:
+    """Chooses how drafts are scored: by labels, by the target itself, or by text that two tokenizers share.
+
+    Args:
+        pair: Target and draft.
+        target: The target as the run uses it.
+        prompts, answers: The held-out prompts and the target's answers to them.
+        sampling: How the answers were sampled.
+        temperature: Temperature of the divergence, and so of labels.
+        rule: Acceptance rule that early stopping watches.
+        guidance: Guidance of the target; None without.
+    """
+    if target.labeller is not None:
+        return HeldOutLabels(target.labeller, answers, temperature, sampling.greedy, rule)
+    if pair.same_tokenizer:
+        return HeldOut(pair.target, answers, sampling, rule, guidance)
+    return HeldOutText(*retokenise(answers, prompts, pair))

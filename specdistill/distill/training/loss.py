@@ -7,6 +7,7 @@ of what passes through it, and a loss that reads the head around it would miss g
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
 from specdistill.distill.training.loss_settings import Objective
-from specdistill.models import LanguageModel
+from specdistill.models import LanguageModel, ModelPair, load, vocabulary
 from specdistill_kernels import SoftLabels, fused_divergence
 
 
@@ -167,3 +168,21 @@ def leave_one_out_advantages(rewards: list[float]) -> list[float]:
         return list(rewards)
     total = sum(rewards)
     return [reward - (total - reward) / (len(rewards) - 1) for reward in rewards]
+
+
+def load_reference(name: str, pair: ModelPair, say: Callable[[str], None]) -> LanguageModel:
+    """Loads AdaSPEC's reference draft, frozen.
+
+    Args:
+        name: Hub id, directory or .gguf file.
+        pair: Target and draft that it is compared with.
+        say: Where a slow conversion announces itself.
+
+    Raises:
+        IncompatibleModelsError: Its vocabulary is another.
+    """
+    source = load.find(name, "reference", say)
+    vocabulary.check_same_vocabulary(pair.target.tokenizer, source.tokenizer, pair.target.name, name)
+    reference = load.load_model(source, "reference", device=str(pair.draft.device), dtype=torch.float32)
+    reference.model.requires_grad_(False)
+    return reference

@@ -47,6 +47,17 @@ class OptimiserSettings:
         if self.max_grad_norm <= 0:
             raise ConfigError(f"--max-grad-norm must be above 0, got {self.max_grad_norm}")
 
+    def check_machine(self) -> None:
+        """Raises ConfigError where this machine lacks what the settings need; needs no model."""
+        import torch
+
+        from specdistill.distill.training import lora
+
+        if self.lora_rank:
+            lora.check_installed()
+        if self.precision == "float16" and not torch.cuda.is_available():
+            raise ConfigError("--precision float16 needs a GPU; use bfloat16 or float32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:

@@ -8,13 +8,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
 from specdistill.data.batch import Example
 from specdistill.distill.processes.ranks import ALONE, Ranks
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.sources import Source
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training import guard_rails, lora
@@ -116,7 +117,7 @@ class DraftTrainer:
         return self._state.best_step
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Measurements]:
         """One entry per evaluation, as in history.jsonl."""
         return self._state.history
 
@@ -156,7 +157,7 @@ class DraftTrainer:
         except NotFiniteError as error:
             raise SpecdistillError(self._keep_failed_step(examples, str(error))) from error
 
-    def evaluate(self, measurements: dict[str, Any] | None = None) -> Any:
+    def evaluate(self, measurements: Measurements | None = None) -> Any:
         """Scores the held-out answers, writes the history, and saves the draft where it is the best so far.
 
         Args:
@@ -224,7 +225,7 @@ class DraftTrainer:
         best = self._state.best_value
         task.note(f"loss {measurement.loss:.3f}{own}  best held-out {best:.3f}{replaced}  {speed:.0f} tokens/s")
 
-    def _write_history(self, measurements: dict[str, Any], means: dict[str, float]) -> None:
+    def _write_history(self, measurements: Measurements, means: dict[str, float]) -> None:
         scores = {self._prefix + name: value for name, value in means.items()}
         self.history.append({"step": self.step, **measurements, **scores})
         if self._ranks.is_main:
@@ -241,7 +242,7 @@ class DraftTrainer:
 
     def _say_scores(self, means: dict[str, float], is_best: bool) -> None:
         measure, watched = self.scorer.measure, self.scorer.watched
-        warning = guard_rails.falling([entry[self._prefix + watched] for entry in self.history])
+        warning = guard_rails.falling([cast(float, entry[self._prefix + watched]) for entry in self.history])
         if warning:
             remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
             self._progress.say(f"warning: held-out {measure} ({watched}): {warning}; {remedy}")
