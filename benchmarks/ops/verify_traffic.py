@@ -1,11 +1,11 @@
 """Bytes that verification moves per entry of the target's logits: ours, and vLLM's path from the head to the tokens.
 
-    python benchmarks/verify_traffic.py --vllm .venv-vllm/lib/python3.11/site-packages/vllm      (a minute; no GPU)
+    python benchmarks/ops/verify_traffic.py --vllm .venv-vllm/lib/python3.11/site-packages/vllm      (a minute; no GPU)
 
 Runs the Triton kernels of both in Triton's interpreter on the same logits and counts every byte that a lane loads or
-stores, masks and branches as they fall. What vLLM copies before its kernels (bfloat16 logits into float32) counts by
-the sizes of the tensors. bfloat16 logits, 2 requests of 4 draft tokens, 32768 ids, temperature 0.7 where a rule
-samples, no filters. It is traffic as asked for: what a cache then saves is the GPU's affair. Writes
+stores, with masks and branches as they fall. vLLM copies bfloat16 logits into float32 before its kernels; that copy is
+counted by the sizes of the tensors. bfloat16 logits, 2 requests of 4 draft tokens, 32768 ids, temperature 0.7 where a
+rule samples, no filters. These are the bytes that the code asks for; a GPU's cache may serve some of them. Writes
 benchmarks/results/verify_traffic.json.
 """
 
@@ -20,17 +20,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.support.paths import TEST_SUPPORT
+
+sys.path.insert(0, str(TEST_SUPPORT))
 
 import torch
 import triton
 import triton.language as tl
 import triton_interpreter
-from smollm2 import RESULTS
 from triton.runtime import interpreter
-from vllm_sources import vllm_kernels
 
 import specdistill_kernels as ours
+from benchmarks.ops.vllm_sources import vllm_kernels
+from benchmarks.support.results import write_result
 
 REQUESTS, DRAFTED, VOCAB, TEMPERATURE = 2, 4, 32768, 0.7
 RULES = ("greedy", "argmax_draft", "sampled", "block")
@@ -66,7 +70,7 @@ class Meter:
 
 
 class Requests:
-    """Logits of both models, alike enough that some tokens are accepted, and what each side wants to be told."""
+    """Logits of both models, similar enough that some tokens are accepted, and the other inputs of both sides."""
 
     def __init__(self, rule: str) -> None:
         torch.manual_seed(0)
@@ -108,7 +112,7 @@ class Requests:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", type=Path, required=True, help="the folder site-packages/vllm")
+    parser.add_argument("--vllm", type=Path, required=True, help="folder site-packages/vllm")
     options = parser.parse_args()
     triton_interpreter.install()
     kernels = vllm_kernels(options.vllm, 100, types.SimpleNamespace(log1p=lambda x: tl.log(1 + x)))
@@ -117,14 +121,14 @@ def main() -> None:
     result: dict = {"triton": triton.__version__, "vllm": version, "requests": REQUESTS, "draft_tokens": DRAFTED}
     result |= {"vocab": VOCAB, "temperature": TEMPERATURE, "bytes_per_entry": {}}
     for rule in RULES:
-        asked = Requests(rule)
-        mine, theirs = meter.per_entry(asked.ours), meter.per_entry(lambda asked=asked: asked.vllm(kernels))
+        requests = Requests(rule)
+        mine, theirs = meter.per_entry(requests.ours), meter.per_entry(lambda requests=requests: requests.vllm(kernels))
         # The copy to float32 is torch's.
         theirs = {"read": round(theirs["read"] + 2, 3), "written": round(theirs["written"] + 4, 3)}
         times = sum(theirs.values()) / sum(mine.values())
         result["bytes_per_entry"][rule] = {"specdistill": mine, "vllm": theirs, "vllm_over_ours": round(times, 2)}
         print(rule, json.dumps(result["bytes_per_entry"][rule]), flush=True)
-    (RESULTS / "verify_traffic.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("verify_traffic.json", result)
 
 
 if __name__ == "__main__":

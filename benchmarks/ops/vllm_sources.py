@@ -18,14 +18,14 @@ def vllm_kernels(folder: Path, processors: int, device_library: Any = libdevice)
 
     Args:
         folder: `.../site-packages/vllm`.
-        processors: Of the GPU that is claimed.
+        processors: Multiprocessors of the GPU that is claimed.
         device_library: Functions that Triton takes from the GPU's maker; its interpreter has none.
     """
 
     def module(name: str, **contents: Any) -> None:
-        made = types.ModuleType(name)
-        vars(made).update(contents)
-        sys.modules[name] = made
+        fake = types.ModuleType(name)
+        vars(fake).update(contents)
+        sys.modules[name] = fake
 
     def unset(name: str) -> bool:
         if name.startswith("__"):
