@@ -1,10 +1,10 @@
 """A narrow job such as a fine-tuned model does in production: a customer's mail to one JSON object of a fixed schema.
 
-    python benchmarks/service_mail.py --count 1200 --seed 1 --output mails.jsonl
+    python benchmarks/studies/service_mail.py --count 1200 --seed 1 --output mails.jsonl
 
 Each record is drawn from a seed: who writes, about which order, what is wrong and what is wanted, told in one of
-several manners, with details that are not asked for in between. The answer holds the facts that were drawn, so it is
-right by construction. Two seeds share the manner of speaking but, with 10^9 combinations of facts, practically no mail.
+several ways, with details in between that nobody asks for. The answer holds the facts that were drawn, so it is right
+by construction. Two seeds share the wording but, with 10^9 combinations of facts, practically no mail.
 """
 
 from __future__ import annotations
@@ -149,14 +149,18 @@ def records(count: int, seed: int) -> list[dict[str, Any]]:
     return [record(generator, number) for number in range(count)]
 
 
+def write_records(path: Path, count: int, seed: int) -> None:
+    """Writes `count` records as JSON lines."""
+    path.write_text("".join(json.dumps(mail) + "\n" for mail in records(count, seed)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    lines = "".join(json.dumps(each) + "\n" for each in records(options.count, options.seed))
-    options.output.write_text(lines)
+    write_records(options.output, options.count, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from table_cells import load
+from benchmarks.ops.kernel_rows import BFLOAT16, KernelRow
+from benchmarks.support.results import load_result
+from benchmarks.tables.cells import table_row
 
 
 def kernel_speed_table() -> str:
-    report = load("kernel_speed.json")
+    report = load_result("kernel_speed.json")
     lines = [
         f"On one {report['device']} (torch {report['torch']}, triton {report['triton']}, vLLM {report['vllm']}; "
         f"{report['vocab']} ids, bfloat16, 4 draft tokens, captured graphs):",
@@ -22,7 +22,7 @@ def kernel_speed_table() -> str:
         cells = [rule, row["batch"], f"{row['milliseconds']['specdistill']:.3f}"]
         cells += [f"{times[name]:.2f}" if name in times else "-" for name in ("torch", "vllm")]
         cells += [f"{memory[name]:.1f}" if name in memory else "-" for name in ("specdistill", "torch", "vllm")]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append(table_row(list(map(str, cells))))
     lines += [
         "",
         "| operation | ours, ms | torch / ours | Liger / ours | extra MiB: ours | torch | Liger |",
@@ -38,12 +38,12 @@ def kernel_speed_table() -> str:
         cells = [name, f"{row['milliseconds']['specdistill']:.2f}"]
         cells += [f"{times[peer]:.2f}" if peer in times else "-" for peer in ("torch", "liger")]
         cells += [f"{memory[peer]:.0f}" if peer in memory else "-" for peer in ("specdistill", "torch", "liger")]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
 def traffic_table() -> str:
-    report = load("verify_traffic.json")
+    report = load_result("verify_traffic.json")
     lines = [
         f"{report['requests']} requests of {report['draft_tokens']} draft tokens, no filters; {report['vllm']}:",
         "",
@@ -57,19 +57,20 @@ def traffic_table() -> str:
 
 
 def kernel_report_table() -> str:
-    """Of each kernel the largest over its bfloat16 cases."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in load("kernel_report.json")["rows"]:
-        case, kernel = row["kernel"].split(" / ")
-        if case.endswith("bf16"):
-            found.setdefault(kernel, {}).setdefault(row["target"], []).append(row)
-    targets = list(next(iter(found.values())))
+    """Each kernel by its largest numbers over its aligned bfloat16 cases."""
+    rows = [KernelRow.from_json(row) for row in load_result("kernel_report.json")["rows"]]
+    rows = [row for row in rows if row.case.dtype == BFLOAT16 and row.case.aligned]
+    targets = list(dict.fromkeys(row.target for row in rows))
     lines = ["| kernel | " + " | ".join(targets) + " | bytes read per entry |", "|---" * (len(targets) + 2) + "|"]
-    for kernel, rows in found.items():
-        cells = [
-            " / ".join(str(max(each[name] for each in rows[target])) for name in ("registers", "spills", "shared"))
-            for target in targets
-        ]
-        traffic = max(each["bytes_per_entry"] for each in rows[targets[0]])
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        by_target = {target: [row for row in rows if (row.kernel, row.target) == (kernel, target)] for target in targets}
+        cells = [_largest(by_target[target]) for target in targets]
+        traffic = max(row.bytes_per_entry for row in by_target[targets[0]])
         lines.append(f"| `{kernel}` | " + " | ".join(cells) + (f" | {traffic:g} |" if traffic else " | |"))
     return "\n".join(lines)
+
+
+def _largest(rows: list[KernelRow]) -> str:
+    """`registers / spills / shared memory`."""
+    largest = (max(row.registers for row in rows), max(row.spills for row in rows), max(row.shared for row in rows))
+    return " / ".join(map(str, largest))

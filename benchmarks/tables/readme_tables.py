@@ -1,7 +1,7 @@
 """Fills the tables of the READMEs and the docs from benchmarks/results, so that no number is typed by hand.
 
-python benchmarks/readme_tables.py           writes them
-python benchmarks/readme_tables.py --check   fails if one is out of date (a test runs this)
+    python benchmarks/tables/readme_tables.py           writes them
+    python benchmarks/tables/readme_tables.py --check   fails if one is out of date (a test runs this)
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import goals_table
-import kernel_tables
-import quality_tables
-import speed_tables
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.studies.bench_runs import DRIFTED_RUNS, METHODS_RUNS
+from benchmarks.support.paths import ROOT
+from benchmarks.tables import goals_table, kernel_tables, quality_tables, speed_tables
 
-TABLES = {
+Tables = dict[str, Callable[[], str]]
+"""Name of the marked block -> the table in it."""
+
+README_TABLES: Tables = {
     "peers": speed_tables.peers_table,
     "loss-op": speed_tables.loss_op_table,
     "engines": speed_tables.engines_table,
@@ -32,23 +34,23 @@ TABLES = {
     "lossless": speed_tables.lossless_line,
     "decoder": speed_tables.decoder_table,
 }
-KERNEL_TABLES = {
+KERNEL_TABLES: Tables = {
     "verify-traffic": kernel_tables.traffic_table,
     "kernel-report": kernel_tables.kernel_report_table,
     "kernel-speed": kernel_tables.kernel_speed_table,
 }
-STUDY_TABLES = {
+STUDY_TABLES: Tables = {
     "goals": goals_table.goals_table,
     "peers-all": lambda: speed_tables.peers_lines(tuple(range(1, 9))),
     "drifted": quality_tables.drifted_table,
     "drifted-methods": quality_tables.drifted_methods_table,
-    "drifted-speed": lambda: speed_tables.bench_table("drifted.json"),
+    "drifted-speed": lambda: speed_tables.bench_table("drifted.json", DRIFTED_RUNS),
     "hard-depths": quality_tables.hard_depths_table,
-    "hard-speed": lambda: speed_tables.bench_table("methods.json"),
+    "hard-speed": lambda: speed_tables.bench_table("methods.json", METHODS_RUNS),
     "growth": speed_tables.growth_table,
 }
-PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (
-    ("README.md", TABLES),
+PAGES: tuple[tuple[str, Tables], ...] = (
+    ("README.md", README_TABLES),
     ("kernels/README.md", KERNEL_TABLES),
     ("docs/serving.md", {"engines": speed_tables.engines_table}),
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
@@ -56,8 +58,8 @@ PLACES: tuple[tuple[str, dict[str, Callable[[], str]]], ...] = (
 )
 
 
-def filled(path: Path, tables: dict[str, Callable[[], str]]) -> str:
-    """The file's text with every marked block replaced."""
+def fill(path: Path, tables: Tables) -> str:
+    """The page's text with every marked block replaced."""
     text = path.read_text()
     for name, make in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -69,13 +71,13 @@ def filled(path: Path, tables: dict[str, Callable[[], str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="fail where a table is out of date")
     check = parser.parse_args().check
-    for name, tables in PLACES:
+    for name, tables in PAGES:
         path = ROOT / name
-        wanted = filled(path, tables)
+        wanted = fill(path, tables)
         if check and wanted != path.read_text():
-            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `python benchmarks/readme_tables.py`")
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `python benchmarks/tables/readme_tables.py`")
         if not check:
             path.write_text(wanted)
 

@@ -1,12 +1,14 @@
 """Draws the study's plots into docs/plots from the committed results.
 
-python benchmarks/study_plots.py
+    python benchmarks/tables/study_plots.py
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ matplotlib.use("svg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from smollm2 import RESULTS
 
-PLOTS = Path(__file__).parents[1] / "docs/plots"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.studies.bench_runs import DRIFTED_RUNS, present_runs
+from benchmarks.support.paths import PLOTS
+from benchmarks.support.results import load_result
+
 COLOURS = ("#0b6e99", "#d9822b", "#5b8c5a", "#8a5a9b")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -30,22 +36,24 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def learning(axes: Axes, report: dict[str, Any]) -> None:
+def draw_learning(axes: Axes, report: dict[str, Any]) -> None:
     names = [name for name in ("fkl-2", "fkl-4", "fkl-8", "long-4") if name in report["rows"]]
     for name, colour in zip(names, COLOURS, strict=False):
-        looks = report["rows"][name]["heldout"]
-        axes.plot([each["step"] for each in looks], [each["sampled"] for each in looks], "o-", color=colour, label=name)
+        entries = report["rows"][name]["heldout"]
+        steps, alphas = ([entry[key] for entry in entries] for key in ("step", "sampled"))
+        axes.plot(steps, alphas, "o-", color=colour, label=name)
     axes.set(xlabel="training step (8 answers each)", ylabel="alpha, sampled, held out", ylim=(0, 1))
     axes.legend(frameon=False)
 
 
-def speed(axes: Axes, report: dict[str, Any]) -> None:
-    names = [name for name in report["bench"] if name.endswith("-none-0")]
+def draw_speed(axes: Axes, report: dict[str, Any]) -> None:
+    present = present_runs(report["bench"], DRIFTED_RUNS)
+    runs = [run for run in present if run.pack == "none" and run.temperature == 0]
     axes.axhline(1, color="#b8c2cc", linewidth=1.5)
-    for name, colour in zip(names, COLOURS, strict=False):
-        row = report["bench"][name]
+    for run, colour in zip(runs, COLOURS, strict=False):
+        row = report["bench"][run.name]
         predicted = {int(length): value for length, value in row["predicted_speedup"].items()}
-        axes.plot(list(predicted), list(predicted.values()), color=colour, label=name.removesuffix("-none-0"))
+        axes.plot(list(predicted), list(predicted.values()), color=colour, label=run.row)
         mean, (low, high) = row["speedup"]["mean"], row["speedup"]["ci95"]
         axes.errorbar(
             [row["num_draft_tokens"]], [mean], yerr=[[mean - low], [high - mean]], fmt="s", color=colour, capsize=4
@@ -55,7 +63,7 @@ def speed(axes: Axes, report: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def growth(axes: Axes, report: dict[str, Any]) -> None:
+def draw_growth(axes: Axes, report: dict[str, Any]) -> None:
     lengths = {int(length): cost for length, cost in report["draft_length"].items()}
     axes.plot(
         [length + 1 for length in lengths], list(lengths.values()), "o-", color=COLOURS[0], label="one target pass"
@@ -65,25 +73,36 @@ def growth(axes: Axes, report: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-DRAWN: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None]]] = {
-    "study_learning": ("drifted.json", learning),
-    "study_speed": ("drifted.json", speed),
-    "growth_check": ("growth.json", growth),
-}
+@dataclass(frozen=True)
+class Plot:
+    """A plot and the result file that it shows."""
+
+    name: str
+    source: str
+    draw: Callable[[Axes, dict[str, Any]], None]
+    needs_bench: bool = False
+    """Left out until the study's drafts are benched."""
+
+
+DRAWN = (
+    Plot("study_learning", "drifted.json", draw_learning),
+    Plot("study_speed", "drifted.json", draw_speed, needs_bench=True),
+    Plot("growth_check", "growth.json", draw_growth),
+)
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PLOTS.mkdir(exist_ok=True)
-    for name, (source, paint) in DRAWN.items():
-        report = json.loads((RESULTS / source).read_text())
-        if name == "study_speed" and not report["bench"]:
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    for plot in DRAWN:
+        report = load_result(plot.source)
+        if plot.needs_bench and not report["bench"]:
             continue
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-            paint(figure.subplots(), report)
-            figure.savefig(
-                PLOTS / f"{name}.svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
+            plot.draw(figure.subplots(), report)
+            figure.savefig(PLOTS / f"{plot.name}.svg", metadata=metadata)
 
 
 if __name__ == "__main__":
