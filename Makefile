@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # SmolLM2-135M-Instruct from PyPI: cut a draft, distil it, measure before and after. About 12 minutes on two cores.
 demo: setup
-	$(BIN)/python benchmarks/smollm2.py --scale demo --output demo
+	$(BIN)/python benchmarks/studies/smollm2.py --scale demo --output demo
 
 test: setup check
 	$(BIN)/python -m pytest

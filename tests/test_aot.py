@@ -22,7 +22,7 @@ def report():
     # A process of its own: kernels that were imported for the interpreter can't be compiled.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "benchmarks/kernel_report.py", "--check"],
+        [sys.executable, "benchmarks/ops/kernel_report.py", "--check"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -43,7 +43,7 @@ class Engine:
     reads_gguf: bool = False
     eager: bool = False
     repaired: bool = False
-    """vLLM 0.32's CPU build verifies wrongly above temperature 0; tests/engines/repaired_vllm says how, and mends it."""
+    """vLLM 0.32's CPU build verifies wrongly above temperature 0; tests/engines/repaired_vllm mends it."""
 
 
 ENGINES = (

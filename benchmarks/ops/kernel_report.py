@@ -70,10 +70,7 @@ def compile_launch(launch: Launch, target_name: str) -> KernelRow:
     # The launcher counted warps of 32; see backend.warps_of.
     warps = max(1, launch.warps * 32 // target.warp_size)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
-    if "cubin" in compiled.asm:
-        code = read_cubin(compiled.asm["cubin"])
-    else:
-        code = read_amdgcn(compiled.asm["amdgcn"])
+    code = read_cubin(compiled.asm["cubin"]) if "cubin" in compiled.asm else read_amdgcn(compiled.asm["amdgcn"])
     # In aligned kernels rows are loaded 16 bytes at a time; narrower loads fetch a few numbers, once a row.
     row_loads = [width for width in code.load_widths if width >= 16 or not launch.case.aligned]
     streaming = launch.streaming

@@ -3,7 +3,7 @@
     python benchmarks/studies/drifted.py --output DIR                     (hours; resumable: finished parts are kept)
     python benchmarks/studies/drifted.py --output DIR --rows fkl-2 fkl-8  (only these, e.g. in a second process)
     python benchmarks/studies/drifted.py --output DIR --bench             (speed of each depth; nothing else may run)
-    python benchmarks/studies/drifted.py --output DIR --collect           (compares, writes benchmarks/results/drifted.json)
+    python benchmarks/studies/drifted.py --output DIR --collect           (compares, writes results/drifted.json)
 
 1. SmolLM2-135M-Instruct is fine-tuned to turn customers' mails into JSON (`service_mail.py`; seeds 1, 2 and 3 are the
    mails of fine-tuning, of distillation and held out). That is the target.

@@ -3,7 +3,7 @@
     python benchmarks/studies/methods.py --output DIR                   (all rows; resumable: finished rows are kept)
     python benchmarks/studies/methods.py --output DIR --rows skd-5 gkd  (only these, e.g. in a second process)
     python benchmarks/studies/methods.py --output DIR --bench           (speed of each depth; nothing else may run)
-    python benchmarks/studies/methods.py --output DIR --collect         (compares, writes benchmarks/results/methods.json)
+    python benchmarks/studies/methods.py --output DIR --collect         (compares, writes results/methods.json)
 
 The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers.
 Every row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are

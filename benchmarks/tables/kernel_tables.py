@@ -63,9 +63,9 @@ def kernel_report_table() -> str:
     targets = list(dict.fromkeys(row.target for row in rows))
     lines = ["| kernel | " + " | ".join(targets) + " | bytes read per entry |", "|---" * (len(targets) + 2) + "|"]
     for kernel in dict.fromkeys(row.kernel for row in rows):
-        by_target = {target: [row for row in rows if (row.kernel, row.target) == (kernel, target)] for target in targets}
-        cells = [_largest(by_target[target]) for target in targets]
-        traffic = max(row.bytes_per_entry for row in by_target[targets[0]])
+        own = [row for row in rows if row.kernel == kernel]
+        cells = [_largest([row for row in own if row.target == target]) for target in targets]
+        traffic = max(row.bytes_per_entry for row in own if row.target == targets[0])
         lines.append(f"| `{kernel}` | " + " | ".join(cells) + (f" | {traffic:g} |" if traffic else " | |"))
     return "\n".join(lines)
 

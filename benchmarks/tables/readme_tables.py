@@ -1,7 +1,7 @@
 """Fills the tables of the READMEs and the docs from benchmarks/results, so that no number is typed by hand.
 
-    python benchmarks/tables/readme_tables.py           writes them
-    python benchmarks/tables/readme_tables.py --check   fails if one is out of date (a test runs this)
+python benchmarks/tables/readme_tables.py           writes them
+python benchmarks/tables/readme_tables.py --check   fails if one is out of date (a test runs this)
 """
 
 from __future__ import annotations

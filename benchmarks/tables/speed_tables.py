@@ -11,6 +11,7 @@ from benchmarks.tables.cells import interval_cell, range_cell, table_row
 
 CONTESTANTS = ("specdistill", "specdistill-packed", "specdistill-trimmed")
 """Our contestants in decoder_peers.json, in the order of the columns."""
+PEERS = ("transformers", "flashspec")
 REPAIRED_VLLM = "vllm-repaired"
 """The row of engines.json whose vLLM was repaired."""
 
@@ -140,7 +141,8 @@ def bench_table(study: str, runs: Sequence[BenchRun]) -> str:
         length, checked = str(row["num_draft_tokens"]), str(row["num_draft_tokens"] + 1)
         weights = "as they are" if run.pack == "none" else f"`--pack {run.pack}`"
         cells = [run.row, weights, str(run.temperature), length]
-        cells += [interval_cell(row["mean_acceptance_length"]), f"{row['predicted_mean_acceptance_length'][length]:.3f}"]
+        predicted = row["predicted_mean_acceptance_length"][length]
+        cells += [interval_cell(row["mean_acceptance_length"]), f"{predicted:.3f}"]
         cells += [f"{row['cost_ratio']:.3f}", f"{row['verify_cost'][checked]:.2f}"]
         cells += [interval_cell(row["speedup"]), f"{row['predicted_speedup'][length]:.2f}", f"**{row['verdict']}**"]
         lines.append(table_row(cells))
@@ -180,7 +182,7 @@ def peers_lines(lengths: tuple[int, ...]) -> str:
     for temperature, rows in report["batch_1"].items():
         for length in map(str, lengths):
             over = rows[length]["over_peers"]
-            cells = [interval_cell(over[name][peer], places=2) for name in CONTESTANTS for peer in ("transformers", "flashspec")]
+            cells = [interval_cell(over[name][peer], places=2) for name in CONTESTANTS for peer in PEERS]
             cells.append(f"{rows[length]['engine_efficiency']:.3f}")
             lines.append(f"| {float(temperature):g} | {length} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Draws the study's plots into docs/plots from the committed results.
 
-    python benchmarks/tables/study_plots.py
+python benchmarks/tables/study_plots.py
 """
 
 from __future__ import annotations

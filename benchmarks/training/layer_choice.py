@@ -22,7 +22,9 @@ from benchmarks.support.history import read_history
 from benchmarks.support.paths import target_file
 from benchmarks.support.results import write_result
 
-TRAINING = "--method distillspec --target-fraction 1 --steps 60 --eval-every 20 --max-new-tokens 96 --learning-rate 5e-4"
+TRAINING = (
+    "--method distillspec --target-fraction 1 --steps 60 --eval-every 20 --max-new-tokens 96 --learning-rate 5e-4"
+)
 CHOICES = ("greedy", "even", "ends")
 REPORTED = ("step", "heldout_alpha_greedy", "heldout_alpha_sampled")
 
