@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.studies.folders import StudyFolder, last_step
 from benchmarks.studies.labels import LabelKind, StoredLabels, label_once
 from benchmarks.studies.method_rows import BUDGET, MAX_NEW_TOKENS, METHOD_ROWS
-from benchmarks.studies.methods import common_start, prepare, train_from, train_row
+from benchmarks.studies.method_runs import common_start, prepare, train_from, train_row
 from benchmarks.studies.scores import Scores, alpha_over
 from benchmarks.support.paths import target_file
 from benchmarks.support.results import write_result
