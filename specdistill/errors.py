@@ -1,10 +1,10 @@
-"""The errors a caller can cause. Each says what was expected, what came, and the remedy, in one line."""
+"""Errors that a caller can cause. Each message is one line: what was expected, what was given, and the remedy."""
 
 from __future__ import annotations
 
 
 class SpecdistillError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it and exits 2."""
+    """Base class of the errors that this package raises on purpose; the command line prints them and exits with 2."""
 
 
 class ConfigError(SpecdistillError, ValueError):
@@ -12,29 +12,38 @@ class ConfigError(SpecdistillError, ValueError):
 
 
 class DataError(SpecdistillError, ValueError):
-    """Prompts or sequences are missing, malformed or too long."""
+    """Prompts, answers or texts are missing, malformed or too long."""
 
 
 class ModelError(SpecdistillError, ValueError):
-    """A model can't be found, loaded, or is of an architecture that is not supported."""
+    """A model can't be found or loaded, or its architecture is not supported."""
 
 
 class IncompatibleModelsError(SpecdistillError, ValueError):
-    """Target and draft don't share one vocabulary."""
+    """Target and draft don't have the same vocabulary."""
 
 
 class OutputError(SpecdistillError, OSError):
-    """A result can't be written, or writing it would overwrite an older one."""
+    """A result can't be written, or would overwrite an older one."""
 
 
 class ServerError(SpecdistillError, OSError):
-    """A model's server is gone, refuses, or answers what it should not."""
+    """A server does not respond, refuses a request, or sends an answer that makes no sense.
+
+    Args:
+        message: The whole error text.
+        status: HTTP status of the answer, if the server refused.
+    """
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """Of the HTTP answer, where it was a refusal."""
 
 
 class ServerAwayError(ServerError):
-    """A server is down, overloaded or broke off an answer: asking again may help."""
+    """A server is down, overloaded or broke off an answer. A second try may succeed."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or the name of its class if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""How long work reports on itself: the library calls this interface, the command line draws it."""
+"""How long tasks report progress: the library calls this interface, and the command line draws it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar."""
+    """One progress bar."""
 
-    def advance(self, amount: int = 1) -> None: ...
+    def advance(self, amount: int = 1) -> None:
+        """Moves the bar by `amount` units."""
+        ...
 
     def note(self, text: str) -> None:
-        """Shows a short remark beside the bar, e.g. the current acceptance."""
+        """Shows a short remark next to the bar, such as the current acceptance."""
         ...
 
 
 class Progress(Protocol):
-    """Where bars and remarks go."""
+    """Shows bars and remarks."""
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays on the screen."""
         ...
 
     def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Task]:
-        """Yields a `Task` of `total` units."""
+        """Opens a bar of `total` units and yields its `Task`."""
         ...
 
 
 class Quiet:
-    """Reports nothing; the default of the Python functions."""
+    """Shows nothing. This is the default of the Python functions."""
 
     def say(self, text: str) -> None:
         pass

@@ -1,7 +1,13 @@
-"""Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once."""
+"""Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once.
+
+`make test` runs tests side by side (pytest-xdist, `--dist loadgroup`). Tests of one `xdist_group` share a worker: they
+have a costly fixture or a resource of the machine in common. Tests marked `alone` run before, one by one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 from pathlib import Path
@@ -28,6 +34,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REPOSITORY = Path(__file__).parents[1]
 
 
+# Modules whose own fixtures cost much: compiled kernels, built wheels.
+COSTLY_FIXTURES = {"test_aot", "test_packaging"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Gives tests that share something costly to one worker; the real model is loaded once."""
+    for item in items:
+        if item.get_closest_marker("smollm2"):
+            item.add_marker(pytest.mark.xdist_group("smollm2"))
+        elif item.path.stem in COSTLY_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where kernel tests put their tensors; on a CPU the interpreter is repaired and made strict first."""
@@ -45,12 +65,20 @@ def poisoned_empty(monkeypatch):
     original = torch.empty
 
     def empty(*args, **kwargs):
-        made = original(*args, **kwargs)
-        if made.is_floating_point():
-            return made.fill_(torch.nan)
-        return made if made.dtype == torch.bool else made.fill_(torch.iinfo(made.dtype).max)
+        tensor = original(*args, **kwargs)
+        if tensor.is_floating_point():
+            return tensor.fill_(torch.nan)
+        return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
 
     monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder of tiny models and prompts, only read: target, draft, foreign (of another tokenizer), prompts.jsonl."""
+    import tiny_runs
+
+    return tiny_runs.write_folder(tmp_path_factory.mktemp("tiny"), tiny_runs.standard_models())
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +92,18 @@ def gguf_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(gguf_path: Path):
-    """SmolLM2-135M-Instruct in float32."""
+    """SmolLM2-135M-Instruct in float32, converted by one of several workers while the others wait."""
     from specdistill.models import load_model
+    from specdistill.models.gguf import cache_root
 
-    return load_model(str(gguf_path))
+    with exclusive(cache_root()):
+        return load_model(str(gguf_path))
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path):
+    """Holds a lock in a directory that several workers may want to write."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

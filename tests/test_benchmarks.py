@@ -1,4 +1,4 @@
-"""The benchmarks as a house: every script is in the table, results are where it says, nothing private is used."""
+"""The benchmarks: every script is in the table, results are where it says, nothing private is used."""
 
 from __future__ import annotations
 
@@ -70,13 +70,3 @@ def test_nothing_private_of_others_is_used(path):
             pytest.fail(f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}")
         if isinstance(node, ast.ImportFrom):
             assert not [alias.name for alias in node.names if alias.name.startswith("_")], name_of(path)
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_and_functions_fit_on_a_screen(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    assert ast.get_docstring(ast.parse(text)), "a module docstring says what the file is for"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"

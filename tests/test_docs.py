@@ -34,10 +34,10 @@ NEEDS = {
     "--engine vllm": "--engine vllm needs vLLM beside specdistill",
     "target.gguf": "target.gguf",
 }
-"""What can't run here, and the one line that says so; `make test-engines` runs these with real engines."""
+"""Commands that can't run here, and the one line that says so; `make test-engines` runs these with real engines."""
 
 
-def commands(page: Path) -> list[str]:
+def shell_lines(page: Path) -> list[str]:
     text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
@@ -52,20 +52,22 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 @pytest.fixture
-def at(tmp_path_factory, monkeypatch):
+def in_docs_folder(tmp_path_factory, monkeypatch):
     """A folder in which the names that the pages use are there: tiny models and prompts."""
     folder = tmp_path_factory.mktemp("docs")
     save(make_model(layers=6, context=512), folder / "TARGET")
     shutil.copytree(folder / "TARGET", folder / LLAMA)
     for name, seed in (("served", 0), ("tomorrow", 30)):
-        lines = [{"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        prompts = [
+            {"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     return folder
 
 
-def run(line: str, capsys) -> None:
+def run_line(line: str, capsys) -> None:
     for given, smaller in SMALLER.items():
         line = line.replace(given, smaller)
     arguments = shlex.split(line, comments=True)[1:]
@@ -80,7 +82,7 @@ def run(line: str, capsys) -> None:
         assert code == 2 and excuse in error, f"{line}\n{error}"
 
 
-def run_all(lines: list[str], capsys) -> int:
+def run_lines(lines: list[str], capsys) -> int:
     """How many of them were run."""
     ran = 0
     target = load_model("TARGET")
@@ -91,9 +93,9 @@ def run_all(lines: list[str], capsys) -> int:
                 draft.kept_ids = None
                 with FakeVllm(target, "TARGET", draft=draft, num_draft_tokens=4) as drafting:
                     line = line.replace("http://host:8000/v1", drafting.url)
-                    run(line.replace("http://host:8001/v1", plain.url), capsys)
+                    run_line(line.replace("http://host:8001/v1", plain.url), capsys)
             elif line.startswith("specdistill "):
-                run(line, capsys)
+                run_line(line, capsys)
             elif line.startswith("accelerate launch "):
                 # Several processes are tests/distill/test_ranks.py; here the file and the settings must be there.
                 words = shlex.split(line)
@@ -106,18 +108,18 @@ def run_all(lines: list[str], capsys) -> int:
     return ran
 
 
-def test_the_pages_commands_run_in_reading_order(at, capsys):
+def test_the_pages_commands_run_in_reading_order(in_docs_folder, capsys):
     """start.md makes the draft that the other pages go on with, as a reader would."""
-    pages = [ROOT / "docs/start.md", *(each for each in PAGES if each.stem != "start")]
-    assert run_all([line for page in pages for line in commands(page)], capsys) > 20
+    pages = [ROOT / "docs/start.md", *(page for page in PAGES if page.stem != "start")]
+    assert run_lines([line for page in pages for line in shell_lines(page)], capsys) > 20
     # The Python of the first page, on what its commands left.
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
     code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
     exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
 
 
-def test_the_readmes_commands_run(at, capsys):
-    assert run_all(commands(ROOT / "README.md"), capsys) > 8
+def test_the_readmes_commands_run(in_docs_folder, capsys):
+    assert run_lines(shell_lines(ROOT / "README.md"), capsys) > 8
 
 
 def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():

@@ -1,4 +1,4 @@
-"""What the README says is true: its commands exist, its Python runs, its tables are the committed results."""
+"""The README says what is true: its commands exist, its Python runs, its tables are the committed results."""
 
 from __future__ import annotations
 

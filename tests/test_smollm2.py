@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_runs import example
 
-from specdistill.data import Example, Provenance, load_prompts
+from specdistill.data import load_prompts
 from specdistill.data.prompts import encode_all, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.acceptance import alpha_sums, predicted_tau, score
@@ -32,31 +33,31 @@ def draft(smollm2):
 @pytest.fixture(scope="module")
 def plain(smollm2, prompts):
     _, encoded = prompts
-    found = []
+    generations = []
     for start in range(0, 64, 8):
-        found += generate_plain(
+        generations += generate_plain(
             smollm2, encoded[start : start + 8], sampling=GREEDY, max_new_tokens=NEW, seeds=list(range(8))
         )
-    return found
+    return generations
 
 
 @pytest.fixture(scope="module")
 def fast(smollm2, draft, prompts):
     """Eight prompts at each draft length from 1 to 8."""
     _, encoded = prompts
-    found = []
+    generations = []
     for gamma in range(1, 9):
         decoder = SpeculativeDecoder(smollm2, draft, num_draft_tokens=gamma, sampling=GREEDY)
         chunk = encoded[8 * gamma - 8 : 8 * gamma]
-        found += decoder.generate(chunk, max_new_tokens=NEW, seeds=list(range(8)))
-    return found
+        generations += decoder.generate(chunk, max_new_tokens=NEW, seeds=list(range(8)))
+    return generations
 
 
 def test_greedy_output_is_the_targets_own_on_64_real_prompts(smollm2, prompts, plain, fast):
     chosen, encoded = prompts
     assert len(chosen) == 64
-    differences = [first_difference(smollm2, *each) for each in zip(chosen, encoded, plain, fast, strict=True)]
-    assert not [each for each in differences if each], differences
+    differences = [first_difference(smollm2, *answers) for answers in zip(chosen, encoded, plain, fast, strict=True)]
+    assert not [difference for difference in differences if difference], differences
     accepted = sum(entry.accepted for result in fast for entry in result.rounds)
     proposed = sum(entry.proposed for result in fast for entry in result.rounds)
     assert 0.1 < accepted / proposed < 0.95, "a useless or perfect draft would prove little"
@@ -65,8 +66,8 @@ def test_greedy_output_is_the_targets_own_on_64_real_prompts(smollm2, prompts, p
 def test_prediction_from_one_pass_is_what_the_decoder_did(smollm2, draft, prompts, plain, fast):
     chosen, encoded = prompts
     answers = [
-        Example(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
-        for prompt, ids, each in zip(chosen, encoded, plain, strict=True)
+        example(ids, generation.token_ids, name=prompt.id)
+        for prompt, ids, generation in zip(chosen, encoded, plain, strict=True)
     ]
     records = score(smollm2, draft, answers, GREEDY)
     for gamma in range(1, 9):
@@ -82,8 +83,8 @@ def test_a_draft_equal_to_the_target_scores_one_and_is_never_rejected(smollm2, p
         results = decoder.generate(encoded[:4], max_new_tokens=12, seeds=[0, 1, 2, 3])
         assert all(entry.accepted == entry.proposed for result in results for entry in result.rounds)
         answers = [
-            Example(prompt.id, tuple(ids), tuple(each.token_ids), (int(Provenance.TARGET),) * len(each.token_ids))
-            for prompt, ids, each in zip(chosen, encoded, results, strict=False)
+            example(ids, generation.token_ids, name=prompt.id)
+            for prompt, ids, generation in zip(chosen, encoded, results, strict=False)
         ]
         records = score(smollm2, smollm2, answers, sampling)
         for rule in ("greedy", "sampled") if not sampling.greedy else ("greedy", "sampled", "argmax_draft"):

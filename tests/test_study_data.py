@@ -9,16 +9,16 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "benchmarks/studies/service_mail.py"
 
 
-def module():
+def mail_script():
     spec = importlib.util.spec_from_file_location("service_mail", SCRIPT)
     assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def test_answers_hold_what_the_mail_says():
-    mails = module()
+    mails = mail_script()
     for record in mails.records(200, 7):
         answer, prompt = json.loads(record["answer"]), record["prompt"]
         assert list(answer) == mails.SCHEMA.split(", ")
@@ -34,7 +34,7 @@ def test_answers_hold_what_the_mail_says():
 
 
 def test_a_seed_is_a_set():
-    mails = module()
+    mails = mail_script()
     assert mails.records(50, 1) == mails.records(60, 1)[:50]
-    one, other = ({each["prompt"] for each in mails.records(500, seed)} for seed in (1, 3))
+    one, other = ({record["prompt"] for record in mails.records(500, seed)} for seed in (1, 3))
     assert len(one) == 500 and not one & other

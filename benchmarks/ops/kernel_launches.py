@@ -85,12 +85,21 @@ def record_launches(case: Case, call: Callable[[], Any]) -> list[Launch]:
     return launches
 
 
+def operation_calls(dtype: torch.dtype, aligned: bool) -> Calls:
+    """Every operation with one kind of logits; variants with aligned bfloat16 ones only."""
+    calls = _OperationCalls(dtype, aligned)
+    return calls.basic() | (calls.variants() if dtype == torch.bfloat16 and aligned else {})
+
+
+def launches_of(operation: str, dtype: torch.dtype, aligned: bool) -> list[Launch]:
+    """Launches of one operation."""
+    return record_launches(Case(operation, DTYPES[dtype], aligned), operation_calls(dtype, aligned)[operation])
+
+
 def all_launches() -> Iterator[Launch]:
     """Every operation in the dtypes and alignments that engines hold."""
     for dtype, aligned in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)):
-        calls = _OperationCalls(dtype, aligned)
-        every_call = calls.basic() | (calls.variants() if dtype == torch.bfloat16 and aligned else {})
-        for operation, call in every_call.items():
+        for operation, call in operation_calls(dtype, aligned).items():
             yield from record_launches(Case(operation, DTYPES[dtype], aligned), call)
 
 

@@ -57,8 +57,4 @@ def label_once(folder: StudyFolder, labels: StoredLabels) -> LabelSize:
     output, rollouts = str(labels.directory(folder)), str(folder.answers)
     config = AnnotateConfig.flat(target=str(target_file()), output=output, rollouts=rollouts, threads=1, **choice)
     summary = annotate(config, TerminalProgress())
-    return LabelSize(
-        summary["labels_per_token"],
-        summary["bytes_per_token"],
-        summary["planned_bytes_per_token"],
-    )
+    return LabelSize(summary.labels_per_token, summary.bytes_per_token, summary.planned_bytes_per_token)

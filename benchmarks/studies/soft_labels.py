@@ -33,7 +33,7 @@ from benchmarks.support.results import write_result
 from specdistill import TrainConfig
 from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.data.soft_labels import LabelStore
-from specdistill.distill.answers.annotate import to_sequence
+from specdistill.distill.answers.annotate import to_example
 from specdistill.distill.answers.shards import find_shards, read_rollouts
 from specdistill.distill.sequences.sources import Labels
 from specdistill.distill.target.hidden_states import TargetStates
@@ -68,7 +68,7 @@ class GradientAgreement:
 def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Example], labels: Labels | None) -> torch.Tensor:
     """Gradient of forward KL over all weights, from labels or, without them, from the target itself."""
     config = TrainConfig.flat(target="t", draft="d", output="o", method="supervised-kd")
-    module = DistillationLoss(draft, target, config)
+    module = DistillationLoss(draft, target, config.objective)
     module.zero_grad()
     totals = StepTotals(sum(len(example.answer_ids) for example in batch), len(batch))
     if labels is None:
@@ -85,7 +85,7 @@ def gradient_agreements(
 ) -> dict[str, GradientAgreement]:
     """Row -> agreement of its labels' gradients."""
     draft = load_model(str(common_start(folder)), "draft")
-    examples = [to_sequence(row) for row in read_rollouts(folder.answers)]
+    examples = [to_example(dict(row)) for row in read_rollouts(folder.answers)]
     cosines: dict[str, list[float]] = {row: [] for row in stores}
     norm_ratios: dict[str, list[float]] = {row: [] for row in stores}
     for start in range(0, BATCHES * BATCH, BATCH):
@@ -107,7 +107,7 @@ def open_labels(directory: Path) -> LabelStore:
     """Stored labels, each placed at the answer that it belongs to."""
     store = LabelStore(find_shards(directory))
     for number, row in enumerate(store.rows()):
-        store.place(to_sequence(row), number)
+        store.place(to_example(dict(row)), number)
     return store
 
 

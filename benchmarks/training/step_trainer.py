@@ -77,8 +77,8 @@ def load_step_trainer(draft: str, method: Literal["distillspec", "skd"], output:
             prompts,
             encoded,
             Sampling(),
-            top_k=config.skd_top_k,
-            num_draft_tokens=config.skd_num_draft_tokens,
+            top_k=config.sequences.skd_top_k,
+            num_draft_tokens=config.sequences.skd_num_draft_tokens,
             max_new_tokens=MAX_NEW_TOKENS,
             batch_size=BATCH,
             seed=SEED,
@@ -87,5 +87,6 @@ def load_step_trainer(draft: str, method: Literal["distillspec", "skd"], output:
         source = OnPolicy(pair.draft, prompts, encoded, Sampling(), MAX_NEW_TOKENS, BATCH, SEED)
     states = TargetStates(pair.target)
     heldout = HeldOut(pair.target, [], Sampling(), "sampled")
-    trainer = DraftTrainer(pair, source, states, heldout, config, output, Quiet())
+    settings = (config.objective, config.optimiser, config.evaluation)
+    trainer = DraftTrainer(pair, source, states, heldout, *settings, output, Quiet())
     return StepTrainer(trainer, source, states, pair)

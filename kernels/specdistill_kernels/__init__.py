@@ -1,15 +1,15 @@
 """Operations of speculative decoding and draft distillation, on the flat shapes that serving engines hold.
 
-Needs torch (and triton on a GPU) only, so that a serving stack can import this package alone. Each operation has a
-folder of its own with its public function, a plain-torch `reference.py` that defines it and, where there is one, a
-Triton kernel in `fused.py` and a tiled torch version in `chunked.py`. Importing this package does not import triton.
+Needs only torch, numpy and, on a GPU, triton, so a serving stack can install this package alone. Each operation has a
+folder with its public function, a plain-torch `reference.py` that defines it, and Triton kernels in `fused.py`.
+`fused_divergence` also has a tiled torch version in `chunked.py`. Importing this package does not import triton.
 
-    expected_acceptance   what a pair of logits rows is worth under every acceptance rule
+    expected_acceptance   how often a draft token is accepted under every rule, from a pair of logits rows
     fused_divergence      a divergence and its gradient from hidden states, without storing logits
     verify                accepted count and next token of each drafted block
     sample                one token per row from filtered logits, by counter-based Gumbel noise
     filter_threshold      top-k, top-p and min-p as the logit that a token must reach
-    topk_membership       is a token among the row's K largest logits (the test of speculative KD)
+    topk_membership       whether a token is among the row's K largest logits (the test of speculative KD)
 """
 
 from specdistill_kernels import noise

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: decided here, once, and never downgraded silently."""
+"""The choice between Triton and torch: made here, once, and never downgraded silently."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BACKENDS = ("auto", "fused", "torch")
 
 
 def choose(requested: str, tensor: Tensor) -> str:
-    """`fused` (Triton) or `torch` (tiled, any device).
+    """Chooses `fused` (Triton) or `torch` (any device).
 
     Args:
         requested: `auto` takes Triton on a GPU where it is installed, and torch otherwise.
-        tensor: Where the data lies.
+        tensor: A tensor on the device that holds the data.
 
     Raises:
         ValueError: An unknown name.
@@ -40,10 +40,13 @@ def choose(requested: str, tensor: Tensor) -> str:
 
 
 def warps_of(threads: int) -> int:
-    """Triton's num_warps for a program of so many threads: a warp has 64 lanes on AMD's data-centre GPUs, else 32."""
+    """Triton's num_warps for this many threads. A warp has 64 lanes on AMD's data-centre GPUs, 32 elsewhere."""
     return threads // (64 if torch.version.hip else 32)
 
 
 def unit_stride(logits: Tensor) -> Tensor:
-    """Rows may lie anywhere; entries of a row must be neighbours, or every load would fetch a sector for one entry."""
+    """Returns logits in which the entries of a row are neighbours, copied where they were not.
+
+    Otherwise every load would fetch a sector for one entry. The rows themselves may lie anywhere.
+    """
     return logits if logits.stride(1) == 1 else logits.contiguous()

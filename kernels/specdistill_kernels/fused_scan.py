@@ -1,4 +1,4 @@
-"""What several kernels do while they go along a row: whose row it is, the running sum of exponentials and argmax.
+"""Steps that several kernels share while they scan a row: its request, running log-sum-exp and running argmax.
 
 Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867).
 """
@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 NOWHERE = tl.constexpr(2147483647)
-"""Behind every column: what loses each tie."""
+"""A column number above every real one, so that it loses every tie."""
 
 
 @triton.jit
 def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
-    """Which request a flat row belongs to, and which of its rows it is; EXTRA = 1 for target rows (one bonus each)."""
+    """The request of a flat row, and the row's number within it. EXTRA is 1 for target rows, which have a bonus row."""
     before = row.to(tl.int64)
     first = before
     if cu_ptr is not None:
@@ -31,7 +31,7 @@ def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def online(peak, total, scores):
-    """Running maximum and sum of exponentials; a block without any finite score leaves the sum at zero."""
+    """Running maximum and sum of exponentials. A block without a finite score leaves the sum at zero."""
     new_peak = tl.maximum(peak, tl.max(scores, 0))
     shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)
     return new_peak, total * tl.exp(peak - shift) + tl.sum(tl.exp(scores - shift), 0)
@@ -39,7 +39,7 @@ def online(peak, total, scores):
 
 @triton.jit
 def leftmost(best, best_at, scores, columns):
-    """Running argmax; the lowest column wins ties, within a block and across blocks."""
+    """Running argmax. The lowest column wins ties, within a block and across blocks."""
     peak = tl.max(scores, 0)
     at = tl.min(tl.where(scores == peak, columns, NOWHERE), 0)
     better = peak > best
@@ -47,6 +47,6 @@ def leftmost(best, best_at, scores, columns):
 
 
 @triton.jit
-def strange_of(scores):
-    """How many of a block's logits leave a row without a law: a maximum may skip NaN, and +inf makes a softmax NaN."""
+def count_undefined(scores):
+    """Number of NaN and +inf in a block. A maximum may skip NaN, and +inf makes a softmax NaN."""
     return tl.sum(((scores != scores) | (scores == float("inf"))).to(tl.int32), 0)

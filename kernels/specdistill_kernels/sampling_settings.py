@@ -1,4 +1,4 @@
-"""How rows are sampled: one number for all or a tensor with one per row, brought to one form."""
+"""Sampling settings in one form, whether they come as one number for all rows or as a tensor with one per row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class SamplingSettings(NamedTuple):
-    """Each [rows] (or [batch], where rows belong to requests)."""
+    """Four tensors, each [rows], or [batch] where rows belong to requests."""
 
     temperature: Tensor
     """float32; 0 is greedy."""
@@ -22,7 +22,7 @@ class SamplingSettings(NamedTuple):
 
     def of_rows(self, rows: Tensor) -> SamplingSettings:
         """The settings of some rows, int64 [n]."""
-        return SamplingSettings(*(each[rows] for each in self))
+        return SamplingSettings(*(setting[rows] for setting in self))
 
 
 def settings_of(
@@ -33,7 +33,9 @@ def settings_of(
     top_p: float | Tensor,
     min_p: float | Tensor,
 ) -> tuple[SamplingSettings, bool]:
-    """The settings, and whether any of them can filter (told without looking into tensors, which would wait for a GPU).
+    """Brings the settings to one form, and says whether any of them can filter.
+
+    A tensor counts as one that filters: reading it would wait for a GPU.
 
     Raises:
         ValueError: A tensor of another shape than [rows].
@@ -50,7 +52,7 @@ def settings_of(
 
 
 def per_row(value: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One number or a tensor [rows] as a tensor [rows].
+    """Turns one number into a tensor [rows], and passes a tensor [rows] through.
 
     Raises:
         ValueError: A tensor of another shape.

@@ -24,14 +24,19 @@ app = App(
     # One spelling per flag: no --no-x and --empty-x twins.
     default_parameter=Parameter(negative=()),
 )
-app.command(plan.command, name="plan")
-app.command(init_draft.command, name="init-draft")
-app.command(generate.command, name="generate")
-app.command(annotate.command, name="annotate")
-app.command(train_draft.command, name="train-draft")
-app.command(bench.command, name="bench")
-app.command(check.command, name="check")
-app.command(export.command, name="export")
+# In the order of work, which is the order of the help.
+_COMMANDS = {
+    "plan": plan,
+    "init-draft": init_draft,
+    "generate": generate,
+    "annotate": annotate,
+    "train-draft": train_draft,
+    "bench": bench,
+    "check": check,
+    "export": export,
+}
+for _position, (_name, _module) in enumerate(_COMMANDS.items()):
+    app.command(_module.command, name=_name, sort_key=_position)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +93,7 @@ def _config_files(arguments: list[str]) -> list[Yaml]:
 
 
 def _check_yaml(path: Path) -> None:
+    """Refuses what is no flat mapping, before cyclopts reads it."""
     import yaml
 
     try:
@@ -98,3 +104,9 @@ def _check_yaml(path: Path) -> None:
         raise ConfigError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold a mapping of settings, got {type(content).__name__}")
+    for name, value in content.items():
+        if isinstance(value, dict):
+            inner = next(iter(value), "setting")
+            raise ConfigError(
+                f"--config {path}: settings are flat, but {name} holds a mapping; write '{inner}: ...' at the top level"
+            )

@@ -16,4 +16,4 @@ def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     from specdistill.report.terminal import generation_table
     from specdistill.serving.engines import maker_of
 
-    generation_table(generate(config, TerminalProgress(), maker_of(config.rollout_engine)))
+    generation_table(generate(config, TerminalProgress(), maker_of(config.engine.rollout_engine)))

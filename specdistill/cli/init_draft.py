@@ -14,9 +14,9 @@ def command(config: Annotated[InitDraftConfig, Parameter(name="*")]) -> None:
     from specdistill.distill.cutting.init_draft import init_draft
     from specdistill.report.progress import TerminalProgress
 
-    record = init_draft(config, TerminalProgress())
-    head = f", output head of {record['head_size']:,} ids" if "head_size" in record else ""
+    summary = init_draft(config, TerminalProgress())
+    head = "" if summary.head_size is None else f", output head of {summary.head_size:,} ids"
     print(
-        f"{config.output}: layers {', '.join(map(str, record['layers']))} of {config.target}; "
-        f"{record['parameters']:,} of {record['target_parameters']:,} parameters{head}"
+        f"{config.output}: layers {', '.join(map(str, summary.layers))} of {config.target}; "
+        f"{summary.parameters:,} of {summary.target_parameters:,} parameters{head}"
     )

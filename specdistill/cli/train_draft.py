@@ -16,4 +16,4 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     from specdistill.report.terminal import training_table
     from specdistill.serving.engines import maker_of
 
-    training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.rollout_engine)))
+    training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine)))

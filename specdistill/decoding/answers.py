@@ -1,4 +1,4 @@
-"""A model's answers to a set of prompts, as examples."""
+"""Lets a model answer a set of prompts; the answers are examples."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.autoregressive import generate_plain
+from specdistill.decoding.generation import as_example
 from specdistill.decoding.sampling import Sampling
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
 
-_SCORING_BATCH = 8
+_BATCH_SIZE = 8
 
 
 def write_answers(
@@ -24,12 +25,29 @@ def write_answers(
     progress: Progress,
     name: str = "target writes answers",
 ) -> list[Example]:
-    """Lets the target answer every prompt, several at a time; shorter prompts share a batch to waste less padding."""
+    """Lets the target answer every prompt, several at a time. Prompts of similar length share a batch.
+
+    Args:
+        target: Writes the answers.
+        prompts: The prompts, whose ids the examples carry.
+        encoded: Token ids of each prompt.
+        sampling: Temperature and filters.
+        max_new_tokens: Limit per answer.
+        seed: Each answer's seed is made from this one and the prompt's position.
+        progress: Shows the bar.
+        name: Title of the bar.
+
+    Returns:
+        One example per prompt, in order.
+
+    Raises:
+        DataError: A prompt is empty or does not fit the context.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     answers: dict[int, Example] = {}
     with progress.task(name, len(prompts) * max_new_tokens, "tokens") as task:
-        for start in range(0, len(order), _SCORING_BATCH):
-            chosen = order[start : start + _SCORING_BATCH]
+        for start in range(0, len(order), _BATCH_SIZE):
+            chosen = order[start : start + _BATCH_SIZE]
             written = generate_plain(
                 target,
                 [encoded[index] for index in chosen],
@@ -39,10 +57,7 @@ def write_answers(
                 on_tokens=lambda row, ids: task.advance(len(ids)),
             )
             for index, generation in zip(chosen, written, strict=True):
-                ids = tuple(generation.token_ids)
-                # Answers that ended early leave their share of the bar.
-                task.advance(max_new_tokens - len(ids))
-                answers[index] = Example(
-                    prompts[index].id, tuple(encoded[index]), ids, (int(Provenance.TARGET),) * len(ids)
-                )
+                # The bar counts max_new_tokens for every answer, also for those that ended early.
+                task.advance(max_new_tokens - len(generation.token_ids))
+                answers[index] = as_example(prompts[index].id, encoded[index], generation, Provenance.TARGET)
     return [answers[index] for index in range(len(prompts))]

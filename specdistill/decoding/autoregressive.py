@@ -15,17 +15,6 @@ from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
 
 
-def prefill(cached: CachedModel, prompts: list[list[int]]) -> torch.Tensor:
-    """Feeds the prompts and returns each row's last hidden state, [batch, hidden]."""
-    longest = max(map(len, prompts))
-    device = cached.model.device
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-    hidden = cached.forward(padded)
-    cached.advance([len(prompt) for prompt in prompts])
-    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    return hidden[torch.arange(len(prompts), device=device), last]
-
-
 def generate_plain(
     model: LanguageModel,
     prompts: list[list[int]],
@@ -37,17 +26,17 @@ def generate_plain(
     on_tokens: OnTokens | None = None,
     guidance: Guidance | None = None,
 ) -> list[Generation]:
-    """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
+    """Generates one answer per prompt, all prompts in one batch. Rows leave the batch when their answers end.
 
     Args:
-        model: Any causal model; a trimmed head generates its kept ids only.
+        model: Any causal model. A model with a trimmed head generates only the ids that its head keeps.
         prompts: Token ids of each prompt.
         sampling: Temperature and filters.
         max_new_tokens: Limit per answer.
         seeds: One per prompt. In float32 a row gives the same tokens alone or in a batch, up to rounding.
         stop_strings: An answer also ends with the token that completes one of these.
         on_tokens: Called for each new token, for streaming and progress.
-        guidance: Classifier-free guidance: each row has a twin that reads the negative prompt and the same answer.
+        guidance: Classifier-free guidance. Each row gets a twin that reads the negative prompt and the same answer.
 
     Returns:
         Generations in the order of the prompts.
@@ -55,43 +44,68 @@ def generate_plain(
     Raises:
         DataError: A prompt is empty or does not fit the context.
     """
-    twins = [] if guidance is None else [list(guidance.negative_ids)] * len(prompts)
-    check_lengths(prompts + twins, max_new_tokens, model)
+    negative_prompts = [] if guidance is None else [list(guidance.negative_ids)] * len(prompts)
+    check_lengths(prompts + negative_prompts, max_new_tokens, model)
     results = [Generation() for _ in prompts]
     stopping = Stopping.of(model, max_new_tokens, stop_strings)
     start = time.perf_counter()
     with model.generating():
-        fed = prompts + twins
-        cached = CachedModel(model, len(fed), max(map(len, fed)) + max_new_tokens)
-        keys = Keys(
-            torch.tensor(seeds, device=model.device), torch.zeros(len(seeds), dtype=torch.int64, device=model.device)
-        )
-        alive = list(range(len(prompts)))
-        hidden = prefill(cached, fed)
+        rows = _Rows(model, prompts, negative_prompts, max_new_tokens, seeds, guidance)
         for step in itertools.count():
-            if guidance is not None:
-                hidden = guidance.combine(*hidden.chunk(2))
-            # All rows have emitted equally many tokens, those that have ended aside.
-            tokens = model.to_token_ids(pick(cached.own_logits(hidden), sampling, keys, ahead=step))
-            for row, token in zip(alive, tokens.tolist(), strict=True):
-                taken = results[row].emit([token], 0, stopping)
+            # Rows still in the batch have all emitted `step` tokens.
+            tokens = rows.pick_tokens(sampling, step)
+            for prompt, token in zip(rows.alive, tokens.tolist(), strict=True):
+                emitted = results[prompt].emit([token], 0, stopping)
                 if on_tokens is not None:
-                    on_tokens(row, taken)
-                if len(results[row].token_ids) == 1:
-                    results[row].first_token_seconds = time.perf_counter() - start
-            going = [index for index, row in enumerate(alive) if results[row].finish_reason is None]
-            if not going:
+                    on_tokens(prompt, emitted)
+                if step == 0:
+                    results[prompt].first_token_seconds = time.perf_counter() - start
+            unfinished = [row for row, prompt in enumerate(rows.alive) if results[prompt].finish_reason is None]
+            if not unfinished:
                 break
-            if len(going) < len(alive):
-                cached.select(going if guidance is None else [*going, *(len(alive) + index for index in going)])
-                keys = keys.of_rows(going)
-                alive = [alive[index] for index in going]
-                tokens = tokens[torch.tensor(going, device=tokens.device)]
-            fed_tokens = tokens if guidance is None else tokens.repeat(2)
-            hidden = cached.forward(fed_tokens[:, None])[:, 0]
-            cached.advance([1] * len(fed_tokens))
+            rows.feed(tokens, unfinished)
     for result in results:
         result.seconds = time.perf_counter() - start
-        result.model_seconds = cached.seconds
-        result.target_calls = cached.calls
+        result.model_seconds = rows.cached.seconds
+        result.target_calls = rows.cached.calls
     return results
+
+
+class _Rows:
+    """Rows of one `generate_plain` call whose answers still grow; with guidance, each one's twin comes after them."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: list[list[int]],
+        negative_prompts: list[list[int]],
+        max_new_tokens: int,
+        seeds: list[int],
+        guidance: Guidance | None,
+    ) -> None:
+        self._model, self._guidance = model, guidance
+        self.alive = list(range(len(prompts)))
+        """Index of the prompt that each row answers."""
+        device = model.device
+        self._keys = Keys(torch.tensor(seeds, device=device), torch.zeros(len(seeds), dtype=torch.int64, device=device))
+        with_twins = prompts + negative_prompts
+        self.cached = CachedModel(model, len(with_twins), max(map(len, with_twins)) + max_new_tokens)
+        self._hidden = self.cached.read(with_twins)
+
+    def pick_tokens(self, sampling: Sampling, step: int) -> torch.Tensor:
+        """Picks the next token id of each row, int64 [rows]."""
+        hidden = self._hidden
+        if self._guidance is not None:
+            hidden = self._guidance.combine(*hidden.chunk(2))
+        return self._model.to_token_ids(pick(self.cached.own_logits(hidden), sampling, self._keys, ahead=step))
+
+    def feed(self, tokens: torch.Tensor, unfinished: list[int]) -> None:
+        """Drops the other rows, and runs the model on the new tokens of the unfinished ones."""
+        count = len(self.alive)
+        if len(unfinished) < count:
+            twins = [] if self._guidance is None else [count + row for row in unfinished]
+            self.cached.select(unfinished + twins)
+            self._keys = self._keys.of_rows(unfinished)
+            self.alive = [self.alive[row] for row in unfinished]
+            tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
+        self._hidden = self.cached.read_next(tokens if self._guidance is None else tokens.repeat(2))

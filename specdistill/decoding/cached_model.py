@@ -1,4 +1,4 @@
-"""A model with a ragged KV cache: feed each row some tokens, get hidden states, advance each row by what was kept."""
+"""A model with a ragged KV cache: each row reads some tokens, and keeps as many of them as the caller says."""
 
 from __future__ import annotations
 
@@ -10,42 +10,54 @@ from torch import Tensor
 from specdistill.decoding.ragged_cache import RaggedCache
 from specdistill.models import LanguageModel, families
 
-# Keys are attended to in multiples of this many positions, so that steps keep their shapes while a sequence grows: what
-# torch.compile or a CUDA graph has captured serves 64 steps, not one. The mask hides what is not written yet.
 EXTENT = 64
+"""Passes attend to a multiple of this many positions; the mask hides those that are not written yet.
+
+So shapes stay the same for 64 steps, and what torch.compile or a CUDA graph has captured serves all of them.
+"""
 
 
 class CachedModel:
-    """Runs a `LanguageModel` over a batch whose rows have different lengths, and times it.
+    """Runs a `LanguageModel` over a batch whose rows have different lengths, and measures its time.
 
     Args:
         model: The model.
-        batch_size: Rows.
-        capacity: Positions to allocate per row; at least the longest row plus what one pass feeds.
+        batch_size: Number of rows.
+        capacity: Positions to allocate per row: at least the longest row plus the tokens of one pass.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int, capacity: int) -> None:
         self.model = model
         self.capacity = capacity
         self.lengths = [0] * batch_size
+        """Tokens that each row keeps."""
         self.seconds = 0.0
-        """Time spent inside forward passes, the output head included."""
+        """Time inside forward passes, output head included."""
         self.calls = 0
+        """Number of forward passes."""
         self._cache = RaggedCache(families.num_layers(model.config), _rounded(capacity))
         self._types = families.layer_attention_types(model.config)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Hidden states [batch, new, hidden] of new tokens int64 [batch, new], written after each row's length.
+        """Runs the model on new tokens, and writes their keys and values after each row's kept tokens.
 
-        Lengths do not change: call `advance` with what turned out to be real. Rows may be padded on the right with any
-        id; padding is written too, and overwritten by the next pass.
+        Lengths do not change; call `advance` with the number of tokens to keep. The next pass overwrites the others.
+
+        Args:
+            token_ids: int64 [batch, new]. Rows may be padded on the right with any id.
+
+        Returns:
+            Hidden states [batch, new, hidden].
+
+        Raises:
+            ValueError: The new tokens don't fit the capacity.
         """
         start = time.perf_counter()
         device = self.model.device
         new = token_ids.shape[1]
         needed = max(self.lengths) + new
         positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(new, device=device)
-        # Right padding may run past the longest row: it has to be written somewhere that no row reads.
+        # Padding takes room too, since it is written like any token.
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
         extent = _rounded(needed)
@@ -53,7 +65,7 @@ class CachedModel:
         output = self.model.base_model(
             input_ids=token_ids,
             attention_mask=self._masks(positions, extent),
-            # Padding beyond the last real position must not index past learned position embeddings (GPT-2).
+            # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
             position_ids=positions.clamp(max=self.model.max_context - 1),
             past_key_values=self._cache,
             use_cache=True,
@@ -62,23 +74,50 @@ class CachedModel:
         self.calls += 1
         return output.last_hidden_state
 
+    def read(self, rows: list[list[int]]) -> Tensor:
+        """Lets each row read and keep its own number of tokens, at least one.
+
+        Returns:
+            Hidden state of each row's last token, [batch, hidden].
+        """
+        device = self.model.device
+        longest = max(map(len, rows))
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=device)
+        hidden = self.forward(padded)
+        self.advance([len(ids) for ids in rows])
+        last = torch.tensor([len(ids) - 1 for ids in rows], device=device)
+        return hidden[torch.arange(len(rows), device=device), last]
+
+    def read_next(self, tokens: Tensor) -> Tensor:
+        """Lets each row read and keep one token.
+
+        Args:
+            tokens: int64 [batch].
+
+        Returns:
+            Its hidden state, [batch, hidden].
+        """
+        hidden = self.forward(tokens[:, None])
+        self.advance([1] * len(tokens))
+        return hidden[:, 0]
+
     def own_logits(self, hidden: Tensor) -> Tensor:
-        """The model's own logits of some hidden states; timed as part of the forward pass."""
+        """Logits of hidden states, as `LanguageModel.own_logits`; timed as part of the forward pass."""
         start = time.perf_counter()
         logits = self.model.own_logits(hidden)
         self._stop_clock(start)
         return logits
 
     def advance(self, counts: list[int]) -> None:
-        """Makes each row longer by the given number of the tokens just fed (or shorter, to roll back)."""
+        """Adds a number of tokens to each row's length; a negative number drops kept tokens."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def set_lengths(self, lengths: list[int]) -> None:
-        """Rolls each row to a length that it had reached before."""
+        """Rolls each row back to a length that it has had before."""
         self.lengths = list(lengths)
 
     def select(self, rows: list[int]) -> None:
-        """Goes on with only some of the rows."""
+        """Keeps only the given rows."""
         self._cache.select(torch.tensor(rows, device=self.model.device))
         self.lengths = [self.lengths[row] for row in rows]
 
@@ -89,20 +128,20 @@ class CachedModel:
 
     def _masks(self, positions: Tensor, extent: int) -> Tensor | dict[str, Tensor] | None:
         keys = torch.arange(extent, device=positions.device)
-        behind = positions[:, :, None] - keys
-        full = behind >= 0
+        distance = positions[:, :, None] - keys
+        full = distance >= 0
         window = families.uniform_sliding_window(self.model.config)
         if window is not None:
-            return self._additive(full & (behind < window))
+            return self._additive(full & (distance < window))
         if self._types is None:
             return self._additive(full)
         masks = {"full_attention": self._additive(full)}
         if "sliding_attention" in self._types:
-            masks["sliding_attention"] = self._additive(full & (behind < self.model.config.sliding_window))
+            masks["sliding_attention"] = self._additive(full & (distance < self.model.config.sliding_window))
         return masks
 
     def _additive(self, visible: Tensor) -> Tensor:
-        # Additive and four-dimensional: the one form that both the eager and the sdpa attention take as it is.
+        # Eager and sdpa attention both accept an additive mask [batch, 1, new, keys] as it is.
         dtype = self.model.model.dtype
         blocked = torch.finfo(dtype).min
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)

@@ -1,10 +1,10 @@
-"""What the steps of one round cost on this machine: draft step, plain target step, target pass over several tokens."""
+"""Measures the costs of one round on this machine: draft step, plain target step, target pass over several tokens."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +15,18 @@ from specdistill.models import LanguageModel
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured on this machine at one batch size."""
+    """Costs measured on one machine at one batch size."""
 
     target_step_seconds: float
-    """One plain target step."""
+    """Seconds of one plain target step."""
     draft_step_seconds: float
-    """One draft step."""
+    """Seconds of one draft step."""
     verify_cost: Mapping[int, float]
-    """Tokens in one target pass -> its time in plain target steps; 1 -> 1.0."""
+    """Number of tokens in a target pass -> its time in plain target steps; 1 -> 1.0."""
 
     @property
     def cost_ratio(self) -> float:
+        """Time of one draft step in plain target steps (c)."""
         return self.draft_step_seconds / self.target_step_seconds
 
 
@@ -37,46 +38,50 @@ def measure_costs(
     max_draft_tokens: int,
     context: int,
     repeats: int = 7,
-    on_pass=None,
+    on_pass: Callable[[], None] | None = None,
 ) -> Costs:
-    """Times every kind of pass in turn, several rounds interleaved, and takes medians: noise hits all of them alike.
+    """Times every kind of pass and takes medians. The kinds take turns, so that noise affects all of them alike.
 
     Args:
-        target, draft: The pair.
+        target, draft: The two models.
         batch_size: Rows per pass.
-        max_draft_tokens: Target passes over 1 to this many + 1 tokens are timed.
-        context: Tokens already in the caches.
-        repeats: Rounds.
+        max_draft_tokens: Target passes over 1, 2, ... up to this many + 1 tokens are timed.
+        context: Tokens that are in the caches before each pass.
+        repeats: Times that each kind of pass is measured.
         on_pass: Called after each pass, for progress.
 
     Returns:
         Median seconds of a draft step and a target step, and the verify costs in target steps.
     """
     widths = range(1, max_draft_tokens + 2)
+    passes = [("draft", 1), *(("target", width) for width in widths)]
+    seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in passes}
     with target.generating(), draft.generating():
-        models = [CachedModel(model, batch_size, context + max_draft_tokens + 1) for model in (target, draft)]
+        capacity = context + max_draft_tokens + 1
+        models = {
+            "target": CachedModel(target, batch_size, capacity),
+            "draft": CachedModel(draft, batch_size, capacity),
+        }
         ids = torch.arange(context, device=target.device).remainder(target.vocab_size).expand(batch_size, -1)
-        for cached in models:
+        for cached in models.values():
             cached.forward(ids)
             cached.advance([context] * batch_size)
-        seconds: dict[tuple[int, int], list[float]] = {}
-        passes = [(1, 1), *((0, width) for width in widths)]
-        # The first round warms up thread pools, allocators and lazily built heads; it is not counted.
+        # The first repeat warms up thread pools, allocators and lazily built heads; it is not counted.
         for repeat in range(repeats + 1):
-            for which, width in passes:
-                took = _one_pass(models[which], ids[:, :width], greedy=which == 1)
+            for model, width in passes:
+                elapsed = _time_pass(models[model], ids[:, :width], picks_token=model == "draft")
                 if repeat:
-                    seconds.setdefault((which, width), []).append(took)
+                    seconds[model, width].append(elapsed)
                 if on_pass is not None:
                     on_pass()
-    median = {key: statistics.median(values) for key, values in seconds.items()}
-    step = median[0, 1]
-    return Costs(step, median[1, 1], {width: median[0, width] / step for width in widths})
+    median = {kind: statistics.median(values) for kind, values in seconds.items()}
+    step = median["target", 1]
+    return Costs(step, median["draft", 1], {width: median["target", width] / step for width in widths})
 
 
-def _one_pass(cached: CachedModel, token_ids: torch.Tensor, greedy: bool) -> float:
+def _time_pass(cached: CachedModel, token_ids: torch.Tensor, picks_token: bool) -> float:
     start = time.perf_counter()
     logits = cached.own_logits(cached.forward(token_ids))
-    if greedy:
+    if picks_token:
         logits.argmax(-1)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""How many tokens to draft before the target checks: a fixed number, until doubt, or whatever pays most right now."""
+"""Decides how many tokens to draft per round: a fixed number, while the draft is confident, or the fastest number."""
 
 from __future__ import annotations
 
@@ -10,36 +10,51 @@ from specdistill.errors import ConfigError
 
 
 class DraftLength(Protocol):
-    """Decides round by round."""
+    """Decides before each round how many tokens to draft."""
 
     max_tokens: int
-    """Never more than this; caches are sized for it."""
+    """Largest number that `limit` returns. Caches have room for it."""
     watches_confidence: bool
-    """Whether `goes_on` wants to be asked; it costs a softmax per draft step."""
+    """Whether to call `goes_on`, which costs a softmax per draft step."""
 
     def limit(self, unread: int) -> int:
-        """Draft tokens of the next round at most; 0 is a plain target step.
+        """Largest number of draft tokens in the next round; 0 makes a plain target step.
 
         Args:
-            unread: Tokens that the draft would have to read first, the most of any row.
+            unread: Tokens that the draft has to read first, in the row that has most of them.
         """
         ...
 
     def goes_on(self, confidence: float) -> bool:
-        """Whether a row goes on drafting, given the product of the draft's probabilities of its tokens so far.
+        """Whether a row drafts another token after the one just drafted, which stays in the proposal.
 
-        It may depend on tokens already drafted and kept in the proposal, never on leaving the last one out: dropping a
-        token because of its own probability would change the law it was drawn from, and verification would be biased.
+        Dropping a token because of its own probability would change the distribution it was drawn from, and
+        verification would be biased.
+
+        Args:
+            confidence: Product of the draft's probabilities of the row's tokens in this round.
         """
         ...
 
     def observe(self, proposed: Sequence[int], accepted: Sequence[int]) -> None:
-        """What the rows of the last round proposed and kept."""
+        """Receives the result of a round.
+
+        Args:
+            proposed: Draft tokens of each row.
+            accepted: How many of them the target kept.
+        """
         ...
 
 
 class FixedLength:
-    """Always the same number."""
+    """Drafts the same number of tokens in every round.
+
+    Args:
+        num_draft_tokens: Tokens per round (gamma).
+
+    Raises:
+        ConfigError: The number is below 1.
+    """
 
     watches_confidence = False
 
@@ -59,7 +74,15 @@ class FixedLength:
 
 
 class ConfidenceLength:
-    """Drafts until the product of the draft's own probabilities falls under a threshold; each row for itself."""
+    """Drafts in each row until the product of the draft's probabilities falls below a threshold.
+
+    Args:
+        max_tokens: Most tokens per round.
+        threshold: In (0, 1).
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
 
     watches_confidence = True
 
@@ -81,23 +104,28 @@ class ConfidenceLength:
 
 
 class AutoLength:
-    """The length with the highest expected tokens per second, from measured costs and the acceptance seen so far.
+    """Drafts the number of tokens with the highest expected speed, by measured costs and the acceptance so far.
 
-    Where no length beats a plain step it falls back to plain decoding, and looks again from time to time: seldom enough
-    that looking costs at most `probe_share` of the time. State carries over from one `generate` to the next, so with a
-    rule that samples *which* tokens come out depends on what came before; their distribution does not.
+    If no number beats a plain step, it decodes plainly and tests the draft from time to time. Tests are so rare that
+    they cost at most `probe_share` of the time.
+
+    Counts carry over from one `generate` call to the next. Under a rule that samples, earlier calls therefore change
+    which tokens are generated. They do not change the distribution of the tokens.
 
     Args:
         costs: Measured at the batch size that is served, for 1 to max_tokens + 1 tokens per target pass.
-        max_tokens: Longest draft considered.
-        probe_share: Largest share of time spent on drafts that are expected to lose.
+        max_tokens: Most tokens per round.
+        probe_share: Largest share of time for drafts that are expected to make decoding slower.
+
+    Raises:
+        ConfigError: `costs` does not cover every pass.
     """
 
     watches_confidence = False
-    # Acceptance drifts within a text: an observation counts half after about 70 rounds.
-    _FORGET = 0.99
-    # Before anything was seen: two accepted of three, so that a new draft gets its chance.
+    _DECAY = 0.99
+    """Factor per round for older counts, since acceptance drifts within a text: after 70 rounds they weigh half."""
     _PRIOR = (2.0, 3.0)
+    """Accepted and proposed tokens assumed at the start: an acceptance of 2/3 lets a new draft be tried."""
 
     def __init__(self, costs: Costs, max_tokens: int, probe_share: float = 0.02) -> None:
         if set(costs.verify_cost) < set(range(1, max_tokens + 2)):
@@ -105,36 +133,38 @@ class AutoLength:
             raise ConfigError(f"costs must cover passes of 1 to {max_tokens + 1} tokens, got {covered}")
         self.max_tokens, self._costs, self._probe_share = max_tokens, costs, probe_share
         self._kept = [0.0] * max_tokens
+        """Decayed number of tokens kept at each position of a draft."""
         self._seen = [0.0] * max_tokens
-        self._debt = 0.0
-        """Plain steps still to make before the next look."""
+        """Decayed number of tokens judged at each position."""
+        self._plain_steps_left = 0.0
+        """Plain steps to make before the next test of the draft."""
 
     def expected_speedup(self, length: int) -> float:
-        """Expected tokens per plain-step time at this draft length; 1 for a plain step."""
-        tokens, reach, chance = 1.0, 1.0, self._PRIOR[0] / self._PRIOR[1]
+        """Expected tokens per time of a plain step, if `length` tokens are drafted; a plain step gives 1."""
+        tokens, all_kept, acceptance = 1.0, 1.0, self._PRIOR[0] / self._PRIOR[1]
         for position in range(length):
             prior_kept, prior_seen = self._PRIOR
             if position and self._seen[position] == 0:
-                # Never reached: as likely as the position before it.
-                prior_kept, prior_seen = chance, 1.0
-            chance = (self._kept[position] + prior_kept) / (self._seen[position] + prior_seen)
-            reach *= chance
-            tokens += reach
+                # A position that was never judged is assumed to be as good as the one before it.
+                prior_kept, prior_seen = acceptance, 1.0
+            acceptance = (self._kept[position] + prior_kept) / (self._seen[position] + prior_seen)
+            all_kept *= acceptance
+            tokens += all_kept
         return tokens / (length * self._costs.cost_ratio + self._costs.verify_cost[length + 1])
 
     def limit(self, unread: int) -> int:
         best = max(range(1, self.max_tokens + 1), key=self.expected_speedup)
         if self.expected_speedup(best) >= 1:
             return best
-        if self._debt > 0:
-            self._debt -= 1
+        if self._plain_steps_left > 0:
+            self._plain_steps_left -= 1
             return 0
-        # One draft token is the cheapest look; it is paid for by plain steps before the next one. What the draft has
-        # not read since the last look is part of the price; long passes cost less per token than the longest measured.
+        # Drafting one token is the cheapest test. The draft must first read what it missed since the last test; a long
+        # pass costs at most as much per token as the widest pass that was measured.
         widest = max(self._costs.verify_cost)
         reading = self._costs.cost_ratio * unread * self._costs.verify_cost[widest] / widest
         loss = self._costs.cost_ratio + self._costs.verify_cost[2] - 1 + reading
-        self._debt = max(1.0, loss / self._probe_share)
+        self._plain_steps_left = max(1.0, loss / self._probe_share)
         return 1
 
     def goes_on(self, confidence: float) -> bool:
@@ -143,10 +173,10 @@ class AutoLength:
     def observe(self, proposed: Sequence[int], accepted: Sequence[int]) -> None:
         if not any(proposed):
             return
-        self._kept = [self._FORGET * value for value in self._kept]
-        self._seen = [self._FORGET * value for value in self._seen]
-        for tried, kept in zip(proposed, accepted, strict=True):
-            # Position i was judged only if everything before it was kept.
-            for position in range(min(tried, kept + 1)):
+        self._kept = [self._DECAY * value for value in self._kept]
+        self._seen = [self._DECAY * value for value in self._seen]
+        for count, kept in zip(proposed, accepted, strict=True):
+            # A position is judged only if all positions before it were kept.
+            for position in range(min(count, kept + 1)):
                 self._seen[position] += 1 / len(proposed)
                 self._kept[position] += (position < kept) / len(proposed)

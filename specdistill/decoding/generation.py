@@ -1,4 +1,4 @@
-"""What generating an answer produced: tokens, who proposed them, and how long it took."""
+"""The result of generation: tokens, who proposed them, and how long it took."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from specdistill.errors import DataError
 from specdistill.models import LanguageModel
 
 OnTokens = Callable[[int, list[int]], None]
-"""Called with a prompt's index and the tokens just added to its answer: one accepted run at a time."""
+"""Called with the index of a prompt and the tokens that one round has just added to its answer."""
 
 
 class Round(NamedTuple):
-    """One verification: a target call and what came of it."""
+    """Counts of one verification, for one answer."""
 
     proposed: int
-    """Draft tokens that verification could still have kept (those after an end of sequence don't count)."""
+    """Draft tokens that verification could keep. Tokens after an accepted end of the answer are not counted."""
     accepted: int
-    """Draft tokens kept."""
+    """Draft tokens that it kept."""
     emitted: int
-    """Tokens that reached the output, the correction or bonus token included."""
+    """Tokens added to the answer, with the target's correction or bonus token."""
 
 
 @dataclass
@@ -33,47 +33,56 @@ class Generation:
     """One prompt's answer."""
 
     token_ids: list[int] = field(default_factory=list)
-    """The answer, its end-of-sequence token included where it has one."""
+    """Token ids of the answer, with its end-of-sequence token if it has one."""
     from_draft: list[bool] = field(default_factory=list)
-    """For each token, whether the draft proposed it and it was kept."""
+    """Whether the draft proposed each token."""
     target_hidden: list[Tensor] = field(default_factory=list, repr=False)
-    """Where they were asked for: the target's hidden states that predict each token, [tokens, hidden] in pieces."""
+    """Hidden states of the target that predict the tokens, [tokens, hidden] in pieces; empty unless asked for."""
     rounds: list[Round] = field(default_factory=list)
-    """Verifications in order; the prompt's own pass, which yields the first token, is not one."""
+    """Verifications in order. The pass over the prompt, which gives the first token, is not one of them."""
     finish_reason: str | None = None
-    """`eos`, `stop` (a stop string) or `length`; None while it is being generated."""
+    """`eos`, `stop` (a stop string) or `length`; None during generation."""
     seconds: float = 0.0
-    """Wall time of the call that produced it, shared by its whole batch."""
+    """Wall time of the call that generated the whole batch."""
     first_token_seconds: float = 0.0
-    """Wall time until the first token."""
+    """Wall time from the start of that call to this answer's first token."""
     model_seconds: float = 0.0
-    """Part of `seconds` inside the models' forward passes."""
+    """Share of `seconds` inside the models' forward passes."""
     target_calls: int = 0
-    """Forward passes of the target, the prompt's included."""
+    """Forward passes of the target, with the one over the prompt."""
 
     def emit(self, token_ids: list[int], num_from_draft: int, stopping: Stopping) -> list[int]:
-        """Appends tokens up to the end of the answer, and returns those that were taken."""
-        taken = []
+        """Appends tokens until the answer ends.
+
+        Args:
+            token_ids: New tokens.
+            num_from_draft: How many of them, from the first on, the draft proposed.
+            stopping: Decides where the answer ends.
+
+        Returns:
+            The tokens that were appended.
+        """
+        emitted = []
         for index, token in enumerate(token_ids):
             if self.finish_reason is not None:
                 break
             self.token_ids.append(token)
             self.from_draft.append(index < num_from_draft)
             self.finish_reason = stopping.reason(self.token_ids)
-            taken.append(token)
-        return taken
+            emitted.append(token)
+        return emitted
 
 
 def check_lengths(prompts: list[list[int]], max_new_tokens: int, *models: LanguageModel) -> None:
-    """Refuses prompts that don't fit the context together with what is to be generated.
+    """Refuses prompts that do not fit a model's context together with the new tokens.
 
     Raises:
-        DataError: Naming the prompt (counted from 1), its length and the limit.
+        DataError: A prompt is empty or too long; it is named by its number, counted from 1.
     """
     for model in models:
         for number, prompt in enumerate(prompts, start=1):
             if not prompt:
-                raise DataError(f"prompt {number} is empty after tokenisation")
+                raise DataError(f"prompt {number} is empty after tokenisation; remove it")
             if len(prompt) + max_new_tokens > model.max_context:
                 raise DataError(
                     f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the context "
@@ -82,16 +91,23 @@ def check_lengths(prompts: list[list[int]], max_new_tokens: int, *models: Langua
 
 
 def unpad(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
-    """Prompts as lists from a padded batch, whichever side the padding is on.
+    """Turns a padded batch into lists of token ids, whichever side the padding is on.
 
     Args:
         input_ids: int64 [batch, length].
-        attention_mask: [batch, length], 0 on padding.
+        attention_mask: [batch, length]; 0 on padding.
     """
     return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
 
 
 def as_example(prompt_id: str, encoded: list[int], generation: Generation, writer: Provenance) -> Example:
-    """A generation as a training sequence, all of it written by one model."""
+    """Turns a generation into an example.
+
+    Args:
+        prompt_id: Id of the prompt.
+        encoded: Token ids of the prompt.
+        generation: The answer.
+        writer: Who wrote every token of it.
+    """
     ids = tuple(generation.token_ids)
     return Example(prompt_id, tuple(encoded), ids, (int(writer),) * len(ids))

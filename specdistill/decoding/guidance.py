@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a model's distribution pushed away from what it says after a negative prompt."""
+"""Classifier-free guidance moves a model's distribution away from its answer to a negative prompt."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from specdistill.models import LanguageModel
 
 @dataclass(frozen=True)
 class Guidance:
-    """log p'(y|x) = (1 + weight) log p(y|x) - weight log p(y|negative) + constant.
+    """Guidance by a negative prompt: log p'(y|x) = (1 + weight) log p(y|x) - weight log p(y|negative) + constant.
 
-    A softmax ignores constants, and an output head without softcap is linear: mixing the two hidden states alike gives
-    logits of exactly that distribution, so nothing behind the hidden states has to know of guidance.
+    A softmax ignores constants, and an output head without softcap is linear. So mixing the two hidden states in the
+    same way gives the logits of exactly that distribution, and code after the hidden states needs no case for guidance.
 
     Source: Sanchez et al. 2023 (arXiv 2306.17806).
     """
 
     negative_ids: tuple[int, ...]
-    """The negative prompt, in the target's chat template."""
+    """Token ids of the negative prompt, in the target's chat template."""
     weight: float
-    """0 is no guidance."""
+    """Strength of the guidance; 0 turns it off."""
 
     def combine(self, hidden: Tensor, negative: Tensor) -> Tensor:
-        """Hidden states of the guided distribution, of any shape."""
+        """Mixes the hidden states after the prompt and after the negative prompt; both may have any shape."""
         return (1 + self.weight) * hidden - self.weight * negative
 
     def check(self, model: LanguageModel) -> None:
-        """Raises ConfigError for a model whose logits are capped: they are not linear in the hidden states."""
+        """Refuses a model whose logits are not linear in its hidden states.
+
+        Raises:
+            ConfigError: The model caps its logits.
+        """
         if model.softcap is not None:
             raise ConfigError(f"--guidance can't be used with {model.name}, whose logits are capped (Gemma 2)")

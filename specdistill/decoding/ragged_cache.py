@@ -1,8 +1,8 @@
-"""A KV cache in which every row has its own length, and rolling a row back costs nothing.
+"""KV cache in which every row has its own length, and rolling a row back costs nothing.
 
-Keys and values lie in buffers [batch, heads, capacity, head_dim] that are allocated once. A forward pass writes each
-row's new entries at that row's own positions; entries beyond a row's length are hidden by the attention mask and
-overwritten later. So rejecting tokens is setting a length, whatever the batch, and no entry is ever copied.
+Keys and values are kept in buffers [batch, heads, capacity, head_dim], which are allocated once. A forward pass writes
+the new entries of each row at that row's own positions. The attention mask hides entries beyond a row's length, and
+later passes overwrite them. So rejecting tokens means setting a length, and no entry is ever copied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer's buffers. `write_at` is set by the owner before each forward pass."""
+    """Buffers of one layer. `RaggedCache.write_next` sets `write_at` and `extent` before each forward pass."""
 
     is_sliding = False
 
@@ -21,21 +21,23 @@ class RaggedLayer(CacheLayerMixin):
         super().__init__()
         self.capacity = capacity
         self.write_at: Tensor = torch.empty(0, dtype=torch.int64)
+        """int64 [batch, new]: positions that the next pass writes."""
         self.extent = 0
+        """Number of positions that the next pass attends to."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, _, _ = key_states.shape
-        # Zeros, not empty: masked entries still enter 0 * value sums, where stray NaN bit patterns would spread.
+        # Masked entries still enter sums as 0 * value, and a stray NaN in uninitialised memory would spread.
         self.keys = key_states.new_zeros(batch, heads, self.capacity, key_states.shape[-1])
         self.values = value_states.new_zeros(batch, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Writes [batch, heads, new, head_dim] and returns the buffers up to the extent."""
+        """Writes the new entries [batch, heads, new, head_dim] and returns the buffers up to `extent`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        # Positions stay a tensor in both cases: a number would be baked into a compiled or captured step.
+        # Positions stay a tensor in both cases, since a compiled or captured step would keep a number for ever.
         if key_states.shape[0] == 1:
             self.keys.index_copy_(2, self.write_at[0], key_states)
             self.values.index_copy_(2, self.write_at[0], value_states)
@@ -62,13 +64,18 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """`RaggedLayer` for every decoder layer, all written at the same positions."""
+    """A `RaggedLayer` for every decoder layer; all are written at the same positions."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         super().__init__(layers=[RaggedLayer(capacity) for _ in range(num_layers)])
 
     def write_next(self, positions: Tensor, extent: int) -> None:
-        """Announces where the next forward pass writes: positions [batch, new], all below `extent`."""
+        """Sets where the next forward pass writes.
+
+        Args:
+            positions: int64 [batch, new], all below `extent`.
+            extent: Number of positions to attend to.
+        """
         for layer in self.layers:
             assert isinstance(layer, RaggedLayer)
             layer.write_at, layer.extent = positions, extent

@@ -1,4 +1,4 @@
-"""Applies `Sampling` to logits, and picks tokens with counter-based noise."""
+"""Applies `Sampling` to logits and picks tokens with counter-based noise."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from specdistill_kernels import filter_threshold, noise, sample
 
 @dataclass(frozen=True)
 class Keys:
-    """What the randomness of a batch's rows comes from; see `specdistill_kernels.noise`."""
+    """Counters that determine the random numbers of each row; see `specdistill_kernels.noise`."""
 
     seeds: Tensor
-    """int64 [batch]."""
+    """int64 [batch]: seed of each row."""
     emitted: Tensor
-    """Tokens each row has emitted so far, int64 [batch]."""
+    """int64 [batch]: number of tokens that each row has emitted so far."""
 
     def of_rows(self, rows: list[int]) -> Keys:
-        """The same for some of the rows."""
+        """Keys of some of the rows."""
         return Keys(self.seeds[rows], self.emitted[rows])
 
 
@@ -34,26 +34,26 @@ def process(logits: Tensor, sampling: Sampling) -> Tensor:
         sampling: Temperature and filters.
 
     Returns:
-        [..., vocab] float32, -inf where an id was filtered out. At temperature 0 the logits come back as they are: only
-        their argmax is used then.
+        float32 [..., vocab]; -inf for ids that were filtered out. At temperature 0 the logits are returned unchanged,
+        because only their argmax is used.
     """
     logits = logits.float()
     if sampling.greedy:
         return logits
     rows = logits.reshape(-1, logits.shape[-1])
-    lowest = filter_threshold(rows, **sampling.settings).reshape(*logits.shape[:-1], 1)
-    return logits.masked_fill(logits < lowest, -torch.inf) / sampling.temperature
+    lowest_kept = filter_threshold(rows, **sampling.settings).reshape(*logits.shape[:-1], 1)
+    return logits.masked_fill(logits < lowest_kept, -torch.inf) / sampling.temperature
 
 
 def pick(logits: Tensor, sampling: Sampling, keys: Keys, *, from_draft: bool = False, ahead: int = 0) -> Tensor:
-    """Picks one column per row of unprocessed logits.
+    """Picks one column in each row of unprocessed logits.
 
     Args:
-        logits: [batch, vocab], of the target, or of the draft (`from_draft`), whose noise is another.
+        logits: [batch, vocab].
         sampling: Temperature and filters.
-        keys: Each row's randomness, so that a row's tokens don't depend on who shares its batch.
-        from_draft: Whether the logits are the draft's.
-        ahead: Tokens between those emitted and the one that is picked.
+        keys: Randomness of each row, so that a row's tokens don't depend on the other rows of its batch.
+        from_draft: Whether the draft made the logits. Draft and target use different random numbers.
+        ahead: Number of tokens between the last emitted one and the one to pick.
 
     Returns:
         int64 [batch].
@@ -74,7 +74,11 @@ def pick(logits: Tensor, sampling: Sampling, keys: Keys, *, from_draft: bool = F
 
 
 def refuse_undefined(tokens: Tensor) -> None:
-    """Raises ModelError where a kernel found no token to emit."""
+    """Refuses the -1 that kernels return for a row without a token to emit.
+
+    Raises:
+        ModelError: At least one row has no token.
+    """
     if bool((tokens < 0).any()):
         raise ModelError(
             "a model's logits are NaN or infinite, so no token can be picked; load it in float32 or check its weights"

@@ -1,8 +1,13 @@
-"""The exact speculative decoder: the draft proposes, the target checks several tokens in one pass.
+"""The exact speculative decoder: the draft proposes tokens, and the target checks several of them in one pass.
 
-The life of a round, for each row: feed the draft what it has not seen yet and let it propose `num_draft_tokens` tokens;
-feed the target the last emitted token and all proposals at once; `verify` keeps a prefix and adds one token; roll both
-caches back to what was kept. Rows accept different counts, so each row of the caches has its own length.
+A round does this for every row:
+
+    1. The draft reads what it has not seen yet and proposes `num_draft_tokens` tokens.
+    2. The target reads the last emitted token and all proposals in one pass.
+    3. `verify` keeps a prefix of the proposals and adds one token.
+    4. Both caches roll back to the tokens that were kept.
+
+Rows keep different numbers of tokens, so each row of the caches has its own length.
 """
 
 from __future__ import annotations
@@ -14,48 +19,49 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdistill.decoding.autoregressive import prefill
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength, FixedLength
+from specdistill.decoding.drafting import Proposal, propose
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
-from specdistill.decoding.sampling import Keys, Sampling, pick, process, refuse_undefined
+from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
 from specdistill_kernels import Verified, verify
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What one round of drafting produced, flat over rows as engines hold it."""
-
-    token_ids: Tensor
-    """int64 [sum of counts]."""
-    cumulative: Tensor
-    """int64 [batch], running sum of the counts."""
-    logits: Tensor | None
-    """[sum of counts, vocab] before temperature; None at temperature 0 or for argmax drafts."""
-
-
 class Acceptance(Protocol):
-    """Decides which proposals stay; see `ExactAcceptance` and, for distillation, SKD's membership test."""
+    """Decides which proposals to keep; see `ExactAcceptance` and, for distillation, SKD's membership test."""
 
     @property
     def always_adds_token(self) -> bool:
         """Whether a row whose proposals were all kept gets one more token from the target."""
         ...
 
-    def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified: ...
+    def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
+        """Checks one round.
+
+        Args:
+            target_logits: [sum of counts + batch, vocab]: one row per proposal and one more for each row's next token.
+            proposal: The draft's tokens.
+            keys: Randomness of each row.
+
+        Returns:
+            Accepted tokens and the next token of each row; see `specdistill_kernels.verify`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class ExactAcceptance:
-    """Keeps the target's distribution exactly, under every rule but `lenient`."""
+    """Keeps the target's distribution exactly, under every rule except `lenient`."""
 
     sampling: Sampling
+    """Temperature and filters of the target."""
     rule: str
+    """Acceptance rule, as in `SpeculativeDecoder`."""
     lenience: float = 1.0
-    """Of the lossy rule `lenient`."""
+    """Lenience of the lossy rule `lenient`."""
     always_adds_token: bool = True
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
@@ -75,20 +81,20 @@ class ExactAcceptance:
 
 
 class SpeculativeDecoder:
-    """Generates with a draft's help, a batch at a time.
+    """Generates with a target and a draft, a batch at a time.
 
     Args:
-        target: The model whose output it is.
-        draft: Proposes tokens; of the same vocabulary. A trimmed head proposes its kept ids only.
-        num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides round by round.
-        sampling: Temperature and filters of the target, and alike of the draft.
-        rule: `greedy` at temperature 0; above it `sampled`, `block` (exact too, and never shorter in expectation),
-            `argmax_draft`, or the lossy `lenient`. None picks `greedy` or `sampled`.
-        lenience: In (0, 1], of the rule `lenient`; below 1 the output does not follow the target.
-        acceptance: Replaces the verification (speculative KD uses this); `rule` then says only how to draft.
+        target: The model whose distribution the output follows.
+        draft: Proposes tokens. It has the target's vocabulary; with a trimmed head it proposes only the kept ids.
+        num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides before each round.
+        sampling: Temperature and filters, the same for target and draft.
+        rule: `greedy` at temperature 0. Above it `sampled`, `block` (exact too, with at least as many accepted tokens
+            in expectation), `argmax_draft`, or the lossy `lenient`. None picks `greedy` or `sampled`.
+        lenience: In (0, 1], for the rule `lenient`. Below 1 the output does not follow the target's distribution.
+        acceptance: Replaces the verification, as speculative KD does. `rule` then decides only how to draft.
 
     Raises:
-        ConfigError: A number of draft tokens below 1, a lenience out of range, or a rule that does not go with the
+        ConfigError: The number of draft tokens is below 1, lenience is out of range, or the rule does not go with the
             temperature.
     """
 
@@ -105,7 +111,8 @@ class SpeculativeDecoder:
     ) -> None:
         rule = rule or ("greedy" if sampling.greedy else "sampled")
         if (rule == "greedy") != sampling.greedy:
-            raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}")
+            remedy = "use greedy" if sampling.greedy else "greedy needs temperature 0"
+            raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}; {remedy}")
         if not 0 < lenience <= 1:
             raise ConfigError(f"--lenience must be in (0, 1], got {lenience}")
         self.target, self.draft = target, draft
@@ -124,21 +131,21 @@ class SpeculativeDecoder:
         on_tokens: OnTokens | None = None,
         keep_hidden: bool = False,
     ) -> list[Generation]:
-        """Generates one answer per prompt, all prompts in one batch; rows leave the batch as they end.
+        """Generates one answer per prompt, all prompts in one batch. Rows leave the batch when their answers end.
 
         Args:
             prompts: Token ids of each prompt.
             max_new_tokens: Limit per answer.
-            seeds: One per prompt; a row's randomness is its own.
+            seeds: One per prompt. A row's random numbers depend on its own seed only.
             stop_strings: An answer also ends with the token that completes one of these.
-            on_tokens: Called for each run of tokens that a round adds to a row, for streaming and progress.
-            keep_hidden: Fill `Generation.target_hidden` from the verifications, which have computed them anyway.
+            on_tokens: Called with the tokens that a round adds to a row, for streaming and progress.
+            keep_hidden: Whether to fill `Generation.target_hidden`, at no extra pass of the target.
 
         Returns:
             Generations in the order of the prompts.
 
         Raises:
-            DataError: A prompt is empty or does not fit either model's context.
+            DataError: A prompt is empty, or does not fit the context of one of the models.
         """
         check_lengths(prompts, max_new_tokens, self.target, self.draft)
         start = time.perf_counter()
@@ -155,7 +162,7 @@ class SpeculativeDecoder:
 
 
 class _Batch:
-    """The rows of one `generate` call that are still going."""
+    """Rows of one `generate` call whose answers still grow."""
 
     def __init__(
         self,
@@ -175,8 +182,9 @@ class _Batch:
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
+        """Index of the prompt that each row answers."""
         self.prompts = prompts
-        hidden = prefill(self.target, prompts)
+        hidden = self.target.read(prompts)
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
             first = pick(logits, decoder.sampling, self._keys()).tolist()
@@ -186,114 +194,86 @@ class _Batch:
                     result.target_hidden.append(hidden[row][None].clone())
                 result.first_token_seconds = time.perf_counter() - start
         else:
-            # The draft is to propose the first token too: the round starts from the prompt's last token.
+            # The draft proposes the first token too, so the first round starts from the prompt's last token.
             self.target.advance([-1] * len(prompts))
-        # The draft reads the prompt when it first proposes: a policy that never drafts doesn't pay for it.
+        # The draft reads the prompt when it first proposes, so plain steps never pay for it.
         self._drop_finished()
 
     def round(self) -> None:
         """Drafts, verifies and rolls back once."""
-        decoder = self.decoder
-        budget = [self.stopping.max_new_tokens - len(self.results[row].token_ids) for row in self.alive]
-        # The last token of a row comes from the target anyway where verification always adds one.
-        spare = 1 if decoder.acceptance.always_adds_token else 0
-        unread, keys = self._unread(), self._keys()
+        decoder, keys = self.decoder, self._keys()
+        unread = self._unread()
         limit = decoder.length.limit(max(map(len, unread)))
-        proposal, counts = self._propose([min(limit, left - spare) for left in budget], unread, keys)
-        proposed = [chunk.tolist() for chunk in proposal.token_ids.split(counts)]
-        pending = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
-        widest = max(counts)
-        fed = [[token, *ids, *[0] * (widest - len(ids))] for token, ids in zip(pending, proposed, strict=True)]
-        hidden = self.target.forward(torch.tensor(fed, device=decoder.target.device))
-        real = [row[: count + 1] for row, count in zip(hidden, counts, strict=True)]
-        logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(real)))
-        verified = decoder.acceptance(logits, proposal, keys)
-        self._commit(proposed, verified, real)
+        # If verification always adds a token, the last token of an answer need not be drafted.
+        reserved = 1 if decoder.acceptance.always_adds_token else 0
+        wanted = [self.stopping.max_new_tokens - len(self.results[row].token_ids) - reserved for row in self.alive]
+        proposal, counts = propose(
+            self.draft,
+            unread,
+            [min(limit, count) for count in wanted],
+            sampling=decoder.draft_sampling,
+            keys=keys,
+            length=decoder.length,
+        )
+        proposed = [ids.tolist() for ids in proposal.token_ids.split(counts)]
+        hidden = self._read_proposals(proposed)
+        logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(hidden)))
+        self._commit(proposed, decoder.acceptance(logits, proposal, keys), hidden)
+
+    def _read_proposals(self, proposed: list[list[int]]) -> list[Tensor]:
+        """Runs the target on each row's last emitted token and its proposals.
+
+        Returns:
+            Hidden states of each row, [proposals + 1, hidden].
+        """
+        last_emitted = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
+        longest = max(map(len, proposed))
+        padded = [[token, *ids, *[0] * (longest - len(ids))] for token, ids in zip(last_emitted, proposed, strict=True)]
+        hidden = self.target.forward(torch.tensor(padded, device=self.target.model.device))
+        return [states[: len(ids) + 1] for states, ids in zip(hidden, proposed, strict=True)]
 
     def _keys(self) -> Keys:
         emitted = [len(self.results[row].token_ids) for row in self.alive]
         return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
 
     def _unread(self) -> list[list[int]]:
-        """What the draft has not read of each row yet."""
+        """Tokens of each row that the draft has not read yet."""
         sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
         return [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
 
-    def _propose(self, counts: list[int], unread: list[list[int]], keys: Keys) -> tuple[Proposal, list[int]]:
-        """Lets the draft propose up to `counts` tokens per row; the second value is how many each row proposed."""
-        draft, sampling, device = self.decoder.draft, self.decoder.draft_sampling, self.decoder.draft.device
-        steps: list[Tensor] = []
-        step_logits: list[Tensor] = []
-        keep_logits = not sampling.greedy
-        feed = torch.tensor([ids + [0] * (max(map(len, unread)) - len(ids)) for ids in unread], device=device)
-        real = list(map(len, unread))
-        confidence = [1.0] * len(counts)
-        for step in range(max(counts)):
-            # Rows that want no more tokens must not draw: a row's randomness may not depend on who shares its batch.
-            drawing = [index for index, count in enumerate(counts) if count > step]
-            if not drawing:
-                break
-            hidden = self.draft.forward(feed)
-            self.draft.advance(real)
-            last = torch.tensor(real, device=device) - 1
-            hidden = hidden[torch.arange(len(real), device=device), last]
-            logits = self.draft.own_logits(hidden)
-            picked = pick(logits[drawing], sampling, keys.of_rows(drawing), from_draft=True, ahead=step)
-            tokens = torch.zeros(len(counts), dtype=torch.int64, device=device)
-            tokens[drawing] = draft.to_token_ids(picked)
-            steps.append(tokens)
-            if keep_logits:
-                step_logits.append(draft.to_vocabulary(logits))
-            if self.decoder.length.watches_confidence:
-                chances = process(logits[drawing], sampling).softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
-                for index, chance in zip(drawing, chances, strict=True):
-                    confidence[index] *= chance
-                    if not self.decoder.length.goes_on(confidence[index]):
-                        counts[index] = step + 1
-            feed, real = tokens[:, None], [1] * len(real)
-        cumulative = torch.tensor(counts, device=device).cumsum(0)
-        if not steps:
-            none = torch.empty(0, draft.vocab_size, device=device) if keep_logits else None
-            return Proposal(torch.empty(0, dtype=torch.int64, device=device), cumulative, none), counts
-        chosen = torch.stack(steps, dim=1)
-        ids = torch.cat([row[:count] for row, count in zip(chosen, counts, strict=True)])
-        logits = None
-        if keep_logits:
-            stacked = torch.stack(step_logits, dim=1)
-            logits = torch.cat([row[:count] for row, count in zip(stacked, counts, strict=True)])
-        return Proposal(ids, cumulative, logits), counts
-
     def _commit(self, proposed: list[list[int]], verified: Verified, hidden: list[Tensor]) -> None:
-        """Emits what was kept, rolls both caches back, drops rows that ended."""
+        """Emits the kept tokens, rolls both caches back and drops rows that ended."""
         kept = verified.num_accepted.tolist()
         added = verified.next_token.tolist()
-        for row, ids, count, extra, states in zip(self.alive, proposed, kept, added, hidden, strict=True):
-            taken = self._emit(row, ids[:count] + ([extra] if extra >= 0 else []), count)
+        for row, ids, count, next_token, states in zip(self.alive, proposed, kept, added, hidden, strict=True):
+            emitted = self._emit(row, ids[:count] + ([next_token] if next_token >= 0 else []), count)
             result = self.results[row]
             if self.keep_hidden:
-                # A copy: the slice would keep the whole batch's pass alive.
-                result.target_hidden.append(states[:taken].clone())
-            # Tokens that were drafted behind an accepted end of the answer were never in play.
-            in_play = taken if result.finish_reason in ("eos", "stop") and taken <= count else len(ids)
-            result.rounds.append(Round(proposed=in_play, accepted=min(count, taken), emitted=taken))
+                # Copied, because a slice would keep the pass of the whole batch in memory.
+                result.target_hidden.append(states[:emitted].clone())
+            # Tokens drafted after an accepted end of the answer could not be kept, so they don't count as proposed.
+            ended_in_draft = result.finish_reason in ("eos", "stop") and emitted <= count
+            possible = emitted if ended_in_draft else len(ids)
+            result.rounds.append(Round(proposed=possible, accepted=min(count, emitted), emitted=emitted))
         self.decoder.length.observe([len(ids) for ids in proposed], kept)
-        # Both caches hold everything but the last emitted token, which the next round feeds; the draft may lack more.
-        known = [len(self.prompts[row]) + len(self.results[row].token_ids) - 1 for row in self.alive]
-        self.target.set_lengths(known)
-        self.draft.set_lengths([min(a, b) for a, b in zip(known, self.draft.lengths, strict=True)])
+        # The target keeps all but the last emitted token, which the next round reads. The draft may have read less.
+        lengths = [len(self.prompts[row]) + len(self.results[row].token_ids) - 1 for row in self.alive]
+        self.target.set_lengths(lengths)
+        self.draft.set_lengths([min(a, b) for a, b in zip(lengths, self.draft.lengths, strict=True)])
         self._drop_finished()
 
     def _emit(self, row: int, token_ids: list[int], num_from_draft: int) -> int:
-        taken = self.results[row].emit(token_ids, num_from_draft, self.stopping)
-        if self.on_tokens is not None and taken:
-            self.on_tokens(row, taken)
-        return len(taken)
+        """Adds tokens to an answer; returns how many were added before it ended."""
+        emitted = self.results[row].emit(token_ids, num_from_draft, self.stopping)
+        if self.on_tokens is not None and emitted:
+            self.on_tokens(row, emitted)
+        return len(emitted)
 
     def _drop_finished(self) -> None:
-        going = [index for index, row in enumerate(self.alive) if self.results[row].finish_reason is None]
-        if len(going) == len(self.alive):
+        unfinished = [index for index, row in enumerate(self.alive) if self.results[row].finish_reason is None]
+        if len(unfinished) == len(self.alive):
             return
-        self.alive = [self.alive[index] for index in going]
-        if going:
-            self.target.select(going)
-            self.draft.select(going)
+        self.alive = [self.alive[index] for index in unfinished]
+        if unfinished:
+            self.target.select(unfinished)
+            self.draft.select(unfinished)

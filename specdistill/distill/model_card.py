@@ -1,10 +1,11 @@
-"""The README.md of a trained draft: what it is, how to serve it, and the numbers that were measured."""
+"""The README.md of a trained draft: its purpose, how to serve it, and the numbers that were measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from specdistill.distill.config import TrainConfig
+from specdistill.evaluation.summaries import TrainSummary
 from specdistill.models import ModelPair
 
 _TEMPLATE = """---
@@ -80,19 +81,17 @@ target.generate(
 """
 
 
-def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) -> str:
-    """Markdown with a front matter, from `train_draft`'s summary."""
-    # Stopped before the first look: the weights were trained, but nobody measured them.
-    unmeasured = summary["interrupted"] and summary["best_step"] == 0
-    rows = (
-        "| (interrupted before the first measurement) | | | |"
-        if unmeasured
-        else "\n".join(
-            f"| {rule} | {summary['before'][rule]:.3f} | {summary['after'][rule]:.3f} "
-            f"| {gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}] |"
-            for rule, gain in summary["gain"].items()
-        )
-    )
+def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSummary) -> str:
+    """Writes the card.
+
+    Args:
+        settings: Flat settings of the run, with the divergence that was minimised.
+        pair: Target and trained draft.
+        summary: Result of the run.
+
+    Returns:
+        Markdown with a front matter.
+    """
     trimmed = ""
     if pair.draft.kept_ids is not None:
         trimmed = (
@@ -102,21 +101,28 @@ def model_card(config: TrainConfig, pair: ModelPair, summary: dict[str, Any]) ->
     parts = (_ALPHA, _SERVING) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
     template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
     return template.format(
+        **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method", "prompts")},
+        loss=settings["divergence"],
         whose="the target's" if pair.same_tokenizer else "its own",
-        target=config.target,
-        output=config.output,
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,
         trimmed=trimmed,
-        temperature=config.temperature,
-        max_new_tokens=config.max_new_tokens,
-        method=config.method,
-        loss=config.loss,
-        prompts=config.prompts,
-        rows=rows,
-        ended=" (interrupted)" if summary["interrupted"] else "",
-        **{
-            name: summary[name]
-            for name in ("heldout_prompts", "training_prompts", "best_step", "steps", "learning_rate")
-        },
+        rows=_rows(summary),
+        ended=" (interrupted)" if summary.interrupted else "",
+        heldout_prompts=summary.heldout_prompts,
+        training_prompts=summary.training_prompts,
+        best_step=summary.best_step,
+        steps=summary.steps,
+        learning_rate=summary.learning_rate,
+    )
+
+
+def _rows(summary: TrainSummary) -> str:
+    if summary.interrupted and summary.best_step == 0:
+        # Stopped before the first evaluation: the weights were trained, but nobody measured them.
+        return "| (interrupted before the first measurement) | | | |"
+    return "\n".join(
+        f"| {rule} | {summary.before[rule]:.3f} | {summary.after[rule]:.3f} "
+        f"| {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] |"
+        for rule, gain in summary.gain.items()
     )

@@ -1,1 +1,1 @@
-"""Files that a crash never leaves half written: atomic writes, parquet rows, and the settings of a run."""
+"""Files that a crash never leaves half written: atomic writes, rows in parquet files, the settings of a run."""

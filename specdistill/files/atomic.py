@@ -1,4 +1,4 @@
-"""Writing results so that a crash, a full disk or Ctrl-C never leaves a half-written file under its final name."""
+"""Atomic writes: a crash, a full disk or Ctrl-C never leaves a half-written file under its final name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from specdistill.errors import OutputError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` through a temporary file, fsync and rename.
+    """Writes `content` to a temporary file, syncs it and renames it to `path`.
 
     Raises:
-        OutputError: The disk is full, or the folder can't be written; the old file, if any, is intact.
+        OutputError: The disk is full, or the folder can't be written. An older file is then intact.
     """
 
     def write(temporary: Path) -> None:
@@ -27,24 +27,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Writes `content` as UTF-8; see `write_bytes`."""
     write_bytes(path, content.encode())
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it there.
+    """Lets `write` fill a temporary file in the same folder, then renames it to `path`.
+
+    Args:
+        path: The final name.
+        write: Called with the name of the temporary file.
 
     Raises:
-        OutputError: As `write_bytes`.
+        OutputError: The disk is full, or the folder can't be written. An older file is then intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            _fsync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _fsync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -53,10 +57,10 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block ends without an error.
 
-    Where `path` has appeared meanwhile (another process was faster), it is kept and the new folder dropped.
+    If another process has made `path` in the meantime, that folder is kept and the new one is removed.
 
     Raises:
-        OutputError: As `write_bytes`.
+        OutputError: The disk is full, or the parent folder can't be written.
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,21 +68,21 @@ def new_directory(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             for file in temporary.iterdir():
-                _fsync(file)
-            # mkdtemp makes folders private; a result gets the permissions that any new folder would.
-            temporary.chmod(0o777 & ~_umask())
+                sync(file)
+            # mkdtemp makes private folders; a result gets the permissions of any new folder.
+            temporary.chmod(0o777 & ~umask())
             if not path.exists():
                 os.rename(temporary, path)
-                _fsync(path.parent)
+                sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def claim_output_directory(path: Path) -> None:
-    """Makes `path` and proves that it can be written, before any expensive work starts.
+    """Makes the directory `path` and checks that it can be written, before any expensive work starts.
 
     Raises:
-        OutputError: It already holds files, is a file, or can't be written.
+        OutputError: `path` already holds files, is a file, or can't be written.
     """
     if path.is_dir() and any(path.iterdir()):
         raise OutputError(f"{path} already holds files; choose another --output, or move the old result away first")
@@ -86,16 +90,18 @@ def claim_output_directory(path: Path) -> None:
         raise OutputError(f"{path} is a file; --output must name a directory")
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-probe"
-        probe.touch()
-        probe.unlink()
+        _probe(path / ".write-probe")
 
 
 def refuse_existing_file(path: Path | None, flag: str) -> None:
-    """Refuses to overwrite a result silently.
+    """Refuses to overwrite a result.
+
+    Args:
+        path: The file to write later; None passes.
+        flag: Flag that names the file, for the message.
 
     Raises:
-        OutputError: `path` exists, or its folder is missing or read-only.
+        OutputError: `path` exists, or its folder can't be made or written.
     """
     if path is None:
         return
@@ -103,17 +109,21 @@ def refuse_existing_file(path: Path | None, flag: str) -> None:
         raise OutputError(f"{path} already exists; choose another {flag}, or remove it first")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.write-probe")
-        probe.touch()
-        probe.unlink()
+        _probe(path.with_name(f".{path.name}.write-probe"))
 
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """EpochSampler what the operating system says of `path` into one line with the remedy.
+    """Turns errors of the operating system inside the block into one line with the remedy.
 
-    safetensors and tokenizers report a full disk as their own exception types with the errno in the text only, so the
-    text is read as well.
+    safetensors and tokenizers report a full disk by exceptions of their own. Those name the reason in their text only,
+    so the text is read too.
+
+    Args:
+        path: The file or folder that the block writes, for the message.
+
+    Raises:
+        OutputError: The block could not write.
     """
     try:
         yield
@@ -131,7 +141,8 @@ def output_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,7 +150,13 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Permissions that new files of this process don't get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _probe(file: Path) -> None:
+    file.touch()
+    file.unlink()

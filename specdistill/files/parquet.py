@@ -1,17 +1,28 @@
-"""Rows in parquet files, as rollouts and rejections are kept. Imports no torch: a serving loop uses it."""
+"""Reads and writes rows in parquet files, which hold answers and rejections.
+
+Imports no torch, because a serving loop uses it.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdistill.errors import DataError
+from specdistill.errors import DataError, first_line
 from specdistill.files import atomic
 
+Row = dict[str, Any]
+"""One row as pyarrow gives it: column name -> number, string, list, dict or None."""
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a file whole or not at all.
+
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes a file; a crash leaves either the whole file or none.
+
+    Args:
+        path: The file.
+        rows: Column name -> value for each row: numbers, strings, lists, dicts, arrays or None.
 
     Raises:
         OutputError: The disk is full, or the folder can't be written.
@@ -19,12 +30,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     atomic.write_with(path, lambda temporary: _write(temporary, rows))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file.
+def read(path: Path) -> list[Row]:
+    """Reads all rows of a file.
 
     Raises:
-        DataError: It is damaged.
-        FileNotFoundError: It is not there: a log may have rotated it away.
+        DataError: The file is damaged.
+        FileNotFoundError: The file does not exist. A log that keeps its newest files may have removed it.
     """
     import pyarrow.parquet
 
@@ -33,16 +44,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise DataError(f"{path} can't be read ({str(error).splitlines()[0]}); remove it") from error
+        raise DataError(f"{path} can't be read ({first_line(error)}); remove it") from error
 
 
 def warm_up() -> None:
-    """Makes the imports of a first write, some of which an interpreter that is ending refuses."""
+    """Makes the imports of a first write now, since some of them fail while the interpreter shuts down."""
     _write(io.BytesIO(), [{"ids": [1]}])
 
 
-def _write(where: Path | io.BytesIO, rows: list[dict[str, Any]]) -> None:
+def _write(destination: Path | io.BytesIO, rows: Sequence[Mapping[str, object]]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), where)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), destination)

@@ -1,4 +1,4 @@
-"""The settings that a directory was made with, beside what was made: they decide whether a run may go on there."""
+"""Settings of the run that made a directory, kept in it. They decide whether a later run may continue there."""
 
 from __future__ import annotations
 
@@ -11,44 +11,60 @@ from specdistill.errors import OutputError
 from specdistill.files import atomic
 
 CONFIG_FILE = "specdistill.yaml"
+"""Name of the settings file inside an output directory."""
+
+FlatSettings = dict[str, Any]
+"""Flat name of each setting -> its value, as YAML holds it."""
 
 
-def write(output: Path, settings: dict[str, Any]) -> None:
-    """Writes them as YAML, which --config reads."""
+def write(output: Path, settings: FlatSettings) -> None:
+    """Writes the settings as YAML, which --config reads.
+
+    Raises:
+        OutputError: The disk is full, or the directory can't be written.
+    """
     atomic.write_text(output / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
 
 
 def exists(output: Path) -> bool:
-    """Whether the directory has settings, and so is one of ours."""
+    """Whether the directory holds settings, so that one of our commands made it."""
     return (output / CONFIG_FILE).is_file()
 
 
-def read(output: Path) -> dict[str, Any]:
-    """The settings there."""
+def read(output: Path) -> FlatSettings:
+    """Reads the settings that `write` wrote."""
     return yaml.safe_load((output / CONFIG_FILE).read_text())
 
 
-def changed_flags(output: Path, settings: dict[str, Any]) -> str:
-    """The flags whose values differ from those written there, joined for a message; empty where none does."""
+def changed_flags(output: Path, settings: FlatSettings) -> str:
+    """Names the flags whose values differ from those in the directory, joined for a message.
+
+    Args:
+        output: A directory with settings.
+        settings: The new values.
+
+    Returns:
+        "--seed, --temperature", say; empty if no value differs.
+    """
     before = read(output)
-    changed = [key for key, value in settings.items() if not isinstance(before, dict) or before.get(key) != value]
-    return ", ".join(f"--{key.replace('_', '-')}" for key in changed)
+    changed = [name for name, value in settings.items() if not isinstance(before, dict) or before.get(name) != value]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in changed)
 
 
-def claim(output: Path, settings: dict[str, Any], what: str) -> None:
-    """Makes the directory, or proves that it is one of the same command's, whose shards may be gone on with.
+def claim(output: Path, settings: FlatSettings, content: str) -> None:
+    """Makes the output directory, or checks that a run with these settings may continue there.
 
     Args:
         output: The directory.
-        settings: Those that decide what the shards hold.
-        what: They hold, for the message.
+        settings: The settings that decide what the shards hold.
+        content: What the shards hold, such as "answers", for the message.
 
     Raises:
-        OutputError: It holds something else, or shards made with other settings.
+        OutputError: The directory holds something else, or shards made with other settings.
     """
     if not exists(output):
         atomic.claim_output_directory(output)
     elif any(output.rglob("*.parquet")):
         flags = changed_flags(output, settings)
         if flags:
-            raise OutputError(f"{output} holds {what} made with another {flags}; choose another --output")
+            raise OutputError(f"{output} holds {content} made with another {flags}; choose another --output")

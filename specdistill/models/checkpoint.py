@@ -116,10 +116,7 @@ def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
 
 
 def _publish(source: Path, destination: Path) -> None:
-    with source.open("rb+") as file:
-        os.fsync(file.fileno())
-    # safetensors makes files that only their owner may read; a checkpoint is meant to be served.
-    mask = os.umask(0)
-    os.umask(mask)
-    source.chmod(0o666 & ~mask)
+    atomic.sync(source)
+    # safetensors makes private files; a checkpoint gets the permissions of any new file, since servers read it.
+    source.chmod(0o666 & ~atomic.umask())
     os.replace(source, destination)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from specdistill.evaluation.summaries import AnnotateSummary, GenerateSummary, TrainSummary
+
 MEANING = {
     "greedy": "argmax agreement: every engine at temperature 0",
     "sampled": "sum min(p, q): transformers, vLLM probabilistic",
@@ -62,33 +64,31 @@ def estimate(value: dict[str, Any], digits: int = 3, sign: str = "") -> str:
     return f"{value['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def training_table(summary: dict[str, Any]) -> None:
+def training_table(summary: TrainSummary) -> None:
     """Prints what `train_draft` returned."""
     console = Console()
-    alpha = summary["measure"] == "alpha"
-    table = Table(title=f"held-out {summary['measure']}, {summary['heldout_prompts']} prompts that training never saw")
+    alpha = summary.measure == "alpha"
+    table = Table(title=f"held-out {summary.measure}, {summary.heldout_prompts} prompts that training never saw")
     for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
         table.add_column(name, justify="left" if name in ("rule", "of") else "right")
-    for rule, gain in summary["gain"].items():
-        before, after = summary["before"][rule], summary["after"][rule]
-        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+    for rule, gain in summary.gain.items():
+        before, after = summary.before[rule], summary.after[rule]
+        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain.to_json(), sign="+"))
     console.print(table)
-    if summary["best_step"] == 0:
+    if summary.best_step == 0:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    console.print(
-        f"draft: {summary['output']} (best step {summary['best_step']} of {summary['steps']})", soft_wrap=True
-    )
+    console.print(f"draft: {summary.output} (best step {summary.best_step} of {summary.steps})", soft_wrap=True)
 
 
-def generation_table(summary: dict[str, Any]) -> None:
+def generation_table(summary: GenerateSummary) -> None:
     """Prints what `generate` returned."""
     console = Console()
-    generators = summary["generators"]
-    table = Table(title=f"answers in {escape(summary['output'])}")
+    generators = summary.generators
+    table = Table(title=f"answers in {escape(summary.output)}")
     table.add_column("")
-    for role, found in generators.items():
-        table.add_column(f"{role}: {escape(found['name'])}", justify="right")
-    unit = {None: "sampling FLOPs", "compute": "sampling FLOPs", "cost": "price"}[summary["match"]]
+    for role, generator in generators.items():
+        table.add_column(f"{role}: {escape(generator.name)}", justify="right")
+    unit = {None: "sampling FLOPs", "compute": "sampling FLOPs", "cost": "price"}[summary.match]
     lines = {
         "prompts": ("prompts", "{:,}"),
         "rollouts": ("answers", "{:,}"),
@@ -100,17 +100,17 @@ def generation_table(summary: dict[str, Any]) -> None:
         "coverage": ("prompts with an answer that scored above 0", "{:.1%}"),
     }
     for key, (label, form) in lines.items():
-        if key in generators["target"]:
-            table.add_row(label, *(form.format(found[key]) for found in generators.values()))
+        if getattr(generators["target"], key) is not None:
+            table.add_row(label, *(form.format(getattr(generator, key)) for generator in generators.values()))
     console.print(table)
 
 
-def annotation_lines(summary: dict[str, Any]) -> None:
+def annotation_lines(summary: AnnotateSummary) -> None:
     """Prints what `annotate` returned."""
     print(
-        f"{summary['answers']:,} answers, {summary['tokens']:,} tokens labelled in {summary['output']}\n"
-        f"{summary['labels_per_token']:.1f} labels and {summary['bytes_per_token']:.0f} bytes per token "
-        f"(at most {summary['planned_bytes_per_token']:.0f} were planned)"
+        f"{summary.answers:,} answers, {summary.tokens:,} tokens labelled in {summary.output}\n"
+        f"{summary.labels_per_token:.1f} labels and {summary.bytes_per_token:.0f} bytes per token "
+        f"(at most {summary.planned_bytes_per_token:.0f} were planned)"
     )
 
 

@@ -1,1 +1,1 @@
-"""Client and dialects of OpenAI-compatible servers."""
+"""Client and dialects of OpenAI-compatible model servers. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server that wait while it is away, and end with one clear line when it stays away.
+"""Client of an OpenAI-compatible server. Requests wait while the server is away and fail with one clear line.
 
 Imports no torch. httpx2 is imported on first use.
 """
@@ -11,31 +11,44 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from specdistill.errors import ConfigError, ServerAwayError, ServerError
 
+JsonObject = dict[str, Any]
+"""A JSON object whose keys the server decides: the body of a request, an answer, or one event of a stream."""
+
 API_KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable with the server's key, if it wants one."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-# Too early, too many, or broken for the moment; every other refusal would be the same the next time.
-_PASSING = {408, 409, 425, 429}
+"""Seconds between two tries of one request; the pause doubles each time."""
+_TEMPORARY_STATUSES = {408, 409, 425, 429}
+"""HTTP refusals, next to those from 500 up, that a later try may not meet."""
+
+
+class _Away(NamedTuple):
+    """Why a try failed that may succeed later."""
+
+    reason: str
+    retry_after: str | None = None
+    """Seconds to wait, as the server's Retry-After header has them."""
 
 
 class ModelServer:
-    """One server, asked by several threads at a time.
+    """Connection to one server, which several threads may use at a time.
 
     Args:
-        url: With or without the trailing /v1.
-        model: The name that it serves; None takes the only one.
-        concurrency: Requests under way at a time.
-        patience: Seconds that a request is tried again for before the server counts as gone.
+        url: URL of the server, with or without /v1 at its end.
+        model: Name of the served model; None takes the only one.
+        concurrency: Requests that run at the same time.
+        patience: Seconds to repeat a request for while the server is away.
         timeout: Seconds that one answer may take.
-        remedy: What to do about a server that stays away.
-        say: Where waiting announces itself.
+        remedy: Advice for the error message when the server stays away.
+        say: Called with a line of text when a request has to wait.
 
     Raises:
-        ConfigError: The URL is none.
-        ServerError: No server, or it does not serve the model.
+        ConfigError: `url` is not an HTTP URL.
+        ServerError: The server stays away or does not serve the model.
     """
 
     def __init__(
@@ -62,7 +75,7 @@ class ModelServer:
             limits=httpx2.Limits(max_connections=concurrency),
         )
         self._random = random.Random()
-        served = {each["id"]: each for each in self._listing()}
+        served = {entry["id"]: entry for entry in self._listing()}
         if model is None and len(served) != 1:
             raise ServerError(f"{url} serves {', '.join(served) or 'no model'}; choose one with --server-model")
         if model is not None and model not in served:
@@ -70,23 +83,25 @@ class ModelServer:
         self.model = model or next(iter(served))
         self.max_context: int | None = served[self.model].get("max_model_len")
         self.owner = str(served[self.model].get("owned_by", ""))
-        """What serves the model: vllm, sglang."""
+        """The software that serves the model, such as vllm or sglang; empty if the server does not tell."""
 
-    def ask(self, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The server's answer to each body, in order.
+    def ask(self, path: str, bodies: list[JsonObject]) -> list[JsonObject]:
+        """Sends several requests at the same time and returns the answers in order.
 
         Raises:
-            ServerError: The server is gone, refuses, or answers something that is no JSON object.
+            ServerError: The server stays away, refuses, or sends something other than a JSON object.
         """
         with ThreadPoolExecutor(self._concurrency) as threads:
             return list(threads.map(lambda body: self._request("POST", path, body), bodies))
 
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of one streamed answer as they arrive; asked once, since a second try would be timed with it.
+    def stream(self, path: str, body: JsonObject) -> Iterator[JsonObject]:
+        """Yields the events of one streamed answer as they arrive.
+
+        The request is not repeated, because callers time it and a second try would count too.
 
         Raises:
-            ServerAwayError: The server is gone, overloaded or too slow, also in the middle of the answer.
-            ServerError: It refuses, or answers something that is no stream of JSON objects.
+            ServerAwayError: The server is away, overloaded or too slow, perhaps in the middle of the answer.
+            ServerError: The server refuses, or sends something other than a stream of JSON objects.
         """
         import httpx2
 
@@ -108,18 +123,18 @@ class ModelServer:
             raise ServerAwayError(f"{self.url}{path} broke off ({reason})") from error
 
     def wait(self) -> None:
-        """Returns once the server lists its models again.
+        """Waits until the server lists its models.
 
         Raises:
-            ServerError: It stays away.
+            ServerError: The server stays away.
         """
         self._listing()
 
     def text(self, path: str) -> str | None:
-        """A page of the server that is no JSON, such as its metrics; None where it has none.
+        """Fetches a page as text, such as the server's metrics; None if the server has no such page.
 
         Raises:
-            ServerAwayError: The server is gone.
+            ServerAwayError: The server does not respond.
         """
         import httpx2
 
@@ -130,11 +145,15 @@ class ModelServer:
         return response.text if response.is_success else None
 
     def close(self) -> None:
-        """Drops the connections."""
+        """Closes all connections."""
         self._client.close()
 
     def tokenize(self, text: str) -> list[int] | None:
-        """The server's own ids for a text, or None where it has no such endpoint."""
+        """Token ids of a text by the server's tokenizer; None if the server does not offer this.
+
+        Raises:
+            ServerError: The server stays away, refuses, or sends something other than token ids.
+        """
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
             answer = self._request("POST", "/tokenize", body)
@@ -147,55 +166,58 @@ class ModelServer:
             raise self._garbage("/tokenize", answer)
         return tokens
 
-    def _listing(self) -> list[dict[str, Any]]:
+    def _listing(self) -> list[JsonObject]:
         answer = self._request("GET", "/v1/models", None)
-        found = answer.get("data")
-        if not isinstance(found, list) or not all(isinstance(each, dict) and "id" in each for each in found):
+        models = answer.get("data")
+        if not isinstance(models, list) or not all(isinstance(entry, dict) and "id" in entry for entry in models):
             raise self._garbage("/v1/models", answer)
-        return found
+        return models
 
     def _garbage(self, path: str, answer: Any) -> ServerError:
         return ServerError(
             f"{self.url}{path} answered {str(answer)[:80]!r}, which no OpenAI-compatible server does; is the URL right?"
         )
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        import httpx2
-
-        started, pause, told = time.monotonic(), _FIRST_PAUSE, False
+    def _request(self, method: str, path: str, body: JsonObject | None) -> JsonObject:
+        """Sends a request again and again while the server is away, for at most `patience` seconds."""
+        started, pause, announced = time.monotonic(), _FIRST_PAUSE, False
         while True:
-            wanted = None
-            try:
-                response = self._client.request(method, self.url + path, json=body)
-            except httpx2.TransportError as error:
-                # Refused, reset, timed out: what a server does that restarts or is overloaded.
-                reason = str(error) or type(error).__name__
-            else:
-                if response.is_success:
-                    return self._parse(path, response)
-                refusal = self._refusal(path, response)
-                if not isinstance(refusal, ServerAwayError):
-                    raise refusal
-                reason = f"HTTP {response.status_code}: {_message(response)}"
-                wanted = response.headers.get("retry-after")
+            answer = self._try_once(method, path, body)
+            if not isinstance(answer, _Away):
+                return answer
             waited = time.monotonic() - started
             if waited >= self._patience:
-                raise ServerError(f"{self.url} gives no answer since {waited:.0f} s ({reason}); {self._remedy}")
-            if not told:
-                self._say(f"{self.url}: {reason}; trying again for {self._patience:.0f} s")
-                told = True
-            # Jitter: threads that failed together must not come back together.
-            delay = float(wanted) if wanted and wanted.isdigit() else pause * self._random.uniform(0.5, 1.0)
+                raise ServerError(f"{self.url} gives no answer since {waited:.0f} s ({answer.reason}); {self._remedy}")
+            if not announced:
+                self._say(f"{self.url}: {answer.reason}; trying again for {self._patience:.0f} s")
+                announced = True
+            asked_for = answer.retry_after
+            # Random pauses keep threads that failed together from coming back together.
+            delay = float(asked_for) if asked_for and asked_for.isdigit() else pause * self._random.uniform(0.5, 1.0)
             time.sleep(min(delay, max(0.0, self._patience - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _refusal(self, path: str, response: Any) -> ServerError:
-        reason = f"HTTP {response.status_code}: {_message(response)}"
-        passing = response.status_code >= 500 or response.status_code in _PASSING
-        kind = ServerAwayError if passing else ServerError
-        return kind(f"{self.url}{path} refused: {reason}", response.status_code)
+    def _try_once(self, method: str, path: str, body: JsonObject | None) -> JsonObject | _Away:
+        import httpx2
 
-    def _event(self, path: str, text: str) -> dict[str, Any]:
+        try:
+            response = self._client.request(method, self.url + path, json=body)
+        except httpx2.TransportError as error:
+            # The connection was refused, reset or timed out, as by a server that restarts or is overloaded.
+            return _Away(str(error) or type(error).__name__)
+        if response.is_success:
+            return self._parse(path, response)
+        refusal = self._refusal(path, response)
+        if not isinstance(refusal, ServerAwayError):
+            raise refusal
+        return _Away(_reason(response), response.headers.get("retry-after"))
+
+    def _refusal(self, path: str, response: Any) -> ServerError:
+        temporary = response.status_code >= 500 or response.status_code in _TEMPORARY_STATUSES
+        kind = ServerAwayError if temporary else ServerError
+        return kind(f"{self.url}{path} refused: {_reason(response)}", response.status_code)
+
+    def _event(self, path: str, text: str) -> JsonObject:
         try:
             event = json.loads(text)
         except ValueError:
@@ -203,11 +225,10 @@ class ModelServer:
         if not isinstance(event, dict):
             raise self._garbage(path, text)
         if event.get("error"):
-            error = event["error"]
-            raise ServerError(f"{self.url}{path}: {error.get('message', error) if isinstance(error, dict) else error}")
+            raise ServerError(f"{self.url}{path}: {_error_text(event['error'])}")
         return event
 
-    def _parse(self, path: str, response: Any) -> dict[str, Any]:
+    def _parse(self, path: str, response: Any) -> JsonObject:
         try:
             answer = response.json()
         except ValueError:
@@ -218,20 +239,25 @@ class ModelServer:
 
 
 def check_url(url: str) -> None:
-    """Needs no server.
+    """Checks the form of a server's URL; contacts no server.
 
     Raises:
-        ConfigError: The URL is none.
+        ConfigError: `url` does not start with http:// or https://.
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"a server's URL starts with http:// or https://, got {url!r}")
 
 
-def _message(response: Any) -> str:
+def _reason(response: Any) -> str:
+    """A refusal in one line: the HTTP status and the server's own message, cut at 300 characters."""
     try:
         answer = response.json()
-        error = answer.get("error", answer)
-        text = error.get("message", error) if isinstance(error, dict) else error
+        text = _error_text(answer.get("error", answer))
     except (ValueError, AttributeError):
         text = response.text
-    return " ".join(str(text).split())[:300]
+    return f"HTTP {response.status_code}: {' '.join(str(text).split())[:300]}"
+
+
+def _error_text(error: Any) -> Any:
+    """The message inside an error object; other values are returned as they are."""
+    return error.get("message", error) if isinstance(error, dict) else error

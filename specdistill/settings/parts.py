@@ -17,13 +17,17 @@ from cyclopts import Group, Parameter
 
 from specdistill.errors import ConfigError
 
-ESSENTIALS = Group("Essentials", sort_key=0)
+ESSENTIALS = Group.create_ordered("Essentials", sort_key=0)
 """The first box of every command's help."""
 
 
-def box(title: str) -> Parameter:
-    """Marks a part's field: its settings are flat, in a box of this title, below the boxes made before it."""
-    return Parameter(name="*", group=Group.create_ordered(title))
+MACHINE = Group.create_ordered("Machine", sort_key=2)
+"""The last box of every command's help."""
+
+
+def box(title: str | Group) -> Parameter:
+    """Marks a part's field: its settings are flat, in a box of this title, below the boxes of the fields before it."""
+    return Parameter(name="*", group=title if isinstance(title, Group) else Group.create_ordered(title, sort_key=1))
 
 
 class Config:
@@ -90,3 +94,14 @@ def _owners(config: type) -> dict[str, str | None]:
             assert name not in owners, f"{config.__name__} has two settings {name}"
             owners[name] = None if part is None else field.name
     return owners
+
+
+def defaults(config: type[Config]) -> dict[str, Any]:
+    """Default of every setting by its flat name; settings without one are left out."""
+    values: dict[str, Any] = {}
+    for name, part in _owners(config).items():
+        holder: Any = config if part is None else _parts(config)[part]
+        (field,) = (field for field in dataclasses.fields(holder) if field.name == name)
+        if field.default is not dataclasses.MISSING:
+            values[name] = field.default
+    return values

@@ -16,7 +16,7 @@ from specdistill.cli import main
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     save(make_model(layers=3), folder / "target")
     save(make_model(layers=1, seed=9), folder / "draft")
@@ -100,21 +100,23 @@ CASES = {
 
 
 @pytest.fixture
-def at(files, monkeypatch):
-    monkeypatch.chdir(files)
-    return files
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_clear_line_and_exit_code_two(name, at, capsys):
+def test_one_clear_line_and_exit_code_two(name, in_folder, capsys):
     arguments, text = CASES[name]
     assert main(list(arguments)) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("specdistill: ") and text in lines[0], captured.err
     assert captured.out == ""
-    assert (at / "used" / "precious").read_text() == "keep me" and (at / "report.json").read_text() == "old"
-    assert not [path for path in at.iterdir() if path.name.startswith(".")]
+    assert (in_folder / "used" / "precious").read_text() == "keep me" and (
+        in_folder / "report.json"
+    ).read_text() == "old"
+    assert not [path for path in in_folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
@@ -125,14 +127,14 @@ def test_one_clear_line_and_exit_code_two(name, at, capsys):
         ("a: [1\n", "not valid YAML"),
     ],
 )
-def test_bad_config_files(at, tmp_path, capsys, content, text):
+def test_bad_config_files(in_folder, tmp_path, capsys, content, text):
     (tmp_path / "c.yaml").write_text(content)
     assert main([*BENCH, "--config", str(tmp_path / "c.yaml")]) == 2
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1 and text in error
 
 
-def test_config_file_and_flags_make_one_config(at, tmp_path, monkeypatch, capsys):
+def test_config_file_and_flags_make_one_config(in_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
     seen = []
     monkeypatch.setattr(
@@ -144,7 +146,7 @@ def test_config_file_and_flags_make_one_config(at, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_full_disk_is_one_line_and_the_partial_output_is_removed(at, tmp_path, capsys):
+def test_full_disk_is_one_line_and_the_partial_output_is_removed(in_folder, tmp_path, capsys):
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True).returncode:
@@ -157,7 +159,7 @@ def test_full_disk_is_one_line_and_the_partial_output_is_removed(at, tmp_path, c
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_output_that_cannot_be_written(at, capsys, monkeypatch):
+def test_output_that_cannot_be_written(in_folder, capsys, monkeypatch):
     # Root may write anywhere, so the refusal of the operating system is played.
     from pathlib import Path
 
@@ -175,13 +177,13 @@ def test_output_that_cannot_be_written(at, capsys, monkeypatch):
         assert "choose a folder that you may write to" in error and len(error.strip().splitlines()) == 1
 
 
-def test_read_only_file_system(at, capsys):
+def test_read_only_file_system(in_folder, capsys):
     assert main(changed(TRAIN, output="/proc/specdistill/out")) == 2
     error = capsys.readouterr().err
     assert "can't write /proc/specdistill/out" in error and len(error.strip().splitlines()) == 1
 
 
-def test_unexpected_errors_are_one_line_too_unless_debug(at, capsys, monkeypatch):
+def test_unexpected_errors_are_one_line_too_unless_debug(in_folder, capsys, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("boom\nand more")
 
@@ -193,7 +195,7 @@ def test_unexpected_errors_are_one_line_too_unless_debug(at, capsys, monkeypatch
         main([*BENCH, "--debug"])
 
 
-def test_ctrl_c_in_the_middle_of_training(at, tmp_path):
+def test_ctrl_c_in_the_middle_of_training(in_folder, tmp_path):
     output = tmp_path / "out"
     command = changed(
         TRAIN, output=str(output), steps="100000", heldout_prompts="1", eval_every="5", patience="0", max_new_tokens="8"
@@ -220,7 +222,7 @@ def test_ctrl_c_in_the_middle_of_training(at, tmp_path):
     assert json.loads((output / "history.jsonl").read_text().splitlines()[-1])["step"] >= 5
 
 
-def test_commands_end_to_end(at, tmp_path, capsys, monkeypatch):
+def test_commands_end_to_end(in_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     cut, out = tmp_path / "cut", tmp_path / "out"
     assert main(changed(INIT, output=str(cut), layers="2", calibration_tokens="4")) == 0

@@ -24,11 +24,13 @@ def seconds(*arguments: str) -> float:
 CLI = ("-c", "import sys; from specdistill.cli import main; sys.exit(main(sys.argv[1:]))")
 
 
+@pytest.mark.alone
 def test_import_and_help_are_fast():
     assert seconds("-c", "import specdistill") < 0.2
     assert seconds(*CLI, "--help") < 0.5
 
 
+@pytest.mark.alone
 def test_kernels_add_next_to_nothing_to_torch():
     """A serving stack imports them at its start: under 1.5 s, nearly all of which is torch's own."""
     ours, torch = seconds("-c", "import specdistill_kernels"), seconds("-c", "import torch")

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from tiny_models import make_tokenizer
+from tiny_runs import example
 
 from specdistill.data import Example, Prompt, Provenance, collate, load_prompts, split_prompts
 from specdistill.data.prompts import check_source, encode, encode_all
@@ -15,7 +16,7 @@ from specdistill.errors import DataError
 
 
 def jsonl(path, *records):
-    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in records))
+    path.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
     return str(path)
 
 
@@ -24,7 +25,7 @@ def test_builtin_set_is_large_varied_unique_and_split_in_halves():
     assert len(every) >= 160 and len(train) == len(heldout) == len(every) // 2
     assert {prompt.category for prompt in train} == {prompt.category for prompt in heldout}
     assert {"writing", "reasoning", "maths", "coding", "extraction", "summarisation"} == {
-        each.category for each in every
+        prompt.category for prompt in every
     }
     texts = [prompt.messages[0]["content"] for prompt in every]
     assert len(set(texts)) == len(texts)
@@ -106,10 +107,10 @@ def test_saved_data_sets_and_unknown_names(tmp_path):
 def test_split_is_by_prompt_stable_and_never_shares_a_text():
     prompts = [Prompt(str(index), ({"role": "user", "content": f"text {index % 30}"},)) for index in range(40)]
     inside, outside = split_prompts(prompts, 8)
-    texts = [{each.messages[0]["content"] for each in half} for half in (inside, outside)]
+    texts = [{prompt.messages[0]["content"] for prompt in half} for half in (inside, outside)]
     assert not texts[0] & texts[1] and len(inside) + len(outside) == 40 and len(outside) >= 8
     again = split_prompts(list(reversed(prompts)), 8)
-    assert {each.id for each in again[1]} == {each.id for each in outside}
+    assert {prompt.id for prompt in again[1]} == {prompt.id for prompt in outside}
     assert len(split_prompts(prompts[:2], 100)[1]) == 1
     with pytest.raises(DataError, match="at least 2 prompts"):
         split_prompts(prompts[:1], 1)
@@ -127,27 +128,24 @@ def test_encoding_follows_the_chat_template_and_never_cuts():
         encode_all([prompt], tokenizer, 1)
 
 
-def sequence(prompt, answer, writer=Provenance.TARGET):
-    return Example("p", tuple(prompt), tuple(answer), (int(writer),) * len(answer))
-
-
 def test_batch_masks_prompt_and_padding_and_trains_on_the_first_answer_token_and_on_eos():
-    batch = collate([sequence([5, 6], [7, 8, 1]), sequence([9], [1], Provenance.DRAFT)])
+    batch = collate([example([5, 6], [7, 8, 1]), example([9], [1], Provenance.DRAFT)])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 1], [9, 1, 0, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert batch.response_mask.tolist() == [[False, False, True, True, True], [False, True, False, False, False]]
     # The hidden state of the last prompt token predicts the first answer token.
     assert batch.predicting.tolist() == [[False, True, True, True, False], [True, False, False, False, False]]
     assert batch.labels.tolist() == [7, 8, 1, 1] and batch.num_response_tokens == 4
-    assert batch.provenance.tolist() == [[0, 0, 2, 2, 2], [0, 3, 0, 0, 0]]
+    read, target, draft = Provenance.PROMPT, Provenance.TARGET, Provenance.DRAFT
+    assert batch.provenance.tolist() == [[read, read, target, target, target], [read, draft, read, read, read]]
 
 
 def test_a_one_token_answer_has_exactly_one_predicting_position():
-    batch = collate([sequence([5, 6, 7], [1])])
+    batch = collate([example([5, 6, 7], [1])])
     assert batch.predicting.nonzero().tolist() == [[0, 2]]
     assert torch.equal(batch.predicting.sum(), batch.response_mask.sum())
 
 
 def test_provenance_must_cover_the_answer():
     with pytest.raises(ValueError, match="2 answer tokens but 1 provenance"):
-        Example("p", (5,), (6, 7), (1,))
+        Example("p", (5,), (6, 7), (Provenance.GIVEN,))

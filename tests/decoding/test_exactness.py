@@ -105,7 +105,7 @@ def test_same_seed_same_tokens_alone_and_in_a_batch():
         alone = decoder.generate([prompt], max_new_tokens=NEW, seeds=[row])[0]
         assert alone.token_ids == together[row].token_ids
     many = generate_plain(target, PROMPTS, sampling=sampling, max_new_tokens=NEW, seeds=[0, 1, 2, 3])
-    assert [each.token_ids for each in many] == [each.token_ids for each in plain(target, sampling=sampling)]
+    assert [result.token_ids for result in many] == [result.token_ids for result in plain(target, sampling=sampling)]
 
 
 def test_padded_vocabulary_is_never_sampled():

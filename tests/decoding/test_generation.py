@@ -44,25 +44,25 @@ def test_stop_strings_end_at_the_same_token_with_and_without_a_draft(pair):
     assert stop not in pair[0].tokenizer.decode(wanted[0].token_ids[:-1])
     for length in (1, 4, 8):
         results = speculative(pair, length, stop_strings=(stop, "never"))
-        assert [each.token_ids for each in results] == [each.token_ids for each in wanted]
-        assert [each.finish_reason for each in results] == [each.finish_reason for each in wanted]
+        assert [result.token_ids for result in results] == [result.token_ids for result in wanted]
+        assert [result.finish_reason for result in results] == [result.finish_reason for result in wanted]
 
 
 def test_finish_reasons(pair):
-    for each in [*plain(pair[0]), *speculative(pair)]:
-        assert each.finish_reason == ("eos" if each.token_ids[-1] == 1 else "length")
+    for result in [*plain(pair[0]), *speculative(pair)]:
+        assert result.finish_reason == ("eos" if result.token_ids[-1] == 1 else "length")
     assert plain(pair[0], stop_strings=("",))[0].finish_reason != "stop", "an empty string stops nothing"
 
 
 def test_streaming_gives_every_token_once_in_order(pair):
-    for run in (lambda **s: plain(pair[0], **s), lambda **s: speculative(pair, 4, **s)):
+    for decode in (lambda **s: plain(pair[0], **s), lambda **s: speculative(pair, 4, **s)):
         streamed = {row: [] for row in range(4)}
-        results = run(on_tokens=lambda row, ids, streamed=streamed: streamed[row].append(ids))
+        results = decode(on_tokens=lambda row, ids, streamed=streamed: streamed[row].append(ids))
         for row, result in enumerate(results):
             assert [token for ids in streamed[row] for token in ids] == result.token_ids
             assert all(streamed[row])
-    runs = [len(ids) for ids in streamed[0]]
-    assert runs[0] == 1 and max(runs) > 1, "accepted runs arrive whole"
+    lengths = [len(ids) for ids in streamed[0]]
+    assert lengths[0] == 1 and max(lengths) > 1, "accepted runs arrive whole"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -77,17 +77,17 @@ def test_padded_batches_mean_the_same_on_either_side(pair, side):
 
 @pytest.mark.parametrize("threshold", [0.05, 0.4, 0.95])
 def test_confidence_changes_lengths_but_not_the_output(pair, threshold):
-    wanted = [each.token_ids for each in plain(pair[0])]
+    wanted = [result.token_ids for result in plain(pair[0])]
     results = speculative(pair, ConfidenceLength(8, threshold))
-    assert [each.token_ids for each in results] == wanted
-    lengths = {entry.proposed for each in results for entry in each.rounds}
+    assert [result.token_ids for result in results] == wanted
+    lengths = {entry.proposed for result in results for entry in result.rounds}
     assert len(lengths) > 1 and max(lengths) <= 8
 
 
 def test_higher_threshold_drafts_less(pair):
     means = []
     for threshold in (0.01, 0.9):
-        rounds = [entry for each in speculative(pair, ConfidenceLength(8, threshold)) for entry in each.rounds]
+        rounds = [entry for result in speculative(pair, ConfidenceLength(8, threshold)) for entry in result.rounds]
         means.append(sum(entry.proposed for entry in rounds) / len(rounds))
     assert means[1] < means[0]
 
@@ -110,7 +110,7 @@ def test_auto_drafts_long_when_it_is_cheap_and_right(pair):
     policy = AutoLength(CHEAP, 8)
     for _ in range(5):
         results = speculative((target, target), policy)
-    assert [each.token_ids for each in results] == [each.token_ids for each in plain(target)]
+    assert [result.token_ids for result in results] == [result.token_ids for result in plain(target)]
     assert max(entry.proposed for entry in results[0].rounds) == 8
 
 
@@ -120,8 +120,8 @@ def test_auto_stops_drafting_when_it_does_not_pay_and_looks_seldom(pair):
     stranger = make_model(seed=77)
     for _ in range(6):
         results = speculative((target, stranger), policy)
-    assert [each.token_ids for each in results] == [each.token_ids for each in plain(target)]
-    rounds = [entry for each in results for entry in each.rounds]
+    assert [result.token_ids for result in results] == [result.token_ids for result in plain(target)]
+    rounds = [entry for result in results for entry in result.rounds]
     assert sum(entry.proposed > 0 for entry in rounds) <= 0.05 * len(rounds)
     assert all(entry.emitted == 1 for entry in rounds if entry.proposed == 0)
 
@@ -167,9 +167,9 @@ def test_block_accepts_more_than_token_verification_and_lenient_more_still(pair)
         kept = rounds = 0
         for repeat in range(4):
             seeds = [repeat * 1000 + row for row in range(40)]
-            for each in decoder.generate(PROMPTS * 10, max_new_tokens=NEW, seeds=seeds):
-                kept += sum(entry.accepted for entry in each.rounds)
-                rounds += len(each.rounds)
+            for result in decoder.generate(PROMPTS * 10, max_new_tokens=NEW, seeds=seeds):
+                kept += sum(entry.accepted for entry in result.rounds)
+                rounds += len(result.rounds)
         return kept / rounds
 
     token, block, lenient = mean_accepted("sampled"), mean_accepted("block"), mean_accepted("lenient", lenience=0.5)

@@ -40,8 +40,8 @@ def test_any_accept_pattern_equals_recomputation(family, history):
             fed = torch.randint(5, 65, (rows, width), generator=generator)
             hidden = cached.forward(fed)
             for row in range(rows):
-                whole = torch.tensor([kept[row] + fed[row].tolist()])
-                wanted = model.hidden_states(whole)[0, -width:]
+                text = torch.tensor([kept[row] + fed[row].tolist()])
+                wanted = model.hidden_states(text)[0, -width:]
                 torch.testing.assert_close(hidden[row], wanted, rtol=1e-4, atol=1e-4)
                 kept[row] += fed[row, : keep[row]].tolist()
             cached.advance(keep)
@@ -58,8 +58,8 @@ def test_dropping_rows_keeps_the_others():
         cached.select([2, 0])
         hidden = cached.forward(torch.tensor([[7], [8]]))
         for row, (source, length, token) in enumerate(((2, 5, 7), (0, 6, 8))):
-            whole = torch.tensor([[*prompts[source, :length].tolist(), token]])
-            torch.testing.assert_close(hidden[row], model.hidden_states(whole)[0, -1:], rtol=1e-4, atol=1e-4)
+            text = torch.tensor([[*prompts[source, :length].tolist(), token]])
+            torch.testing.assert_close(hidden[row], model.hidden_states(text)[0, -1:], rtol=1e-4, atol=1e-4)
 
 
 def test_says_when_it_is_full():

@@ -1,107 +1,62 @@
-"""What each option of train-draft changes: rewards, selection, guidance, adapters, scorers, text, other tokenizers."""
+"""The effect of each option of train-draft: rewards, selection, guidance, adapters, scorers, text, other tokenizers."""
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 from tiny_models import make_model, make_tokenizer, perturbed, save
+from tiny_runs import example, gradient, history, loss_of, target_states, train
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from specdistill import TrainConfig, load_model, train_draft
-from specdistill.data import Example, Prompt
+from specdistill import load_model
+from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
 from specdistill.decoding import Guidance, Sampling, generate_plain
 from specdistill.distill.answers import scorers
-from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training import lora
-from specdistill.distill.training.loss import DistillationLoss, StepTotals, divergence_of, leave_one_out_advantages
+from specdistill.distill.training.loss import StepTotals, divergence_of, leave_one_out_advantages
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill_kernels.fused_divergence.reference import divergence
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("methods")
-    save(make_model(layers=3), folder / "target")
-    save(make_model(layers=1, seed=9), folder / "draft")
-    save(make_model(layers=1, seed=9, tokenizer=make_tokenizer(50, "other"), vocab_size=55), folder / "foreign")
-    prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": f"w{(i + 1) % 60} w{(i + 2) % 60}"} for i in range(24)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
-    return folder
-
-
-def run(files, output, callbacks=(), **settings):
-    defaults = {
-        "target": str(files / "target"),
-        "draft": str(files / "draft"),
-        "prompts": str(files / "prompts.jsonl"),
-        "heldout_prompts": 6,
-        "rollouts_per_prompt": 2,
-        "max_new_tokens": 12,
-        "steps": 8,
-        "eval_every": 4,
-        "learning_rate": 3e-3,
-    }
-    return train_draft(TrainConfig.flat(output=str(output), **(defaults | settings)), callbacks=callbacks)
-
-
-def history(output):
-    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
-
-
-SEQUENCES = [
-    Example("a", (3, 5, 4), (6, 7, 8, 1), (2, 2, 2, 2)),
-    Example("b", (3, 9, 10, 4), (11, 12), (2, 2)),
-    Example("c", (3, 4), (13, 14, 15, 16, 17), (2, 2, 2, 2, 2)),
+EXAMPLES = [
+    example((3, 5, 4), (6, 7, 8, 1), name="a"),
+    example((3, 9, 10, 4), (11, 12), name="b"),
+    example((3, 4), (13, 14, 15, 16, 17), name="c"),
 ]
 
 
-def loss_of(draft, target, sequences=SEQUENCES, advantages=None, reference_model=None, totals=None, **settings):
-    config = TrainConfig.flat(target="t", draft="d", output="o", **settings)
-    module = DistillationLoss(draft, target, config, reference_model)
-    totals = totals or StepTotals(sum(len(each.answer_ids) for each in sequences), len(sequences))
-    hidden = None if config.loss == "ce" else torch.cat(answer_hidden_states(target, sequences))
-    return module(collate(sequences), hidden, totals, advantages)
-
-
-def answer_logits(model, sequences=SEQUENCES):
-    batch = collate(sequences)
+def answer_logits(model, examples=EXAMPLES):
+    batch = collate(examples)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
     return (hidden @ model.head_weight.T)[:, : model.vocab_size], batch.labels
-
-
-def gradient(value, draft):
-    parameters = [each for each in draft.model.parameters() if each.requires_grad]
-    grads = torch.autograd.grad(value, parameters, allow_unused=True)
-    return torch.cat([each.reshape(-1) for each in grads if each is not None])
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_step():
     """Micro-batches of unequal length: each token counts once, not each micro-batch."""
     target, draft = make_model(), make_model(seed=2, layers=1)
-    whole = gradient(loss_of(draft, target).loss, draft)
+    of_the_step = gradient(loss_of(draft, target, EXAMPLES).loss, draft)
     totals = StepTotals(11, 3)
     parts = [
-        gradient(loss_of(draft, target, SEQUENCES[part], totals=totals).loss, draft) for part in (slice(2), slice(2, 3))
+        gradient(loss_of(draft, target, EXAMPLES[part], totals=totals).loss, draft) for part in (slice(2), slice(2, 3))
     ]
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(sum(parts), of_the_step, rtol=1e-4, atol=1e-7)
 
 
-def test_micro_batches_train_the_same_draft(files, tmp_path):
-    for name, size in (("whole", 0), ("parts", 3)):
-        run(files, tmp_path / name, micro_batch_size=size, method="gkd", steps=4)
-    one, other = history(tmp_path / "whole")[-1], history(tmp_path / "parts")[-1]
+def test_micro_batches_train_the_same_draft(tiny, tmp_path):
+    for name, size in (("at-once", 0), ("in-parts", 3)):
+        train(tiny, tmp_path / name, micro_batch_size=size, method="gkd", steps=4)
+    one, other = history(tmp_path / "at-once")[-1], history(tmp_path / "in-parts")[-1]
     for key in ("loss", "alpha", "grad_norm", "heldout_alpha_sampled"):
         assert other[key] == pytest.approx(one[key], rel=1e-3)
 
 
 def test_ce_weight_mixes_cross_entropy_of_all_tokens_but_the_drafts_own():
     target, draft = make_model(), make_model(seed=2, layers=1)
-    mixed = [Example("a", (3, 5, 4), (6, 7, 8, 1), (2, 3, 3, 1)), SEQUENCES[1]]
+    writers = (Provenance.TARGET, Provenance.DRAFT, Provenance.DRAFT, Provenance.GIVEN)
+    mixed = [Example("a", (3, 5, 4), (6, 7, 8, 1), writers), EXAMPLES[1]]
     (logits, labels), (wanted, _) = answer_logits(draft, mixed), answer_logits(target, mixed)
     ce = divergence(logits, None, "ce", labels=labels)
     ce = ce[[0, 3, 4, 5]].sum() / 6
@@ -118,7 +73,7 @@ def test_loss_temperature_is_not_the_sampling_temperature():
         ({"temperature": 0.0}, 1.0),
     ):
         expected = divergence(logits / used, wanted / used, "fkl").mean()
-        torch.testing.assert_close(loss_of(draft, target, **settings).loss, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(loss_of(draft, target, EXAMPLES, **settings).loss, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_jsd_is_scaled_between_its_ends():
@@ -130,26 +85,26 @@ def test_jsd_is_scaled_between_its_ends():
 def test_adaspec_trains_on_the_tokens_where_the_draft_is_furthest_behind_the_reference():
     target, draft = make_model(), make_model(seed=2, layers=1)
     reference = perturbed(target, 0.05)
-    (logits, _), (theirs, _), (wanted, _) = (answer_logits(each) for each in (draft, reference, target))
+    (logits, _), (theirs, _), (wanted, _) = (answer_logits(model) for model in (draft, reference, target))
     behind = divergence(logits, wanted, "fkl") - divergence(theirs, wanted, "fkl")
     chosen = behind.topk(math.ceil(0.4 * 11)).indices
     expected = divergence(logits, wanted, "fkl")[chosen].mean()
-    config = {"reference": "r", "select_fraction": 0.4}
+    settings = {"reference": "r", "select_fraction": 0.4}
     torch.testing.assert_close(
-        loss_of(draft, target, reference_model=reference, **config).loss, expected, rtol=1e-4, atol=1e-6
+        loss_of(draft, target, EXAMPLES, reference_model=reference, **settings).loss, expected, rtol=1e-4, atol=1e-6
     )
 
 
-def test_adaspec_end_to_end(files, tmp_path):
-    run(files, tmp_path / "reference", steps=20, target_fraction=1.0)
-    summary = run(files, tmp_path / "out", reference=str(tmp_path / "reference"), target_fraction=1.0, steps=20)
+def test_adaspec_end_to_end(tiny, tmp_path):
+    train(tiny, tmp_path / "reference", steps=20, target_fraction=1.0)
+    summary = train(tiny, tmp_path / "out", reference=str(tmp_path / "reference"), target_fraction=1.0, steps=20)
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
 
 
 def test_reward_gradient_is_reinforce_mixed_with_the_divergence():
     """(1 - a) reward - a divergence: minus its gradient is a grad D - (1 - a) mean_i A_i grad log q(y_i)."""
     target, draft = make_model(), make_model(seed=2, layers=1)
-    own = [Example(each.prompt_id, each.prompt_ids, each.answer_ids, (3,) * len(each.answer_ids)) for each in SEQUENCES]
+    own = [example(one.prompt_ids, one.answer_ids, Provenance.DRAFT, one.prompt_id) for one in EXAMPLES]
     advantages = torch.tensor([0.5, -1.0, 2.0])
     settings = {"reward": "m:f", "distill_weight": 0.25, "method": "gkd", "divergence": "rkl"}
     got = gradient(loss_of(draft, target, own, advantages, **settings).loss, draft)
@@ -165,12 +120,12 @@ def test_leave_one_out_advantages_are_unbiased_and_sum_to_zero():
     assert leave_one_out_advantages([2.0]) == [2.0]
 
 
-def test_a_reward_raises_itself(files, tmp_path, monkeypatch):
+def test_a_reward_raises_itself(tiny, tmp_path, monkeypatch):
     """The reward counts one word; a draft trained for it writes that word more often than one trained without."""
     (tmp_path / "rewards_of_test.py").write_text("def words(prompt, text):\n    return text.split().count('w7')\n")
     monkeypatch.chdir(tmp_path)
     settings = {"method": "gkd", "lmbda": 1.0, "steps": 60, "eval_every": 60, "learning_rate": 1e-2}
-    run(files, tmp_path / "out", reward="rewards_of_test:words", distill_weight=0.05, **settings)
+    train(tiny, tmp_path / "out", reward="rewards_of_test:words", distill_weight=0.05, **settings)
     last = history(tmp_path / "out")[-1]
     assert last["reward"] > 2, "about 12 / 60 for a draft that knows nothing of it"
 
@@ -178,11 +133,11 @@ def test_a_reward_raises_itself(files, tmp_path, monkeypatch):
 def test_guidance_hidden_states_give_the_guided_distribution():
     target = make_model()
     guidance = Guidance((3, 40, 41, 4), 0.8)
-    states = TargetStates(target, guidance=guidance).of(SEQUENCES)
-    for sequence, hidden in zip(SEQUENCES, states, strict=True):
-        twin = Example("n", guidance.negative_ids, sequence.answer_ids, sequence.provenance)
+    states = target_states(target, EXAMPLES, guidance)
+    for asked, hidden in zip(EXAMPLES, states, strict=True):
+        twin = example(guidance.negative_ids, asked.answer_ids)
         plain, negative = (
-            target.logits(answer_hidden_states(target, [each])[0]).log_softmax(-1) for each in (sequence, twin)
+            target.logits(answer_hidden_states(target, [one])[0]).log_softmax(-1) for one in (asked, twin)
         )
         wanted = (1.8 * plain - 0.8 * negative).log_softmax(-1)
         torch.testing.assert_close(target.logits(hidden).log_softmax(-1), wanted, rtol=1e-4, atol=1e-4)
@@ -196,28 +151,27 @@ def test_guided_answers_follow_the_guided_argmax():
     )
     for prompt, generation in zip(prompts, written, strict=True):
         answer = tuple(generation.token_ids)
-        sequence = Example("x", tuple(prompt), answer, (2,) * len(answer))
-        logits = target.logits(TargetStates(target, guidance=guidance).of([sequence])[0])
+        logits = target.logits(target_states(target, [example(prompt, answer)], guidance)[0])
         assert tuple(logits.argmax(-1).tolist()) == answer
     alone = generate_plain(target, prompts, sampling=Sampling(temperature=0.0), max_new_tokens=10, seeds=[0, 0])
-    assert [each.token_ids for each in alone] != [each.token_ids for each in written]
+    assert [answer.token_ids for answer in alone] != [answer.token_ids for answer in written]
 
 
-def test_guidance_end_to_end_and_where_it_is_refused(files, tmp_path):
+def test_guidance_end_to_end_and_where_it_is_refused(tiny, tmp_path):
     settings = {"guidance": 1.0, "negative_prompt": "w1 w2"}
-    summary = run(files, tmp_path / "out", steps=30, eval_every=10, target_fraction=1.0, **settings)
+    summary = train(tiny, tmp_path / "out", steps=30, eval_every=10, target_fraction=1.0, **settings)
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
     save(make_model("gemma2"), tmp_path / "gemma")
     with pytest.raises(ConfigError, match="logits are capped"):
-        run(files, tmp_path / "x", target=str(tmp_path / "gemma"), **settings)
+        train(tiny, tmp_path / "x", target=str(tmp_path / "gemma"), **settings)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_lora_trains_adapters_only_and_saves_merged_weights(files, tmp_path, kind):
+def test_lora_trains_adapters_only_and_saves_merged_weights(tiny, tmp_path, kind):
     start = make_model(kind, layers=1, seed=9)
     save(start, tmp_path / "draft")
-    summary = run(
-        files, tmp_path / "out", draft=str(tmp_path / "draft"), lora_rank=4, steps=20, target_fraction=1.0, patience=0
+    summary = train(
+        tiny, tmp_path / "out", draft=str(tmp_path / "draft"), lora_rank=4, steps=20, target_fraction=1.0, patience=0
     )
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -242,20 +196,20 @@ def test_lora_merges_without_touching_the_model_that_trains():
     assert not lora.has_adapters(merged) and lora.has_adapters(model)
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(files, tmp_path):
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny, tmp_path):
     for name, on in (("plain", False), ("checkpointed", True)):
-        run(files, tmp_path / name, gradient_checkpointing=on, method="gkd", lmbda=0.5, steps=6)
+        train(tiny, tmp_path / name, gradient_checkpointing=on, method="gkd", lmbda=0.5, steps=6)
     one, other = history(tmp_path / "plain")[-1], history(tmp_path / "checkpointed")[-1]
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def test_bfloat16_trains_with_a_float32_loss(files, tmp_path):
-    summary = run(files, tmp_path / "out", precision="bfloat16", steps=30, target_fraction=1.0)
+def test_bfloat16_trains_with_a_float32_loss(tiny, tmp_path):
+    summary = train(tiny, tmp_path / "out", precision="bfloat16", steps=30, target_fraction=1.0)
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
-    run(files, tmp_path / "again", precision="float32", steps=2)
+    train(tiny, tmp_path / "again", precision="float32", steps=2)
 
 
-def test_callbacks_see_every_step_and_may_stop(files, tmp_path):
+def test_callbacks_see_every_step_and_may_stop(tiny, tmp_path):
     seen = []
 
     class Watch(TrainerCallback):
@@ -267,23 +221,23 @@ def test_callbacks_see_every_step_and_may_stop(files, tmp_path):
                 control.should_training_stop = True
             return control
 
-    summary = run(files, tmp_path / "out", callbacks=[Watch()], steps=50, patience=0)
+    summary = train(tiny, tmp_path / "out", callbacks=[Watch()], steps=50, patience=0)
     assert summary["steps"] == 5
     assert [step for step, logs in seen if "loss" in logs] == [1, 2, 3, 4, 5]
     assert [step for step, logs in seen if "eval_heldout_alpha_sampled" in logs] == [0, 4, 5]
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_trackers_are_checked_before_models(files, tmp_path):
+def test_trackers_are_checked_before_models(tiny, tmp_path):
     with pytest.raises(ConfigError, match="--report-to nonsense"):
-        run(files, tmp_path / "out", report_to=("nonsense",))
+        train(tiny, tmp_path / "out", report_to=("nonsense",))
     assert not (tmp_path / "out").exists()
 
 
-def test_tensorboard_gets_the_curves(files, tmp_path):
+def test_tensorboard_gets_the_curves(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(files, tmp_path / "out", report_to=("tensorboard",), steps=4)
+    train(tiny, tmp_path / "out", report_to=("tensorboard",), steps=4)
     (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
     read = EventAccumulator(str(events))
     read.Reload()
@@ -298,18 +252,15 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     target = make_model()
     tokenizer = target.tokenizer
     texts = ["w5 w6", "w7", "w0 w3"]
-    sequences = [
-        Example("0", (3, 5, 4), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), (2,) * len(text.split()))
-        for text in texts
-    ]
-    assert scorers.best_of_n(sequences, PROMPTS, target, scorers.exact_match) == [sequences[2]]
-    likelihoods = scorers.mean_log_likelihoods(target, sequences)
-    logits, labels = answer_logits(target, sequences[:1])
+    answers = [example((3, 5, 4), tokenizer(text, add_special_tokens=False)["input_ids"], name="0") for text in texts]
+    assert scorers.best_of_n(answers, PROMPTS, target, scorers.exact_match) == [answers[2]]
+    likelihoods = scorers.mean_log_likelihoods(target, answers)
+    logits, labels = answer_logits(target, answers[:1])
     wanted = logits.log_softmax(-1).gather(1, labels[:, None]).mean()
     assert likelihoods[0] == pytest.approx(wanted.item(), rel=1e-4)
-    likeliest = sequences[max(range(3), key=likelihoods.__getitem__)]
-    assert scorers.best_of_n(sequences, PROMPTS, target, None) == [likeliest]
-    assert scorers.best_of_n(sequences, PROMPTS, target, lambda prompt, text: 1.0) == [likeliest]
+    likeliest = answers[max(range(3), key=likelihoods.__getitem__)]
+    assert scorers.best_of_n(answers, PROMPTS, target, None) == [likeliest]
+    assert scorers.best_of_n(answers, PROMPTS, target, lambda prompt, text: 1.0) == [likeliest]
 
 
 @pytest.mark.parametrize(
@@ -343,25 +294,25 @@ def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
         scorers.check_scorer("exact-match", [Prompt("x", ())])
 
 
-def test_raw_text_is_trained_on(files, tmp_path):
+def test_raw_text_is_trained_on(tiny, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(" ".join(f"w{(i * k) % 60}" for k in range(40)) for i in range(5)))
-    summary = run(files, tmp_path / "out", method="supervised-kd", text=str(tmp_path / "text.txt"), steps=30)
+    summary = train(tiny, tmp_path / "out", method="supervised-kd", text=str(tmp_path / "text.txt"), steps=30)
     assert summary["after"]["sampled"] > summary["before"]["sampled"]
     with pytest.raises(DataError, match=r"--text nowhere.txt does not exist"):
-        run(files, tmp_path / "x", method="sft", text="nowhere.txt")
+        train(tiny, tmp_path / "x", method="sft", text="nowhere.txt")
 
 
-def test_self_distillation_from_a_copy_of_the_draft(files, tmp_path):
+def test_self_distillation_from_a_copy_of_the_draft(tiny, tmp_path):
     """The target is the draft's own start: on-policy nothing is to be learned, and nothing is lost."""
-    draft = str(files / "draft")
-    summary = run(files, tmp_path / "out", target=draft, method="gkd", lmbda=1.0, learning_rate=1e-4)
+    draft = str(tiny / "draft")
+    summary = train(tiny, tmp_path / "out", target=draft, method="gkd", lmbda=1.0, learning_rate=1e-4)
     assert summary["before"]["sampled"] == pytest.approx(1, abs=1e-5) and summary["best_step"] == 0
 
 
 @pytest.mark.parametrize("method", ["seqkd", "sft", "best-of-n"])
-def test_text_methods_work_across_tokenizers(files, tmp_path, method):
-    summary = run(
-        files, tmp_path / "out", draft=str(files / "foreign"), method=method, steps=30, patience=0, eval_every=10
+def test_text_methods_work_across_tokenizers(tiny, tmp_path, method):
+    summary = train(
+        tiny, tmp_path / "out", draft=str(tiny / "foreign"), method=method, steps=30, patience=0, eval_every=10
     )
     assert summary["measure"].startswith("log-likelihood")
     if method != "sft":
@@ -373,18 +324,18 @@ def test_text_methods_work_across_tokenizers(files, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["supervised-kd", "gkd", "distillspec", "skd"])
-def test_logit_methods_refuse_another_tokenizer(files, tmp_path, method):
+def test_logit_methods_refuse_another_tokenizer(tiny, tmp_path, method):
     with pytest.raises(IncompatibleModelsError, match="different tokenizers"):
-        run(files, tmp_path / "out", draft=str(files / "foreign"), method=method)
+        train(tiny, tmp_path / "out", draft=str(tiny / "foreign"), method=method)
 
 
-def test_a_divergence_on_chosen_answers_refuses_another_tokenizer(files, tmp_path):
+def test_a_divergence_on_chosen_answers_refuses_another_tokenizer(tiny, tmp_path):
     """best-of-n learns from text by default only: with --divergence it compares logits, id by id."""
     with pytest.raises(IncompatibleModelsError, match="different tokenizers"):
-        run(files, tmp_path / "out", draft=str(files / "foreign"), method="best-of-n", divergence="fkl")
+        train(tiny, tmp_path / "out", draft=str(tiny / "foreign"), method="best-of-n", divergence="fkl")
 
 
-def test_skd_logs_its_rejections(files, tmp_path):
-    run(files, tmp_path / "out", method="skd", skd_top_k=5, skd_num_draft_tokens=3)
+def test_skd_logs_its_rejections(tiny, tmp_path):
+    train(tiny, tmp_path / "out", method="skd", skd_top_k=5, skd_num_draft_tokens=3)
     entry = history(tmp_path / "out")[-1]
     assert 0 < entry["skd_rejection_rate"] <= 1 and len(entry["skd_rejection_by_position"]) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import threading
@@ -11,21 +11,22 @@ import time
 import psutil
 import pytest
 import ray
-from tiny_models import make_model, save
+from tiny_models import make_model
+from tiny_runs import annotate_config, generate_config, prompt_rows, write_folder
 
-from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
+from specdistill import annotate, generate
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.shards import find_shards
 from specdistill.errors import ConfigError, SpecdistillError
 
+# One cluster at a time: two would fight for the machine.
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ray")
-    save(make_model(layers=3), folder / "target")
-    prompts = [{"id": f"p{i}", "prompt": f"w{i % 60} w{(7 * i) % 60}", "answer": f"w{i % 60}"} for i in range(60)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
-    return folder
+def folder(tmp_path_factory):
+    """Prompts enough that a worker can be killed in the middle."""
+    return write_folder(tmp_path_factory.mktemp("ray"), {"target": make_model(layers=3)}, prompt_rows(60))
 
 
 @pytest.fixture(autouse=True)
@@ -34,32 +35,34 @@ def no_cluster_left():
     ray.shutdown()
 
 
-def config(files, output, **settings):
-    given = {"target": str(files / "target"), "prompts": str(files / "prompts.jsonl"), "output": str(output)}
-    return GenerateConfig.flat(**given, rollouts_per_prompt=2, max_new_tokens=48, shard_size=4, **settings)
+def long_answers(folder, output, **settings):
+    """Configuration of two long answers to each prompt, in many shards."""
+    return generate_config(folder, output, rollouts_per_prompt=2, max_new_tokens=48, shard_size=4, **settings)
 
 
 def workers():
-    found = []
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        name = " ".join(process.info["cmdline"] or [])
-        if name.startswith("ray::") and "Worker" in name:
-            found.append(process.info["pid"])
-    return found
+    """Processes of this test's own cluster that write shards."""
+    pids = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            name = " ".join(process.cmdline())
+            if name.startswith("ray::") and "Worker" in name:
+                pids.append(process.pid)
+    return pids
 
 
 class Killer(threading.Thread):
     """Kills one worker once some shards are there; `killed` says that it happened before the last one."""
 
-    def __init__(self, output, at, of):
+    def __init__(self, output, at):
         super().__init__(daemon=True)
-        self.output, self.at, self.of, self.killed = output, at, of, 0
+        self.output, self.at, self.killed = output, at, 0
 
     def run(self):
         for _ in range(6000):
-            there = len(list(self.output.glob("*.parquet")))
-            if there >= self.at and (found := workers()):
-                os.kill(found[0], signal.SIGKILL)
+            shards = len(list(self.output.glob("*.parquet")))
+            if shards >= self.at and (pids := workers()):
+                os.kill(pids[0], signal.SIGKILL)
                 self.killed = len(list(self.output.glob("*.parquet")))
                 return
             time.sleep(0.01)
@@ -70,18 +73,16 @@ def same_files(one, two):
     return all(a.read_bytes() == b.read_bytes() for a, b in zip(find_shards(one), find_shards(two), strict=True))
 
 
-def test_a_killed_worker_costs_no_prompt_and_writes_none_twice(files, tmp_path):
-    generate(config(files, tmp_path / "one"))
-    killer = Killer(tmp_path / "two", at=4, of=30)
+def test_a_killed_worker_costs_no_prompt_and_writes_none_twice(folder, tmp_path):
+    generate(long_answers(folder, tmp_path / "one"))
+    killer = Killer(tmp_path / "two", at=4)
     killer.start()
-    summary = generate(config(files, tmp_path / "two", ray="local", ray_workers=2))
+    summary = generate(long_answers(folder, tmp_path / "two", ray="local", ray_workers=2))
     killer.join()
     assert 4 <= killer.killed < 30, "a worker was killed in the middle"
     assert summary["generators"]["target"]["rollouts"] == 120
     assert same_files(tmp_path / "one", tmp_path / "two")
-    labels = AnnotateConfig.flat(
-        target=str(files / "target"), rollouts=str(tmp_path / "one"), output=str(tmp_path / "labels"), top_k=8
-    )
+    labels = annotate_config(folder, tmp_path / "labels", rollouts=str(tmp_path / "one"))
     annotate(labels)
     on_two = labels.replace(output=str(tmp_path / "labels-two"), ray="local", ray_workers=2)
     annotate(on_two)
@@ -99,12 +100,12 @@ def test_a_shard_that_cannot_be_written_ends_the_run_with_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_no_cluster_is_said(files, tmp_path):
+def test_no_cluster_is_said(folder, tmp_path):
     with pytest.raises(SpecdistillError, match="no cluster"):
-        generate(config(files, tmp_path / "out", ray="auto"))
+        generate(long_answers(folder, tmp_path / "out", ray="auto"))
 
 
-def test_a_missing_ray_is_said_before_anything_is_loaded(files, tmp_path, monkeypatch):
+def test_a_missing_ray_is_said_before_anything_is_loaded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"specdistill\[ray\]"):
-        generate(config(files, tmp_path / "out", ray="local"))
+        generate(long_answers(folder, tmp_path / "out", ray="local"))

@@ -94,7 +94,7 @@ def test_trl_and_liger_jump_at_the_ends_of_beta_and_ours_does_not():
 
 def test_liger_pads_a_smaller_head_with_zeros_and_ours_slices():
     """A draft equal to the target, whose head has five padding rows that it never samples: their logits are -30."""
-    hidden, head = (each.detach() * 0.3 for each in linear()[:2])
+    hidden, head = (tensor.detach() * 0.3 for tensor in linear()[:2])
     head.requires_grad_()
     target_hidden = torch.cat([hidden.detach(), torch.ones(TOKENS, 1)], 1)
     real = torch.cat([head.detach(), torch.zeros(VOCAB, 1)], 1)

@@ -14,19 +14,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from scipy.stats import chisquare
-from tiny_models import make_model, make_tokenizer, perturbed, save
+from tiny_models import make_model, make_tokenizer, perturbed
+from tiny_runs import example, loss_module, on_policy, skd_source, train
 
-from specdistill import TrainConfig, train_draft
-from specdistill.data import Example, Prompt
+from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
 from specdistill.data.prompts import encode_all
 from specdistill.decoding import Generation, Round, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.answers import shards
-from specdistill.distill.sequences.on_policy import OnPolicy
 from specdistill.distill.sequences.pool import Pool
-from specdistill.distill.sequences.skd import Skd, TopKAcceptance
+from specdistill.distill.sequences.skd import TopKAcceptance
 from specdistill.distill.sequences.sources import Mixture
 from specdistill.distill.training.loss import DistillationLoss, StepTotals, divergence_of
 from specdistill.errors import DataError
@@ -34,7 +33,6 @@ from specdistill.evaluation import economics
 from specdistill.evaluation.acceptance import answer_hidden_states, score
 from specdistill.evaluation.sections import by_position
 from specdistill.evaluation.statistics import paired_difference, ratio
-from specdistill.models import ModelPair
 from specdistill.progress import Quiet
 from specdistill_kernels import SoftLabels, expected_acceptance, fused_divergence
 from specdistill_kernels.fused_divergence.reference import divergence
@@ -153,11 +151,9 @@ def test_pitfall_loss_times_temperature_squared():
 
 def test_pitfall_loss_temperature_follows_the_sampling_only():
     """TRL GKD samples at 0.9 and takes its loss at 1, and its Liger path the other way; here they are two settings."""
-    same = TrainConfig.flat(target="t", draft="d", output="o", temperature=0.9)
-    other = TrainConfig.flat(target="t", draft="d", output="o", temperature=0.9, loss_temperature=1.5)
     model = make_model()
-    assert DistillationLoss(model, model, same).temperature == 0.9
-    assert DistillationLoss(model, model, other).temperature == 1.5
+    assert loss_module(model, model, temperature=0.9).temperature == 0.9
+    assert loss_module(model, model, temperature=0.9, loss_temperature=1.5).temperature == 1.5
 
 
 def test_pitfall_padded_vocabulary_takes_probability():
@@ -196,13 +192,13 @@ def test_pitfall_head_gradient_summed_in_bfloat16():
 
 def test_pitfall_mask_not_shifted_with_the_labels():
     """DistillKit, OSD, speculative_kd: a one-token answer has exactly one position that predicts it."""
-    batch = collate([Example("a", (5, 6, 7), (8,), (2,))])
+    batch = collate([example((5, 6, 7), (8,))])
     assert batch.predicting[0].tolist() == [False, False, True, False] and batch.labels.tolist() == [8]
 
 
 def test_pitfall_end_of_sequence_masked_because_it_is_the_padding_id():
     """TRL #6357: where pad and eos are one id, the answer's end is still trained on, and nothing after it."""
-    batch = collate([Example("a", (5,), (8, 1), (2, 2)), Example("b", (5,), (8, 9, 9, 1), (2,) * 4)], pad_id=1)
+    batch = collate([example((5,), (8, 1), name="a"), example((5,), (8, 9, 9, 1), name="b")], pad_id=1)
     assert batch.labels.tolist() == [8, 1, 8, 9, 9, 1] and batch.num_response_tokens == 6
 
 
@@ -212,26 +208,12 @@ def test_pitfall_only_one_of_several_end_ids_ends_an_answer():
     target.model.generation_config.eos_token_id = [1, 30, 31, 32, 33, 34, 35, 36]
     written = generate_plain(target, [[3, 5, 4]] * 20, sampling=Sampling(), max_new_tokens=40, seeds=list(range(20)))
     stops = target.eos_token_ids
-    assert {each.token_ids[-1] for each in written if each.finish_reason == "eos"} - {1}
-    assert not any(set(each.token_ids[:-1]) & stops for each in written)
+    assert {answer.token_ids[-1] for answer in written if answer.finish_reason == "eos"} - {1}
+    assert not any(set(answer.token_ids[:-1]) & stops for answer in written)
 
 
-def training_files(tmp_path):
-    save(make_model(layers=2), tmp_path / "target")
-    save(make_model(layers=1, seed=9), tmp_path / "draft")
-    prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": f"w{(i + 1) % 60}"} for i in range(16)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
-
-
-def run(tmp_path, **settings):
-    defaults = {"heldout_prompts": 4, "rollouts_per_prompt": 1, "max_new_tokens": 10, "steps": 4, "eval_every": 4}
-    given = {"target": str(tmp_path / "target"), "draft": str(tmp_path / "draft"), "output": str(tmp_path / "out")}
-    return train_draft(TrainConfig.flat(**(given | {"prompts": str(tmp_path / "prompts.jsonl")} | defaults | settings)))
-
-
-def test_pitfall_tokens_counted_before_the_rollout(tmp_path, monkeypatch):
+def test_pitfall_tokens_counted_before_the_rollout(tiny, tmp_path, monkeypatch):
     """TRL GKD and GOLD divide by the data set's count; here by the tokens that the step trains on."""
-    training_files(tmp_path)
     counted = []
     original = DistillationLoss.forward
 
@@ -240,18 +222,18 @@ def test_pitfall_tokens_counted_before_the_rollout(tmp_path, monkeypatch):
         return original(self, batch, hidden, totals, *rest)
 
     monkeypatch.setattr(DistillationLoss, "forward", spy)
-    run(tmp_path, method="gkd", lmbda=1.0)
+    train(tiny, tmp_path / "out", method="gkd", lmbda=1.0, steps=4)
     assert len(counted) == 4 and all(total == real for total, real in counted)
 
 
 def test_pitfall_no_valid_token_breaks_the_gradient_path():
     """A rank without tokens still has to join the collectives of backward: loss 0, gradients 0, not None."""
     target, draft = make_model(), make_model(seed=2, layers=1)
-    module = DistillationLoss(draft, target, TrainConfig.flat(target="t", draft="d", output="o"))
+    module = loss_module(draft, target)
     output = module(collate([Example("a", (5, 6), (), ())]), torch.empty(0, 32), StepTotals(0, 1))
     output.loss.backward()
     assert float(output.loss) == 0
-    assert all(each.grad is not None and float(each.grad.abs().max()) == 0 for each in draft.model.parameters())
+    assert all(weight.grad is not None and float(weight.grad.abs().max()) == 0 for weight in draft.model.parameters())
 
 
 def test_pitfall_truncation_eats_the_prompt():
@@ -268,18 +250,17 @@ def test_pitfall_answers_are_tokenised_again(tmp_path):
     settings = shards.RolloutSettings(Sampling(), 12, 0)
     ids = [3, 6, 4]
     shards.sample_rollouts(target, [prompt], [ids], settings, copies=1, directory=tmp_path, progress=Quiet())
-    (sequence,) = shards.load_rollouts(tmp_path, [prompt], [ids], 65)
+    (rollout,) = shards.load_rollouts(tmp_path, [prompt], [ids], 65)
     seed = shards.rollout_seed(0, "p", 0)
     written = generate_plain(target, [ids], sampling=Sampling(), max_new_tokens=12, seeds=[seed])
-    assert list(sequence.answer_ids) == written[0].token_ids and sequence.prompt_ids == (3, 6, 4)
+    assert list(rollout.answer_ids) == written[0].token_ids and rollout.prompt_ids == (3, 6, 4)
 
 
 # ---- distributed
 
 
-def test_pitfall_loss_bypasses_the_wrapper(tmp_path, monkeypatch):
+def test_pitfall_loss_bypasses_the_wrapper(tiny, tmp_path, monkeypatch):
     """DistillKit, TRL #5934: `model.module` skips DDP's hooks. Every loss must pass through what prepare() returned."""
-    training_files(tmp_path)
     calls = []
     original = Accelerator.prepare
 
@@ -300,7 +281,7 @@ def test_pitfall_loss_bypasses_the_wrapper(tmp_path, monkeypatch):
     inner = []
     forward = DistillationLoss.forward
     monkeypatch.setattr(DistillationLoss, "forward", lambda self, *a: inner.append(1) or forward(self, *a))
-    run(tmp_path, micro_batch_size=4)
+    train(tiny, tmp_path / "out", micro_batch_size=4, steps=4)
     assert len(calls) == len(inner) == 8
 
 
@@ -327,8 +308,8 @@ def test_pitfall_ranks_draw_different_coins():
 
 def test_pitfall_resume_forgets_the_coin_and_the_data_position():
     """The coins and the order of the data go on where they were."""
-    whole, first = (Mixture(Named("own"), Pool(list("abcdefgh"), 3, 0), 0.5, seed=7) for _ in range(2))
-    seen = [whole.next_batch(step) for step in range(20)]
+    uncut, first = (Mixture(Named("own"), Pool(list("abcdefgh"), 3, 0), 0.5, seed=7) for _ in range(2))
+    seen = [uncut.next_batch(step) for step in range(20)]
     assert [first.next_batch(step) for step in range(9)] == seen[:9]
     resumed = Mixture(Named("own"), Pool(list("abcdefgh"), 3, 99), 0.5, seed=99)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -347,14 +328,11 @@ def test_pitfall_penalties_of_the_generation_config():
     arguments = {"sampling": Sampling(), "max_new_tokens": 20, "seeds": [1, 2, 3]}
     prompts = [[3, 5, 4], [3, 6, 4], [3, 7, 4]]
     written = generate_plain(target, prompts, **arguments)
-    assert [each.token_ids for each in written] == [
-        each.token_ids for each in generate_plain(plain, prompts, **arguments)
+    assert [answer.token_ids for answer in written] == [
+        answer.token_ids for answer in generate_plain(plain, prompts, **arguments)
     ]
-    sequences = [
-        Example(str(row), tuple(prompt), tuple(each.token_ids), (2,) * len(each.token_ids))
-        for row, (prompt, each) in enumerate(zip(prompts, written, strict=True))
-    ]
-    for record in score(target, plain, sequences, Sampling()):
+    examples = [example(prompt, answer.token_ids) for prompt, answer in zip(prompts, written, strict=True)]
+    for record in score(target, plain, examples, Sampling()):
         assert all(np.allclose(record.alpha[rule], 1, atol=1e-6) for rule in ("greedy", "sampled"))
 
 
@@ -379,29 +357,21 @@ def test_pitfall_dropout_while_generating():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     draft.model.train()
-    source = OnPolicy(draft, [Prompt("p", ())], [[3, 5, 4]], Sampling(temperature=0.0), 10, 1, 0)
+    settings = {"max_new_tokens": 10, "batch_size": 1}
+    source = on_policy(draft, [Prompt("p", ())], [[3, 5, 4]], Sampling(temperature=0.0), **settings)
     assert source.next_batch(1)[0].answer_ids == source.next_batch(2)[0].answer_ids
     assert draft.model.training
 
 
 def test_pitfall_skd_tests_one_token_and_emits_another():
-    """speculative_kd samples anew for the test: every draft token that stays must itself be in the target's top K."""
+    """speculative_kd samples again for the test: every draft token that stays must itself be in the target's top K."""
     target, draft = make_model(), make_model(seed=4)
-    skd = Skd(
-        ModelPair(target, draft),
-        [Prompt("p", ())],
-        [[3, 5, 4]],
-        Sampling(temperature=1.5),
-        top_k=4,
-        num_draft_tokens=4,
-        max_new_tokens=40,
-        batch_size=4,
-        seed=0,
-    )
-    for each in skd.next_batch(1):
-        best = target.logits(answer_hidden_states(target, [each])[0]).topk(4).indices
-        own = [position for position, writer in enumerate(each.provenance) if writer == 3]
-        assert own and all(each.answer_ids[position] in best[position] for position in own)
+    settings = {"top_k": 4, "num_draft_tokens": 4, "max_new_tokens": 40, "batch_size": 4}
+    source = skd_source(target, draft, [Prompt("p", ())], [[3, 5, 4]], Sampling(temperature=1.5), **settings)
+    for answered in source.next_batch(1):
+        best = target.logits(answer_hidden_states(target, [answered])[0]).topk(4).indices
+        own = [position for position, writer in enumerate(answered.provenance) if writer == Provenance.DRAFT]
+        assert own and all(answered.answer_ids[position] in best[position] for position in own)
 
 
 def test_pitfall_skd_top_k_after_the_warpers():
@@ -442,7 +412,7 @@ def test_pitfall_bonus_token_counted_as_accepted():
     generation.rounds = [Round(4, 0, 1), Round(4, 2, 3), Round(4, 4, 5)]
     joint, conditional = by_position([generation], 4)
     assert joint == pytest.approx([2 / 3, 2 / 3, 1 / 3, 1 / 3]) and conditional[0] == pytest.approx(2 / 3)
-    assert sum(each.emitted for each in generation.rounds) / 3 == 3.0
+    assert sum(entry.emitted for entry in generation.rounds) / 3 == 3.0
 
 
 def test_pitfall_speed_up_without_the_measured_costs():
@@ -455,7 +425,7 @@ def test_pitfall_identical_draft_is_rejected():
     target = make_model()
     decoder = SpeculativeDecoder(target, copy.copy(target), num_draft_tokens=4, sampling=Sampling(temperature=0.0))
     (generation,) = decoder.generate([[3, 5, 4]], max_new_tokens=30, seeds=[0])
-    assert all(each.accepted == each.proposed for each in generation.rounds)
+    assert all(entry.accepted == entry.proposed for entry in generation.rounds)
     plain = generate_plain(target, [[3, 5, 4]], sampling=Sampling(temperature=0.0), max_new_tokens=30, seeds=[0])
     assert generation.token_ids == plain[0].token_ids
 
@@ -484,6 +454,6 @@ def test_pitfall_output_that_does_not_follow_the_target():
     first = next_token([3, 5, 4])
     # A first token of 1 ends the answer.
     second = sum(chance * next_token([3, 5, 4, token]) for token, chance in enumerate(first) if token != 1)
-    counts = np.bincount([each.token_ids[1] for each in written if len(each.token_ids) > 1], minlength=10)
+    counts = np.bincount([answer.token_ids[1] for answer in written if len(answer.token_ids) > 1], minlength=10)
     expected = (second / second.sum()).numpy() * counts.sum()
     assert chisquare(counts, expected).pvalue > 1e-4

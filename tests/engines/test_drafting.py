@@ -42,18 +42,23 @@ def target(smollm2) -> LanguageModel:
 @pytest.fixture(scope="module")
 def folder(target, tmp_path_factory) -> Path:
     """`draft`, trained; `draft-vllm` and `draft.gguf`, exported."""
-    made = tmp_path_factory.mktemp("drafting")
+    folder = tmp_path_factory.mktemp("drafting")
     name = str(target.directory)
     init_draft(
         InitDraftConfig.flat(
-            target=name, output=str(made / "cut"), layers=6, choose="even", calibration_prompts=8, calibration_tokens=16
+            target=name,
+            output=str(folder / "cut"),
+            layers=6,
+            choose="even",
+            calibration_prompts=8,
+            calibration_tokens=16,
         )
     )
     train_draft(
         TrainConfig.flat(
             target=name,
-            draft=str(made / "cut"),
-            output=str(made / "draft"),
+            draft=str(folder / "cut"),
+            output=str(folder / "draft"),
             rollouts_per_prompt=2,
             max_new_tokens=48,
             steps=60,
@@ -62,8 +67,10 @@ def folder(target, tmp_path_factory) -> Path:
             rule="greedy",
         )
     )
-    export(ExportConfig.flat(target=name, draft=str(made / "draft"), format="vllm", output=str(made / "draft-vllm")))
-    return made
+    export(
+        ExportConfig.flat(target=name, draft=str(folder / "draft"), format="vllm", output=str(folder / "draft-vllm"))
+    )
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +148,8 @@ def test_our_kernels_in_place_of_vllms_verification(target, folder, monkeypatch)
     more = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 2, "enforce_eager": True}
 
     def written(llm) -> list[list[int]]:
-        asked = [{"prompt_token_ids": each} for each in prompts]
-        return [list(each.outputs[0].token_ids) for each in llm.generate(asked, settings, use_tqdm=False)]
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [list(answer.outputs[0].token_ids) for answer in llm.generate(asked, settings, use_tqdm=False)]
 
     spec = importlib.util.spec_from_file_location("verify_in_vllm", EXAMPLE)
     assert spec is not None and spec.loader is not None
@@ -158,7 +165,7 @@ def test_our_kernels_in_place_of_vllms_verification(target, folder, monkeypatch)
     assert example.Verifier.calls > 0
     warm = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, max_tokens=8)
     calls = example.Verifier.calls
-    assert all(each.outputs[0].token_ids for each in llm.generate(["The sea"] * 2, warm, use_tqdm=False))
+    assert all(answer.outputs[0].token_ids for answer in llm.generate(["The sea"] * 2, warm, use_tqdm=False))
     assert example.Verifier.calls > calls
 
 
@@ -185,13 +192,13 @@ def test_llama_cpp_writes_the_same_and_accepts_as_predicted(gguf_path, gguf_draf
 
 def serving(gguf: Path) -> list[int]:
     """Processes that serve a file."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             line = path.read_bytes().decode(errors="replace")
             if "engines.llama_server" in line and str(gguf) in line:
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def test_a_llama_cpp_that_is_killed_in_the_middle(gguf_path, gguf_draft, tmp_path):

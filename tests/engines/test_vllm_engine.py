@@ -26,13 +26,13 @@ def files(tmp_path_factory):
     for name, layers, seed in (("target", 3, 0), ("draft", 1, 9)):
         save(make_model(layers=layers, seed=seed, hidden=128), folder / name)
     prompts = [{"prompt": f"w{i} w{(7 * i) % 60}"} for i in range(20)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     return folder
 
 
 def greedy(model):
-    found = generate_plain(model, PROMPTS, sampling=Sampling(temperature=0.0), max_new_tokens=12, seeds=[0, 0, 0])
-    return [each.token_ids for each in found]
+    generations = generate_plain(model, PROMPTS, sampling=Sampling(temperature=0.0), max_new_tokens=12, seeds=[0, 0, 0])
+    return [generation.token_ids for generation in generations]
 
 
 def test_answers_are_the_models_and_change_with_pushed_weights(files):
@@ -43,13 +43,13 @@ def test_answers_are_the_models_and_change_with_pushed_weights(files):
     engine = VllmEngine(draft, max_length=32)
 
     def written():
-        return [each.token_ids for each in engine.write(PROMPTS, Sampling(temperature=0.0), 12, [0, 0, 0])]
+        return [generation.token_ids for generation in engine.write(PROMPTS, Sampling(temperature=0.0), 12, [0, 0, 0])]
 
     assert written() == greedy(draft)
     engine.push(other.model.named_parameters())
     assert written() == greedy(other) != greedy(draft)
     sampled = [engine.write(PROMPTS, Sampling(), 12, seeds) for seeds in ([1, 2, 3], [1, 2, 3], [4, 5, 6])]
-    ids = [[each.token_ids for each in one] for one in sampled]
+    ids = [[generation.token_ids for generation in batch] for batch in sampled]
     assert ids[0] == ids[1] != ids[2]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_model
+from tiny_models import FAMILIES, make_model, save
 
 from specdistill import BenchConfig, run_bench
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
@@ -74,9 +74,8 @@ def test_refuses():
 
 def test_bench_reports_packing(tmp_path):
     target, draft = make_model(), make_model(layers=1, seed=3)
-    for model, name in ((target, "target"), (draft, "draft")):
-        model.model.save_pretrained(tmp_path / name)
-        model.tokenizer.save_pretrained(tmp_path / name)
+    save(target, tmp_path / "target")
+    save(draft, tmp_path / "draft")
     (tmp_path / "prompts.txt").write_text("w1 w2 w3\nw4 w5\n")
     report = run_bench(
         BenchConfig.flat(

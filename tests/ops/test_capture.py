@@ -1,7 +1,7 @@
-"""What an engine's captured graph demands: nothing waits for the GPU, and no shape depends on the data.
+"""The demands of an engine's captured graph: nothing waits for the GPU, and no shape depends on the data.
 
-Without a GPU the launchers run on fake tensors, which hold no data: whatever would read a value, or make a shape of
-one, fails. On a GPU the same calls are captured, and replayed on other data.
+Without a GPU the launchers run on fake tensors, which hold no data, so reading a value or deriving a shape from one
+fails. On a GPU the same calls are captured and replayed on other data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH, DRAFTED, VOCAB = 3, 6, 300
 
 
 class Inputs:
-    """What an engine holds for three requests with 3, 0 and 3 draft tokens; ids and counts are int32, as vLLM's."""
+    """The tensors of an engine with three requests of 3, 0 and 3 draft tokens; ids and counts are int32, as in vLLM."""
 
     def __init__(self, device: str, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ CALLS = {
 
 @pytest.fixture
 def launched(device):
-    """Names of the kernels that were launched; they don't run."""
+    """The names of the kernels that were launched. They don't run."""
     if device == "cuda":
         pytest.skip("a GPU captures the real graph, below")
     from triton.runtime.interpreter import InterpretedFunction
@@ -105,7 +105,7 @@ def test_launchers_read_no_value(name, launched):
 
 
 def test_fake_tensors_do_catch_what_reads_a_value(launched):
-    """The guard itself: skipping tokens of weight 0, as training does, is a shape that depends on the data."""
+    """A planted error: skipping tokens of weight 0, as training does, makes a shape that depends on the data."""
     with FakeTensorMode(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         x = Inputs("cpu")
         fused_divergence(x.hidden[0], x.heads[0], x.hidden[1], x.heads[1], x.weights, backend="fused")
@@ -126,7 +126,7 @@ def test_a_captured_graph_replays_on_other_data(name, device):
             mine.copy_(new)
         graph.replay()
         wanted = call(other)
-    captured, wanted = (each if isinstance(each, tuple) else (each,) for each in (captured, wanted))
+    captured, wanted = (output if isinstance(output, tuple) else (output,) for output in (captured, wanted))
     for got, expected in zip(captured, wanted, strict=True):
         assert torch.equal(got, expected)
 

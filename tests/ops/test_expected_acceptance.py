@@ -56,9 +56,9 @@ def test_tiles_and_strides_do_not_matter(rows, dtype):
     wide = torch.randn(10, 2, 64).to(dtype)
     target, draft = wide[:, 0], wide[:, 1]
     ids = torch.randint(0, 64, (10,))
-    whole = expected_acceptance(target.contiguous(), draft.contiguous(), ids)
+    untiled = expected_acceptance(target.contiguous(), draft.contiguous(), ids)
     tiled = expected_acceptance(target, draft, ids, tile_rows=rows)
-    for one, other in zip(whole, tiled, strict=True):
+    for one, other in zip(untiled, tiled, strict=True):
         torch.testing.assert_close(one, other)
 
 

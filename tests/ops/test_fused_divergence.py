@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from specdistill_kernels.fused_divergence import DIVERGENCES, SoftLabels, fused_divergence
+from specdistill_kernels.fused_divergence import DIVERGENCES, KINDS, SoftLabels, fused_divergence
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence
 from specdistill_kernels.fused_divergence.reference import divergence
 
-PROBABILISTIC = [kind for kind in DIVERGENCES if kind != "ce"]
+PROBABILISTIC = [name for name, kind in KINDS.items() if kind.needs_target]
 
 
 def logits_of(*probabilities: float) -> torch.Tensor:
@@ -136,9 +136,9 @@ REGIMES = {
 }
 
 
-@pytest.fixture(params=["whole", "blocks"])
+@pytest.fixture(params=["one block", "blocks"])
 def blocks(request, monkeypatch):
-    """Small tiles are one block; here also a row or a few of them at once."""
+    """Small tiles fit in one block. With `blocks` a tile takes several, of one row or a few."""
     if request.param == "blocks":
         monkeypatch.setattr(sys.modules[ChunkedDivergence.__module__], "_BLOCK_ENTRIES", 46)
 
@@ -383,14 +383,14 @@ def test_soft_labels_of_the_whole_vocabulary_are_the_target(kind):
     got = fused_divergence(hidden, weight, None, None, ones, kind=kind, soft_labels=soft, temperature=1.0)
     true = fused_divergence(hidden, weight, target, torch.eye(12, dtype=torch.float64), ones, kind=kind)
     torch.testing.assert_close(got.per_token, true.per_token)
-    gradients = [torch.autograd.grad(each.loss, weight)[0] for each in (got, true)]
+    gradients = [torch.autograd.grad(output.loss, weight)[0] for output in (got, true)]
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DIVERGENCES if kind != "ce"])
 @pytest.mark.parametrize("over", [0.0, 2e-4])
 def test_soft_labels_whose_rest_rounds_away_stay_finite(kind, over):
-    """float16 labels of a sure target sum to 1 or a little more, yet the draft may think of ids that were left out."""
+    """float16 labels of a confident target sum to 1 or slightly more, yet the draft likes other ids too."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 8, requires_grad=True), torch.randn(40, 8)
     log_probs = torch.tensor([[1 - 1e-9, 1e-9], [0.9, 0.1]]).log() + over
@@ -405,14 +405,16 @@ def test_soft_labels_whose_rest_rounds_away_stay_finite(kind, over):
 def test_empty_places_of_soft_labels_change_nothing(kind):
     hidden, weight, _, soft = soft_problem()
     ids = soft.token_ids
-    free = torch.tensor([[next(each for each in range(12) if each not in row)] for row in ids.tolist()])
+    free = torch.tensor([[next(token for token in range(12) if token not in row)] for row in ids.tolist()])
     nothing = torch.full((len(ids), 1), -torch.inf, dtype=torch.float64)
     wider = SoftLabels(torch.cat([free, ids], 1), torch.cat([nothing, soft.log_probs], 1))
     ones = torch.ones(3, dtype=torch.float64)
-    both = [fused_divergence(hidden, weight, None, None, ones, kind=kind, soft_labels=each) for each in (soft, wider)]
-    torch.testing.assert_close(*(each.per_token for each in both))
-    torch.testing.assert_close(*(each.alpha for each in both))
-    torch.testing.assert_close(*(torch.autograd.grad(each.loss, weight)[0] for each in both))
+    outputs = [
+        fused_divergence(hidden, weight, None, None, ones, kind=kind, soft_labels=labels) for labels in (soft, wider)
+    ]
+    torch.testing.assert_close(*(output.per_token for output in outputs))
+    torch.testing.assert_close(*(output.alpha for output in outputs))
+    torch.testing.assert_close(*(torch.autograd.grad(output.loss, weight)[0] for output in outputs))
 
 
 def test_soft_labels_refuse_what_they_cannot_be():

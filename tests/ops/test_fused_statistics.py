@@ -22,7 +22,7 @@ def logits(rows, vocab, dtype, device, seed=0):
 
 
 def check_statistics(target, draft, ids):
-    """Error against the float64 truth at most twice that of torch in the same precision, plus one rounding."""
+    """Asserts an error against the float64 truth of at most twice torch's in the same precision, plus one rounding."""
     fused = expected_acceptance(target, draft, ids, backend="fused")
     plain = acceptance_statistics(target.cpu(), draft.cpu(), ids.cpu())
     truth = acceptance_statistics(target.cpu().double(), draft.cpu().double(), ids.cpu())
@@ -64,7 +64,7 @@ def test_non_contiguous_rows_and_columns(device):
 
 
 def test_minus_infinity_is_probability_zero(device):
-    target, draft = (each.clone() for each in logits(4, 5000, torch.float32, device))
+    target, draft = (rows.clone() for rows in logits(4, 5000, torch.float32, device))
     target[:, 4000:] = -torch.inf
     draft[:, :500] = -torch.inf
     draft[2] = -torch.inf
@@ -80,7 +80,7 @@ def test_equal_logits_tie_to_the_lowest_id(device):
 
 
 def test_rows_without_a_meaning_are_nan_and_spoil_no_other(device):
-    target, draft = (each.clone() for each in logits(4, 5000, torch.bfloat16, device))
+    target, draft = (rows.clone() for rows in logits(4, 5000, torch.bfloat16, device))
     target[0, 4999] = torch.nan
     draft[1] = -torch.inf
     ids = torch.tensor([1, 2, 3, 4], device=device)
@@ -119,7 +119,7 @@ def test_topk_membership_edges(device):
 
 
 def test_row_addresses_are_64_bit(device):
-    """Rows so far apart that a 32-bit offset overflows; the pages between them are never touched."""
+    """The rows are so far apart that a 32-bit offset overflows. The pages between them are never touched."""
     if device != "cpu":
         pytest.skip("reserves 4 GiB of address space, which only a CPU gives for free")
     storage = torch.zeros(0, dtype=torch.bfloat16)

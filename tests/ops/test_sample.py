@@ -1,4 +1,4 @@
-"""Noise, filters and sampling: reproducible, right in law, and the same in kernels as in their definitions."""
+"""Noise, filters and sampling: reproducible, of the right distribution, and the same in kernels as by definition."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_noise_is_standard_gumbel_and_independent_along_every_key():
         "position": noise.gumbel(zeros, rows, zeros, noise.TARGET, 9000),
         "round": noise.gumbel(zeros, zeros, rows, noise.DRAFT, 9000),
     }
-    for each in drawn.values():
-        assert stats.kstest(each.flatten().numpy(), "gumbel_r").pvalue > 1e-4
-        correlation = torch.corrcoef(each) - torch.eye(20)
+    for samples in drawn.values():
+        assert stats.kstest(samples.flatten().numpy(), "gumbel_r").pvalue > 1e-4
+        correlation = torch.corrcoef(samples) - torch.eye(20)
         assert correlation.abs().max() < 5 / 9000**0.5
     # A shorter vocabulary sees the same numbers.
     assert torch.equal(drawn["seed"][:, :100], noise.gumbel(rows, zeros, zeros, noise.TARGET, 100))
@@ -57,7 +57,7 @@ def test_noise_is_standard_gumbel_and_independent_along_every_key():
 
 
 def test_the_winners_noise_keeps_its_digits():
-    """Ties among the largest values of a large vocabulary would favour low ids."""
+    """Rounding would make ties among the largest values of a large vocabulary, and ties favour low ids."""
     drawn = noise.gumbel(numbers(3), numbers(0), numbers(0), noise.TARGET, 262144)[0]
     best = drawn.topk(1000).values
     assert len(best.unique()) == 1000

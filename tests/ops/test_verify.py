@@ -70,7 +70,7 @@ class Tables:
 def emitted_triples(tables: Tables, rule: str, draws=DRAWS, seed=0, backend="auto", lenience=1.0, own=None, **settings):
     """First three tokens of `draws` requests that draft 0, 1 or 2 tokens in turn: counts, and mean accepted of 2.
 
-    own: The draft's settings where they aren't the target's; verification then gets its probabilities.
+    own: The draft's settings where they differ from the target's. Verification then gets the draft's probabilities.
     """
     target, draft, device = tables.target, tables.draft, tables.target.device
     seeds = torch.arange(draws, device=device) + seed * draws
@@ -136,7 +136,7 @@ def test_drafts_of_other_settings_follow_the_target_by_their_probabilities(rule,
 
 
 def test_a_draft_that_lies_about_its_probabilities_is_found_out():
-    """The guard of the test above: drawn by one law and verified by another, the target's law is lost."""
+    """A planted error for the test above: drawn by one law and verified by another, the target's law is lost."""
     assert p_value("sampled", own={"temperature": 0.2}, temperature=0.8) > FALSE_ALARM
     with mock.patch(f"{__name__}.law", lambda rows, **_: STOCK_LAW(rows)):
         counts, _ = emitted_triples(Tables(), "sampled", own={"temperature": 0.2}, temperature=0.8)
@@ -150,30 +150,31 @@ def inverted_ratio(p, q, tokens):
 STOCK_RATIO, STOCK_DRAW, STOCK_LAWS = reference._ratio, reference._draw_next, reference._Batch.laws
 
 
-def no_residual(batch, of, p_share, q_share):
-    batch.following[of] = batch.own_tokens(of, batch.accepted[of])
+def no_residual(batch, requests, p_share, q_share):
+    batch.following[requests] = batch.own_tokens(requests, batch.accepted[requests])
 
 
-def residual_not_renormalised(batch, of, p_share, q_share):
-    """Draws from the bare residual: what it lacks of 1 falls on the last id."""
-    STOCK_DRAW(batch, of, p_share, q_share)
-    rejected = of[batch.accepted[of] < batch.counts[of]]
+def residual_not_renormalised(batch, requests, p_share, q_share):
+    """Draws from the bare residual. The mass that it lacks falls on the last id."""
+    STOCK_DRAW(batch, requests, p_share, q_share)
+    rejected = requests[batch.accepted[requests] < batch.counts[requests]]
     p, q = batch.laws(rejected, batch.accepted[rejected])
     lost = torch.rand(len(rejected), generator=torch.Generator().manual_seed(0)) > (p - q).clamp(min=0).sum(-1)
     batch.following[rejected[lost]] = VOCAB - 1
 
 
-def bonus_from_the_wrong_row(batch, of, p_share, q_share):
-    STOCK_DRAW(batch, of, p_share, q_share)
-    whole = of[(batch.accepted[of] == batch.counts[of]) & (batch.counts[of] > 0)]
-    batch.following[whole] = batch.own_tokens(whole, batch.accepted[whole] - 1)
+def bonus_from_the_wrong_row(batch, requests, p_share, q_share):
+    STOCK_DRAW(batch, requests, p_share, q_share)
+    counts = batch.counts[requests]
+    all_kept = requests[(batch.accepted[requests] == counts) & (counts > 0)]
+    batch.following[all_kept] = batch.own_tokens(all_kept, batch.accepted[all_kept] - 1)
 
 
-def filters_on_the_target_only(self, of, position):
+def filters_on_the_target_only(self, requests, position):
     settings = self.settings
-    p, _ = STOCK_LAWS(self, of, position)
+    p, _ = STOCK_LAWS(self, requests, position)
     self.settings = settings._replace(top_p=torch.ones_like(settings.top_p))
-    _, q = STOCK_LAWS(self, of, position)
+    _, q = STOCK_LAWS(self, requests, position)
     self.settings = settings
     return p, q
 
@@ -238,7 +239,7 @@ def test_greedy_on_a_ragged_batch():
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_argmax_drafts_never_change_what_the_seed_emits(settings):
-    """Token for token: whatever was drafted, the output is what sampling without a draft gives."""
+    """Whatever was drafted, the output equals that of sampling without a draft, token for token."""
     tables = Tables()
     outputs = set()
     for closeness in (0.0, 1.0, 5.0):
@@ -371,7 +372,7 @@ def requests(vocab, dtype, device, spread=0.3, seed=0, counts=COUNTS):
     behind = torch.cat([torch.arange(n + 1) < n for n in counts])
     target = 2 * torch.randn(drafted + batch, vocab + 8, generator=generator)
     draft = target[behind] + spread * torch.randn(drafted, vocab + 8, generator=generator)
-    target, draft = (each.to(device=device, dtype=dtype)[:, :vocab] for each in (target, draft))
+    target, draft = (rows.to(device=device, dtype=dtype)[:, :vocab] for rows in (target, draft))
     return target, draft, torch.tensor(counts, device=device).cumsum(0)
 
 
@@ -438,14 +439,14 @@ def test_kernels_take_probabilities_as_the_definition(rule, device, poisoned_emp
     ids[-1] = -1
     temperature = torch.tensor([0.8, 0.8, 0.9, 0.0], device=device)
     settings = {"temperature": temperature, "top_k": 50, "given": True}
-    wanted, got = (decisions(rule, target, probs, cu.int(), ids, each, **settings) for each in ("torch", "fused"))
+    wanted, got = (decisions(rule, target, probs, cu.int(), ids, backend, **settings) for backend in ("torch", "fused"))
     assert got == wanted
     # Logits whose settings are the target's are the same thing.
     assert decisions(rule, target, draft, cu, ids, "fused", temperature=0.6) == decisions(
         rule, target, probs, cu, ids, "fused", temperature=0.6, given=True
     )
     probs[4, 8] = torch.nan
-    wanted, got = (decisions(rule, target, probs, cu, ids, each, **settings) for each in ("torch", "fused"))
+    wanted, got = (decisions(rule, target, probs, cu, ids, backend, **settings) for backend in ("torch", "fused"))
     assert got == wanted
 
 
@@ -470,7 +471,7 @@ def test_kernels_read_expanded_settings_row_by_row(device):
 
 
 def test_the_kernels_follow_the_target_too(device):
-    """Independently of the definition; a few draws in the interpreter, and more where it is fast."""
+    """Independent of the definition. The interpreter makes few draws, a GPU many."""
     draws = 9000 if device == "cuda" else 90
     tables = Tables(closeness=0.5, device=device)
     counts, _ = emitted_triples(tables, "sampled", draws=draws, backend="fused")

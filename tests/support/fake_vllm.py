@@ -174,7 +174,7 @@ class FakeVllm:
         given = {"max_new_tokens": most, "seeds": [settings.get("seed", 0)]}
         if self.draft is None:
             (written,) = generate_plain(self.model, [ids], sampling=sampling, **given)
-            pieces = [[each] for each in written.token_ids]
+            pieces = [[token] for token in written.token_ids]
         else:
             rule = "greedy" if sampling.greedy else "argmax_draft"
             decoder = SpeculativeDecoder(
@@ -204,13 +204,13 @@ class FakeVllm:
     def _llamacpp_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
         timings = {"predicted_n": len(written.token_ids)}
         if self.draft is not None:
-            counts = [(entry.proposed, entry.accepted) for entry in written.rounds]
-            timings |= {"draft_n": sum(each[0] for each in counts), "draft_n_accepted": sum(each[1] for each in counts)}
-        sent = [each for piece in pieces for each in piece]
+            timings |= {"draft_n": sum(entry.proposed for entry in written.rounds)}
+            timings["draft_n_accepted"] = sum(entry.accepted for entry in written.rounds)
+        sent = [token for piece in pieces for token in piece]
         # The end of a sequence is counted, and not sent.
         sent = sent[:-1] if written.finish_reason == "eos" else sent
         kind = "limit" if written.finish_reason == "length" else "eos"
-        events: list[Any] = [{"tokens": [each], "stop": False} for each in sent]
+        events: list[Any] = [{"tokens": [token], "stop": False} for token in sent]
         return [*events, {"tokens": [], "stop": True, "stop_type": kind, "timings": timings}]
 
     def _sglang_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
@@ -264,7 +264,7 @@ class FakeVllm:
             meta["input_top_logprobs"] = [
                 entry
                 if entry is None
-                else sorted([[each["logprob"], int(name), None] for name, each in entry.items()], reverse=True)[
+                else sorted([[label["logprob"], int(name), None] for name, label in entry.items()], reverse=True)[
                     : body["top_logprobs_num"]
                 ]
                 for entry in choice["prompt_logprobs"]
@@ -282,12 +282,12 @@ class FakeVllm:
             chosen = dict.fromkeys([actual, *ranks[:count]])
             entries.append(
                 {
-                    str(each): {
-                        "logprob": float(row[each]),
-                        "rank": ranks.index(each) + 1,
-                        "decoded_token": self.model.tokenizer.decode([each]),
+                    str(token): {
+                        "logprob": float(row[token]),
+                        "rank": ranks.index(token) + 1,
+                        "decoded_token": self.model.tokenizer.decode([token]),
                     }
-                    for each in chosen
+                    for token in chosen
                 }
             )
         return entries

@@ -1,4 +1,4 @@
-"""What Triton's CPU interpreter needs before its results mean anything for our kernels.
+"""Repairs that Triton's CPU interpreter needs before its results mean anything for our kernels.
 
 Stock Triton 3.6 to 3.9 does bfloat16 arithmetic on the bit patterns, truncates float32 -> bfloat16, and mangles
 bfloat16 subnormals. Our kernels upcast on load, so conversions are repaired and any arithmetic on bfloat16 is an error.
@@ -64,8 +64,8 @@ def _repair_conversions(builder, handle, tl) -> None:
 
     def dot(self, a, b, *rest):
         wide = [
-            handle(from_bfloat16_bits(each.data), tl.float32) if each.dtype.scalar == tl.bfloat16 else each
-            for each in (a, b)
+            handle(from_bfloat16_bits(operand.data), tl.float32) if operand.dtype.scalar == tl.bfloat16 else operand
+            for operand in (a, b)
         ]
         return stock_dot(self, *wide, *rest)
 
@@ -76,8 +76,8 @@ def _repair_conversions(builder, handle, tl) -> None:
 
 def _forbid_bfloat16_arithmetic(builder, handle, interpreter, tl) -> None:
     def check(what, operands):
-        for each in operands:
-            if isinstance(each, handle) and each.dtype.scalar == tl.bfloat16:
+        for operand in operands:
+            if isinstance(operand, handle) and operand.dtype.scalar == tl.bfloat16:
                 raise TypeError(f"{what} on bfloat16: upcast with .to(tl.float32) on load")
 
     for name in ("binary_op", "unary_op", "create_fma"):

@@ -1,4 +1,4 @@
-"""What one draft token would be worth at a position, from the two models' logits, under every acceptance rule."""
+"""The expected acceptance of one draft token at a position under every rule, from the two models' logits."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def expected_acceptance(
 ) -> AcceptanceStatistics:
     """Scores draft against target row by row, without materialising either probability matrix.
 
-    In plain torch: `alpha = minimum(target_logits.softmax(-1), draft_logits.softmax(-1)).sum(-1)`, and its relatives.
+    In plain torch: `alpha = minimum(target_logits.softmax(-1), draft_logits.softmax(-1)).sum(-1)`, and similar sums.
 
     Args:
         target_logits: [tokens, vocab], any float dtype, after temperature and filters; -inf means probability 0.
-        draft_logits: [tokens, vocab], likewise. Both must cover the same ids: slice padded vocabularies first.
+        draft_logits: [tokens, vocab], in the same form. Both must cover the same ids: slice padded vocabularies first.
         token_ids: int32 or int64 [tokens], the token that was really emitted at each position, for `token_acceptance`.
         tile_rows: Rows computed at a time in torch; by default as many as fit 2**23 entries.
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.

@@ -1,9 +1,9 @@
 """Acceptance statistics of two logits rows in Triton: no probability is ever written.
 
-One program per row, two passes over the vocabulary in blocks. The first yields both rows' log-sum-exp (online: running
-maximum and rescaled sum) and argmax; the second forms p = exp(z_t - lse_t) and q = exp(z_d - lse_d) in registers and
-sums min(p, q), p log p, q log q and p (log p - log q). Reads each row twice: 8 bytes per vocabulary entry for a pair of
-bfloat16 rows; writes a few numbers per row. Forward only.
+One program per row makes two passes over the vocabulary in blocks. The first yields both rows' argmax and log-sum-exp
+(online: running maximum and rescaled sum). The second computes p = exp(z_t - lse_t) and q = exp(z_d - lse_d) in
+registers and sums min(p, q), p log p, q log q and p (log p - log q). Each row is read twice: 8 bytes per vocabulary
+entry for a pair of bfloat16 rows. A few numbers per row are written. Forward only.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def expected_acceptance_fwd_kernel(
     target_row, draft_row = target_ptr + row * target_stride, draft_ptr + row * draft_stride
     target_peak, target_sum, target_best, target_at = -float("inf"), 0.0, -float("inf"), 0
     draft_peak, draft_sum, draft_best, draft_at = -float("inf"), 0.0, -float("inf"), 0
-    strange = 0
+    nans = 0
     for start in range(0, vocab, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < vocab
         target = tl.load(target_row + columns, mask=inside, other=-float("inf")).to(tl.float32)
         draft = tl.load(draft_row + columns, mask=inside, other=-float("inf")).to(tl.float32)
-        # A maximum may skip NaN, so it is looked for by itself.
-        strange += tl.sum(((target != target) | (draft != draft)).to(tl.int32), 0)
+        # A maximum may skip NaN, so NaN is counted separately.
+        nans += tl.sum(((target != target) | (draft != draft)).to(tl.int32), 0)
         target_peak, target_sum = online(target_peak, target_sum, target)
         draft_peak, draft_sum = online(draft_peak, draft_sum, draft)
         target_best, target_at = leftmost(target_best, target_at, target, columns)
         draft_best, draft_at = leftmost(draft_best, draft_at, draft, columns)
-    undefined = (strange > 0) | (target_sum == 0.0) | (draft_sum == 0.0)
+    undefined = (nans > 0) | (target_sum == 0.0) | (draft_sum == 0.0)
     target_lse, draft_lse = target_peak + tl.log(target_sum), draft_peak + tl.log(draft_sum)
 
     overlap, target_entropy, draft_entropy, divergence = 0.0, 0.0, 0.0, 0.0
@@ -88,7 +88,7 @@ def expected_acceptance_fwd_kernel(
 def expected_acceptance_fused(
     target_logits: Tensor, draft_logits: Tensor, token_ids: Tensor | None, block: int = BLOCK
 ) -> AcceptanceStatistics:
-    """See `expected_acceptance`; `block` is forced by tests to reach the multi-block path at small vocabularies."""
+    """Computes `expected_acceptance` with the kernel, `block` columns at a time."""
     rows, vocab = target_logits.shape
     target_logits, draft_logits = unit_stride(target_logits), unit_stride(draft_logits)
     token_ids = None if token_ids is None else token_ids.contiguous()

@@ -24,7 +24,7 @@ class AcceptanceStatistics(NamedTuple):
     fkl: Tensor
     """KL(target || draft) in nats; inf where q is 0 and p is not (a trimmed draft)."""
     token_acceptance: Tensor | None
-    """min(1, q(x) / p(x)): probability that x, given that it was emitted, came from the draft. None without x."""
+    """min(1, q(x) / p(x)): the probability that the emitted x came from the draft. None where x was not given."""
     draft_argmax: Tensor
     """argmax q, int64; the lowest id where several tie."""
 
@@ -32,7 +32,7 @@ class AcceptanceStatistics(NamedTuple):
 def acceptance_statistics(
     target_logits: Tensor, draft_logits: Tensor, token_ids: Tensor | None = None
 ) -> AcceptanceStatistics:
-    """See `expected_acceptance`; float64 stays float64, everything else is computed in float32."""
+    """Computes `expected_acceptance`. float64 stays float64; everything else is computed in float32."""
     dtype = torch.float64 if target_logits.dtype == torch.float64 else torch.float32
     log_p = target_logits.to(dtype).log_softmax(-1)
     log_q = draft_logits.to(dtype).log_softmax(-1)
@@ -55,5 +55,5 @@ def acceptance_statistics(
     )
     if token_acceptance is not None:
         token_acceptance = token_acceptance.masked_fill(undefined, torch.nan)
-    masked = [each.masked_fill(undefined, torch.nan) for each in statistics]
+    masked = [statistic.masked_fill(undefined, torch.nan) for statistic in statistics]
     return AcceptanceStatistics._make([*masked, token_acceptance, draft_argmax])

@@ -20,14 +20,14 @@ def filter_threshold(
     min_p: float | Tensor = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Finds the threshold whose survivors `logits >= threshold` are what top-k, then top-p, then min-p keep.
+    """Finds the threshold for which `logits >= threshold` is what top-k, then top-p, then min-p keep.
 
-    A threshold can't split ties: ids whose logits tie with the last one kept are kept too. Nothing is sorted on a GPU
+    A threshold can't split ties: ids whose logits tie with the last one kept are kept too. On a GPU nothing is sorted
     and no mask is written.
 
     Args:
         logits: [rows, vocab], any float dtype, *before* temperature.
-        temperature: Of the softmax whose mass top-p and min-p measure; 0 (greedy) filters nothing.
+        temperature: Divides the logits before the softmax that top-p and min-p measure; 0 (greedy) filters nothing.
         top_k: Keep the K largest; 0 keeps all.
         top_p: Keep the smallest set of largest ids with at least this share of what top-k left; 1 keeps all.
         min_p: Keep ids at least this fraction as likely as the likeliest; 0 keeps all.
@@ -35,8 +35,8 @@ def filter_threshold(
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 
     Returns:
-        float32 [rows] (float64 for float64 logits in torch): -inf where everything stays. It separates survivors from
-        the rest, but need not itself be a logit. Rows that hold NaN give no usable threshold; see `sample`.
+        float32 [rows] (float64 for float64 logits in torch), -inf where everything stays. The threshold itself need not
+        be one of the logits. Rows that hold NaN give no usable threshold; see `sample`.
 
     Raises:
         ValueError: Shapes that disagree.

@@ -1,11 +1,14 @@
 """Filter thresholds in Triton: a search over the order of floats instead of a sort.
 
-One program per row. Floats are compared as the integers that order like them, cut to the bits their dtype has. The
-first pass yields the maximum of every lane of the program, and thereby bounds: the K-th largest of the lanes' maxima is
-at most the K-th largest of all, and ids whose whole tail is lighter than what top-p may leave out can't decide. Between
-those bounds each pass counts (top-k) or weighs (top-p) what lies at or above three candidates, and a quarter is left:
-for bfloat16 about 2 passes for top-k and 3 for top-p behind it, for float32 up to 8 more; after the first they come
-from cache. Sorting would read and write keys and indices many times over, and a mask would be another row.
+One program per row. Floats are compared as integers that have the same order, cut to the bits of their dtype. The
+first pass finds the maximum of every lane of the program. Two bounds follow. The K-th largest of the lanes' maxima is
+at most the K-th largest entry. And ids so unlikely that all of them together weigh less than top-p may leave out can't
+decide.
+
+Between those bounds each pass counts (top-k) or weighs (top-p) the entries at or above three candidates, which leaves a
+quarter of the range. bfloat16 takes about 2 passes for top-k and 3 more for top-p; float32 takes up to 8 more. After
+the first pass the rows come from cache. Sorting would read and write keys and indices many times, and a mask would be
+another row.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _KEY_OF_MINUS_INFINITY = tl.constexpr(-2139095041)
 
 @triton.jit
 def _key(values):
-    """int32 that orders like the float32 values."""
+    """int32 keys in the order of the float32 values."""
     # -0.0 and 0.0 are equal and must get one key.
     bits = (values + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -44,6 +47,7 @@ def _narrowed(low, high, first, second, third, over_first, over_second, over_thi
 
 @triton.jit
 def _candidates(low, high):
+    """Three keys that cut [low, high] into quarters."""
     step = (high - low + 3) // 4
     return low + step, tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
 
@@ -53,8 +57,10 @@ def _search(
     start_ptr, vocab, peak, temperature, floor, low, high, need, BY_MASS: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The largest key in [low, high] for which the entries at or above it, of those at or above `floor`, come to at
-    least `need`; there must be enough at low."""
+    """The largest key in [low, high] for which the entries at or above it come to `need`; at low they must.
+
+    BY_MASS: an entry counts its softmax weight, or 0 below `floor`. Otherwise it counts 1.
+    """
     while low < high:
         first, second, third = _candidates(low, high)
         over_first = tl.zeros((BLOCK,), tl.float32)
@@ -79,7 +85,7 @@ def _search(
 
 @triton.jit
 def _kth_of_lanes(keys, low, high, need):
-    """The need-th largest of a block of keys; low where there are fewer."""
+    """The need-th largest key of a block, or low where there are fewer keys."""
     while low < high:
         first, second, third = _candidates(low, high)
         over_first = tl.sum((keys >= first.to(tl.int32)).to(tl.int32), 0)
@@ -146,10 +152,10 @@ def filter_threshold_kernel(
         floor = _search(
             start_ptr, vocab, peak, temperature, floor, tl.minimum(low, most), most, top_p * mass, True, SHIFT, BLOCK
         )
-    found = (floor << SHIFT).to(tl.int32)
-    bits = tl.where(found < 0, found ^ 0x7FFFFFFF, found)
+    key = (floor << SHIFT).to(tl.int32)
+    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key)
     # Keys below that of -inf are NaN's, which nothing could reach.
-    lowest = tl.where(found > _KEY_OF_MINUS_INFINITY, bits.to(tl.float32, bitcast=True), -float("inf"))
+    lowest = tl.where(key > _KEY_OF_MINUS_INFINITY, bits.to(tl.float32, bitcast=True), -float("inf"))
     if sampled & (min_p > 0):
         lowest = tl.maximum(lowest, peak + temperature * tl.log(min_p))
     tl.store(out_ptr + row, lowest)
@@ -162,11 +168,17 @@ def filter_threshold_fused(
     extra: int = 0,
     block: int = BLOCK,
 ) -> Tensor:
-    """See `filter_threshold`.
+    """Computes `filter_threshold` with the kernel.
 
     Args:
-        cu: With it, settings are per request: rows belong to requests by this running sum, plus `extra` rows each.
-        block: Forced by tests to reach the multi-block path at small vocabularies.
+        logits: [rows, vocab].
+        settings: One value per row, or per request where `cu` is given.
+        cu: int [batch], the inclusive running sum of the requests' draft tokens. It assigns rows to requests.
+        extra: Rows that a request has beyond its draft tokens: 1 for target rows, 0 for draft rows.
+        block: Columns per step of a row.
+
+    Returns:
+        float32 [rows].
     """
     logits = unit_stride(logits)
     out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)

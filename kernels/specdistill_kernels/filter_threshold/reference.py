@@ -7,12 +7,12 @@ from torch import Tensor
 
 from specdistill_kernels.sampling_settings import SamplingSettings
 
-# The largest logits that are looked at before a whole row is sorted; top-p rarely keeps more.
-_FIRST_LOOK = 1024
+# How many of the largest logits are sorted before a whole row is; top-p rarely keeps more.
+_FIRST_WIDTH = 1024
 
 
 def threshold(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """See `filter_threshold`."""
+    """Computes `filter_threshold`."""
     temperature, top_k, top_p, min_p = settings
     scores = logits if logits.dtype == torch.float64 else logits.float()
     lowest = scores.new_full(scores.shape[:1], -torch.inf)
@@ -28,7 +28,7 @@ def threshold(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def filters_something(settings: SamplingSettings) -> bool:
-    """Whether a row can lose an id. It looks into the tensors, which on a GPU would wait for them."""
+    """Whether the filters can drop an id of any row. Reads the tensors, so on a GPU it waits for them."""
     _, top_k, top_p, min_p = settings
     return bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any())
 
@@ -42,9 +42,9 @@ def filtered(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def _by_rank(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Thresholds of rows that have top-k or top-p."""
+    """Thresholds [rows] of rows that have top-k or top-p."""
     vocab = scores.shape[1]
-    width = min(vocab, max(_FIRST_LOOK, int(top_k.clamp(max=vocab).max())))
+    width = min(vocab, max(_FIRST_WIDTH, int(top_k.clamp(max=vocab).max())))
     kept = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab)
     while True:
         # Sorted values, largest first; ties need no order, a threshold keeps them all.

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from specdistill_kernels.backend import choose
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings, SoftLabels
-from specdistill_kernels.fused_divergence.reference import DEFAULT_BETA, DIVERGENCES
+from specdistill_kernels.fused_divergence.kinds import DIVERGENCES, KINDS, DivergenceKind, find_kind
 
-__all__ = ["DIVERGENCES", "DivergenceOutput", "SoftLabels", "fused_divergence"]
+__all__ = ["DIVERGENCES", "KINDS", "DivergenceKind", "DivergenceOutput", "SoftLabels", "find_kind", "fused_divergence"]
 
 _TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**25, 2**26
 
 
 class DivergenceOutput(NamedTuple):
-    """The loss, and per-token statistics that came for free with it (no gradient flows through those)."""
+    """The loss, and per-token statistics that cost nothing extra; no gradient flows through the statistics."""
 
     loss: Tensor
     """sum_t weights[t] * divergence[t], a scalar; backward gives the gradients of draft_hidden and draft_weight."""
@@ -53,8 +53,8 @@ def fused_divergence(
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
-    Logits exist for one tile of rows at a time and gradients are formed in the same pass, so memory grows with the tile
-    and not with tokens x vocabulary. Tokens of weight 0 are skipped. Everything is accumulated in float32.
+    Logits exist for one tile of rows at a time, and the same pass computes their gradients. So memory grows with the
+    tile, not with tokens x vocabulary. Tokens of weight 0 are skipped. Everything is accumulated in float32.
 
     Args:
         draft_hidden: [tokens, draft_hidden_size], after the final norm.
@@ -62,23 +62,23 @@ def fused_divergence(
         target_hidden: [tokens, target_hidden_size]; None for `ce`.
         target_weight: [target_vocab, target_hidden_size]; None for `ce`. The target gets no gradient.
         weights: [tokens], each token's factor: 1 / (tokens in the accumulation window) gives the token mean.
-        kind: One of `DIVERGENCES`; formulas in `reference.divergence`.
+        kind: One of `DIVERGENCES`; the formulas are in `kinds.KINDS`.
         beta: The target's weight in the mixture of `jsd` (default 0.5) and `skewed_kl` (0.1), in (0, 1). As beta -> 0
             `jsd` tends to beta * KL(target || draft), as beta -> 1 to (1 - beta) * KL(draft || target): divided by
             beta * (1 - beta) it runs continuously from `fkl` to `rkl`.
-        eta: Of `lk_lambda`: how fast the loss moves from `fkl` to `tvd` as the acceptance grows.
+        eta: Sets how fast `lk_lambda` moves from `fkl` to `tvd` as the acceptance grows.
         temperature: Divides both models' logits before the softmax. The loss is not multiplied by its square.
         labels: int64 [tokens], for `ce` only.
-        vocab_size: Real ids; columns beyond it are padding and take no part. Default: the smaller head.
+        vocab_size: Number of real ids. Columns beyond it are padding and take no part. Default: the smaller head.
         draft_softcap, target_softcap: c in logits = c tanh(logits / c) where the model has one (Gemma 2).
         tile_rows: Rows at a time; by default as many as fit 2**25 logits (on a GPU 2**26).
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`. `fused` keeps logits and their gradients in
             the heads' dtype; float64 and soft labels run in torch only.
-        soft_labels: Instead of the target: its K likeliest ids with their log-probabilities. All other ids count as one
-            outcome, in divergence, alpha, agreement and entropy alike: a divergence over merged outcomes is at most
-            the true one, alpha at least. Any kind but `ce`.
-        static_shapes: Also goes over tokens of weight 0 (their values, statistics and gradients are 0 still), so that
-            nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph demands.
+        soft_labels: Replaces the target by its K likeliest ids with their log-probabilities, for any kind but `ce`. All
+            other ids count as one outcome in divergence, alpha, agreement and entropy. Merging outcomes can only raise
+            alpha and lower the divergence (except `lk_lambda`, whose weight depends on alpha).
+        static_shapes: Also computes tokens of weight 0; their values, statistics and gradients are 0 all the same. Then
+            nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph requires.
 
     Returns:
         See `DivergenceOutput`.
@@ -90,26 +90,24 @@ def fused_divergence(
     Source: fkl, rkl, jsd: Agarwal et al. 2024 (arXiv 2306.13649); tvd: Zhou et al. 2024 (arXiv 2310.08461); skewed_kl:
     Ko et al. 2024 (arXiv 2402.03898); lk_alpha, lk_lambda: Samarin et al. 2026 (arXiv 2602.23881); lk_argmax: ours.
     """
-    if kind not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {kind!r}; choose one of {', '.join(DIVERGENCES)}")
-    if kind == "ce" and labels is None:
-        raise ValueError("the divergence 'ce' needs labels")
-    if soft_labels is not None and (kind == "ce" or target_hidden is not None):
+    row = find_kind(kind)
+    if not row.needs_target and labels is None:
+        raise ValueError(f"the divergence {kind!r} needs labels")
+    if soft_labels is not None and (not row.needs_target or target_hidden is not None):
         raise ValueError("soft_labels replace the target: leave out target_hidden, and choose another kind than 'ce'")
-    if kind != "ce" and soft_labels is None and (target_hidden is None or target_weight is None):
+    if row.needs_target and soft_labels is None and (target_hidden is None or target_weight is None):
         raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight, or soft_labels")
-    if beta is None:
-        beta = DEFAULT_BETA.get(kind, 0.5)
+    beta = row.default_beta if beta is None else beta
     if not 0 < beta < 1:
         raise ValueError(f"expected 0 < beta < 1, got {beta}; use kind='fkl' or kind='rkl' for the ends")
     if temperature <= 0:
         raise ValueError(f"expected temperature > 0, got {temperature}")
     if soft_labels is not None and soft_labels.token_ids.shape != soft_labels.log_probs.shape:
         raise ValueError("soft_labels must have as many ids as log-probabilities")
-    given = target_hidden if soft_labels is None else soft_labels.token_ids
-    rows = [draft_hidden.shape[0], weights.shape[0]] + ([] if given is None else [given.shape[0]])
-    if len(set(rows)) != 1:
-        raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {rows}")
+    target = target_hidden if soft_labels is None else soft_labels.token_ids
+    tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if target is None else [target.shape[0]])
+    if len(set(tokens)) != 1:
+        raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {tokens}")
     widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
     width = vocab_size or min(widths)
     if width > min(widths):
@@ -121,7 +119,7 @@ def fused_divergence(
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
     settings = Settings(
-        kind, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused, static_shapes
+        row, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused, static_shapes
     )
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
         draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings

@@ -1,10 +1,11 @@
 """One tile of rows of `fused_divergence` in Triton: statistics and gradient from logits, in place.
 
-The output heads are multiplied by the vendor's library, a tile of rows at a time; `divergence_rows_kernel` then reads
-both logits rows three times (log-sum-exps; divergence, alpha, entropy; gradient) and writes the gradient over the
-draft's logits: 14 bytes per vocabulary entry for bfloat16, where the unfused formula moves many times that and keeps
+The vendor's library multiplies the output heads, a tile of rows at a time. `divergence_rows_kernel` then reads both
+logits rows three times (log-sum-exps; divergence, alpha, entropy; gradient) and writes the gradient over the draft's
+logits. That moves 14 bytes per vocabulary entry for bfloat16; the unfused formula moves many times that and keeps
 float32 copies for backward. `weight_gradient_kernel` adds the tile's part of the head's gradient in float32: sums of
-bfloat16 over many tiles would lose 4 to 23 % of it. Gradient formulas stand in `chunked.py`.
+bfloat16 over many tiles would lose 4 to 23 % of it. `closed_forms.py` lists the gradients. KIND is a name from
+`kinds.KINDS`; a name without a branch for its value and its gradient does not compile.
 
 Source of forming gradients in the forward pass: Liger kernel (Hsu et al. 2024, arXiv 2410.10989).
 """
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specdistill_kernels.backend import warps_of
+from specdistill_kernels.fused_divergence.kinds import find_kind
 from specdistill_kernels.fused_scan import leftmost, online
 
 BLOCK, THREADS = 2048, 256
@@ -135,8 +137,10 @@ def divergence_rows_kernel(
         value = -tl.log(alpha)
     elif KIND == "lk_argmax":
         value = -tl.log(below)
-    else:
+    elif KIND == "lk_lambda":
         value = mix * forward + (1 - mix) * (1 - alpha)
+    else:
+        tl.static_assert(False, "divergence_rows_kernel has no value for this KIND")
     tl.store(value_ptr + row, value)
 
     if NEED_GRAD:
@@ -173,8 +177,10 @@ def divergence_rows_kernel(
                     grad = -overlap
                 elif KIND == "lk_alpha":
                     grad = -overlap / alpha
-                else:
+                elif KIND == "lk_lambda":
                     grad = mix * (q - p) - (1 - mix) * overlap
+                else:
+                    tl.static_assert(False, "divergence_rows_kernel has no gradient for this KIND")
             grad *= scale
             if DRAFT_CAPPED:
                 ratio = raw / draft_softcap
@@ -239,7 +245,11 @@ def divergence_tile(
         draft_logits: [rows, vocab] as the head gave them, contiguous; **overwritten** where need_grad.
         target_logits: Likewise, or None (`ce` without a target); not changed.
         weights: float32 [rows], each row's factor of the loss.
+
+    Raises:
+        ValueError: An unknown kind.
     """
+    kind = find_kind(kind).name
     rows, vocab = draft_logits.shape
     value = torch.empty(rows, dtype=torch.float32, device=draft_logits.device)
     statistics = torch.full((3, rows), float("nan"), device=draft_logits.device)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-DIVERGENCES = ("fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax", "ce")
+from specdistill_kernels.fused_divergence.kinds import check_one_per_kind, find_kind
 
-DEFAULT_BETA = {"jsd": 0.5, "skewed_kl": 0.1}
-"""As published: the symmetric mixture of GKD, the slight one of DistiLLM."""
+
+class _Rows(NamedTuple):
+    """Target's and draft's probabilities and their logarithms, each [tokens, vocab], and the formula's settings."""
+
+    log_p: Tensor
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+    beta: float
+    eta: float
 
 
 def divergence(
@@ -20,45 +31,89 @@ def divergence(
     eta: float = 3.0,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """The divergence of each row, [tokens], from logits [tokens, vocab].
+    """The divergence of each row, [tokens], from logits [tokens, vocab]. The formulas are in `kinds.KINDS`.
 
-    fkl = KL(p || q), rkl = KL(q || p), jeffreys = fkl + rkl, tvd = 1 - alpha with alpha = sum_v min(p, q),
-    lk_alpha = -log alpha, lk_lambda = w fkl + (1 - w) tvd with w = exp(-eta alpha) held constant,
-    jsd = beta KL(p || m) + (1 - beta) KL(q || m) and skewed_kl = KL(p || m) with m = beta p + (1 - beta) q,
-    lk_argmax = -log sum_v p q, the softened -log p(argmax q), ce = -log q(label).
+    Raises:
+        ValueError: An unknown kind.
     """
+    row = find_kind(kind)
     log_q = draft_logits.log_softmax(-1)
-    if kind == "ce":
-        assert labels is not None, "ce needs labels"
-        return -log_q.gather(1, labels[:, None])[:, 0]
-    assert target_logits is not None, "every divergence but ce needs target_logits"
+    if not row.needs_target:
+        assert labels is not None, f"{kind} needs labels"
+        return _FROM_LABELS[kind](log_q, labels)
+    assert target_logits is not None, f"{kind} needs target_logits"
     log_p = target_logits.log_softmax(-1)
-    p, q = log_p.exp(), log_q.exp()
-    if kind == "fkl":
-        return _kl(p, log_p, log_q)
-    if kind == "rkl":
-        return _kl(q, log_q, log_p)
-    if kind == "jeffreys":
-        return _kl(p, log_p, log_q) + _kl(q, log_q, log_p)
-    if kind in DEFAULT_BETA:
-        beta = DEFAULT_BETA[kind] if beta is None else beta
-        log_m = (beta * p + (1 - beta) * q).log()
-        if kind == "skewed_kl":
-            return _kl(p, log_p, log_m)
-        return beta * _kl(p, log_p, log_m) + (1 - beta) * _kl(q, log_q, log_m)
-    if kind == "lk_argmax":
-        return -(log_p + log_q).logsumexp(-1)
-    alpha = torch.minimum(p, q).sum(-1)
-    if kind == "tvd":
-        return 1 - alpha
-    if kind == "lk_alpha":
-        return -alpha.log()
-    if kind == "lk_lambda":
-        weight = (-eta * alpha).exp().detach()
-        return weight * _kl(p, log_p, log_q) + (1 - weight) * (1 - alpha)
-    raise ValueError(f"unknown divergence {kind!r}; choose one of {', '.join(DIVERGENCES)}")
+    beta = row.default_beta if beta is None else beta
+    return _FROM_TARGET[kind](_Rows(log_p, log_q, log_p.exp(), log_q.exp(), beta, eta))
+
+
+def _cross_entropy(log_q: Tensor, labels: Tensor) -> Tensor:
+    return -log_q.gather(1, labels[:, None])[:, 0]
 
 
 def _kl(weight: Tensor, log_weight: Tensor, log_other: Tensor) -> Tensor:
     """KL(weight || other); ids of probability 0 contribute 0, also where both logarithms are -inf."""
     return torch.where(weight > 0, weight * (log_weight - log_other), 0).sum(-1)
+
+
+def _fkl(rows: _Rows) -> Tensor:
+    return _kl(rows.p, rows.log_p, rows.log_q)
+
+
+def _rkl(rows: _Rows) -> Tensor:
+    return _kl(rows.q, rows.log_q, rows.log_p)
+
+
+def _jeffreys(rows: _Rows) -> Tensor:
+    return _fkl(rows) + _rkl(rows)
+
+
+def _log_mixture(rows: _Rows) -> Tensor:
+    """log m, with m = beta p + (1 - beta) q."""
+    return (rows.beta * rows.p + (1 - rows.beta) * rows.q).log()
+
+
+def _jsd(rows: _Rows) -> Tensor:
+    log_m = _log_mixture(rows)
+    return rows.beta * _kl(rows.p, rows.log_p, log_m) + (1 - rows.beta) * _kl(rows.q, rows.log_q, log_m)
+
+
+def _skewed_kl(rows: _Rows) -> Tensor:
+    return _kl(rows.p, rows.log_p, _log_mixture(rows))
+
+
+def _alpha(rows: _Rows) -> Tensor:
+    return torch.minimum(rows.p, rows.q).sum(-1)
+
+
+def _tvd(rows: _Rows) -> Tensor:
+    return 1 - _alpha(rows)
+
+
+def _lk_alpha(rows: _Rows) -> Tensor:
+    return -_alpha(rows).log()
+
+
+def _lk_lambda(rows: _Rows) -> Tensor:
+    alpha = _alpha(rows)
+    weight = (-rows.eta * alpha).exp().detach()
+    return weight * _fkl(rows) + (1 - weight) * (1 - alpha)
+
+
+def _lk_argmax(rows: _Rows) -> Tensor:
+    return -(rows.log_p + rows.log_q).logsumexp(-1)
+
+
+_FROM_TARGET: Mapping[str, Callable[[_Rows], Tensor]] = {
+    "fkl": _fkl,
+    "rkl": _rkl,
+    "jsd": _jsd,
+    "jeffreys": _jeffreys,
+    "skewed_kl": _skewed_kl,
+    "tvd": _tvd,
+    "lk_alpha": _lk_alpha,
+    "lk_lambda": _lk_lambda,
+    "lk_argmax": _lk_argmax,
+}
+_FROM_LABELS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": _cross_entropy}
+check_one_per_kind(_FROM_TARGET, _FROM_LABELS)

@@ -1,15 +1,17 @@
 """Counter-based noise: a number is a function of (seed, position, round, column) alone.
 
-So a request's tokens don't depend on who shares its batch, on the order in which programs run, or on the backend, and
-no [rows, vocab] noise ever lies in a GPU's memory: kernels compute it where they use it (`noise/fused.py`).
+A request's tokens therefore depend neither on the rest of its batch, nor on the order in which programs run, nor on the
+backend. Kernels compute the noise where they use it (`noise/fused.py`), so a GPU never stores [rows, vocab] noise.
 
-Philox 4x32 with 10 rounds; key: the 64-bit seed, counter: (c, position, round, stream). One call yields four numbers:
-columns are taken in groups of 4 x 2048, and column `8192 g + 2048 lane + i` is number `lane` of counter `2048 g + i`. A
-kernel's program of 8192 columns thus computes each counter once and no thread needs another thread's number.
+The generator is Philox 4x32 with 10 rounds. Its key is the 64-bit seed, its counter (c, position, round, stream). One
+call yields four numbers. Columns form groups of 4 x 2048: column `8192 g + 2048 lane + i` is number `lane` of counter
+`2048 g + i`. A kernel's program of 8192 columns thus computes each counter once, and no thread needs another thread's
+number.
 
-Streams: 0 picks the target's token (round is always 0 there: the same seed picks the same token whatever was drafted),
-1 picks draft tokens, 2 is the coin of verification. The last two take the number of tokens already emitted as `round`:
-block verification lets what is thrown away decide, so its noise must never be used again.
+There are three streams. Stream 0 picks the target's token; its round is always 0, so that a seed picks the same token
+whatever was drafted. Stream 1 picks draft tokens. Stream 2 is the coin of verification. The last two take the number of
+tokens already emitted as `round`: in block verification discarded tokens take part in the decision, so their noise must
+never be used again.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Gumbel-max: Maddison et al. 2014 (arXiv
 1411.0030).
@@ -32,7 +34,7 @@ _RAISES = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)[:, None, None]
 
 
 def gumbel(seeds: Tensor, positions: Tensor, rounds: Tensor, stream: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise, float32 [rows, vocab_size]: the twin of what kernels compute in registers."""
+    """Standard Gumbel noise, float32 [rows, vocab_size], the same that kernels compute in registers."""
     return exponential(seeds, positions, rounds, stream, vocab_size).log_().neg_()
 
 
@@ -64,9 +66,9 @@ def coins(seeds: Tensor, positions: Tensor, rounds: Tensor) -> Tensor:
 def philox(seeds: Tensor, counters: np.ndarray, positions: Tensor, rounds: Tensor, stream: int) -> Tensor:
     """Philox 4x32-10 words as int64, [4, rows, n], for counters [n] and seeds, positions, rounds int64 [rows].
 
-    In numpy: 64-bit unsigned arithmetic that torch lacks, and a fraction of its cost per operation.
+    Computed in numpy, which has the 64-bit unsigned arithmetic that torch lacks and costs less per operation.
     """
-    seed, position, base = (each.cpu().numpy().astype(np.uint64) for each in (seeds, positions, rounds))
+    seed, position, base = (tensor.cpu().numpy().astype(np.uint64) for tensor in (seeds, positions, rounds))
     shape = (2, len(seed), len(counters))
     # Even words (0 and 2) are multiplied, odd ones only mixed in; [2, rows, n] each.
     even, odd = np.empty(shape, np.uint64), np.empty(shape, np.uint64)
@@ -91,5 +93,5 @@ def philox(seeds: Tensor, counters: np.ndarray, positions: Tensor, rounds: Tenso
 
 
 def _uniform(words: Tensor) -> Tensor:
-    """32-bit words to float32 in (0, 1): small values keep all their digits, for the winners' noise comes from them."""
+    """32-bit words to float32 in (0, 1). Small values keep all their digits: the winners' noise comes from them."""
     return words.float().add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)

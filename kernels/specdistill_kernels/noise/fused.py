@@ -1,6 +1,6 @@
 """The noise of `specdistill_kernels.noise` in registers: device functions for kernels that sample.
 
-Philox costs about 15 integer instructions per number where all four words of a call are used; the Gumbel transform adds
+Philox costs about 15 integer instructions per number where all four words of a call are used. The Gumbel transform adds
 two logarithms. Nothing is read from memory.
 """
 
@@ -21,6 +21,7 @@ def uniform(words):
 
 @triton.jit
 def _gumbel(words):
+    """Standard Gumbel noise from 32-bit words."""
     u = uniform(words)
     # -log(1 - u): the winners of a large vocabulary have tiny u, whose digits 1 - u would round away.
     series = u * (1.0 + u * (0.5 + u * (0.33333334 + u * 0.25)))
@@ -40,7 +41,7 @@ def gumbel_group(seed, position, base, group, STREAM: tl.constexpr, TILE: tl.con
 
 @triton.jit
 def coin(seed, position, base):
-    """One uniform number: the coin that verification throws for a position."""
+    """One uniform number: the coin of verification for a position."""
     zero = tl.full((), 0, tl.uint32)
     words, _, _, _ = tl.philox(seed, zero, position.to(tl.uint32), base.to(tl.uint32), tl.full((), COIN, tl.uint32))
     return uniform(words)

@@ -1,9 +1,9 @@
 """Sampling in Triton: one pass over the row, Gumbel noise computed in registers.
 
-Each program takes 8192 columns of a row (four tiles, so that every Philox call's four words are used) and leaves its
-best score and column; a second, tiny kernel picks the best of a row's programs. Reads the row once, 2 bytes per
-vocabulary entry for bfloat16; writes 8 bytes per 8192 columns. Filters come as a threshold (`filter_threshold`), so no
-mask and no processed copy of the logits exists.
+Each program takes 8192 columns of a row (four tiles, so that every Philox call's four words are used) and writes its
+best score and column. A second, tiny kernel picks the best of a row's programs. The row is read once, 2 bytes per
+vocabulary entry for bfloat16, and 8 bytes per 8192 columns are written. Filters come as a threshold
+(`filter_threshold`), so no mask and no processed copy of the logits exists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdistill_kernels.backend import unit_stride, warps_of
 from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
-from specdistill_kernels.fused_scan import NOWHERE, leftmost, request_of, strange_of
+from specdistill_kernels.fused_scan import NOWHERE, count_undefined, leftmost, request_of
 from specdistill_kernels.noise import GROUP, TILE
 from specdistill_kernels.noise.fused import TARGET, gumbel_group
 from specdistill_kernels.sampling_settings import SamplingSettings
@@ -26,14 +26,14 @@ THREADS = 256
 
 
 @triton.jit
-def _better(best, best_at, strange, scores, noise, columns, temperature, lowest, GREEDY: tl.constexpr):
-    """Takes a tile of logits into the running best (leftmost on ties)."""
-    strange += strange_of(scores)
+def _better(best, best_at, undefined, scores, noise, columns, temperature, lowest, GREEDY: tl.constexpr):
+    """Updates the running best, its column and the count of undefined logits with a tile; the leftmost wins ties."""
+    undefined += count_undefined(scores)
     if not GREEDY:
         noisy = tl.where(scores >= lowest, scores / temperature + noise, -float("inf"))
         scores = tl.where(temperature > 0, noisy, scores)
     best, best_at = leftmost(best, best_at, scores, columns)
-    return best, best_at, strange
+    return best, best_at, undefined
 
 
 @triton.jit
@@ -73,19 +73,19 @@ def sample_pick_kernel(
         noise = gumbel_group(
             tl.load(seed_ptr + request), tl.load(position_ptr + request) + offset, base, group, STREAM, TILE
         )
-    best, at, strange = -float("inf"), 0, 0
+    best, at, undefined = -float("inf"), 0, 0
     for lane in tl.static_range(4):
         columns = first + lane * TILE
         scores = tl.load(start_ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32)
-        best, at, strange = _better(best, at, strange, scores, noise[lane], columns, temperature, lowest, GREEDY)
+        best, at, undefined = _better(best, at, undefined, scores, noise[lane], columns, temperature, lowest, GREEDY)
     out = row.to(tl.int64) * groups + group
-    tl.store(best_ptr + out, tl.where(strange > 0, float("inf"), best))
-    tl.store(at_ptr + out, tl.where(strange > 0, -1, at))
+    tl.store(best_ptr + out, tl.where(undefined > 0, float("inf"), best))
+    tl.store(at_ptr + out, tl.where(undefined > 0, -1, at))
 
 
 @triton.jit
 def token_of(best_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
-    """The token of a row from its groups: leftmost of the best; -1 where a group is undefined, nothing possible."""
+    """A row's token from its groups: the leftmost best; -1 where a group is undefined or no token is possible."""
     index = tl.arange(0, BLOCK)
     scores = tl.load(best_ptr + row * groups + index, mask=index < groups, other=-float("inf"))
     columns = tl.load(at_ptr + row * groups + index, mask=index < groups, other=NOWHERE)
@@ -110,7 +110,10 @@ def pick(
     greedy: bool,
     cu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Launches `sample_pick_kernel`; keys and temperature are per request where `cu` tells the requests apart."""
+    """Launches `sample_pick_kernel`; returns each group's best score and column, [rows, groups], and their number.
+
+    Keys and temperature are per request where `cu` assigns rows to requests.
+    """
     rows, vocab = logits.shape
     groups = triton.cdiv(vocab, GROUP)
     best = torch.empty(rows, groups, dtype=torch.float32, device=logits.device)
@@ -139,7 +142,19 @@ def pick(
 def sample_fused(
     logits: Tensor, keys: Sequence[Tensor], stream: int, settings: SamplingSettings, greedy: bool, filtered: bool
 ) -> Tensor:
-    """See `sample`; `greedy` says that every temperature is 0, `filtered` that some setting filters."""
+    """Computes `sample` with the kernels.
+
+    Args:
+        logits: [rows, vocab].
+        keys: Seeds, positions and rounds, each int64 [rows].
+        stream: `noise.TARGET` or `noise.DRAFT`.
+        settings: One value per row.
+        greedy: Every temperature is 0.
+        filtered: Some setting can filter.
+
+    Returns:
+        int64 [rows].
+    """
     logits = unit_stride(logits)
     lowest = filter_threshold_fused(logits, settings) if filtered else None
     best, at, groups = pick(logits, keys, stream, settings.temperature, lowest, greedy)

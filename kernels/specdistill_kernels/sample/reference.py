@@ -13,7 +13,7 @@ from specdistill_kernels.sampling_settings import SamplingSettings
 
 
 def sample_rows(logits: Tensor, keys: Sequence[Tensor], stream: int, settings: SamplingSettings) -> Tensor:
-    """See `sample`; keys are seeds, positions and rounds, each [rows]."""
+    """Computes `sample`; keys are seeds, positions and rounds, each [rows]."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
     temperature = settings.temperature
     if (temperature > 0).any():
@@ -23,6 +23,6 @@ def sample_rows(logits: Tensor, keys: Sequence[Tensor], stream: int, settings: S
         noisy += noise.gumbel(keys[0], keys[1], keys[2], stream, scores.shape[1])
         scores = noisy if (temperature > 0).all() else torch.where((temperature > 0)[:, None], noisy, scores)
     picked = scores.argmax(-1)
-    # The noise is finite, and argmax takes a NaN for the largest: what was picked tells whether its row is defined.
+    # The noise is finite, and argmax takes a NaN for the largest: the picked logit shows whether its row is defined.
     peak = scores.gather(-1, picked[:, None])[:, 0]
     return picked.masked_fill(peak.isnan() | peak.isinf(), -1)

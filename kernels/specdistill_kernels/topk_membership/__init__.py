@@ -1,4 +1,4 @@
-"""Is a given token among the row's K largest logits: the test that speculative KD puts to every draft token."""
+"""Whether a given token is among its row's K largest logits: the test of speculative KD for every draft token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["topk_membership"]
 
 
 def topk_membership(logits: Tensor, token_ids: Tensor, top_k: int, *, backend: str = "auto") -> Tensor:
-    """Tells, by counting larger logits instead of sorting, whether each token is in its row's top K.
+    """Finds whether each token is in its row's top K, by counting larger logits instead of sorting.
 
     In plain torch: `(logits.topk(top_k).indices == token_ids[:, None]).any(-1)`, with ties going to the lower id.
 

@@ -1,4 +1,4 @@
-"""Top-K membership in Triton: one pass over the row that counts what is larger than the token's own logit.
+"""Top-K membership in Triton: one pass over the row counts the logits that are larger than the token's own.
 
 Reads the row once, 2 bytes per vocabulary entry for bfloat16, and writes one flag. Sorting, or even torch.topk, would
 read it several times and write K values and indices.
@@ -18,7 +18,7 @@ BLOCK, THREADS = 8192, 256
 
 @triton.jit
 def topk_membership_fwd_kernel(logits_ptr, token_ptr, out_ptr, stride, vocab, top_k, BLOCK: tl.constexpr):
-    """One row: counts the ids ahead of the token."""
+    """One row: counts the ids that rank ahead of the token."""
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     row = tl.program_id(0).to(tl.int64)
     start_ptr = logits_ptr + row * stride
@@ -36,7 +36,7 @@ def topk_membership_fwd_kernel(logits_ptr, token_ptr, out_ptr, stride, vocab, to
 
 
 def topk_membership_fused(logits: Tensor, token_ids: Tensor, top_k: int, block: int = BLOCK) -> Tensor:
-    """See `topk_membership`; `block` is forced by tests to reach the multi-block path at small vocabularies."""
+    """Computes `topk_membership` with the kernel, `block` columns at a time."""
     logits, token_ids = unit_stride(logits), token_ids.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.bool, device=logits.device)
     if logits.shape[0]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def membership(logits: Tensor, token_ids: Tensor, top_k: int) -> Tensor:
-    """Fewer than K ids are ahead of the token: those with a larger logit, and those that tie and have a lower id."""
+    """A member has fewer than K ids ahead of it: larger logits, and equal logits with a lower id."""
     own = logits.gather(1, token_ids[:, None].long())
     columns = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (columns < token_ids[:, None]))

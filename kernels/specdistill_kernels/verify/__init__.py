@@ -31,38 +31,38 @@ def verify(
 ) -> Verified:
     """Keeps the longest prefix of each request's draft that the rule allows, then picks one more token.
 
-    No [tokens, vocab] probabilities are written. Drafts without probabilities (`greedy`, `argmax_draft`) take one pass:
-    the target's own token is drawn behind every draft token by Gumbel-max, and a draft token stays while it is that
-    token. So the draft token x is kept with probability p(x), else the token is distributed as p without x, and **what
-    is emitted is, token for token, what `sample` with the same seeds emits without any draft**. Drafts with
-    probabilities take a pass for both log-sum-exps and a second one on the row that was rejected.
+    No [tokens, vocab] probabilities are written. Drafts without probabilities (`greedy`, `argmax_draft`) take one pass.
+    It draws the target's own token at every position by Gumbel-max, and a draft token stays if it equals that token. So
+    the draft token x is kept with probability p(x), and otherwise the token is distributed as p without x. **The output
+    is, token for token, what `sample` emits with the same seeds and no draft.** Drafts with probabilities take a pass
+    for both log-sum-exps and a second one on the row that was rejected.
 
     Args:
         target_logits: [sum over requests of (num_draft_tokens + 1), vocab], any float dtype, before temperature: each
-            request's logits behind its last emitted token and behind each draft token.
-        draft_token_ids: int32 or int64 [sum of num_draft_tokens]; an id outside the vocabulary (-1) is a placeholder,
-            rejected.
+            request's logits after its last emitted token and after each draft token.
+        draft_token_ids: int32 or int64 [sum of num_draft_tokens]. An id outside the vocabulary (-1) is a placeholder
+            and is rejected.
         cu_num_draft_tokens: int32 or int64 [batch], inclusive running sum of each request's number of draft tokens (0
             is allowed).
-        draft_logits: [sum of num_draft_tokens, vocab], what the draft tokens were sampled from, before temperature and
-            with -inf for ids a trimmed draft can't propose; read by `sampled`, `block` and `lenient`.
-        draft_probs: Instead of draft_logits, the probabilities themselves, any float dtype, for drafts sampled in
-            another way than their target (vLLM's use the temperature but no filters): taken as they are.
+        draft_logits: [sum of num_draft_tokens, vocab], the logits that the draft tokens were sampled from, before
+            temperature, with -inf for ids a trimmed draft can't propose. Read by `sampled`, `block` and `lenient`.
+        draft_probs: The draft's probabilities, any float dtype, instead of draft_logits. They are taken as they are,
+            for drafts sampled with other settings than their target (vLLM's use the temperature but no filters).
         rule: `greedy` (argmax match), `sampled` (accept with min(1, p/q), resample from the residual (p - q)+),
             `argmax_draft` (the draft is a point mass: accept with p(x), resample from p without x), `block` (the block
-            is judged as a whole: exact, and never shorter than `sampled` in expectation), or `lenient`.
+            is judged as one: exact, and never shorter than `sampled` in expectation), or `lenient`.
         seeds: int64 [batch]; not needed by `greedy`.
         positions: int64 [batch], tokens each request has emitted: the position of its first draft token. Draft tokens
-            must have been drawn with the stream `noise.DRAFT` (or noise of the caller's own), never the target's.
-        temperature, top_k, top_p, min_p: One number or a tensor [batch], applied alike to target and draft rows; see
-            `filter_threshold`. A request of temperature 0 is verified greedily under every rule.
-        lenience: In (0, 1], read by `lenient` alone: accept with min(1, p / (lenience q)). **Lossy** below 1: a token
-            may come up as often as p / lenience. 1 is `sampled`.
+            must have been drawn with the stream `noise.DRAFT` or with the caller's own noise, never the target's.
+        temperature, top_k, top_p, min_p: One number or a tensor [batch], applied to target and draft rows; see
+            `filter_threshold`. A request with temperature 0 is verified greedily under every rule.
+        lenience: In (0, 1], read by `lenient` only: accept with min(1, p / (lenience q)). **Lossy** below 1: the
+            probability of a token may rise to p / lenience. 1 is `sampled`.
         backend: `auto` (Triton on a GPU, else torch), `fused` or `torch`.
 
     Returns:
         num_accepted int64 [batch], next_token int64 [batch]. A row that holds NaN or +inf, or nothing above -inf, keeps
-        no token that it judges; where it had to give the next token, that is -1.
+        no token that it judges; if the next token comes from it, that is -1.
 
     Raises:
         ValueError: Unknown rule, lenience outside (0, 1], or shapes that disagree.

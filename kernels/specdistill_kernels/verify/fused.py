@@ -1,14 +1,14 @@
 """Verification in Triton, on the flat rows that engines hold; no probability, mask or noise is written.
 
 One-hot drafts: `sample_pick_kernel` draws the target's own token of every row in one pass, 2 bytes per vocabulary entry
-for bfloat16, and `verify_points_kernel` (one small program per request) compares.
+for bfloat16. `verify_points_kernel` (one small program per request) compares these tokens with the draft's.
 
-Drafts with probabilities: `verify_statistics_kernel` reads target and draft rows once and leaves log-sum-exps per 8192
-columns; `verify_decide_kernel` walks each request's draft with a coin per position; `verify_resample_kernel` reads the
-one row that was rejected (or the bonus row) and draws from (a p - b q)+ by Gumbel-max. Block verification adds a pass
-for the residual masses between the first two. Filters are thresholds, found beforehand (`filter_threshold`).
+Drafts with probabilities: `verify_statistics_kernel` reads target and draft rows once and writes log-sum-exps per 8192
+columns. `verify_decide_kernel` goes through each request's draft with a coin per position. `verify_resample_kernel`
+reads the one row that was rejected (or the bonus row) and draws from (a p - b q)+ by Gumbel-max. Block verification
+adds a pass for the residual masses between the first two. Filters are thresholds, computed beforehand.
 
-Keeps per row and 8192 columns a few numbers, per draft token one weight.
+Memory: a few numbers per row and 8192 columns, and one weight per draft token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ THREADS = 256
 
 @triton.jit
 def verify_points_kernel(best_ptr, at_ptr, draft_ptr, cu_ptr, accepted_ptr, next_ptr, groups, BLOCK: tl.constexpr):
-    """One request: keeps draft tokens while they are the target's own."""
+    """One request: keeps draft tokens as long as they equal the target's own."""
     request = tl.program_id(0).to(tl.int64)
     first, drafted = bounds(request, cu_ptr)
     row = first + request
@@ -95,9 +95,9 @@ def verify_decide_kernel(
     BY_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One request: how many draft tokens stay, and the weights a, b of the law (a p - b q)+ of the next token.
+    """One request: how many draft tokens stay, and the weights a and b of the next token's law (a p - b q)+.
 
-    shares is float32 [2, batch]: a and b.
+    shares is float32 [2, batch]: a, then b.
     """
     request = tl.program_id(0).to(tl.int64)
     first, drafted = bounds(request, cu_ptr)
@@ -204,7 +204,7 @@ def verify_resample_kernel(
     greedy = temperature == 0
     warm = warm_temperature(temperature_ptr, request)
     row = first + kept + request
-    # Behind the last draft token there is no draft row; its share is 0 then and nothing of it is used.
+    # After the last draft token there is no draft row. Its share is then 0, so the row that is read has no effect.
     draft_row = tl.minimum(first + kept, first + tl.maximum(drafted - 1, 0))
     target_lse = log_sum_exp(target_peak_ptr, target_total_ptr, row, groups, warm, BLOCK)
     draft_lse = 0.0
@@ -241,7 +241,7 @@ def verify_resample_kernel(
         residual -= q_share * probability(draft, draft_lowest, warm, draft_lse, GIVEN)
         scores = tl.where(residual > 0, tl.log(residual) + noise[lane], -float("inf"))
         best, at = leftmost(best, at, scores, columns)
-    # An undefined row, or a draft row where one is needed, has a NaN log-sum-exp.
+    # An undefined target row has a NaN log-sum-exp, and so has an undefined draft row that is needed.
     undefined = (target_lse != target_lse) | (draft_lse != draft_lse)
     plain = q_share == 0
     out = request * groups + group
@@ -277,7 +277,16 @@ def verify_fused(
     filtered: bool,
     given: bool,
 ) -> Verified:
-    """See `verify`; keys are seeds and positions, each [batch]; `given` says that draft_logits are probabilities."""
+    """Computes `verify` with the kernels.
+
+    Args:
+        target_logits, draft_token_ids, cu, draft_logits, rule: As in `verify`.
+        keys: Seeds and positions, each int64 [batch].
+        settings: One value per request.
+        lenience: 1 for every rule but `lenient`.
+        filtered: Some setting can filter.
+        given: draft_logits are probabilities.
+    """
     batch, device = cu.shape[0], target_logits.device
     cu, draft_token_ids = cu.contiguous(), draft_token_ids.contiguous()
     target = unit_stride(target_logits)

@@ -1,4 +1,4 @@
-"""The extra pass of block verification: each prefix's running weight, and the residual mass behind it."""
+"""The extra pass of block verification: each prefix's running weight, and the residual mass after it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verify_weights_kernel(
     GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One request: the running weights w_i of block verification; NaN from an undefined row or placeholder on."""
+    """One request: the running weights w_i of block verification, NaN from an undefined row or a placeholder on."""
     request = tl.program_id(0).to(tl.int64)
     first, drafted = bounds(request, cu_ptr)
     temperature = warm_temperature(temperature_ptr, request)
@@ -83,12 +83,12 @@ def verify_masses_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One draft row's group of columns: its part of sum (w p - q)+, w the weight of the tokens before it."""
+    """One draft row's group of columns: its part of sum (w p - q)+, where w is the weight of the tokens before it."""
     draft_row, group = tl.program_id(0), tl.program_id(1)
     request, offset = request_of(draft_row, cu_ptr, batch, 0, 1024)
     row = draft_row.to(tl.int64) + request
     temperature = warm_temperature(temperature_ptr, request)
-    # The first row of a request has no mass to give: nothing lies before it.
+    # The first row of a request has no token before it, so its mass is not needed.
     weight = tl.load(weight_ptr + draft_row - 1, mask=offset > 0, other=0.0)
     mass = 0.0
     # A weight of 0 or NaN has no mass, or none that is needed.
@@ -104,7 +104,7 @@ def verify_masses_kernel(
             columns = (group * 4 + lane) * TILE + tl.arange(0, TILE)
             inside = columns < vocab
             target = tl.load(target_ptr + row * target_stride + columns, mask=inside, other=-float("inf"))
-            # Behind the vocabulary p is 0; a q of 0 or -inf leaves the difference alone or takes it below 0.
+            # Beyond the vocabulary p is 0, and a q of 0 adds nothing to the mass.
             draft = tl.load(
                 draft_ptr + draft_row.to(tl.int64) * draft_stride + columns,
                 mask=inside,

@@ -1,11 +1,11 @@
-"""What verification with draft probabilities needs of a row: statistics per 8192 columns, and their sums."""
+"""Row statistics for verification with draft probabilities, per 8192 columns, and functions that combine them."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from specdistill_kernels.fused_scan import leftmost, request_of, strange_of
+from specdistill_kernels.fused_scan import count_undefined, leftmost, request_of
 from specdistill_kernels.sample.fused import token_of
 
 
@@ -18,7 +18,7 @@ def bounds(request, cu_ptr):
 
 @triton.jit
 def warm_temperature(temperature_ptr, request):
-    """A request's temperature; 1 for a greedy one, whose probabilities nothing reads, as 0 can't divide."""
+    """A request's temperature, or 1 for a greedy one, whose probabilities are unused: 0 can't divide."""
     temperature = tl.load(temperature_ptr + request)
     return tl.where(temperature > 0, temperature, 1.0)
 
@@ -39,7 +39,7 @@ def verify_statistics_kernel(
     EXTRA: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One row's group of 4 TILE columns: maximum, its column, sum of exponentials (NaN where it holds NaN, +inf)."""
+    """One row's group of 4 TILE columns: maximum, its column, sum of exponentials (NaN if a logit is NaN or +inf)."""
     row, group = tl.program_id(0), tl.program_id(1)
     request, _ = request_of(row, cu_ptr, batch, EXTRA, 1024)
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
@@ -48,15 +48,15 @@ def verify_statistics_kernel(
     lowest = -float("inf")
     if lowest_ptr is not None:
         lowest = tl.load(lowest_ptr + row)
-    peak, total, at, strange = -float("inf"), 0.0, 0, 0
+    peak, total, at, undefined = -float("inf"), 0.0, 0, 0
     for lane in tl.static_range(4):
         columns = (group * 4 + lane) * TILE + tl.arange(0, TILE)
         scores = tl.load(start_ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32)
-        strange += strange_of(scores)
+        undefined += count_undefined(scores)
         new_peak, at = leftmost(peak, at, scores, columns)
         scores = tl.where(scores >= lowest, scores, -float("inf")) / temperature
-        # A tile without any finite score leaves the sum at zero. The peak is of what was there before the filters, so
-        # that it is the argmax's too: the filters keep it.
+        # A tile without a finite score leaves the sum at zero. The peak is taken before the filters, which keep it, so
+        # it is the argmax's as well.
         shift = tl.where(new_peak == -float("inf"), 0.0, new_peak) / temperature
         old = tl.where(peak == -float("inf"), 0.0, tl.exp(peak / temperature - shift))
         total = total * old + tl.sum(tl.exp(scores - shift), 0)
@@ -64,12 +64,12 @@ def verify_statistics_kernel(
     out = row.to(tl.int64) * groups + group
     tl.store(peak_ptr + out, peak)
     tl.store(at_ptr + out, at)
-    tl.store(total_ptr + out, tl.where(strange > 0, float("nan"), total))
+    tl.store(total_ptr + out, tl.where(undefined > 0, float("nan"), total))
 
 
 @triton.jit
 def log_sum_exp(peak_ptr, total_ptr, row, groups, temperature, BLOCK: tl.constexpr):
-    """Of a whole row; NaN where it is undefined or has nothing above -inf."""
+    """Log-sum-exp of a row from its groups; NaN where the row is undefined or has nothing above -inf."""
     index = tl.arange(0, BLOCK)
     peaks = tl.load(peak_ptr + row * groups + index, mask=index < groups, other=-float("inf"))
     totals = tl.load(total_ptr + row * groups + index, mask=index < groups, other=0.0)
@@ -81,7 +81,7 @@ def log_sum_exp(peak_ptr, total_ptr, row, groups, temperature, BLOCK: tl.constex
 
 @triton.jit
 def argmax_of(peak_ptr, total_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
-    """Of a whole row, the lowest column of the largest; -1 where it is undefined."""
+    """Argmax of a row from its groups, the lowest column on ties; -1 where the row is undefined."""
     index = tl.arange(0, BLOCK)
     totals = tl.load(total_ptr + row * groups + index, mask=index < groups, other=0.0)
     undefined = tl.sum((totals != totals).to(tl.int32), 0) > 0
@@ -90,7 +90,7 @@ def argmax_of(peak_ptr, total_ptr, at_ptr, row, groups, BLOCK: tl.constexpr):
 
 @triton.jit
 def probability(scores, lowest, temperature, lse, GIVEN: tl.constexpr):
-    """Of a block of logits, 0 where they were filtered out; GIVEN: the scores are probabilities already."""
+    """Probabilities of a block of logits, 0 where they were filtered out. GIVEN: the scores are probabilities."""
     if GIVEN:
         return scores
     else:
@@ -99,7 +99,7 @@ def probability(scores, lowest, temperature, lse, GIVEN: tl.constexpr):
 
 @triton.jit
 def _log_probability(logits_ptr, lowest_ptr, row, token, stride, temperature, lse, GIVEN: tl.constexpr):
-    """Of one token; -inf where it was filtered out, NaN where the row is undefined."""
+    """Log-probability of one token; -inf where it was filtered out, NaN where the row is undefined."""
     score = tl.load(logits_ptr + row * stride + token).to(tl.float32)
     if GIVEN:
         return tl.where(lse == lse, tl.log(score), lse)

@@ -15,21 +15,21 @@ from specdistill_kernels.sample.reference import sample_rows
 from specdistill_kernels.sampling_settings import SamplingSettings
 
 RULES = ("greedy", "sampled", "argmax_draft", "block", "lenient")
-"""The last one is lossy: what it emits does not follow the target."""
+"""The last one is lossy: its output does not follow the target."""
 
 
 class Verified(NamedTuple):
-    """What verification decided for each request."""
+    """The decision of verification for each request."""
 
     num_accepted: Tensor
     """Draft tokens kept, int64 [batch]."""
     next_token: Tensor
-    """The token after them, int64 [batch]: the correction, or the bonus token when all were kept; -1 for none."""
+    """The token after them, int64 [batch]: the correction, the bonus token when all were kept, or -1 for none."""
 
 
 @dataclass
 class _Batch:
-    """The rows and randomness of all requests, and what was decided. `of` below is int64 [n], request numbers."""
+    """Rows, randomness and decisions of all requests. In its methods `requests` is int64 [n], numbers of requests."""
 
     target: Tensor
     draft_ids: Tensor
@@ -46,42 +46,42 @@ class _Batch:
         self.accepted = torch.zeros_like(self.cu)
         self.following = torch.full_like(self.cu, -1)
 
-    def targets(self, of: Tensor, position: Tensor | int) -> Tensor:
-        """Target rows of requests at a position (every request before them has one more target row than draft rows)."""
-        return self.target[self.first[of] + of + position]
+    def targets(self, requests: Tensor, position: Tensor | int) -> Tensor:
+        """Target rows of requests at a position. Every earlier request has one more target row than draft rows."""
+        return self.target[self.first[requests] + requests + position]
 
-    def proposed(self, of: Tensor, position: Tensor | int) -> Tensor:
-        """Draft tokens; -1, a placeholder, behind the last one."""
+    def proposed(self, requests: Tensor, position: Tensor | int) -> Tensor:
+        """Draft tokens of requests at a position; -1, a placeholder, after the last one."""
         if not len(self.draft_ids):
-            return torch.full_like(of, -1)
-        ids = self.draft_ids[(self.first[of] + position).clamp(max=len(self.draft_ids) - 1)]
-        return ids.masked_fill(self.counts[of] <= position, -1)
+            return torch.full_like(requests, -1)
+        ids = self.draft_ids[(self.first[requests] + position).clamp(max=len(self.draft_ids) - 1)]
+        return ids.masked_fill(self.counts[requests] <= position, -1)
 
-    def own_tokens(self, of: Tensor, position: Tensor | int) -> Tensor:
-        """What the target itself emits at a position; -1 where its row is undefined."""
-        keys = (self.seeds[of], self.emitted[of] + position, torch.zeros_like(of))
-        return sample_rows(self.targets(of, position), keys, noise.TARGET, self.settings.of_rows(of))
+    def own_tokens(self, requests: Tensor, position: Tensor | int) -> Tensor:
+        """Tokens that the target itself emits at a position; -1 where its row is undefined."""
+        keys = (self.seeds[requests], self.emitted[requests] + position, torch.zeros_like(requests))
+        return sample_rows(self.targets(requests, position), keys, noise.TARGET, self.settings.of_rows(requests))
 
     def all_coins(self) -> Tensor:
-        """Of every position of every request, [batch, positions]."""
+        """Coins of every position of every request, [batch, positions]."""
         positions = torch.arange(max(1, int(self.counts.max())), device=self.cu.device)
-        seeds, emitted = (each[:, None].expand(-1, len(positions)) for each in (self.seeds, self.emitted))
-        found = noise.coins(seeds.flatten(), (emitted + positions).flatten(), emitted.flatten())
-        return found.view(seeds.shape)
+        seeds, emitted = (tensor[:, None].expand(-1, len(positions)) for tensor in (self.seeds, self.emitted))
+        return noise.coins(seeds.flatten(), (emitted + positions).flatten(), emitted.flatten()).view(seeds.shape)
 
-    def laws(self, of: Tensor, position: Tensor | int) -> tuple[Tensor, Tensor]:
+    def laws(self, requests: Tensor, position: Tensor | int) -> tuple[Tensor, Tensor]:
         """p and q at a position, [n, vocab]; NaN where a row is undefined."""
         assert self.draft is not None, "checked by verify"
-        settings = self.settings.of_rows(of)
-        p, draft = _law(self.targets(of, position), settings), self.draft[self.first[of] + position]
+        settings = self.settings.of_rows(requests)
+        p, draft = _law(self.targets(requests, position), settings), self.draft[self.first[requests] + position]
         if not self.given:
             return p, _law(draft, settings)
-        # Filters' laws are NaN in every column of an undefined row, or in none.
-        strange = (draft.isnan() | draft.isinf()).any(-1, keepdim=True)
-        return p, draft.to(p.dtype).masked_fill(strange, torch.nan)
+        # The laws of filtered logits are NaN in every column of an undefined row, or in none.
+        undefined = (draft.isnan() | draft.isinf()).any(-1, keepdim=True)
+        return p, draft.to(p.dtype).masked_fill(undefined, torch.nan)
 
 
 def _law(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """Probabilities after filters and temperature, [rows, vocab]."""
     return (filtered(logits, settings) / settings.temperature[:, None]).softmax(-1)
 
 
@@ -96,28 +96,36 @@ def verify_requests(
     lenience: float,
     given: bool,
 ) -> Verified:
-    """See `verify`; keys are seeds and positions, each [batch]; `given` says that draft_logits are probabilities."""
+    """Computes `verify`.
+
+    Args:
+        target_logits, draft_token_ids, cu_num_draft_tokens, draft_logits, rule: As in `verify`.
+        keys: Seeds and positions, each int64 [batch].
+        settings: One value per request.
+        lenience: 1 for every rule but `lenient`.
+        given: draft_logits are probabilities.
+    """
     ids, cu = draft_token_ids.long(), cu_num_draft_tokens.long()
     batch = _Batch(target_logits, ids, draft_logits, cu, keys[0], keys[1], settings, given)
     alone = settings.temperature == 0
     if rule == "argmax_draft":
         alone = torch.ones_like(alone)
     _keep_own_tokens(batch, alone.nonzero()[:, 0])
-    of = (~alone).nonzero()[:, 0]
-    if len(of):
-        p_share = _longest_block(batch, of) if rule == "block" else _longest_prefix(batch, of, lenience)
-        _draw_next(batch, of, p_share, lenience)
+    requests = (~alone).nonzero()[:, 0]
+    if len(requests):
+        p_share = _longest_block(batch, requests) if rule == "block" else _longest_prefix(batch, requests, lenience)
+        _draw_next(batch, requests, p_share, lenience)
     return Verified(batch.accepted, batch.following)
 
 
-def _keep_own_tokens(batch: _Batch, of: Tensor) -> None:
-    """Keeps draft tokens while they are what the target itself emits."""
+def _keep_own_tokens(batch: _Batch, requests: Tensor) -> None:
+    """Keeps draft tokens as long as they equal the tokens that the target itself emits."""
     position = 0
-    while len(of):
-        own = batch.own_tokens(of, position)
-        batch.accepted[of], batch.following[of] = position, own
+    while len(requests):
+        own = batch.own_tokens(requests, position)
+        batch.accepted[requests], batch.following[requests] = position, own
         # An undefined row gives -1, and so does a placeholder.
-        of = of[(own == batch.proposed(of, position)) & (own >= 0)]
+        requests = requests[(own == batch.proposed(requests, position)) & (own >= 0)]
         position += 1
 
 
@@ -130,28 +138,28 @@ def _ratio(p: Tensor, q: Tensor, tokens: Tensor) -> Tensor:
     return ratio.masked_fill(~inside | p[:, 0].isnan() | q[:, 0].isnan(), torch.nan)
 
 
-def _longest_prefix(batch: _Batch, of: Tensor, lenience: float) -> Tensor:
-    """Token by token: keeps x with probability min(1, p / (lenience q)). Returns p's weight in the residual."""
-    going, position = of, 0
+def _longest_prefix(batch: _Batch, requests: Tensor, lenience: float) -> Tensor:
+    """Token by token, keeps x with probability min(1, p / (lenience q)). Returns p's weight in the residual."""
+    going, position = requests, 0
     coins = batch.all_coins()
     while len(going := going[batch.counts[going] > position]):
         ratio = _ratio(*batch.laws(going, position), batch.proposed(going, position))
         going = going[coins[going, position] < ratio / lenience]
         batch.accepted[going] += 1
         position += 1
-    return torch.ones(len(of), device=of.device)
+    return torch.ones(len(requests), device=requests.device)
 
 
-def _longest_block(batch: _Batch, of: Tensor) -> Tensor:
-    """Jointly: keeps the longest prefix i whose coin falls under h_i. Returns p's weight in the residual (w_i p - q)+.
+def _longest_block(batch: _Batch, requests: Tensor) -> Tensor:
+    """Keeps the longest prefix i whose coin falls below h_i. Returns p's weight w_i in the residual (w_i p - q)+.
 
     w_i = min(1, w_(i-1) p(x_i) / q(x_i)) is the prefix's running weight, w_0 = 1. With the residual mass
     s_i = sum_v (w_i p_(i+1)(v) - q_(i+1)(v))+, h_i = s_i / (s_i + 1 - w_i) inside the block and h_n = w_n at its end.
     Source: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """
-    weights = torch.ones(len(batch.cu), device=of.device, dtype=torch.float64)
+    weights = torch.ones(len(batch.cu), device=requests.device, dtype=torch.float64)
     kept_weights = weights.clone()
-    going, position = of[batch.counts[of] > 0], 0
+    going, position = requests[batch.counts[requests] > 0], 0
     every_coin = batch.all_coins()
     laws = batch.laws(going, 0) if len(going) else None
     while laws is not None:
@@ -168,22 +176,22 @@ def _longest_block(batch: _Batch, of: Tensor) -> Tensor:
         if laws is not None:
             mass = (weight[inner, None] * laws[0] - laws[1]).clamp(min=0).nansum(-1)
             spoken = mass + 1 - weight[inner]
-            # Both vanish only when the prefix is certain and the laws ahead agree: nothing then speaks against it.
+            # Both vanish only if the prefix is certain and the next laws agree: then the prefix is kept.
             chance[inner] = torch.where(spoken > 0, mass / spoken, 1.0)
         kept = going[coins < chance]
         batch.accepted[kept], kept_weights[kept] = position + 1, weights[kept]
         going = going[inner]
         position += 1
-    return kept_weights[of]
+    return kept_weights[requests]
 
 
-def _draw_next(batch: _Batch, of: Tensor, p_share: Tensor, q_share: float) -> None:
-    """The token behind what was kept: from (a p - b q)+, or from p itself behind a whole draft or a placeholder."""
-    kept = batch.accepted[of]
-    proposed = batch.proposed(of, kept)
+def _draw_next(batch: _Batch, requests: Tensor, p_share: Tensor, q_share: float) -> None:
+    """Draws the token after the kept ones: from (a p - b q)+, or from p after a full draft or a placeholder."""
+    kept = batch.accepted[requests]
+    proposed = batch.proposed(requests, kept)
     taken = (proposed >= 0) & (proposed < batch.target.shape[1])
     if taken.any():
-        some, at = of[taken], kept[taken]
+        some, at = requests[taken], kept[taken]
         p, q = batch.laws(some, at)
         residual = (p_share[taken, None].to(p.dtype) * p - q_share * q).clamp(min=0)
         # argmax(log r + gumbel), without the logarithms.
@@ -194,6 +202,6 @@ def _draw_next(batch: _Batch, of: Tensor, p_share: Tensor, q_share: float) -> No
         batch.following[some] = drawn.masked_fill((p + q)[:, 0].isnan(), -1)
         # Where p and q differ by rounding alone the residual can vanish; the target itself is then the right law.
         taken[taken.clone()] = (residual.sum(-1) > 0) | residual[:, 0].isnan()
-    plain = of[~taken]
+    plain = requests[~taken]
     if len(plain):
         batch.following[plain] = batch.own_tokens(plain, kept[~taken])

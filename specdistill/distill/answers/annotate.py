@@ -14,23 +14,24 @@ from specdistill.data import soft_labels
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
-from specdistill.distill.answers.annotate_config import AnnotateConfig
+from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed
 from specdistill.distill.processes.ranks import join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import parquet, run_settings
 from specdistill.models import LanguageModel, load
 from specdistill.models.language_model import end_of
 from specdistill.models.pair import resolve_device, resolve_dtype
-from specdistill.progress import Progress, Quiet
+from specdistill.progress import Progress, Quiet, Task
 
 _SHARD_SIZE = 64
 _MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
 _LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
 
 
-def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[str, Any]:
+def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateSummary:
     """Labels answers shard by shard; shards that are there already are left alone.
 
     Args:
@@ -38,60 +39,62 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> dict[s
         progress: Where bars and remarks go.
 
     Returns:
-        output, answers, tokens, labels_per_token, bytes_per_token (of the label columns, as they lie on disk),
-        planned_bytes_per_token (the most that was reckoned with beforehand).
+        Answers, tokens, and what the labels take on disk.
 
     Raises:
         SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
     """
     load.check_exists(config.target, "target")
-    if config.ray is not None:
+    if config.cluster.ray is not None:
         on_ray.check_installed()
-    shards = _find_answers(config)
-    prompts = [] if shards is not None else _answered(config)
-    ranks = join(config.device)
+    paths = _find_answers(config)
+    prompts = [] if paths is not None else _answered(config)
+    ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
     ranks.wait()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
     shell = load.load_shell(source)
-    parts = Parts(shards, _given(config, prompts, shell) if shards is None else [])
+    parts = Parts(paths, _given(config, prompts, shell) if paths is None else [])
     answers, tokens = _check(config, parts, shell)
-    planned = _plan(config, output, tokens, shell.vocab_size, progress)
+    planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
-    if config.ray is not None:
-        # A worker starts in another folder.
-        found = None if shards is None else [path.absolute() for path in shards]
-        with progress.task("soft labels", tokens, "tokens") as task:
-            on_ray.write_shards(
-                LabelWriter,
-                (_absolute(config), found, output.absolute(), parts.given),
-                range(len(parts)),
-                address=config.ray,
-                workers=config.ray_workers,
-                on_done=task.advance,
-            )
-    else:
-        writer = LabelWriter(config, shards, output, parts.given, source, ranks.device)
-        with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
+    with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
+        if config.cluster.ray is not None:
+            _write_on_ray(config, parts, output, task)
+        else:
+            writer = LabelWriter(config, paths, output, parts.given, source, ranks.device)
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
-        ranks.wait()
+    ranks.wait()
     measured = [_measure(output / SHARD.format(number)) for number in range(len(parts))]
-    size, labels = (sum(each[index] for each in measured) for index in (0, 1))
-    return {
-        "output": str(output),
-        "answers": answers,
-        "tokens": tokens,
-        "labels_per_token": labels / max(1, tokens),
-        "bytes_per_token": size / max(1, tokens),
-        "planned_bytes_per_token": planned,
-    }
+    size, labels = (sum(counts[index] for counts in measured) for index in (0, 1))
+    return AnnotateSummary(
+        output=str(output),
+        answers=answers,
+        tokens=tokens,
+        labels_per_token=labels / max(1, tokens),
+        bytes_per_token=size / max(1, tokens),
+        planned_bytes_per_token=planned,
+    )
+
+
+def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, task: Task) -> None:
+    assert config.cluster.ray is not None
+    # A worker starts in another folder.
+    paths = None if parts.shards is None else [path.absolute() for path in parts.shards]
+    on_ray.write_shards(
+        LabelWriter,
+        (_absolute(config), paths, output.absolute(), parts.given),
+        range(len(parts)),
+        address=config.cluster.ray,
+        workers=config.cluster.ray_workers,
+        on_done=task.advance,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +121,7 @@ class LabelWriter:
         config: Settings.
         shards, given: As in `Parts`.
         output: Where labelled shards go.
-        source: Of the target, where it was found already.
+        source: The target, where it was found already.
         device: This rank's, where there are several.
     """
 
@@ -131,7 +134,7 @@ class LabelWriter:
         source: load.ModelSource | None = None,
         device: str | None = None,
     ) -> None:
-        device = device or resolve_device(config.device)
+        device = device or resolve_device(config.machine.device)
         source = source or load.find(config.target, "target")
         self._config, self._output, self._parts = config, output, Parts(shards, given)
         self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
@@ -147,24 +150,24 @@ class LabelWriter:
 @torch.no_grad()
 def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with their label columns."""
-    labelled = []
+    settings, labelled = config.labels, []
     for start in range(0, len(rows), config.batch_size):
         chunk = rows[start : start + config.batch_size]
-        sequences = [to_sequence(row) for row in chunk]
+        states = answer_hidden_states(target, [to_example(row) for row in chunk])
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
-        for row, hidden in zip(chunk, answer_hidden_states(target, sequences), strict=True):
-            log_probs = (target.logits(hidden).float() / config.temperature).log_softmax(-1)
-            if config.labels == "top-k":
-                labels = soft_labels.likeliest(log_probs, config.top_k)
+        for row, hidden in zip(chunk, states, strict=True):
+            log_probs = (target.logits(hidden).float() / settings.temperature).log_softmax(-1)
+            if settings.drawn:
+                seed = rollout_seed(settings.seed, row["prompt_id"], row.get("copy", 0))
+                labels = soft_labels.drawn(log_probs, settings.draws, seed)
             else:
-                seed = rollout_seed(config.seed, row["prompt_id"], row.get("copy", 0))
-                labels = soft_labels.drawn(log_probs, config.draws, seed)
-            labelled.append(row | soft_labels.to_columns(labels, target.vocab_size, config.precision))
+                labels = soft_labels.likeliest(log_probs, settings.top_k)
+            labelled.append(row | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
     return labelled
 
 
-def to_sequence(row: dict[str, Any]) -> Example:
-    """A row of a shard as a training sequence, without its labels."""
+def to_example(row: dict[str, Any]) -> Example:
+    """A row of a shard as an example, without its labels."""
     prompt, answer, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
     return Example(row["prompt_id"], prompt, answer, provenance)
 
@@ -229,21 +232,20 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
     return answers, tokens
 
 
-def _plan(config: AnnotateConfig, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:
-    """Says what the labels will take at most, and stops where the disk has no room for them."""
-    sampled = config.labels == "sampled"
-    kept = min(config.draws if sampled else config.top_k, vocab_size)
-    each = soft_labels.bytes_per_token(kept, vocab_size, config.precision, with_draws=sampled)
+def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:
+    """Says what the labels will take at most, and stops where the disk has no room for them; bytes per token."""
+    kept = min(settings.kept, vocab_size)
+    size = soft_labels.bytes_per_token(kept, vocab_size, settings.precision, with_draws=settings.drawn)
     free = shutil.disk_usage(output).free
     progress.say(
-        f"{tokens} answer tokens; labels take at most {each:.0f} bytes per token, {each * tokens / 1e6:.1f} MB in all"
+        f"{tokens} answer tokens; labels take at most {size:.0f} bytes per token, {size * tokens / 1e6:.1f} MB in all"
     )
-    if each * tokens > free:
+    if size * tokens > free:
         raise OutputError(
-            f"the labels may take {each * tokens / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free; lower "
+            f"the labels may take {size * tokens / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free; lower "
             "--top-k, or take --labels sampled"
         )
-    return each
+    return size
 
 
 def _measure(shard: Path) -> tuple[int, int]:
@@ -253,9 +255,9 @@ def _measure(shard: Path) -> tuple[int, int]:
     with pyarrow.parquet.ParquetFile(shard) as file:
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-        ours = [each for each in columns if each.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
-        labels = [each.num_values for each in columns if each.path_in_schema.startswith("label_ids")]
-    return sum(each.total_compressed_size for each in ours), sum(labels)
+        ours = [column for column in columns if column.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
+        labels = [column.num_values for column in columns if column.path_in_schema.startswith("label_ids")]
+    return sum(column.total_compressed_size for column in ours), sum(labels)
 
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:
@@ -264,4 +266,4 @@ def _absolute(config: AnnotateConfig) -> AnnotateConfig:
 
 
 def _settings(config: AnnotateConfig) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
+    return {key: value for key, value in config.to_flat().items() if key not in _MAY_CHANGE}

@@ -1,66 +1,82 @@
-"""Settings of `specdistill annotate`; imports nothing heavy, so --help stays fast."""
+"""Settings of `specdistill annotate`, in parts; imports nothing heavy, so that --help stays fast."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+from cyclopts import Parameter
+
+from specdistill.distill.answers.settings import RaySettings
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
-from specdistill.settings.parts import Config
+from specdistill.settings.machine import Machine
+from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotateConfig(Config):
-    """Store what the target thinks of answers, so that training needs no target; the same command resumes."""
+class LabelSettings:
+    """Labels that are stored of the target's distributions."""
 
-    target: str
-    """The model whose distribution is stored: hub id, checkpoint directory or .gguf file."""
-    output: str
-    """Directory for the labelled answers, which train-draft takes with --soft-labels and datasets loads as it is. New,
-    empty, or of the same command that was cut off."""
-    rollouts: str | None = None
-    """Answers to label: a directory that 'specdistill generate' or train-draft (its folder rollouts) wrote, by the
-    target or by any other model of its tokenizer. Left out: the prompts' own answers (field answer)."""
-    prompts: str = "builtin:train"
-    """Without --rollouts: prompts with answers; same forms as in train-draft."""
     labels: Literal["top-k", "sampled"] = "top-k"
-    """top-k: the likeliest ids of each token, exact, and the rest as one outcome; any divergence, and the gradient is
-    off by at most twice the rest's probability. sampled: ids drawn from the target; the gradient is right on average
-    and fewer bytes are needed, but only fkl can be trained."""
+    """Ids to store. top-k: the likeliest ids of each token, exact, and the rest as one outcome; any divergence can be
+    trained, and the gradient is off by at most twice the rest's probability. sampled: ids drawn from the target; the
+    gradient is right on average and takes fewer bytes, but only fkl can be trained."""
     top_k: int = 64
-    """Of --labels top-k: ids per token."""
+    """Ids per token; for --labels top-k."""
     draws: int = 64
-    """Of --labels sampled: draws per token; likely ids are drawn several times and stored once."""
+    """Draws per token; likely ids are drawn several times and stored once. For --labels sampled."""
     temperature: float = 1.0
     """Divides the target's logits: the loss must then use this temperature."""
     precision: Literal["float16", "float32"] = "float16"
-    """Of the stored log-probabilities."""
-    max_new_tokens: int = 128
-    """Without --rollouts: answers are cut at this many tokens."""
-    ray: str | None = None
-    """Write the shards on a Ray cluster (needs specdistill[ray]): its address, `auto`, or `local` for one started here.
-    All its machines must see --output."""
-    ray_workers: int = 1
-    """Of --ray: workers, each with the whole target; each takes a GPU where there are any."""
-    batch_size: int = 8
-    """Answers per pass of the target."""
+    """Precision of the stored log-probabilities."""
     seed: int = 0
-    """Of the draws; each answer's own seed follows from it, its prompt's id and its number."""
-    device: str = "auto"
-    """A torch device; auto takes the GPU where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights."""
-    threads: int = 0
-    """CPU threads of torch; 0 leaves its default."""
+    """Random seed of the draws; each answer's own seed follows from it, its prompt's id and its number."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "ray_workers", "top_k", "draws", "batch_size")
-        at_least(self, 2, "max_new_tokens")
-        at_least(self, 0, "threads")
+        at_least(self, 1, "top_k", "draws")
         if self.labels not in ("top-k", "sampled"):
             raise ConfigError(f"unknown --labels {self.labels!r}; choose top-k or sampled")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, got {self.temperature}: at 0 every label is one id")
         if self.draws > 2**16 - 1:
             raise ConfigError(f"--draws must be at most 65535, got {self.draws}")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether ids are drawn instead of being the likeliest."""
+        return self.labels == "sampled"
+
+    @property
+    def kept(self) -> int:
+        """Ids per token at most."""
+        return self.draws if self.drawn else self.top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateConfig(Config):
+    """Store the target's distribution over answers, so that training needs no target; the same command resumes."""
+
+    target: Annotated[str, Parameter(group=ESSENTIALS)]
+    """Model whose distribution is stored: hub id, checkpoint directory or .gguf file."""
+    output: Annotated[str, Parameter(group=ESSENTIALS)]
+    """Directory for the labelled answers, which train-draft takes with --soft-labels and datasets loads as it is. New,
+    empty, or of the same command that was cut off."""
+    rollouts: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """Answers to label: a directory that 'specdistill generate' or train-draft (its folder rollouts) wrote, by the
+    target or by any other model of its tokenizer. Left out: the prompts' own answers (field answer)."""
+    prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
+    """Prompts with answers, where there are no --rollouts; same forms as in train-draft."""
+    max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
+    """The prompts' own answers are cut at this many tokens."""
+    labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
+    cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
+    batch_size: Annotated[int, Parameter(group=MACHINE)] = 8
+    """Answers per pass of the target."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=MACHINE)] = "auto"
+    """Data type of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
+        at_least(self, 2, "max_new_tokens")

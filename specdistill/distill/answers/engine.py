@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from specdistill.decoding import Generation, Sampling
+from specdistill.distill.answers.settings import EngineSettings
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
 
@@ -32,31 +33,35 @@ class MakeEngine(Protocol):
     def __call__(self, model: LanguageModel, *, max_length: int, memory: float) -> RolloutEngine: ...
 
 
-class EngineSettings(Protocol):
-    """What the settings of train-draft and generate have in common here."""
-
-    @property
-    def rollout_engine(self) -> str: ...
-    @property
-    def engine_memory(self) -> float: ...
-    @property
-    def max_new_tokens(self) -> int: ...
-
-
-def check_make_engine(config: EngineSettings, make_engine: MakeEngine | None) -> None:
-    """Needs no model.
+def check_make_engine(settings: EngineSettings, make_engine: MakeEngine | None) -> None:
+    """Checks that the caller brought the engine; needs no model.
 
     Raises:
         ConfigError: The settings name an engine, and the caller passed none.
     """
-    if config.rollout_engine != "transformers" and make_engine is None:
-        raise ConfigError(f"--rollout-engine {config.rollout_engine}: pass make_engine (the command line does)")
+    if settings.uses_engine and make_engine is None:
+        raise ConfigError(f"--rollout-engine {settings.rollout_engine}: pass make_engine (the command line does)")
 
 
 def build_engine(
-    config: EngineSettings, make_engine: MakeEngine | None, model: LanguageModel, encoded: Sequence[list[int]]
+    settings: EngineSettings,
+    make_engine: MakeEngine | None,
+    model: LanguageModel,
+    encoded: Sequence[list[int]],
+    max_new_tokens: int,
 ) -> RolloutEngine | None:
-    """The engine with the model, long enough for the prompts and their answers; None where transformers writes."""
-    if config.rollout_engine == "transformers" or make_engine is None:
+    """Makes the engine with the model, long enough for the prompts and their answers.
+
+    Args:
+        settings: Which engine.
+        make_engine: Makes it.
+        model: Held by the engine.
+        encoded: The prompts.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        None where transformers writes.
+    """
+    if not settings.uses_engine or make_engine is None:
         return None
-    return make_engine(model, max_length=max(map(len, encoded)) + config.max_new_tokens, memory=config.engine_memory)
+    return make_engine(model, max_length=max(map(len, encoded)) + max_new_tokens, memory=settings.engine_memory)

@@ -47,8 +47,8 @@ def write_shards(
     Args:
         make: Makes a worker's writer from `arguments`, once per worker; both travel by pickle.
         arguments: See there.
-        numbers: Of the shards.
-        address: Of the cluster; `local` starts one on this machine.
+        numbers: Numbers of the shards.
+        address: Address of the cluster; `local` starts one on this machine.
         workers: How many; each takes a GPU where the cluster has any.
         on_done: Called with what each shard's writer returned.
 

@@ -1,4 +1,4 @@
-"""What judges a finished answer: the field's own answer, or a function of the user's."""
+"""Scorers of finished answers: comparison with the field answer, the target's likelihood, or a user's function."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def load_function(name: str, flag: str) -> Scorer:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        scorer = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(f"{flag} {name}: can't import {module} ({error}); is it in the current folder?") from error
     finally:
         sys.path.remove(here)
-    if not callable(found):
+    if not callable(scorer):
         raise ConfigError(f"{flag} {name}: {module} has no function {function}")
 
     def checked(prompt: Prompt, text: str) -> float:
-        value = float(found(prompt, text))  # pyright: ignore[reportArgumentType]
+        value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
         if not math.isfinite(value):
             raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return a finite number")
         return value

@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
@@ -92,7 +93,7 @@ class RolloutSettings:
     guidance: Guidance | None = None
 
     def num_shards(self, num_prompts: int, copies: int) -> int:
-        """Of `copies` answers to each prompt: a shard never holds two copies."""
+        """Number of shards for `copies` answers to each prompt; a shard never holds two copies."""
         return copies * -(-num_prompts // self.shard_size)
 
 
@@ -116,9 +117,9 @@ def sample_rollouts(
         prompts, encoded: What to answer.
         settings: Sampling; must be those of the shards already there.
         copies: Answers per prompt. Raising it later only adds shards: all first answers come first, then all second.
-        directory: Of the shards.
+        directory: Where the shards go.
         progress: Where the bar goes.
-        name: Of the bar.
+        name: Name of the bar.
         ranks: Each one writes its share of the shards; all return when every shard is there.
         write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
@@ -131,7 +132,7 @@ def sample_rollouts(
 
 
 class RolloutJob:
-    """All answers to a set of prompts, parted in shards; arguments as in `sample_rollouts`."""
+    """All answers to a set of prompts, split into shards; arguments as in `sample_rollouts`."""
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ def _answer(
         )
     else:
         written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
-        task.advance(sum(len(each.token_ids) for each in written))
+        task.advance(sum(len(generation.token_ids) for generation in written))
     rows = []
     for index, seed, generation in zip(chosen, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
@@ -231,7 +232,7 @@ def find_shards(source: Path) -> list[Path]:
     return shards
 
 
-def read_rollouts(source: Path) -> list[dict[str, Any]]:
+def read_rollouts(source: Path) -> list[AnswerRow]:
     """All rows of a directory of shards, in order.
 
     Raises:
@@ -241,7 +242,7 @@ def read_rollouts(source: Path) -> list[dict[str, Any]]:
     missing = {"prompt_id", "prompt_ids", "answer_ids", "provenance"} - set(rows[0] if rows else {})
     if missing:
         raise DataError(f"{source} is no set of rollouts: it lacks {', '.join(sorted(missing))}")
-    return rows
+    return cast(list[AnswerRow], rows)
 
 
 def load_rollouts(
@@ -252,7 +253,7 @@ def load_rollouts(
     Args:
         source: The directory.
         prompts, encoded: Whose answers are wanted.
-        vocab_size: Of the target.
+        vocab_size: Size of the target's vocabulary.
         copies: At most this many per prompt, the first ones; None takes all.
 
     Raises:
@@ -263,7 +264,7 @@ def load_rollouts(
 
 
 def select_rows(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[AnswerRow],
     source: Path,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
@@ -272,7 +273,7 @@ def select_rows(
 ) -> list[tuple[int, Example]]:
     """Which of the rows answer the given prompts, each with its sequence; see `load_rollouts`."""
     known = {prompt.id: tuple(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
-    found = []
+    selected = []
     for number, row in enumerate(rows):
         if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
             continue
@@ -280,9 +281,9 @@ def select_rows(
         sequence = Example(row["prompt_id"], prompt_ids, answer_ids, provenance)
         if max(sequence.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
-        found.append((number, sequence))
-    if not found:
+        selected.append((number, sequence))
+    if not selected:
         raise DataError(
             f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
         )
-    return found
+    return selected

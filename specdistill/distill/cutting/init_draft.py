@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
-from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
+from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, cut_draft, families, load
 from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
+from specdistill.settings.sampling import Sampling
 
 
-def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dict[str, Any]:
+def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> CutSummary:
     """Cuts a draft and saves it as a plain checkpoint.
 
     Args:
@@ -33,46 +32,52 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> dic
         progress: Where bars and remarks go.
 
     Returns:
-        The record that also lies beside the weights as init_draft.json: settings, every candidate's alpha, the layers.
+        Settings, every candidate's alpha and the layers, which are also written next to the weights (init_draft.json).
 
     Raises:
         SpecdistillError: Bad input; nothing was written then.
     """
     progress = progress or Quiet()
+    choice = config.choice
     load.check_exists(config.target, "target")
-    prompts = spread_over_categories(load_prompts(config.prompts), config.calibration_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
     output = Path(config.output)
     atomic.claim_output_directory(output)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    config.machine.limit_threads()
+    target = _load_target(config, progress)
+    encoded = encode_all(prompts, target.tokenizer, target.max_context - choice.calibration_tokens)
+    answers = write_answers(
+        target, prompts, encoded, Sampling(), choice.calibration_tokens, choice.seed, progress, "calibration answers"
+    )
+    layers, candidates = choose_layers(target, answers, config.layers, choice.choose, choice.probe_steps, progress)
+    draft = cut_draft(target, layers)
+    covered = None
+    if config.vocab_keep:
+        draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
+        progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
+    save_draft(draft, target, output)
+    summary = CutSummary(
+        config=config.to_flat(),
+        layers=layers,
+        candidates=candidates,
+        parameters=draft.num_parameters,
+        target_parameters=target.num_parameters,
+        head_size=None if draft.kept_ids is None else len(draft.kept_ids),
+        head_covers=covered,
+    )
+    atomic.write_text(output / CUT_RECORD_FILE, json.dumps(summary.to_json(), indent=2) + "\n")
+    return summary
+
+
+def _load_target(config: InitDraftConfig, progress: Progress) -> LanguageModel:
     source = load.find(config.target, "target", progress.say)
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
-    target = load.load_model(source, device=resolve_device(config.device), dtype=torch.float32)
+    target = load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
     if config.vocab_keep > target.vocab_size:
         raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")
-
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.calibration_tokens)
-    answers = write_answers(
-        target, prompts, encoded, Sampling(), config.calibration_tokens, config.seed, progress, "calibration answers"
-    )
-    layers, candidates = choose_layers(target, answers, config.layers, config.choose, config.probe_steps, progress)
-    draft = cut_draft(target, layers)
-    record: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
-        "layers": layers,
-        "candidates": candidates,
-        "parameters": draft.num_parameters,
-        "target_parameters": target.num_parameters,
-    }
-    if config.vocab_keep:
-        draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
-        record["head_size"], record["head_covers"] = len(draft.kept_ids), covered
-        progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
-    save_draft(draft, target, output)
-    atomic.write_text(output / CUT_RECORD_FILE, json.dumps(record, indent=2) + "\n")
-    return record
+    return target
 
 
 def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int) -> tuple[torch.Tensor, float]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from specdistill.data.batch import Example, collate
-from specdistill.decoding import Sampling
 from specdistill.distill.sequences.pool import Pool
 from specdistill.evaluation.acceptance import HiddenCache, alpha_sums, answer_hidden_states, score
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.summaries import LayerCandidate
 from specdistill.models import LanguageModel, cut_draft, families
 from specdistill.models.cut import only_layers
 from specdistill.progress import Progress
+from specdistill.settings.sampling import Sampling
 from specdistill_kernels import expected_acceptance, fused_divergence
 
 _MAX_TOKENS = 160
@@ -31,8 +31,8 @@ class LayerScorer:
         # A few tokens of many answers say more than all tokens of a few.
         share = max(4, _MAX_TOKENS // len(answers))
         cut = [
-            Example(each.prompt_id, each.prompt_ids, each.answer_ids[:share], each.provenance[:share])
-            for each in answers
+            Example(answer.prompt_id, answer.prompt_ids, answer.answer_ids[:share], answer.provenance[:share])
+            for answer in answers
         ]
         self._batch = collate(cut[: max(1, _MAX_TOKENS // share)]).to(target.device)
         self._target_logits = self._logits()
@@ -85,8 +85,8 @@ def healed_alpha(
 ) -> float:
     """Alpha of a cut after a short training, on answers that this training did not see.
 
-    Cutting breaks the flow between layers; what counts is how fast a few steps mend it. Untrained alpha does not tell:
-    on SmolLM2 a cut that it prefers by far learned slowest (benchmarks/results/layer_choice.json).
+    Cutting breaks the flow between layers, and a few steps mend it, in some cuts faster than in others. Untrained alpha
+    does not tell: on SmolLM2 a cut that it prefers by far learned slowest (benchmarks/results/layer_choice.json).
 
     Args:
         target: The model to cut from.
@@ -94,7 +94,7 @@ def healed_alpha(
         answers: The target's own answers; every second one is for training.
         steps: Optimiser steps.
         progress: Where the bar goes.
-        name: Of the candidate, for the bar.
+        name: Name of the candidate, for the bar.
     """
     draft = cut_draft(target, layers)
     draft.model.train()
@@ -128,37 +128,45 @@ def healed_alpha(
 
 
 def choose_layers(
-    target: LanguageModel, answers: Sequence[Example], count: int, how: str, probe_steps: int, progress: Progress
-) -> tuple[list[int], dict[str, dict[str, Any]]]:
-    """Layers for a draft, and what every candidate scored.
+    target: LanguageModel, answers: Sequence[Example], count: int, choose: str, probe_steps: int, progress: Progress
+) -> tuple[list[int], dict[str, LayerCandidate]]:
+    """Chooses layers for a draft.
 
     Args:
         target: The model to cut from.
         answers: The target's own answers to calibration prompts, at least two.
         count: Layers to keep.
-        how: `even`, `ends`, `greedy`, or `auto` for the best of the three.
+        choose: `even`, `ends`, `greedy`, or `auto` for the best of the three.
         probe_steps: Steps of the short training that `auto` judges by; 0 judges the untrained cuts.
         progress: Where bars and remarks go.
+
+    Returns:
+        The layers, and every candidate with its alpha.
     """
     total = families.num_layers(target.config)
     untrained = LayerScorer(target, answers)
-    table: dict[str, dict[str, Any]] = {}
-    for name in ("even", "ends", "greedy") if how == "auto" else (how,):
+    trained: dict[tuple[int, ...], float] = {}
+    candidates: dict[str, LayerCandidate] = {}
+    for name in ("even", "ends", "greedy") if choose == "auto" else (choose,):
         if name == "greedy":
             layers = greedy_layers(untrained, total, count, progress)
         else:
             layers = even_layers(total, count) if name == "even" else end_layers(total, count)
-        table[name] = {"layers": layers, "alpha": untrained(layers)}
-        if probe_steps and how == "auto":
-            same = next((each for each in table.values() if each["layers"] == layers and "trained_alpha" in each), None)
-            table[name]["trained_alpha"] = (
-                same["trained_alpha"]
-                if same
-                else healed_alpha(target, layers, answers, probe_steps, progress, f"{name} {layers}")
-            )
-    best = max(table, key=lambda name: table[name].get("trained_alpha", table[name]["alpha"]))
-    for name, found in table.items():
-        trained = f", {found['trained_alpha']:.4f} after {probe_steps} steps" if "trained_alpha" in found else ""
+        alpha = untrained(layers)
+        # Two names may stand for the same layers, which are trained once.
+        if probe_steps and choose == "auto" and tuple(layers) not in trained:
+            title = f"{name} {layers}"
+            trained[tuple(layers)] = healed_alpha(target, layers, answers, probe_steps, progress, title)
+        candidates[name] = LayerCandidate(layers=layers, alpha=alpha, trained_alpha=trained.get(tuple(layers)))
+    best = max(candidates, key=lambda name: _judged_alpha(candidates[name]))
+    for name, candidate in candidates.items():
+        after = ""
+        if candidate.trained_alpha is not None:
+            after = f", {candidate.trained_alpha:.4f} after {probe_steps} steps"
         kept = "  (kept)" if name == best else ""
-        progress.say(f"layers {name} {found['layers']}: alpha {found['alpha']:.4f}{trained}{kept}")
-    return table[best]["layers"], table
+        progress.say(f"layers {name} {list(candidate.layers)}: alpha {candidate.alpha:.4f}{after}{kept}")
+    return list(candidates[best].layers), candidates
+
+
+def _judged_alpha(candidate: LayerCandidate) -> float:
+    return candidate.alpha if candidate.trained_alpha is None else candidate.trained_alpha

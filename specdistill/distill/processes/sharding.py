@@ -121,14 +121,14 @@ def shard_target(target: LanguageModel, ranks: Ranks) -> None:
             tensor.data = tensor.data.to(ranks.device or "cpu")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A shard's whole tensor (all ranks ask for it together), or the tensor itself."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(values: Tensor, pattern: Tensor) -> Tensor:
+def distributed_like(values: Tensor, pattern: Tensor) -> Tensor:
     """Values in the pattern's form: its device, and its shards where it is sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 

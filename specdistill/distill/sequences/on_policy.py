@@ -10,11 +10,11 @@ from specdistill.decoding import Sampling, generate_plain
 from specdistill.decoding.generation import as_example
 from specdistill.distill.answers.engine import RolloutEngine
 from specdistill.distill.processes.ranks import ALONE, Ranks
-from specdistill.distill.sequences.pool import Drawn, PromptSampler
+from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import LanguageModel
 
 
-class OnPolicy(Drawn):
+class OnPolicy(SampledSource):
     """The draft answers prompts itself, with its current weights: it learns where its own mistakes lead."""
 
     def __init__(
@@ -46,7 +46,7 @@ class OnPolicy(Drawn):
             )
         else:
             if self._pushed is None or step - self._pushed >= self._push_every:
-                self._engine.push((name, each.detach()) for name, each in self._draft.model.named_parameters())
+                self._engine.push((name, weight.detach()) for name, weight in self._draft.model.named_parameters())
                 self._pushed = step
             written = self._engine.write(asked, self._sampling, self._max_new_tokens, seeds)
         return [

@@ -1,4 +1,4 @@
-"""Online distillation: train on what a server's target corrects, as it comes in.
+"""Online distillation: train on the tokens that a server's target corrects, as they come in.
 
 The records are those of `specdistill.serving.online.RejectionLog`: a context, the token that the target put there
 instead of the draft's, and the target's likeliest ids. Each is a sequence of one answer token with soft labels. A step
@@ -31,11 +31,11 @@ class Online:
     """A source that follows a directory of rejections.
 
     Args:
-        directory: Of the log.
-        vocab_size: Of the target.
+        directory: Directory of the log.
+        vocab_size: Size of the target's vocabulary.
         max_context: Longer contexts lose their beginning.
         batch_size: Records per step.
-        seed: Of the choice among older records.
+        seed: Random seed of the choice among older records.
         wait_seconds: A step that finds no record at all waits this long before the run gives up.
         replay: Records kept to fill up with.
         say: Where waiting announces itself.

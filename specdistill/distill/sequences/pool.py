@@ -1,4 +1,4 @@
-"""Fixed sets that a step draws from: each epoch in a new seeded order, with a state that a resumed run takes up."""
+"""Fixed sets that steps draw from, in a new seeded order each epoch, with a state that a resumed run takes up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from specdistill.data.prompts import Prompt
 from specdistill.distill.processes.ranks import ALONE, Ranks
 
 
-class Drawn:
-    """What sources have in common that draw from turns: their state is that of the turns."""
+class SampledSource:
+    """Base of sources that draw from a sampler: their state is the sampler's."""
 
     _sampler: EpochSampler
 
@@ -26,7 +26,7 @@ class Drawn:
         self._sampler.load_state_dict(state)
 
 
-class Pool(Drawn):
+class Pool(SampledSource):
     """A fixed set of sequences in a new seeded order each epoch."""
 
     def __init__(self, sequences: Sequence[Example], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
@@ -47,6 +47,7 @@ class EpochSampler:
         self._queue: list[int] = []
 
     def next(self) -> list[int]:
+        """Indices of the next batch."""
         while len(self._queue) < self._batch_size:
             epoch = list(range(self._count))
             self._random.shuffle(epoch)
@@ -73,15 +74,17 @@ class PromptSampler(EpochSampler):
         self._ranks = ranks
 
     def next_prompts(self) -> list[tuple[str, list[int], int]]:
-        """(prompt id, token ids, seed) of each prompt whose turn it is on this rank."""
+        """(prompt id, token ids, seed) of each prompt of the next batch that is this rank's."""
         return self._ranks.share([(*self._prompts[index], self._random.getrandbits(48)) for index in self.next()])
 
 
 def stream_state(stream: random.Random) -> list[Any]:
+    """State of a random stream, ready for JSON."""
     version, words, carried = stream.getstate()
     return [version, list(words), carried]
 
 
 def restore_stream(stream: random.Random, state: list[Any]) -> None:
+    """Inverse of `stream_state`, in place."""
     version, words, carried = state
     stream.setstate((version, tuple(words), carried))

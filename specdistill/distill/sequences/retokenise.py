@@ -24,7 +24,7 @@ def retokenise(
         Sequences in the draft's ids, in order, and the UTF-8 bytes of each one's text (its end counts as one).
     """
     known = {prompt.id: prompt for prompt in prompts}
-    found, num_bytes = [], []
+    examples, num_bytes = [], []
     for sequence in sequences:
         text = pair.target.decode(sequence.answer_ids)
         ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in pair.target.eos_token_ids
@@ -35,6 +35,6 @@ def retokenise(
         if not ids:
             continue
         prompt_ids = tuple(encode(known[sequence.prompt_id], pair.draft.tokenizer))
-        found.append(Example(sequence.prompt_id, prompt_ids, tuple(ids), (sequence.provenance[0],) * len(ids)))
+        examples.append(Example(sequence.prompt_id, prompt_ids, tuple(ids), (sequence.provenance[0],) * len(ids)))
         num_bytes.append(len(text.encode()) + ended)
-    return found, num_bytes
+    return examples, num_bytes

@@ -24,7 +24,7 @@ from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys, pick
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.processes.ranks import ALONE, Ranks
-from specdistill.distill.sequences.pool import Drawn, PromptSampler
+from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
@@ -35,7 +35,7 @@ class TopKAcceptance:
 
     top_k: int
     sampling: Sampling
-    """Of the target's replacements."""
+    """How the target samples its replacements."""
     always_adds_token: bool = False
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
@@ -60,7 +60,7 @@ class TopKAcceptance:
         return Verified(torch.tensor(accepted, device=device), torch.tensor(following, device=device))
 
 
-class Skd(Drawn):
+class Skd(SampledSource):
     """A source of sequences that draft and target wrote together.
 
     Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no
@@ -117,10 +117,10 @@ class Skd(Drawn):
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
         """skd_rejection_rate and skd_rejection_by_position since the last reset."""
-        found = self._rejections.rates()
+        rates = self._rejections.rates()
         if reset:
             self._rejections = Rejections(len(self._rejections.tested))
-        return found
+        return rates
 
 
 class Rejections:

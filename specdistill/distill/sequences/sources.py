@@ -24,7 +24,7 @@ class Source(Protocol):
         ...
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
-        """What was seen since the last reset, for the run's history; empty for most."""
+        """Measurements since the last reset, for the run's history; empty for most sources."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,8 +52,8 @@ class Labelled:
 
     def next_batch(self, step: int) -> list[Example]:
         sequences = self._source.next_batch(step)
-        found = self._labels.of(sequences)
-        return [dataclasses.replace(each, soft_labels=soft) for each, soft in zip(sequences, found, strict=True)]
+        labels = self._labels.of(sequences)
+        return [dataclasses.replace(example, soft_labels=soft) for example, soft in zip(sequences, labels, strict=True)]
 
     def measurements(self, *, reset: bool = False) -> dict[str, Any]:
         return self._source.measurements(reset=reset)

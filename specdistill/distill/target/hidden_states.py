@@ -1,4 +1,4 @@
-"""What the target says about a sequence, as hidden states: computed, remembered, or taken over from the rollout."""
+"""The target's hidden states of a sequence: computed, remembered, or taken over from the rollout."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TargetStates:
     blocks that never change, whoever asks first: a resumed run then meets the numbers of the interrupted one.
 
     Args:
-        target: Never changed.
+        target: The frozen target.
         reused: Sequences that come again every epoch: their states are kept if all of them fit 2 GiB.
-        guidance: Mixes in what the target says after the negative prompt.
+        guidance: Mixes in the target's states after the negative prompt.
         lockstep: Every call is one pass, whatever was computed before: a sharded target's passes are collectives.
     """
 
@@ -40,11 +40,11 @@ class TargetStates:
         self._target, self._guidance = target, guidance
         self._cache: dict[Example, Tensor] = {}
         head = target.head_weight
-        size = sum(len(each.answer_ids) for each in reused) * head.shape[1] * head.element_size()
+        size = sum(len(example.answer_ids) for example in reused) * head.shape[1] * head.element_size()
         # Of like length, to waste less padding.
-        ordered = sorted(set(reused), key=lambda each: (len(each.prompt_ids) + len(each.answer_ids), _key(each)))
+        ordered = sorted(set(reused), key=_length_and_key)
         blocks = [tuple(ordered[start : start + _BLOCK]) for start in range(0, len(ordered), _BLOCK)]
-        self._block_of = {each: block for block in blocks for each in block} if size <= _CACHE_BYTES else {}
+        self._block_of = {example: block for block in blocks for example in block} if size <= _CACHE_BYTES else {}
         if lockstep:
             self._block_of = {}
 
@@ -54,27 +54,27 @@ class TargetStates:
             if sequence in self._block_of and sequence not in self._cache:
                 block = self._block_of[sequence]
                 self._cache.update(zip(block, self._compute(block), strict=True))
-        missing = [each for each in sequences if each.target_hidden is None and each not in self._cache]
+        missing = [row for row in sequences if row.target_hidden is None and row not in self._cache]
         fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        found = []
+        states_of_all = []
         for sequence in sequences:
             states = sequence.target_hidden
             if states is None:
                 states = self._cache[sequence] if sequence in self._cache else fresh[sequence]
-            found.append(states)
-        return found
+            states_of_all.append(states)
+        return states_of_all
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
         states = answer_hidden_states(self._target, sequences)
         if self._guidance is None:
             return states
         twins = [
-            Example(each.prompt_id, self._guidance.negative_ids, each.answer_ids, each.provenance) for each in sequences
+            Example(row.prompt_id, self._guidance.negative_ids, row.answer_ids, row.provenance) for row in sequences
         ]
         negative = answer_hidden_states(self._target, twins)
         with torch.no_grad():
             return [self._guidance.combine(*both) for both in zip(states, negative, strict=True)]
 
 
-def _key(sequence: Example) -> tuple[str, tuple[int, ...]]:
-    return sequence.prompt_id, sequence.answer_ids
+def _length_and_key(sequence: Example) -> tuple[int, tuple[str, tuple[int, ...]]]:
+    return len(sequence.prompt_ids) + len(sequence.answer_ids), (sequence.prompt_id, sequence.answer_ids)

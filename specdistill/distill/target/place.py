@@ -1,88 +1,252 @@
-"""What stands in for a target whose weights are not loaded: its labels on disk, or a server."""
+"""Where the target is: its weights in memory, its distributions on disk, or behind a server.
+
+Each place refuses the settings that it can't serve, checks itself before anything is loaded, and opens itself. Imports
+nothing heavy: a configuration holds a place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt
-from specdistill.data.soft_labels import LabelStore
-from specdistill.distill.answers.shards import find_shards, select_rows
-from specdistill.distill.config import TrainConfig
+from specdistill.distill.methods import PlaceName, methods_with
 from specdistill.errors import ConfigError, DataError
 from specdistill.files import run_settings
 from specdistill.servers.client import ModelServer, check_url
 
+if TYPE_CHECKING:
+    from specdistill.data.batch import Example
+    from specdistill.data.prompts import Prompt
+    from specdistill.data.soft_labels import LabelStore, TokenLabels
+    from specdistill.distill.answers.shards import Write
+    from specdistill.models import LanguageModel
+    from specdistill_kernels import SoftLabels
 
-def check(config: TrainConfig) -> None:
-    """Proves that stored labels are there and fit this run, and that a URL is one; needs no model and no server.
-
-    Raises:
-        DataError, ConfigError: They don't.
-    """
-    if config.target_server is not None:
-        check_url(config.target_server)
-    if config.soft_labels is None:
-        return
-    directory = Path(config.soft_labels)
-    made = run_settings.read(directory) if directory.is_dir() and run_settings.exists(directory) else {}
-    if "labels" not in made:
-        raise DataError(f"--soft-labels {directory} holds no soft labels; 'specdistill annotate' writes them")
-    find_shards(directory)
-    if made["labels"] == "sampled" and config.loss != "fkl":
-        raise ConfigError(
-            f"drawn labels train fkl only, but {config.loss} is minimised; annotate with --labels top-k for it"
-        )
-    used = config.loss_temperature or config.temperature or 1.0
-    if used != made["temperature"] or config.temperature not in (0, used):
-        raise ConfigError(
-            f"the labels in {directory} are at temperature {made['temperature']}; set --temperature (or 0) and "
-            "--loss-temperature to it, or annotate anew"
-        )
+_NEED_WEIGHTS = ("guidance", "reference", "text")
+"""Settings that look at more of the target than labels of answers."""
 
 
-def open_labels(config: TrainConfig) -> LabelStore | None:
-    """The store of --soft-labels."""
-    return None if config.soft_labels is None else LabelStore(find_shards(Path(config.soft_labels)))
+class Labeller(Protocol):
+    """Knows the target's distribution over an answer's tokens without the target in memory."""
+
+    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
+        """Labels for the loss, [answer, K] each, in the order of the sequences."""
+        ...
+
+    def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
+        """Labels of each answer, in order."""
+        ...
 
 
-def reach(config: TrainConfig, say: Callable[[str], None]) -> ModelServer | None:
-    """The server of --target-server, which answers and serves the model.
+@dataclass(frozen=True)
+class OpenTarget:
+    """The target as a run uses it."""
 
-    Args:
-        config: Where it is.
-        say: Where waiting announces itself.
-
-    Raises:
-        ServerError: It does not.
-    """
-    if config.target_server is None:
-        return None
-    return ModelServer(
-        config.target_server,
-        config.server_model,
-        concurrency=config.server_concurrency,
-        patience=config.server_patience,
-        say=say,
-    )
+    model: LanguageModel
+    """With its weights, or only their shapes where there is a labeller."""
+    max_context: int
+    """Tokens that a prompt and its answer may have together."""
+    labeller: Labeller | None = None
+    """Says the target's distributions; None where the model itself does."""
+    write: Write | None = None
+    """Answers in the model's place; None where the model answers or nobody can."""
+    stored: StoredAnswers | None = None
+    """The answers that came with the labels; None where answers are written or given."""
 
 
-def answers(
-    store: LabelStore,
-    config: TrainConfig,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
-    vocab_size: int,
-    copies: int | None = None,
-) -> list[Example]:
-    """The labelled answers to the given prompts; the store then knows where their labels lie.
+class StoredAnswers:
+    """Answers that were labelled, by the prompts that they answer."""
 
-    Raises:
-        DataError: There are none.
-    """
-    assert config.soft_labels is not None
-    found = select_rows(store.rows(), Path(config.soft_labels), prompts, encoded, vocab_size, copies)
-    for number, sequence in found:
-        store.place(sequence, number)
-    return [sequence for _, sequence in found]
+    def __init__(self, store: LabelStore, directory: Path, vocab_size: int) -> None:
+        self._store, self._directory, self._vocab_size = store, directory, vocab_size
+
+    def select(
+        self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], copies: int | None = None
+    ) -> list[Example]:
+        """Finds the answers to some prompts; the store then knows where their labels lie.
+
+        Args:
+            prompts, encoded: Whose answers are wanted.
+            copies: At most this many per prompt, the first ones; None takes all.
+
+        Raises:
+            DataError: There are none.
+        """
+        from specdistill.distill.answers.shards import select_rows
+
+        rows = select_rows(self._store.rows(), self._directory, prompts, encoded, self._vocab_size, copies)
+        for number, example in rows:
+            self._store.place(example, number)
+        return [example for _, example in rows]
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The target's weights, in this process."""
+
+    memory: str = "whole"
+    """How they lie there: whole, offloaded, int8 or nf4."""
+    name: ClassVar[PlaceName] = "memory"
+    has_weights: ClassVar[bool] = True
+
+    def refuse_settings(self, method: str, settings: Mapping[str, Any]) -> None:
+        """Allows every setting."""
+
+    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+        """Raises ModelError where the package that quantises is missing."""
+        from specdistill.models import memory
+
+        memory.check(self.memory)
+
+    def connect(self, say: Callable[[str], None]) -> None:
+        """Has nothing to wait for."""
+
+    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+        """Takes the loaded model as it is."""
+        return OpenTarget(model, model.max_context)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The target's distributions over stored answers, written by `specdistill annotate`."""
+
+    directory: Path
+    memory: ClassVar[str] = "whole"
+    name: ClassVar[PlaceName] = "stored"
+    has_weights: ClassVar[bool] = False
+
+    def refuse_settings(self, method: str, settings: Mapping[str, Any]) -> None:
+        """Refuses what needs more than stored answers and their labels.
+
+        Raises:
+            ConfigError: Names the first such setting.
+        """
+        _refuse_without_weights("--soft-labels", self.name, method, settings)
+        if settings["target_fraction"] not in (None, 1) or settings["reward"] is not None:
+            raise ConfigError("--soft-labels knows stored answers, not the draft's own; set --target-fraction 1")
+        if settings["rollouts"] is not None:
+            raise ConfigError("--soft-labels brings its answers along; leave --rollouts away")
+
+    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+        """Proves that labels are there and fit the run.
+
+        Args:
+            kind: The divergence, or `ce`.
+            temperature: Temperature of the divergence.
+            sampling_temperature: Temperature of the rollouts; 0 is allowed, for a server that decodes greedily.
+
+        Raises:
+            DataError: The directory holds no labels.
+            ConfigError: They were drawn and the divergence is not fkl, or they are at another temperature.
+        """
+        from specdistill.distill.answers.shards import find_shards
+
+        settings = self._settings()
+        find_shards(self.directory)
+        if settings["labels"] == "sampled" and kind != "fkl":
+            raise ConfigError(
+                f"drawn labels train fkl only, but {kind} is minimised; annotate with --labels top-k for it"
+            )
+        if temperature != settings["temperature"] or sampling_temperature not in (0, temperature):
+            raise ConfigError(
+                f"the labels in {self.directory} are at temperature {settings['temperature']}; set --temperature (or "
+                "0) and --loss-temperature to it, or annotate again"
+            )
+
+    def connect(self, say: Callable[[str], None]) -> None:
+        """Has nothing to wait for."""
+
+    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+        """Opens the labels.
+
+        Raises:
+            DataError: A shard can't be read.
+        """
+        from specdistill.data.soft_labels import LabelStore
+        from specdistill.distill.answers.shards import find_shards
+
+        store = LabelStore(find_shards(self.directory))
+        answers = StoredAnswers(store, self.directory, model.vocab_size)
+        return OpenTarget(model, model.max_context, store, stored=answers)
+
+    def _settings(self) -> dict[str, Any]:
+        has_settings = self.directory.is_dir() and run_settings.exists(self.directory)
+        settings = run_settings.read(self.directory) if has_settings else {}
+        if "labels" not in settings:
+            raise DataError(f"--soft-labels {self.directory} holds no soft labels; 'specdistill annotate' writes them")
+        return settings
+
+
+@dataclass(frozen=True)
+class Served:
+    """A vLLM or SGLang server of the target."""
+
+    url: str
+    model: str | None
+    """Name that it serves the target under; None takes the only one."""
+    top_k: int
+    """Likeliest ids per token to ask for."""
+    concurrency: int
+    """Requests under way at a time."""
+    patience: float
+    """Seconds to keep trying while it is away."""
+    memory: ClassVar[str] = "whole"
+    name: ClassVar[PlaceName] = "served"
+    has_weights: ClassVar[bool] = False
+
+    def refuse_settings(self, method: str, settings: Mapping[str, Any]) -> None:
+        """Refuses what a server does not tell.
+
+        Raises:
+            ConfigError: Names the first such setting.
+        """
+        _refuse_without_weights("--target-server", self.name, method, settings)
+        if settings["temperature"] not in (0, 1) or settings["loss_temperature"] not in (0, 1):
+            raise ConfigError(
+                "a server tells probabilities at temperature 1 only; set --temperature 1 or 0, and --loss-temperature 1"
+            )
+
+    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+        """Raises ConfigError where the URL is none."""
+        check_url(self.url)
+
+    def connect(self, say: Callable[[str], None]) -> ModelServer:
+        """Waits until the server lists its models.
+
+        Args:
+            say: Where waiting announces itself.
+
+        Raises:
+            ServerError: It stays away, or does not serve the model.
+        """
+        return ModelServer(self.url, self.model, concurrency=self.concurrency, patience=self.patience, say=say)
+
+    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+        """Compares tokenizers with the server.
+
+        Raises:
+            IncompatibleModelsError: Its model has another one.
+        """
+        from specdistill.distill.target.served import TargetServer
+
+        assert connection is not None, "connect comes first"
+        server = TargetServer(connection, model, self.top_k)
+        return OpenTarget(model, server.max_context, server, server.write)
+
+
+TargetPlace = InMemory | Stored | Served
+
+
+def _refuse_without_weights(flag: str, place: PlaceName, method: str, settings: Mapping[str, Any]) -> None:
+    allowed = methods_with(place)
+    if method not in allowed:
+        raise ConfigError(f"{flag} goes with --method {', '.join(allowed)}, not with {method}")
+    if settings["target_memory"] != "whole":
+        raise ConfigError(f"{flag} loads no target that --target-memory {settings['target_memory']} could keep small")
+    for name in _NEED_WEIGHTS:
+        if settings[name]:
+            raise ConfigError(f"--{name} needs the target itself, not only its labels; leave {flag} away")
+    if settings["top_k"] or settings["top_p"] < 1 or settings["min_p"]:
+        raise ConfigError(f"{flag} knows unfiltered distributions only; leave --top-k, --top-p and --min-p away")

@@ -1,7 +1,7 @@
 """A target that is served elsewhere, by vLLM or SGLang: it answers prompts and labels tokens.
 
-Only the target's configuration and tokenizer are read here. What the server tells of a token is the K likeliest ids
-with their log-probabilities, at temperature 1 whatever the request says (none is applied to those of a prompt); the
+Only the target's configuration and tokenizer are read here. The server tells the K likeliest ids of a token with their
+log-probabilities, at temperature 1 whatever the request says (none is applied to those of a prompt); the
 rest is one outcome of the loss.
 """
 
@@ -51,8 +51,8 @@ class TargetServer:
         self.max_context = min(target.max_context, (server.max_context or target.max_context + 1) - 1)
 
     def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
-        """Of each sequence, in order; the requests run at the same time."""
-        bodies = [self._dialect.label_body([*each.prompt_ids, *each.answer_ids], self._top_k) for each in sequences]
+        """Labels of each sequence, in order; the requests run at the same time."""
+        bodies = [self._dialect.label_body([*row.prompt_ids, *row.answer_ids], self._top_k) for row in sequences]
         try:
             answers = self._ask(bodies)
         except ServerError as error:
@@ -64,7 +64,7 @@ class TargetServer:
         return [self._read(*both) for both in zip(sequences, answers, strict=True)]
 
     def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
-        """What the loss trains on, in the order of the sequences."""
+        """Labels for the loss, in the order of the sequences."""
         return [padded(labels, labels.log_probs) for labels in self.labels_of(sequences)]
 
     def write(
@@ -105,10 +105,10 @@ class TargetServer:
             )
         rows = self._target.head_weight.shape[0]
         ids, log_probs, counts = [], [], []
-        for found in entries[len(sequence.prompt_ids) :]:
+        for entry in entries[len(sequence.prompt_ids) :]:
             # Padding rows of the head have ids too, and next to no probability.
-            fitting = {name: value for name, value in (found or {}).items() if name < self._target.vocab_size}
-            if not found or not fitting or max(found) >= rows or not all(map(_is_log_prob, found.values())):
+            fitting = {name: value for name, value in (entry or {}).items() if name < self._target.vocab_size}
+            if not entry or not fitting or max(entry) >= rows or not all(map(_is_log_prob, entry.values())):
                 raise ServerError(
                     f"{self._server.url} returns ids or probabilities that don't fit the vocabulary of "
                     f"{self._target.name} ({self._target.vocab_size} ids)"

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from specdistill.distill.config import TrainConfig
+from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
 
 
@@ -43,24 +43,25 @@ class Callbacks:
     def __init__(
         self,
         callbacks: Sequence[TrainerCallback],
-        config: TrainConfig,
+        optimiser: OptimiserSettings,
+        evaluation: EvaluationSettings,
         output: Path,
         on_cpu: bool,
         is_main: bool = True,
     ) -> None:
-        self._callbacks = [*callbacks, *(made() for made in check_trackers(config.report_to))]
+        self._callbacks = [*callbacks, *(tracker() for tracker in check_trackers(evaluation.report_to))]
         self._handler: CallbackHandler | None = None
         self._control = TrainerControl()
         self._state = TrainerState(
-            max_steps=config.steps, num_train_epochs=1, is_local_process_zero=is_main, is_world_process_zero=is_main
+            max_steps=optimiser.steps, num_train_epochs=1, is_local_process_zero=is_main, is_world_process_zero=is_main
         )
         if self._callbacks:
             self._arguments = TrainingArguments(
                 output_dir=str(output),
                 report_to="none",
-                max_steps=config.steps,
-                per_device_train_batch_size=config.batch_size,
-                eval_steps=config.eval_every,
+                max_steps=optimiser.steps,
+                per_device_train_batch_size=optimiser.batch_size,
+                eval_steps=evaluation.eval_every,
                 use_cpu=on_cpu,
                 run_name=output.name,
             )

@@ -1,23 +1,26 @@
 """Checkpoints of a run: everything that the rest of it depends on, so that a resumed run is the same run.
 
 `OUTPUT/checkpoints/step-000050/` holds the draft's weights in training precision, the optimiser's moments, the
-schedule, the source's random streams, torch's own, the history and the held-out records. A checkpoint is written beside
-its place and moved there whole, so the newest one that is there is good; the two newest are kept.
+schedule, the source's random streams, torch's own, the history and the held-out records. A checkpoint is written under
+another name and renamed when it is complete, so the newest one that is there is good. The two newest are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdistill.distill.processes import sharding
+from specdistill.distill.training.step import StepRunner
 from specdistill.errors import OutputError
 from specdistill.files import atomic
 
@@ -25,19 +28,98 @@ DIRECTORY = "checkpoints"
 _KEPT = 2
 
 
+class Records(Protocol):
+    """Turns held-out records into tensors and back."""
+
+    def to_tensors(self, records: Any) -> dict[str, Tensor]:
+        """Records for a checkpoint, float64."""
+        ...
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Inverse of `to_tensors`."""
+        ...
+
+
 @dataclasses.dataclass
 class RunState:
-    """What is restored beside weights and optimiser."""
+    """How far a run is, and the states that are restored besides weights and optimiser."""
 
-    step: int
-    tokens: int
-    best_step: int
-    best_value: float
-    history: list[dict[str, Any]]
-    source: dict[str, Any]
-    schedule: dict[str, Any]
-    scaler: dict[str, Any]
-    """Of float16's gradient scaling; empty for the other precisions."""
+    step: int = 0
+    tokens: int = 0
+    """Answer tokens trained on so far."""
+    best_step: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Random streams of the source."""
+    schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of float16's gradient scaling; empty for the other precisions."""
+
+
+class Checkpoints:
+    """Checkpoints of one run.
+
+    Args:
+        output: Directory of the run.
+        network: The draft's network.
+        runner: Holds optimiser, schedule and scaler.
+        records: Turns held-out records into tensors.
+        is_main: Whether this rank writes files.
+    """
+
+    def __init__(self, output: Path, network: nn.Module, runner: StepRunner, records: Records, is_main: bool) -> None:
+        self._output, self._network, self._runner = output, network, runner
+        self._records, self._is_main = records, is_main
+
+    def write(self, state: RunState, start: Any, best: Any) -> None:
+        """Writes where the run stands. Ranks that share the weights call it together.
+
+        Args:
+            state: With the source's streams; schedule and scaler are filled in.
+            start, best: Held-out records of the start and of the best draft.
+        """
+        # Shards are gathered by all ranks, whole weights are those of any.
+        if not (self._is_main or self._runner.shards.sharded):
+            return
+        weights, moments = capture(self._network, self._runner.optimizer)
+        if not self._is_main:
+            return
+        scaler = self._runner.scaler
+        full = dataclasses.replace(
+            state,
+            schedule=self._runner.schedule.state_dict(),
+            scaler={} if scaler is None else scaler.state_dict(),
+        )
+        records = {
+            f"{name}/{key}": values
+            for name, scores in (("start", start), ("best", best))
+            for key, values in self._records.to_tensors(scores).items()
+        }
+        write(self._output, full, weights, moments, records)
+
+    def restore(self) -> tuple[RunState, Any, Any] | None:
+        """Restores weights, optimiser, schedule and random streams from the newest checkpoint; None where none is.
+
+        Returns:
+            The state, and the held-out records of the start and of the best draft.
+        """
+        stored = read(self._output, self._network, self._runner.optimizer)
+        if stored is None:
+            return None
+        state, tensors = stored
+        self._runner.schedule.load_state_dict(state.schedule)
+        # The schedule writes the rate into the optimiser only when it steps.
+        rates = self._runner.schedule.get_last_lr()
+        for group, rate in zip(self._runner.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if state.scaler and self._runner.scaler is not None:
+            self._runner.scaler.load_state_dict(state.scaler)
+        parts: dict[str, dict[str, Tensor]] = {"start": {}, "best": {}}
+        for name, values in tensors.items():
+            which, _, key = name.partition("/")
+            parts[which][key] = values
+        return state, *(self._records.from_tensors(parts[name]) for name in ("start", "best"))
 
 
 def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -45,12 +127,12 @@ def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[
 
     Args:
         network: Trained weights; frozen ones are left out, the start still has them.
-        optimizer: Of these weights.
+        optimizer: Optimiser of these weights.
     """
     names = trained(network)
-    weights = {name: sharding.whole(each.detach()).contiguous() for name, each in names.items()}
+    weights = {name: sharding.full_tensor(parameter.detach()).contiguous() for name, parameter in names.items()}
     moments = {
-        f"{name}/{key}": sharding.whole(torch.as_tensor(value)).contiguous()
+        f"{name}/{key}": sharding.full_tensor(torch.as_tensor(value)).contiguous()
         for name, parameter in names.items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -67,8 +149,8 @@ def write(
     """Writes a checkpoint and removes those that are no longer kept.
 
     Args:
-        output: Of the run.
-        state: See there.
+        output: Directory of the run.
+        state: How far the run is.
         weights, moments: From `capture`.
         records: Held-out records, flattened.
 
@@ -81,9 +163,9 @@ def write(
         save_file(moments, temporary / "optimizer.safetensors")
         save_file({"cpu": torch.get_rng_state(), **_gpu_streams()}, temporary / "random.safetensors")
         # Copies: the best may be the start itself, and safetensors refuses to write shared memory twice.
-        save_file({name: each.clone() for name, each in records.items()}, temporary / "records.safetensors")
+        save_file({name: values.clone() for name, values in records.items()}, temporary / "records.safetensors")
         (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    for old in _found(output)[:-_KEPT]:
+    for old in _folders(output)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -100,31 +182,34 @@ def read(
     """
     for leftover in (output / DIRECTORY).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    found = _found(output)
-    if not found:
+    folders = _folders(output)
+    if not folders:
         return None
     try:
-        weights = load_file(found[-1] / "network.safetensors")
-        moments = load_file(found[-1] / "optimizer.safetensors")
-        streams = load_file(found[-1] / "random.safetensors")
-        records = load_file(found[-1] / "records.safetensors")
-        state = RunState(**json.loads((found[-1] / "state.json").read_text()))
+        weights = load_file(folders[-1] / "network.safetensors")
+        moments = load_file(folders[-1] / "optimizer.safetensors")
+        streams = load_file(folders[-1] / "random.safetensors")
+        records = load_file(folders[-1] / "records.safetensors")
+        state = RunState(**json.loads((folders[-1] / "state.json").read_text()))
         names = trained(network)
         with torch.no_grad():
             for name, parameter in names.items():
-                parameter.copy_(sharding.like(weights[name], parameter))
+                parameter.copy_(sharding.distributed_like(weights[name], parameter))
         # Where no step was taken, there are no moments yet.
         if moments:
             for name, parameter in names.items():
                 # The fused optimiser wants its count of steps where the parameter is, too.
                 optimizer.state[parameter] = {
                     "step": moments[f"{name}/step"].to(parameter.device),
-                    **{key: sharding.like(moments[f"{name}/{key}"], parameter) for key in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        key: sharding.distributed_like(moments[f"{name}/{key}"], parameter)
+                        for key in ("exp_avg", "exp_avg_sq")
+                    },
                 }
     except Exception as error:
         raise OutputError(
-            f"the checkpoint {found[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the one "
-            "before, or start again with another --output"
+            f"the checkpoint {folders[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the "
+            "one before, or start again with another --output"
         ) from error
     torch.set_rng_state(streams["cpu"])
     if "cuda" in streams and torch.cuda.is_available():
@@ -142,7 +227,7 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def _found(output: Path) -> list[Path]:
+def _folders(output: Path) -> list[Path]:
     return sorted((output / DIRECTORY).glob("step-*"))
 
 

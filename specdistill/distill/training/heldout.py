@@ -1,4 +1,4 @@
-"""The held-out look: what the draft makes of the target's answers to prompts that training never sees."""
+"""Held-out scores: how the draft predicts the target's answers to prompts that training never sees."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _BATCH = 8
 _BY_RULE = ("alpha", "token_acceptance", "alpha_at_1")
 
 
-class Look(Protocol):
+class HeldOutScorer(Protocol):
     """Scores drafts on the same answers again and again."""
 
     measure: str
-    """What the numbers are, for people."""
+    """Name of the numbers, for people."""
     watched: str
     """The name of the number that early stopping follows; more is better."""
 
@@ -54,7 +54,7 @@ class Look(Protocol):
         ...
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
-        """And back."""
+        """Inverse of `to_tensors`."""
         ...
 
 
@@ -93,21 +93,23 @@ class HeldOut:
 
     def to_tensors(self, records: Sequence[PromptAcceptance]) -> dict[str, Tensor]:
         """`number.field` or `number.field.rule` -> values."""
-        found = {}
+        tensors = {}
         for number, record in enumerate(records):
-            found[f"{number}.fkl"] = torch.from_numpy(record.fkl)
+            tensors[f"{number}.fkl"] = torch.from_numpy(record.fkl)
             for field in _BY_RULE:
                 values = getattr(record, field)
                 # At temperature 0 all rules hold the same array, which safetensors refuses to share.
-                found |= {f"{number}.{field}.{rule}": torch.from_numpy(each.copy()) for rule, each in values.items()}
-        return found
+                tensors |= {
+                    f"{number}.{field}.{rule}": torch.from_numpy(rates.copy()) for rule, rates in values.items()
+                }
+        return tensors
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> list[PromptAcceptance]:
-        """And back."""
+        """Inverse of `to_tensors`."""
         fields: dict[int, dict[str, Any]] = {}
         for name, values in tensors.items():
             number, field, *rule = name.split(".")
-            record = fields.setdefault(int(number), {each: {} for each in _BY_RULE})
+            record = fields.setdefault(int(number), {name: {} for name in _BY_RULE})
             if rule:
                 record[field][rule[0]] = values.numpy()
             else:
@@ -119,7 +121,7 @@ class TokenLabeller(Protocol):
     """Knows the target's distribution over an answer's tokens by some of its ids."""
 
     def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
-        """Of each answer, in order."""
+        """Labels of each answer, in order."""
         ...
 
 
@@ -133,9 +135,9 @@ class HeldOutLabels(HeldOut):
     Args:
         labeller: Asked once for all answers.
         answers: The target's.
-        temperature: Of the labels.
+        temperature: Temperature of the labels.
         greedy: Whether the server will decode greedily: then every rule is agreement.
-        rule: Watched.
+        rule: Acceptance rule that early stopping watches.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class HeldOutLabels(HeldOut):
         highest = highest.scatter_reduce(0, rows, log_p, "amax")
         greedy = per_token(says * (log_p == highest[rows])).clamp(max=1)
         if labels.draws is None:
-            left_p, left_q = ((1 - per_token(each.exp())).clamp(min=0) for each in (log_p, at_ids))
+            left_p, left_q = ((1 - per_token(logs.exp())).clamp(min=0) for logs in (log_p, at_ids))
             sampled = per_token(torch.minimum(log_p.exp(), at_ids.exp())) + torch.minimum(left_p, left_q)
             argmax_draft = per_token(says * log_p.exp())
             fkl = per_token(_times_log_ratio(log_p.exp(), at_ids.exp())) + _times_log_ratio(left_p, left_q)

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
-from specdistill.distill.config import TrainConfig
+from specdistill.distill.training.loss_settings import Objective
 from specdistill.models import LanguageModel
 from specdistill_kernels import SoftLabels, fused_divergence
 
 
 class StepTotals(NamedTuple):
-    """Of the whole optimiser step: all its micro-batches on all ranks, counted after rollouts."""
+    """Counts over the whole optimiser step: all its micro-batches on all ranks, after rollouts."""
 
     tokens: int
     sequences: int
 
 
 class LossOutput(NamedTuple):
-    """What a micro-batch contributes; the sum over a step's micro-batches is the step's loss."""
+    """A micro-batch's contribution; the sum over a step's micro-batches is the step's loss."""
 
     loss: Tensor
     alpha_sum: Tensor
@@ -39,19 +39,19 @@ class DistillationLoss(nn.Module):
     Args:
         draft: Trained; its network is this module's only submodule.
         target: Its head multiplies the target's hidden states. Ignored for cross entropy.
-        config: What is minimised.
+        objective: Loss to minimise.
         reference: AdaSPEC's reference draft, or None.
     """
 
     def __init__(
-        self, draft: LanguageModel, target: LanguageModel, config: TrainConfig, reference: LanguageModel | None = None
+        self, draft: LanguageModel, target: LanguageModel, objective: Objective, reference: LanguageModel | None = None
     ) -> None:
         super().__init__()
         self.network = draft.model
         # LanguageModels are no modules, so nothing of the target counts as a parameter here.
-        self._draft, self._target, self._reference, self._config = draft, target, reference, config
-        self.kind, self.beta, self.scale = divergence_of(config.loss, config.beta)
-        self.temperature = config.loss_temperature or config.temperature or 1.0
+        self._draft, self._target, self._reference, self._objective = draft, target, reference, objective
+        self.kind, self.beta, self.scale = divergence_of(objective.kind, objective.beta)
+        self.temperature = objective.temperature
 
     def forward(
         self,
@@ -66,9 +66,9 @@ class DistillationLoss(nn.Module):
         Args:
             batch: Sequences.
             target_hidden: [tokens, target_hidden_size] in the order of `batch.labels`; None for cross entropy.
-            totals: Of the step.
+            totals: Counts over the step.
             advantages: [batch], of answers that the draft wrote; None without a reward.
-            soft_labels: Of the tokens, instead of the target's hidden states.
+            soft_labels: Labels of the tokens, instead of the target's hidden states.
         """
         hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
@@ -76,15 +76,15 @@ class DistillationLoss(nn.Module):
             hidden = hidden.to(self._draft.head_weight.dtype)
             mean = torch.full((hidden.shape[0],), 1 / max(1, totals.tokens), device=hidden.device)
             weights = mean * (self._selection(batch, hidden, target_hidden) if self._reference is not None else 1)
-            weights = weights * (self.scale * (1 - self._config.ce_weight) if self.kind != "ce" else 1)
-            if self._config.reward is not None:
-                weights = weights * self._config.distill_weight
+            weights = weights * (self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1)
+            if self._objective.distill_weight is not None:
+                weights = weights * self._objective.distill_weight
             output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels, soft_labels=soft_labels)
             loss = output.loss
-            if self._config.ce_weight and self.kind != "ce":
+            if self._objective.ce_weight and self.kind != "ce":
                 # On its own tokens a model's cross entropy only makes it surer of what it says already.
                 own = batch.provenance[batch.response_mask] == Provenance.DRAFT
-                labelled = self._config.ce_weight * mean.masked_fill(own, 0)
+                labelled = self._objective.ce_weight * mean.masked_fill(own, 0)
                 loss = loss + self._divergence("ce", hidden, None, labelled, batch.labels).loss
             if advantages is not None:
                 loss = loss + self._policy_loss(batch, hidden, advantages, totals.sequences)
@@ -92,9 +92,11 @@ class DistillationLoss(nn.Module):
 
     def _policy_loss(self, batch: Batch, hidden: Tensor, advantages: Tensor, sequences: int) -> Tensor:
         """REINFORCE: minus the mean over answers of advantage times log q(answer), at the temperature of sampling."""
+        objective = self._objective
+        assert objective.distill_weight is not None, "advantages come from a reward"
         row = batch.predicting.nonzero()[:, 0]
-        weights = (1 - self._config.distill_weight) * advantages[row].to(hidden.dtype) / sequences
-        return self._divergence("ce", hidden, None, weights, batch.labels, self._config.temperature).loss
+        weights = (1 - objective.distill_weight) * advantages[row].to(hidden.dtype) / sequences
+        return self._divergence("ce", hidden, None, weights, batch.labels, objective.sampling_temperature).loss
 
     @torch.no_grad()
     def _selection(self, batch: Batch, hidden: Tensor, target_hidden: Tensor | None) -> Tensor:
@@ -109,7 +111,7 @@ class DistillationLoss(nn.Module):
             self._divergence("fkl", hidden, target_hidden, unweighted, batch.labels).per_token
             - self._divergence("fkl", theirs, target_hidden, unweighted, batch.labels, draft=self._reference).per_token
         )
-        count = math.ceil(self._config.select_fraction * len(behind))
+        count = math.ceil(self._objective.select_fraction * len(behind))
         chosen = torch.zeros_like(behind)
         chosen[behind.topk(count).indices] = len(behind) / max(1, count)
         return chosen
@@ -134,7 +136,7 @@ class DistillationLoss(nn.Module):
             weights,
             kind=kind,
             beta=self.beta,
-            eta=self._config.eta,
+            eta=self._objective.eta,
             temperature=temperature or self.temperature,
             labels=labels,
             vocab_size=draft.vocab_size,

@@ -24,14 +24,14 @@ class Repair(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name != BROKEN:
             return None
         sys.meta_path.remove(self)
-        self.found = importlib.util.find_spec(name)
-        return importlib.util.spec_from_loader(name, self, origin=self.found.origin)
+        self.spec = importlib.util.find_spec(name)
+        return importlib.util.spec_from_loader(name, self, origin=self.spec.origin)
 
     def create_module(self, spec):
-        return importlib.util.module_from_spec(self.found)
+        return importlib.util.module_from_spec(self.spec)
 
     def exec_module(self, module):
-        self.found.loader.exec_module(module)
+        self.spec.loader.exec_module(module)
         module._expand_kernel_impl = expand
 
 

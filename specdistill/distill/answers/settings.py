@@ -1,0 +1,44 @@
+"""Settings that generate, annotate and train-draft share: which engine writes, and on which cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from specdistill.errors import ConfigError
+from specdistill.settings.checks import at_least
+
+RolloutEngineName = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The engine that writes answers."""
+
+    rollout_engine: RolloutEngineName = "transformers"
+    """Engine that writes the answers. vllm runs vLLM in this process; install it next to specdistill."""
+    engine_memory: float = 0.9
+    """Share of the GPU's memory that vLLM may take; for --rollout-engine vllm."""
+
+    def __post_init__(self) -> None:
+        if self.uses_engine and not 0 < self.engine_memory < 1:
+            raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
+
+    @property
+    def uses_engine(self) -> bool:
+        """Whether another engine than transformers writes."""
+        return self.rollout_engine != "transformers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The Ray cluster that writes shards."""
+
+    ray: str | None = None
+    """Write the shards on a Ray cluster (needs specdistill[ray]): its address, `auto`, or `local` for one started here.
+    All its machines must see --output."""
+    ray_workers: int = 1
+    """Workers of --ray, each with the whole target; each takes a GPU where there are any."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "ray_workers")

@@ -1,0 +1,83 @@
+"""Computes again the step that ended a run, from the files that the run kept of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from specdistill.data.batch import Example, collate, join_soft_labels
+from specdistill.distill.methods import METHODS
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training.checkpoints import trained
+from specdistill.distill.training.guard_rails import LABELS_FILE, SEQUENCES_FILE, WEIGHTS_FILE
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
+from specdistill.distill.training.loss_settings import LossSettings, Objective
+from specdistill.files import run_settings
+from specdistill.models import ModelPair, load_pair
+from specdistill.settings.parts import pick
+from specdistill.settings.sampling import Sampling
+from specdistill_kernels import SoftLabels
+
+
+def reproduce(directory: Path) -> tuple[float, float]:
+    """Loss and gradient norm of a step that failed.
+
+    Rewards, AdaSPEC's selection and guidance play no part; the divergence and cross entropy do.
+
+    Args:
+        directory: `failed-step-000004` or the like, in the run's output.
+    """
+    settings = run_settings.read(directory)
+    objective = _objective(settings)
+    sequences, soft = _examples(directory)
+    pair = _pair(directory, settings, target_weights=soft is None)
+    module = DistillationLoss(pair.draft, pair.target, objective)
+    totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences))
+    hidden = None
+    if objective.needs_target and soft is None:
+        hidden = torch.cat(TargetStates(pair.target).of(sequences))
+    if soft is not None:
+        soft = SoftLabels(*(part.to(pair.draft.device) for part in soft))
+    loss = module(collate(sequences).to(pair.draft.device), hidden, totals, soft_labels=soft).loss
+    loss.backward()
+    norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
+    return float(loss.detach()), float(torch.stack(norms).norm())
+
+
+def _objective(settings: dict[str, Any]) -> Objective:
+    loss: LossSettings = pick(LossSettings, settings)
+    sampling: Sampling = pick(Sampling, settings)
+    return loss.objective(METHODS[settings["method"]], sampling)
+
+
+def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
+    """The examples of the step, and their soft labels where they had some."""
+    rows = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
+    examples = [Example(name, tuple(prompt), tuple(answer), tuple(marks)) for name, prompt, answer, marks in rows]
+    if not (directory / LABELS_FILE).is_file():
+        return examples, None
+    labels = load_file(directory / LABELS_FILE)
+    parts = [SoftLabels(labels[f"{row}.token_ids"], labels[f"{row}.log_probs"]) for row in range(len(examples))]
+    return examples, join_soft_labels(parts)
+
+
+def _pair(directory: Path, settings: dict[str, Any], *, target_weights: bool) -> ModelPair:
+    """Both models as they were before the step."""
+    pair = load_pair(
+        settings["target"],
+        settings["draft"],
+        draft_dtype=torch.float32,
+        target_weights=target_weights,
+        say=lambda text: None,
+    )
+    pair.target.model.requires_grad_(False)
+    weights = load_file(directory / WEIGHTS_FILE)
+    with torch.no_grad():
+        for name, parameter in trained(pair.draft.model).items():
+            parameter.copy_(weights[name])
+    pair.draft.model.train()
+    return pair

@@ -1,0 +1,131 @@
+"""Results of the commands that make drafts. They stand here because `distill` fills them and `report` prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from specdistill.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """Result of `train_draft`, as in summary.json."""
+
+    output: str
+    """Directory of the draft."""
+    steps: int
+    """Optimiser steps that were done."""
+    best_step: int
+    """Step of the draft that was kept; 0 is the start."""
+    interrupted: bool
+    learning_rate: float
+    """Peak."""
+    heldout_prompts: int
+    training_prompts: int
+    processes: int
+    measure: str
+    """Name of the numbers below, for people: alpha, or log-likelihood per byte."""
+    before: Mapping[str, float]
+    """Held-out score of the start, by rule."""
+    after: Mapping[str, float]
+    """Held-out score of the kept draft, by rule."""
+    gain: Mapping[str, Estimate]
+    """Paired difference after - before, by rule."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary for summary.json."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {"gain": {rule: estimate.to_json() for rule, estimate in self.gain.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSummary:
+    """Answers of one model, and what they cost."""
+
+    name: str
+    parameters: int
+    prompts: int
+    rollouts: int
+    """Answers."""
+    tokens: int
+    """Tokens of all answers."""
+    budget: float
+    """Sampling FLOPs, or the price of the tokens."""
+    distinct_per_prompt: float | None = None
+    """Different answers per prompt; this and the rest only where two models are compared."""
+    target_log_likelihood: float | None = None
+    """Mean log-likelihood per token under the target, in nats, over answers."""
+    mean_score: float | None = None
+    """Mean score; None without a scorer."""
+    coverage: float | None = None
+    """Share of prompts with an answer that scored above 0; None without a scorer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSummary:
+    """Result of `generate`."""
+
+    output: str
+    match: Literal["compute", "cost"] | None
+    """Unit of the budgets that two models were matched by; None for one model."""
+    generators: Mapping[str, GeneratorSummary]
+    """By role: target, and other where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateSummary:
+    """Result of `annotate`."""
+
+    output: str
+    answers: int
+    tokens: int
+    labels_per_token: float
+    bytes_per_token: float
+    """Bytes of the label columns per answer token, as they lie on disk."""
+    planned_bytes_per_token: float
+    """The most that was expected beforehand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCandidate:
+    """A choice of layers and its alpha."""
+
+    layers: Sequence[int]
+    alpha: float
+    """Teacher-forced alpha of the untrained cut."""
+    trained_alpha: float | None = None
+    """Alpha after the short training; None where there was none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSummary:
+    """Result of `init_draft`, as in init_draft.json."""
+
+    config: Mapping[str, Any]
+    """Settings, by their flat names."""
+    layers: Sequence[int]
+    """Layers of the target that the draft keeps."""
+    candidates: Mapping[str, LayerCandidate]
+    """Every choice that was compared, by its name."""
+    parameters: int
+    target_parameters: int
+    head_size: int | None = None
+    """Ids of a trimmed output head; None for the whole vocabulary."""
+    head_covers: float | None = None
+    """Share of the target's probability on those ids."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary for init_draft.json; what is None is left out."""
+        return _without_none(dataclasses.asdict(self) | {"config": dict(self.config)})
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in values.items() if value is not None}
+    kept["candidates"] = {
+        name: {key: value for key, value in candidate.items() if value is not None}
+        for name, candidate in kept["candidates"].items()
+    }
+    return kept

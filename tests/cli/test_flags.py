@@ -1,0 +1,178 @@
+"""Flags and YAML keys of every command: flat, with the defaults that they had before settings were put in parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from cyclopts import App
+from flag_table import flag_table
+
+from specdistill.cli import app, main
+
+TABLE = json.loads((Path(__file__).parent / "flags.json").read_text())
+REQUIRED = {
+    "annotate": {"target": "t", "output": "o"},
+    "bench": {"target": "t", "draft": "d"},
+    "check": {"target": "t", "draft": "d"},
+    "export": {"target": "t", "draft": "d", "output": "o", "format": "vllm"},
+    "generate": {"target": "t", "output": "o"},
+    "init-draft": {"target": "t", "output": "o", "layers": 3},
+    "plan": {"target_params": "70B", "draft_params": "1B"},
+    "train-draft": {"target": "t", "draft": "d", "output": "o"},
+}
+SERVED = {"engine": "openai-server", "url": "http://h:1/v1", "baseline_url": "http://h:2/v1", "num_draft_tokens": 3}
+CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memory": 64.0}
+# Settings that need others beside them, or one value among few.
+TOGETHER = {
+    "bench": {
+        "engine": {"engine": "transformers"},
+        "url": SERVED,
+        "baseline_url": SERVED,
+        "server_model": SERVED | {"server_model": "m"},
+        "engine_args": {"engine": "vllm", "engine_args": "--enforce-eager"},
+        "rule": {"rule": "block", "temperature": 1.0},
+        "lenience": {"rule": "lenient", "lenience": 0.5, "temperature": 1.0},
+    },
+    "export": {
+        "format": {"format": "gguf", "output": "o.gguf", "target": "t.gguf"},
+        "output": {"output": "elsewhere"},
+        "type": {"type": "float16"},
+        "target_gguf": {"format": "gguf", "output": "o.gguf", "target_gguf": "t.gguf"},
+    },
+    "init-draft": {"layers": {"layers": 4}},
+    "generate": {
+        "match": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
+        "target_price": {"other": "x", "target_price": 2.0},
+        "other_price": {"other": "x", "other_price": 2.0},
+        "top_p": {"top_p": 0.9},
+    },
+    "plan": {
+        "gpu": CARD,
+        "gpu_tflops": CARD,
+        "gpu_bandwidth": CARD,
+        "gpu_memory": CARD,
+        "target_params": {"target_params": "30B"},
+        "draft_params": {"draft_params": "500M"},
+        "target_resident_params": {"target_resident_params": "200B"},
+        "on_policy_fraction": {"on_policy_fraction": 0.5},
+        "labels": {"labels": "stored", "on_policy_fraction": 0.0},
+    },
+    "train-draft": {
+        "beta": {"beta": 0.25, "divergence": "jsd"},
+        "distill_weight": {"distill_weight": 0.25, "reward": "m:f"},
+        "divergence": {"divergence": "rkl"},
+        "method": {"method": "gkd"},
+        "text": {"text": "x.txt", "method": "sft"},
+        "soft_labels": {"soft_labels": "x"},
+        "target_server": {"target_server": "http://h:1/v1"},
+        "guidance": {"guidance": 0.5, "negative_prompt": "no"},
+        "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
+        "online": {"online": "log", "method": "online"},
+        "checkpoint_every": {"checkpoint_every": 50},
+        "shard": {"shard": "draft"},
+        "reward": {"reward": "m:f"},
+        "report_to": {"report_to": ["tensorboard", "mlflow"]},
+        "target_fraction": {"target_fraction": 0.5},
+        "rollout_engine": {"rollout_engine": "vllm"},
+    },
+}
+CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]
+
+
+def another_value(entry):
+    """A value that is not the default and that no check refuses."""
+    default = entry.get("default")
+    if "choices" in entry:
+        return next(choice for choice in entry["choices"] if choice != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return default / 2 if default else 0.5
+    return "another"
+
+
+def settings_for(command, flag):
+    key = flag.removeprefix("--").replace("-", "_")
+    together = TOGETHER.get(command, {}).get(key) or {key: another_value(TABLE[command][flag])}
+    return key, REQUIRED[command] | together
+
+
+def as_flags(settings):
+    words = []
+    for key, value in settings.items():
+        flag = f"--{key.replace('_', '-')}"
+        for item in value if isinstance(value, list) else [value]:
+            words.append(flag if item is True else f"{flag}={item}")
+    return words
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path, capsys):
+    """Parses a command as `main` does, and returns its configuration instead of running it."""
+    configs = []
+
+    def record(self, tokens, **options):
+        _, bound, _ = self.parse_args(tokens, exit_on_error=False, print_error=False)
+        configs.append(bound.arguments["config"])
+
+    monkeypatch.setattr(App, "__call__", record)
+
+    def parse(command, *words, file=None):
+        if file is not None:
+            (tmp_path / "settings.yaml").write_text(yaml.safe_dump(file))
+            words = (*words, "--config", str(tmp_path / "settings.yaml"))
+        code = main([command, *words])
+        assert code == 0, capsys.readouterr().err
+        return configs.pop()
+
+    return parse
+
+
+def test_every_command_has_the_flags_and_defaults_it_had():
+    assert json.loads(json.dumps(flag_table(app))) == TABLE
+
+
+@pytest.mark.parametrize(("command", "flag"), CASES, ids=[f"{command} {flag}" for command, flag in CASES])
+def test_a_setting_is_a_flag_and_a_flat_key(parse, command, flag):
+    key, settings = settings_for(command, flag)
+    from_file = parse(command, file=settings)
+    assert from_file == parse(command, *as_flags(settings))
+    flat = from_file.to_flat()
+    assert flat[key] == settings[key] and flat[key] != TABLE[command][flag].get("default")
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_flags_win_over_the_file(parse, command):
+    overridden = {key: f"flag-{value}" for key, value in REQUIRED[command].items() if key in ("target", "draft")}
+    overridden = overridden or {"target_params": "30B"}
+    flat = parse(command, *as_flags(overridden), file=REQUIRED[command]).to_flat()
+    assert {key: flat[key] for key in REQUIRED[command]} == REQUIRED[command] | overridden
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "inner"),
+    [
+        ("train-draft", "loss", {"beta": 0.5}),
+        ("train-draft", "sampling", {"temperature": 0.5}),
+        ("generate", "machine", {"device": "cpu"}),
+        ("bench", "sampling", {"top_k": 5}),
+        ("init-draft", "machine", {"threads": 1}),
+    ],
+)
+def test_nested_keys_are_refused_with_a_hint(tmp_path, capsys, command, part, inner):
+    (tmp_path / "nested.yaml").write_text(yaml.safe_dump(REQUIRED[command] | {part: inner}))
+    assert main([command, "--config", str(tmp_path / "nested.yaml")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "flat" in line and next(iter(inner)) in line
+
+
+def test_an_unknown_key_is_refused(tmp_path, capsys):
+    (tmp_path / "unknown.yaml").write_text(yaml.safe_dump(REQUIRED["check"] | {"temprature": 1}))
+    assert main(["check", "--config", str(tmp_path / "unknown.yaml")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "temprature" in line
