@@ -23,6 +23,7 @@ from benchmarks.support.results import write_result
 from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.latency import first_difference
+from specdistill.evaluation.to_json import to_json
 from specdistill.models import load_pair
 
 BATCH = 8
@@ -57,7 +58,7 @@ def main() -> None:
                 rounds[length] += len(other.rounds)
                 difference = first_difference(pair.target, prompts[index], encoded[index], own, other)
                 if difference:
-                    differences.append(difference | {"num_draft_tokens": length})
+                    differences.append(to_json(difference) | {"num_draft_tokens": length})
         print(f"{chunk.stop}/{len(prompts)} prompts: {len(differences)} differences so far", flush=True)
     result = {
         "prompts": len(prompts),

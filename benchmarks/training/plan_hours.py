@@ -33,13 +33,6 @@ from specdistill.evaluation.plan import plan
 from specdistill.evaluation.plan_config import PlanConfig
 
 STEPS = 4
-COUNTED_TOKENS = {
-    "target writes": "written",
-    "target labels": "labelled",
-    "draft writes": "own",
-    "draft trains": "trained_with_prompts",
-}
-"""Stage -> the entry of plan's `tokens` by which its time grows."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +135,8 @@ def plan_at_peak(trainer: StepTrainer, steps: list[MeasuredStep], peak: Peak) ->
             decode_batch=BATCH,
         )
     )
-    hours, tokens = estimate["gpu_hours"], estimate["tokens"]
-    return {stage: hours[stage] * 3600 / tokens[entry] for stage, entry in COUNTED_TOKENS.items()}
+    tokens = estimate.tokens.by_stage()
+    return {stage: estimate.gpu_hours[stage] * 3600 / tokens[stage] for stage in tokens}
 
 
 def measure_draft(draft: str, peak: Peak) -> dict[str, Any]:

@@ -77,6 +77,13 @@ TOGETHER = {
         "report_to": {"report_to": ["tensorboard", "mlflow"]},
         "target_fraction": {"target_fraction": 0.5},
         "rollout_engine": {"rollout_engine": "vllm"},
+        "engine_memory": {"rollout_engine": "vllm", "engine_memory": 0.5},
+        "push_every": {"rollout_engine": "vllm", "push_every": 2},
+        "lmbda": {"lmbda": 0.25, "method": "gkd"},
+        "online_wait": {"online_wait": 30.0, "online": "log", "method": "online"},
+        "scorer": {"scorer": "exact-match", "method": "best-of-n"},
+        "skd_top_k": {"skd_top_k": 9, "method": "skd"},
+        "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
     },
 }
 CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]

@@ -30,9 +30,9 @@ from specdistill import annotate, generate, load_model, train_draft
 from specdistill.data import Provenance, soft_labels
 from specdistill.data.soft_labels import LabelStore
 from specdistill.decoding import Sampling
-from specdistill.distill.answers.annotate import to_sequence
+from specdistill.distill.answers.annotate import to_example
 from specdistill.distill.answers.shards import find_shards, read_rollouts
-from specdistill.distill.training import guard_rails
+from specdistill.distill.reproduce import reproduce
 from specdistill.distill.training.heldout import HeldOut, HeldOutLabels
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.evaluation.acceptance import answer_hidden_states
@@ -55,7 +55,7 @@ def supervised_config(folder, output, **settings):
 def stored(directory):
     """The labels in a directory, and the answers that they belong to."""
     store = LabelStore(find_shards(directory))
-    answers = [to_sequence(row) for row in store.rows()]
+    answers = [to_example(row) for row in store.rows()]
     for number, answer in enumerate(answers):
         store.place(answer, number)
     return store, answers
@@ -70,7 +70,7 @@ def true_log_probs(folder, answer, temperature=1.0):
 def test_the_likeliest_ids_are_stored_as_the_target_has_them(folder, tmp_path):
     summary = annotate(annotate_config(folder, tmp_path / "out", temperature=0.7))
     store, answers = stored(tmp_path / "out")
-    assert len(answers) == summary["answers"] == 48 and not store.drawn
+    assert len(answers) == summary.answers == 48 and not store.drawn
     labels = store.token_labels(answers[3])
     best = true_log_probs(folder, answers[3], 0.7).topk(8)
     assert (labels.ids.reshape(-1, 8) == best.indices).all()
@@ -84,10 +84,10 @@ def test_the_likeliest_ids_are_stored_as_the_target_has_them(folder, tmp_path):
 def test_bytes_per_token_are_said_beforehand_and_measured_after(folder, tmp_path):
     summary = annotate(annotate_config(folder, tmp_path / "out"))
     # 8 ids of 2 bytes, 8 log-probabilities of 2 bytes, and the count.
-    assert summary["planned_bytes_per_token"] == 34 and summary["labels_per_token"] == 8
-    assert 0 < summary["bytes_per_token"] < 60
+    assert summary.planned_bytes_per_token == 34 and summary.labels_per_token == 8
+    assert 0 < summary.bytes_per_token < 60
     wide = annotate(annotate_config(folder, tmp_path / "wide", precision="float32"))
-    assert wide["planned_bytes_per_token"] == 50
+    assert wide.planned_bytes_per_token == 50
 
 
 def test_a_disk_without_room_is_found_before_the_target_is_loaded(folder, tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_drawn_labels_are_unbiased(folder, tmp_path):
 
 
 def stored_answer(folder):
-    return to_sequence(read_rollouts(folder / "answers")[5])
+    return to_example(read_rollouts(folder / "answers")[5])
 
 
 @pytest.mark.parametrize("k", [4, 16])
@@ -168,7 +168,7 @@ def test_training_from_labels_of_the_whole_vocabulary_is_online_training(folder,
     a, b = (load_model(str(tmp_path / name)) for name in "ab")
     for left, right in zip(a.model.parameters(), b.model.parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-4)
-    assert offline["steps"] == online["steps"] == 6 and offline["before"]["greedy"] > 0
+    assert offline.steps == online.steps == 6 and offline.before["greedy"] > 0
 
 
 @pytest.mark.parametrize("labels", ["top-k", "sampled"])
@@ -178,7 +178,7 @@ def test_training_needs_no_weights_of_the_target(folder, tmp_path, labels):
     shutil.copytree(folder / "target", target, ignore=shutil.ignore_patterns("*.safetensors"))
     settings = {"target": str(target), "soft_labels": str(tmp_path / "labels"), "steps": 60, "eval_every": 20}
     summary = train_draft(supervised_config(folder, tmp_path / "out", **settings))
-    assert summary["gain"]["sampled"]["ci95"][0] > 0
+    assert summary.gain["sampled"].low > 0
     saved = load_model(str(tmp_path / "out"))
     assert saved.head_weight.shape[0] == 65 and saved.eos_token_ids == {1}
 
@@ -206,7 +206,7 @@ def test_a_label_run_resumes(folder, tmp_path):
 def test_given_answers_can_be_labelled(folder, tmp_path):
     summary = annotate(annotate_config(folder, tmp_path / "out", rollouts=None, prompts=str(folder / "prompts.jsonl")))
     answers = stored(tmp_path / "out")[1]
-    assert summary["answers"] == 24 and {answer.provenance[0] for answer in answers} == {Provenance.GIVEN}
+    assert summary.answers == 24 and {answer.provenance[0] for answer in answers} == {Provenance.GIVEN}
     assert answers[0].answer_ids[-1] == 1, "the end of the answer is labelled too"
 
 
@@ -282,5 +282,5 @@ def test_a_failed_step_is_reproduced_from_its_labels(folder, tmp_path, monkeypat
     values = spoil_loss(monkeypatch, call=4)
     with pytest.raises(SpecdistillError, match="at step 4"):
         train_draft(supervised_config(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels")))
-    loss, norm = guard_rails.reproduce(tmp_path / "out" / "failed-step-000004")
+    loss, norm = reproduce(tmp_path / "out" / "failed-step-000004")
     assert loss == pytest.approx(values[3], rel=1e-5) and 0 < norm < math.inf

@@ -42,13 +42,13 @@ def answers(directory):
 def test_writes_a_data_set_with_provenance(folder, tmp_path):
     summary = generate(three_answers(folder, tmp_path / "out"))
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
-    assert len(loaded) == 30 and summary["generators"]["target"]["rollouts"] == 30
+    assert len(loaded) == 30 and summary.generators["target"].rollouts == 30
     row = loaded[0]
     tokenizer = load_model(str(folder / "target")).tokenizer
     assert row["answer"] == tokenizer.decode(row["answer_ids"], skip_special_tokens=True)
     assert row["model"] == str(folder / "target") and set(row["provenance"]) == {Provenance.TARGET}
     assert row["messages"][0]["role"] == "user" and row["finish_reason"] in ("eos", "length")
-    assert summary["generators"]["target"]["tokens"] == sum(len(row["answer_ids"]) for row in loaded)
+    assert summary.generators["target"].tokens == sum(len(row["answer_ids"]) for row in loaded)
 
 
 def test_an_answer_depends_on_its_prompt_and_number_only(folder, tmp_path):
@@ -117,17 +117,17 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
             folder, tmp_path / "out", other=str(folder / "small"), match=match, scorer="exact-match", **settings
         )
     )
-    target, other = summary["generators"]["target"], summary["generators"]["other"]
-    unit = 1.5 if match == "cost" else 2 * other["parameters"]
-    assert other["budget"] == pytest.approx(other["tokens"] * unit)
-    copies = other["rollouts"] // 10
-    assert copies >= (3 if match == "cost" else 1) and other["rollouts"] == copies * 10
+    target, other = summary.generators["target"], summary.generators["other"]
+    unit = 1.5 if match == "cost" else 2 * other.parameters
+    assert other.budget == pytest.approx(other.tokens * unit)
+    copies = other.rollouts // 10
+    assert copies >= (3 if match == "cost" else 1) and other.rollouts == copies * 10
     once = sum(len(row["answer_ids"]) for row in read_rollouts(tmp_path / "out" / "other") if row["copy"] == 0) * unit
-    assert copies * once <= target["budget"] < (copies + 1) * once
+    assert copies * once <= target.budget < (copies + 1) * once
     for generator in (target, other):
-        assert 1 <= generator["distinct_per_prompt"] <= generator["rollouts"] / 10
-        assert generator["target_log_likelihood"] < 0 and 0 <= generator["coverage"] <= 1
-    assert other["target_log_likelihood"] < target["target_log_likelihood"], "the target likes its own answers more"
+        assert 1 <= generator.distinct_per_prompt <= generator.rollouts / 10
+        assert generator.target_log_likelihood < 0 and 0 <= generator.coverage <= 1
+    assert other.target_log_likelihood < target.target_log_likelihood, "the target likes its own answers more"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_adaspec_trains_on_the_tokens_where_the_draft_is_furthest_behind_the_ref
 def test_adaspec_end_to_end(tiny, tmp_path):
     train(tiny, tmp_path / "reference", steps=20, target_fraction=1.0)
     summary = train(tiny, tmp_path / "out", reference=str(tmp_path / "reference"), target_fraction=1.0, steps=20)
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
 
 
 def test_reward_gradient_is_reinforce_mixed_with_the_divergence():
@@ -160,7 +160,7 @@ def test_guided_answers_follow_the_guided_argmax():
 def test_guidance_end_to_end_and_where_it_is_refused(tiny, tmp_path):
     settings = {"guidance": 1.0, "negative_prompt": "w1 w2"}
     summary = train(tiny, tmp_path / "out", steps=30, eval_every=10, target_fraction=1.0, **settings)
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
     save(make_model("gemma2"), tmp_path / "gemma")
     with pytest.raises(ConfigError, match="logits are capped"):
         train(tiny, tmp_path / "x", target=str(tmp_path / "gemma"), **settings)
@@ -173,7 +173,7 @@ def test_lora_trains_adapters_only_and_saves_merged_weights(tiny, tmp_path, kind
     summary = train(
         tiny, tmp_path / "out", draft=str(tmp_path / "draft"), lora_rank=4, steps=20, target_fraction=1.0, patience=0
     )
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     names = set(saved.state_dict())
     assert names == set(start.model.state_dict()), "an engine finds plain weights"
@@ -205,7 +205,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny, tmp_path):
 
 def test_bfloat16_trains_with_a_float32_loss(tiny, tmp_path):
     summary = train(tiny, tmp_path / "out", precision="bfloat16", steps=30, target_fraction=1.0)
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
     train(tiny, tmp_path / "again", precision="float32", steps=2)
 
 
@@ -222,7 +222,7 @@ def test_callbacks_see_every_step_and_may_stop(tiny, tmp_path):
             return control
 
     summary = train(tiny, tmp_path / "out", callbacks=[Watch()], steps=50, patience=0)
-    assert summary["steps"] == 5
+    assert summary.steps == 5
     assert [step for step, logs in seen if "loss" in logs] == [1, 2, 3, 4, 5]
     assert [step for step, logs in seen if "eval_heldout_alpha_sampled" in logs] == [0, 4, 5]
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -297,7 +297,7 @@ def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
 def test_raw_text_is_trained_on(tiny, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(" ".join(f"w{(i * k) % 60}" for k in range(40)) for i in range(5)))
     summary = train(tiny, tmp_path / "out", method="supervised-kd", text=str(tmp_path / "text.txt"), steps=30)
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
     with pytest.raises(DataError, match=r"--text nowhere.txt does not exist"):
         train(tiny, tmp_path / "x", method="sft", text="nowhere.txt")
 
@@ -306,7 +306,7 @@ def test_self_distillation_from_a_copy_of_the_draft(tiny, tmp_path):
     """The target is the draft's own start: on-policy nothing is to be learned, and nothing is lost."""
     draft = str(tiny / "draft")
     summary = train(tiny, tmp_path / "out", target=draft, method="gkd", lmbda=1.0, learning_rate=1e-4)
-    assert summary["before"]["sampled"] == pytest.approx(1, abs=1e-5) and summary["best_step"] == 0
+    assert summary.before["sampled"] == pytest.approx(1, abs=1e-5) and summary.best_step == 0
 
 
 @pytest.mark.parametrize("method", ["seqkd", "sft", "best-of-n"])
@@ -314,9 +314,9 @@ def test_text_methods_work_across_tokenizers(tiny, tmp_path, method):
     summary = train(
         tiny, tmp_path / "out", draft=str(tiny / "foreign"), method=method, steps=30, patience=0, eval_every=10
     )
-    assert summary["measure"].startswith("log-likelihood")
+    assert summary.measure.startswith("log-likelihood")
     if method != "sft":
-        assert summary["after"]["text"] > summary["before"]["text"]
+        assert summary.after["text"] > summary.before["text"]
     trained = load_model(str(tmp_path / "out"), "draft")
     assert trained.tokenizer.get_vocab() == make_tokenizer(50, "other").get_vocab()
     card = (tmp_path / "out" / "README.md").read_text()

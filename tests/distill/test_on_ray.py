@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_no_prompt_and_writes_none_twice(folder, tmp_path)
     summary = generate(long_answers(folder, tmp_path / "two", ray="local", ray_workers=2))
     killer.join()
     assert 4 <= killer.killed < 30, "a worker was killed in the middle"
-    assert summary["generators"]["target"]["rollouts"] == 120
+    assert summary.generators["target"].rollouts == 120
     assert same_files(tmp_path / "one", tmp_path / "two")
     labels = annotate_config(folder, tmp_path / "labels", rollouts=str(tmp_path / "one"))
     annotate(labels)

@@ -45,7 +45,7 @@ def train_online(folder, output, log, **settings):
 def test_a_draft_learns_from_what_its_server_corrected(tiny, tmp_path, normalised):
     assert serve(tiny, tmp_path / "log", normalised=normalised) > 100
     summary = train_online(tiny, tmp_path / "out", tmp_path / "log")
-    assert summary["gain"]["sampled"]["ci95"][0] > 0
+    assert summary.gain["sampled"].low > 0
     last = history(tmp_path / "out")[-1]
     assert last["online_records"] > 100 and last["loss"] > 0
 

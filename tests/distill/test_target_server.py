@@ -72,7 +72,7 @@ def test_every_method_trains_without_the_weights(folder, target, tmp_path, metho
     settings = {"method": method, "steps": 40, "eval_every": 20, "target_fraction": 0.5, "lmbda": 0.5}
     with FakeVllm(target, owner=owner) as served:
         summary = train_draft(config(folder, tmp_path / "out", served.url, **settings))
-    assert summary["steps"] == 40 and summary["gain"]["sampled"]["ci95"][0] > 0
+    assert summary.steps == 40 and summary.gain["sampled"].low > 0
     assert served.most_at_once <= 8
 
 
@@ -95,7 +95,7 @@ def test_an_overloaded_server_is_asked_again(folder, target, tmp_path, status):
         faulty = train_draft(config(folder, tmp_path / "a", served.url, server_concurrency=2))
     with FakeVllm(target) as served:
         calm = train_draft(config(folder, tmp_path / "b", served.url, server_concurrency=2))
-    assert faulty["after"] == calm["after"], "no step was lost or trained otherwise"
+    assert faulty.after == calm.after, "no step was lost or trained otherwise"
 
 
 def test_a_server_that_restarts_is_waited_for(folder, target, tmp_path):
@@ -120,7 +120,7 @@ def test_a_server_that_restarts_is_waited_for(folder, target, tmp_path):
     finally:
         finished.set()
         thread.join()
-    assert stopped.is_set() and summary["steps"] == 12
+    assert stopped.is_set() and summary.steps == 12
 
 
 def test_a_server_that_stays_away_ends_the_run_and_resume_loses_no_step(folder, target, tmp_path):
@@ -140,7 +140,7 @@ def test_a_server_that_stays_away_ends_the_run_and_resume_loses_no_step(folder, 
     assert kept[-1].name == "step-000006", "step 7's labels never came: it is done again, and 1 to 6 are not"
     with FakeVllm(target) as served:
         resumed = train_draft(part.replace(target_server=served.url, resume=True))
-    assert resumed["after"] == uncut["after"] and resumed["best_step"] == uncut["best_step"]
+    assert resumed.after == uncut.after and resumed.best_step == uncut.best_step
     assert same_weights(tmp_path / "uncut", tmp_path / "part")
 
 

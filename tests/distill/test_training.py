@@ -27,10 +27,11 @@ from specdistill import TrainConfig, init_draft, train_draft
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.config import METHODS
 from specdistill.distill.cutting.layer_search import end_layers, even_layers
+from specdistill.distill.reproduce import reproduce
 from specdistill.distill.sequences.build import target_fraction
 from specdistill.distill.training import guard_rails
 from specdistill.distill.training import loss as losses_module
-from specdistill.distill.training.trainer import learning_rate
+from specdistill.distill.training.step import learning_rate
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
 from specdistill.progress import Quiet
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
 def test_every_method_runs_and_writes_a_plain_checkpoint(folder, tmp_path, method):
     output = tmp_path / "out"
     summary = train(folder, output, method=method)
-    assert summary["steps"] == 8 and summary["heldout_prompts"] == 6 and summary["training_prompts"] == 18
+    assert summary.steps == 8 and summary.heldout_prompts == 6 and summary.training_prompts == 18
     model = AutoModelForCausalLM.from_pretrained(output)
     # Padded to the target's exact number of rows, as vLLM demands.
     assert model.config.vocab_size == model.get_output_embeddings().weight.shape[0] == 67
@@ -58,7 +59,7 @@ def test_every_method_runs_and_writes_a_plain_checkpoint(folder, tmp_path, metho
     # Strict JSON: seqkd has no training alpha, and NaN is no number.
     assert "NaN" not in (output / "history.jsonl").read_text()
     card = (output / "README.md").read_text()
-    assert f"Method `{method}`" in card and f"{summary['after']['greedy']:.3f}" in card
+    assert f"Method `{method}`" in card and f"{summary.after['greedy']:.3f}" in card
     settings = yaml.safe_load((output / "specdistill.yaml").read_text())
     assert TrainConfig.flat(**settings) == train_config(folder, output, method=method)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
@@ -72,7 +73,7 @@ def test_every_family_is_cut_and_trained(folder, tmp_path, family, monkeypatch):
     init_draft(cut_config(folder, tmp_path / "cut", target=str(target), probe_steps=2))
     models = {"target": str(target), "draft": str(tmp_path / "cut")}
     summary = train(folder, tmp_path / "out", **models, steps=30, eval_every=10, rollouts_per_prompt=3, patience=0)
-    assert summary["after"]["sampled"] > summary["before"]["sampled"]
+    assert summary.after["sampled"] > summary.before["sampled"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 2
 
 
@@ -80,8 +81,8 @@ def test_training_raises_heldout_alpha(folder, tmp_path):
     settings = {"steps": 80, "eval_every": 20, "rollouts_per_prompt": 6, "target_fraction": 0.7, "patience": 0}
     summary = train(folder, tmp_path / "out", **settings)
     for rule in ("greedy", "sampled"):
-        assert summary["gain"][rule]["ci95"][0] > 0, summary["gain"]
-    trained = load_model(summary["output"], "draft")
+        assert summary.gain[rule].low > 0, summary.gain
+    trained = load_model(summary.output, "draft")
     assert trained.model.config.num_hidden_layers == 1
 
 
@@ -141,14 +142,14 @@ def test_a_draft_trains_in_float32_and_is_saved_as_it_was_stored(folder, tmp_pat
 
 def test_early_stopping_keeps_the_best(folder, tmp_path):
     summary = train(folder, tmp_path / "out", learning_rate=50.0, steps=30, eval_every=1, patience=2)
-    assert summary["steps"] < 30
-    assert summary["after"]["sampled"] >= summary["before"]["sampled"]
+    assert summary.steps < 30
+    assert summary.after["sampled"] >= summary.before["sampled"]
 
 
 def test_when_nothing_is_better_the_start_is_written_unchanged(folder, tmp_path, monkeypatch):
     target = str(folder / "target")
     summary = train(folder, tmp_path / "out", draft=target, learning_rate=1.0, steps=2, eval_every=1)
-    assert summary["best_step"] == 0
+    assert summary.best_step == 0
     start = load_model(target).model.state_dict()
     written = load_model(str(tmp_path / "out")).model.state_dict()
     assert all(torch.equal(written[name][:65], tensor[:65]) for name, tensor in start.items())
@@ -175,7 +176,7 @@ def test_a_step_that_failed_is_reproduced_from_its_dump(folder, tmp_path):
     with pytest.raises(SpecdistillError, match=r"what reproduces the step in failed-step-"):
         train(folder, tmp_path / "out", learning_rate=1e30, steps=40, eval_every=40, method="supervised-kd")
     (directory,) = (tmp_path / "out").glob("failed-step-*")
-    loss, norm = guard_rails.reproduce(directory)
+    loss, norm = reproduce(directory)
     assert not (math.isfinite(loss) and math.isfinite(norm))
 
 
@@ -183,7 +184,7 @@ def test_a_step_is_reproduced_to_the_last_digits(folder, tmp_path, monkeypatch):
     values = spoil_loss(monkeypatch, call=4)
     with pytest.raises(SpecdistillError, match="at step 4"):
         train(folder, tmp_path / "out", method="gkd")
-    loss, norm = guard_rails.reproduce(tmp_path / "out" / "failed-step-000004")
+    loss, norm = reproduce(tmp_path / "out" / "failed-step-000004")
     assert loss == pytest.approx(values[3], rel=1e-5) and 0 < norm < math.inf
 
 
@@ -203,7 +204,7 @@ def test_a_falling_held_out_alpha_warns(folder, tmp_path):
     train_draft(train_config(folder, tmp_path / "out", learning_rate=1.0, steps=12, eval_every=2, patience=0), progress)
     assert any(line.startswith("warning: held-out alpha (sampled): it") for line in lines)
     assert guard_rails.falling([0.3, 0.4, 0.5]) is None and guard_rails.falling([0.3, 0.2]) is None
-    assert guard_rails.falling([0.3, 0.5, 0.4, 0.35]) == "it fell in two looks running"
+    assert guard_rails.falling([0.3, 0.5, 0.4, 0.35]) == "it fell in two evaluations running"
     assert guard_rails.falling([0.3, 0.1, 0.2]) == "it is below the start's"
 
 
@@ -263,14 +264,14 @@ def test_supervised_needs_answers_before_anything_is_generated(folder, tmp_path)
         ({"beta": 0.5}, "--beta belongs to jsd"),
         ({"lmbda": 1.1}, "--lmbda"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"method": "seqkd", "divergence": "rkl"}, "minimises cross entropy"),
-        ({"method": "skd", "rollouts": "x"}, "does not use"),
-        ({"method": "skd", "guidance": 1.0, "negative_prompt": "x"}, "does not go with --method skd"),
+        ({"method": "seqkd", "divergence": "rkl"}, "--divergence .*, not with seqkd"),
+        ({"method": "skd", "rollouts": "x"}, "--rollouts .*, not with skd"),
+        ({"method": "skd", "guidance": 1.0, "negative_prompt": "x"}, "--guidance .*, not with skd"),
         ({"guidance": 1.0}, "go together"),
-        ({"method": "skd", "reward": "m:f"}, "does not make"),
+        ({"method": "skd", "reward": "m:f"}, "--reward .*, not with skd"),
         ({"reward": "m:f", "top_p": 0.9}, "sampled from the whole distribution"),
         ({"reference": "r", "divergence": "rkl"}, "selects tokens for fkl only"),
-        ({"text": "t.txt"}, "is trained on by sft and supervised-kd"),
+        ({"text": "t.txt"}, "--text .*goes with --method sft, supervised-kd, not with distillspec"),
         ({"divergence": "skewed_kl", "beta": 1.0}, "nothing is learned"),
         ({"ce_weight": 1.5}, "--ce-weight must be in"),
         ({"select_fraction": 0.0}, "--select-fraction"),
@@ -288,22 +289,21 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
     def rates(directory):
         sizes = (42_000_000, 135_000_000, 1_000_000_000)
         drafts = [SimpleNamespace(directory=directory, num_parameters=size) for size in sizes]
-        return [learning_rate(free, draft) for draft in drafts]
+        return [learning_rate(free.optimiser, draft) for draft in drafts]
 
     assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
     (tmp_path / "init_draft.json").write_text("{}")
     assert rates(tmp_path) == [1.5e-3, 5e-4, 1e-4]
     fixed = any_config(learning_rate=2e-5)
-    assert learning_rate(fixed, make_model()) == 2e-5
+    assert learning_rate(fixed.optimiser, make_model()) == 2e-5
 
 
 def test_a_fresh_cut_learns_from_the_target_only(tmp_path):
-    free = any_config()
     draft = SimpleNamespace(directory=tmp_path)
-    assert target_fraction(free, draft) == 0.6
+    assert target_fraction(None, draft) == 0.6
     (tmp_path / "init_draft.json").write_text("{}")
-    assert target_fraction(free, draft) == 1.0
-    assert target_fraction(free.replace(target_fraction=0.0), draft) == 0.0
+    assert target_fraction(None, draft) == 1.0
+    assert target_fraction(0.0, draft) == 0.0
 
 
 def test_layer_patterns():
@@ -314,16 +314,14 @@ def test_layer_patterns():
 @pytest.mark.parametrize("choose", ["auto", "even", "ends", "greedy"])
 def test_init_draft_measures_and_keeps_the_best(folder, tmp_path, choose):
     record = init_draft(cut_config(folder, tmp_path / "cut", choose=choose))
-    candidates = record["candidates"]
+    candidates = record.candidates
     assert set(candidates) == ({"even", "ends", "greedy"} if choose == "auto" else {choose})
     if choose == "auto":
-        best = max(candidates.values(), key=lambda candidate: candidate["trained_alpha"])
-        assert record["layers"] == best["layers"]
-        assert all(cut["trained_alpha"] > cut["alpha"] for cut in candidates.values()), (
-            "a few steps must help every cut"
-        )
-    assert candidates[choose if choose != "auto" else "even"]["alpha"] > 0
-    assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(record))
+        best = max(candidates.values(), key=lambda candidate: candidate.trained_alpha)
+        assert record.layers == best.layers
+        assert all(cut.trained_alpha > cut.alpha for cut in candidates.values()), "a few steps must help every cut"
+    assert candidates[choose if choose != "auto" else "even"].alpha > 0
+    assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(record.to_json()))
     assert load_model(str(tmp_path / "cut"), "draft").config.num_hidden_layers == 2
 
 

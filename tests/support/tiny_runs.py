@@ -129,14 +129,14 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def before_each_step(monkeypatch, action: Callable[[int, Sequence[Example]], None]) -> None:
-    """Calls `action(steps done, the step's examples)` before every optimiser step of runs in this process."""
-    original = DraftTrainer._one_step
+    """Calls `action(number of the step, its examples)` before every optimiser step of runs in this process."""
+    original = DraftTrainer.train_step
 
     def acting(self, examples):
         action(self.step, examples)
         return original(self, examples)
 
-    monkeypatch.setattr(DraftTrainer, "_one_step", acting)
+    monkeypatch.setattr(DraftTrainer, "train_step", acting)
 
 
 def spoil_loss(monkeypatch, call: int) -> list[float]:
@@ -167,7 +167,7 @@ def loss_module(
     draft: LanguageModel, target: LanguageModel, reference_model: LanguageModel | None = None, **settings: Any
 ) -> DistillationLoss:
     """The loss that a run with these settings would train."""
-    return DistillationLoss(draft, target, any_config(**settings), reference_model)
+    return DistillationLoss(draft, target, any_config(**settings).objective, reference_model)
 
 
 def loss_of(
