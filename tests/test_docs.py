@@ -126,7 +126,7 @@ def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
     """They take minutes to hours, so no test runs them; `make bench-quick` runs those of the decoder and the loss."""
     named = 0
     for page in (ROOT / "README.md", ROOT / "kernels/README.md", *PAGES):
-        for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`#&\n]*)", page.read_text()):
+        for script, rest in re.findall(r"python (benchmarks/[\w/]+\.py)([^`#&\n]*)", page.read_text()):
             source = (ROOT / script).read_text()
             for option in re.findall(r"--[\w-]+", rest):
                 assert f'"{option}"' in source, f"{page.name}: {script} {option}"

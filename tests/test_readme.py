@@ -24,7 +24,7 @@ def code_blocks(language: str) -> list[str]:
 
 def test_tables_are_the_committed_results():
     done = subprocess.run(
-        [sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "benchmarks/tables/readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

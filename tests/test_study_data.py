@@ -6,7 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks/service_mail.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks/studies/service_mail.py"
 
 
 def mail_script():

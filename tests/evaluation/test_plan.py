@@ -66,7 +66,7 @@ def test_known_shapes():
 
 
 def test_peak_memory_of_the_measured_step():
-    """benchmarks/training_step.py: SmolLM2 and its 4-layer draft in float32, 8 answers of 64 tokens."""
+    """benchmarks/training/training_step.py: SmolLM2 and its 4-layer draft in float32, 8 answers of 64 tokens."""
     step = json.loads((RESULTS / "training_step.json").read_text())
     measured = step["on_policy"]["specdistill"]
     config = PlanConfig.flat(
@@ -82,7 +82,7 @@ def test_peak_memory_of_the_measured_step():
 
 
 def test_hours_of_the_measured_steps():
-    """benchmarks/plan_hours.py: stages of a step with drafts of three depths; plan is told the machine's own peak."""
+    """benchmarks/training/plan_hours.py: stages of a step, drafts of three depths; plan knows the machine's peak."""
     report = json.loads((RESULTS / "plan_hours.json").read_text())
     computing, writing = [], []
     peak = report["peak"]
@@ -106,7 +106,7 @@ def test_hours_of_the_measured_steps():
 
 @pytest.mark.parametrize("kept", [4, 16, 64, 256])
 def test_storage_of_the_measured_labels(kept):
-    """benchmarks/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
+    """benchmarks/studies/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
     rows = json.loads((RESULTS / "soft_labels.json").read_text())["rows"]
     measured = rows[f"top-{kept}"]["bytes_per_token"]
     predicted = plan(PlanConfig.flat(**SMALL, label_top_k=kept)).storage.label_bytes_per_token

@@ -1,7 +1,7 @@
 """A server that answers as `vllm serve` does, with a tiny model behind it; it can be told to misbehave.
 
-The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/soft_labels.py --server`), that of
-its streams and counters with a real vLLM 0.32 and xllamacpp 2026.10 (`make test-engines`).
+The form of its answers was compared with a real vLLM 0.32 on loopback (`benchmarks/studies/soft_labels.py --server`),
+that of its streams and counters with a real vLLM 0.32 and xllamacpp 2026.10 (`make test-engines`).
 """
 
 from __future__ import annotations

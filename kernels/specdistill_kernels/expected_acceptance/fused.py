@@ -18,7 +18,7 @@ from specdistill_kernels.expected_acceptance.reference import AcceptanceStatisti
 from specdistill_kernels.fused_scan import leftmost, online
 
 # 8 entries of each row per thread: one 16-byte load of bfloat16, and both float32 tiles stay in registers on every
-# target (16 entries spilled on sm_80 and sm_100). benchmarks/kernel_report.py prints what the compilers make of it.
+# target (16 entries spilled on sm_80 and sm_100). benchmarks/ops/kernel_report.py prints what the compilers make of it.
 BLOCK, THREADS = 2048, 256
 
 

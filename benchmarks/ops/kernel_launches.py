@@ -1,0 +1,177 @@
+"""Every launch of every kernel, recorded from the operations' own launchers on CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from benchmarks.ops.kernel_rows import Case
+from specdistill_kernels.expected_acceptance import fused as acceptance
+from specdistill_kernels.filter_threshold import fused as threshold
+from specdistill_kernels.fused_divergence import DIVERGENCES
+from specdistill_kernels.fused_divergence import fused as divergence
+from specdistill_kernels.noise import TARGET, TILE
+from specdistill_kernels.sample import fused as sample
+from specdistill_kernels.sampling_settings import SamplingSettings
+from specdistill_kernels.topk_membership import fused as membership
+from specdistill_kernels.verify import fused as verify
+
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32",
+          torch.bool: "i1"}  # fmt: skip
+Calls = dict[str, Callable[[], Any]]
+"""Operation and variant -> a call of its launcher."""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a kernel that reads rows goes over the vocabulary."""
+
+    entries: int
+    """Columns that its code handles between two jumps back."""
+    reads: int
+    """How often that code may load an entry, all rows and passes together."""
+
+
+# Kernels that are not here read a few numbers per row.
+STREAMING = {
+    "expected_acceptance_fwd_kernel": Streaming(acceptance.BLOCK, 4),
+    "topk_membership_fwd_kernel": Streaming(membership.BLOCK, 1),
+    # Log-sum-exps, sums and gradient of two rows (`ce` with a target has no use for the third pass of the target's).
+    "divergence_rows_kernel": Streaming(divergence.BLOCK, 6),
+    # Maximum, search by count, mass, search by mass. The searches run once per two bits; ptxas unrolls the others by 4.
+    "filter_threshold_kernel": Streaming(threshold.BLOCK, 10),
+    "sample_pick_kernel": Streaming(4 * TILE, 1),
+    "verify_statistics_kernel": Streaming(4 * TILE, 1),
+    "verify_masses_kernel": Streaming(TILE, 2),
+    "verify_resample_kernel": Streaming(4 * TILE, 2),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as its launcher called it."""
+
+    case: Case
+    kernel: Any
+    arguments: dict[str, Any]
+    warps: int
+
+    @property
+    def kernel_name(self) -> str:
+        return self.kernel.fn.__name__
+
+    @property
+    def streaming(self) -> Streaming | None:
+        return STREAMING.get(self.kernel_name)
+
+
+def record_launches(case: Case, call: Callable[[], Any]) -> list[Launch]:
+    """Runs launcher code on CPU tensors and records the kernels that it would launch, with their real arguments."""
+    launches = []
+
+    def record(kernel, *args, grid, warmup, num_warps, **constants):
+        names = [parameter.name for parameter in kernel.params]
+        arguments = dict(zip(names, args, strict=False)) | constants
+        launches.append(Launch(case, kernel, arguments, num_warps))
+
+    with mock.patch.object(JITFunction, "run", record):
+        call()
+    return launches
+
+
+def operation_calls(dtype: torch.dtype, aligned: bool) -> Calls:
+    """Every operation with one kind of logits; variants with aligned bfloat16 ones only."""
+    calls = _OperationCalls(dtype, aligned)
+    return calls.basic() | (calls.variants() if dtype == torch.bfloat16 and aligned else {})
+
+
+def launches_of(operation: str, dtype: torch.dtype, aligned: bool) -> list[Launch]:
+    """Launches of one operation."""
+    return record_launches(Case(operation, DTYPES[dtype], aligned), operation_calls(dtype, aligned)[operation])
+
+
+def all_launches() -> Iterator[Launch]:
+    """Every operation in the dtypes and alignments that engines hold."""
+    for dtype, aligned in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)):
+        for operation, call in operation_calls(dtype, aligned).items():
+            yield from record_launches(Case(operation, DTYPES[dtype], aligned), call)
+
+
+class _OperationCalls:
+    """Launchers of two requests with two draft tokens each."""
+
+    def __init__(self, dtype: torch.dtype, aligned: bool) -> None:
+        self.dtype, self.aligned = dtype, aligned
+        self.draft_rows, self.target_rows = self.logits(4), self.logits(6)
+        self.tokens, self.ends = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 4])
+        self.keys = [torch.zeros(2, dtype=torch.int64)] * 2
+        self.settings = SamplingSettings(
+            torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1)
+        )
+        self.settings_per_row = SamplingSettings(*(setting.repeat(2) for setting in self.settings))
+        self.row_keys = [self.tokens] * 3
+
+    def logits(self, rows: int) -> Tensor:
+        return torch.zeros(rows, 49152 if self.aligned else 50257, dtype=self.dtype)
+
+    def verifying(self, rule: str, draft: Tensor | None, filtered: bool, given: bool = False) -> Callable[[], Any]:
+        """Verification under one rule; `given` says that the draft's rows are probabilities."""
+        arguments = (self.target_rows, self.tokens, self.ends, draft, rule, self.keys, self.settings, 1.0)
+        return lambda: verify.verify_fused(*arguments, filtered, given)
+
+    def verifying_one_request(self) -> Callable[[], Any]:
+        """A single request: a number that is 1 becomes a constant, which is another program."""
+        return lambda: verify.verify_fused(
+            self.target_rows[:3],
+            self.tokens[:2],
+            self.ends[:1],
+            self.draft_rows[:2],
+            "sampled",
+            [key[:1] for key in self.keys],
+            SamplingSettings(*(setting[:1] for setting in self.settings)),
+            1.0,
+            True,
+            False,
+        )
+
+    def diverging(self, kind: str, cap: float | None = None) -> Callable[[], Any]:
+        """One tile of the training loss, with its gradient."""
+        weights = torch.ones(4)
+        # The draft's tile is overwritten with its gradient, so it has a tensor of its own.
+        arguments = (self.logits(4), self.draft_rows, self.tokens, weights, kind, 0.5, 3.0, 0.7, cap, cap, True)
+        return lambda: divergence.divergence_tile(*arguments)
+
+    def basic(self) -> Calls:
+        """Every operation once."""
+        rows, tokens = self.draft_rows, self.tokens
+        hidden, out = torch.zeros(4, 576, dtype=self.dtype), torch.zeros(rows.shape[1], 576)
+        return {
+            "fused_divergence lk_lambda": self.diverging("lk_lambda"),
+            "fused_divergence head": lambda: divergence.add_weight_gradient(out, rows, hidden),
+            "expected_acceptance": lambda: acceptance.expected_acceptance_fused(rows, rows, tokens),
+            "topk_membership": lambda: membership.topk_membership_fused(rows, tokens, 25),
+            "filter_threshold": lambda: threshold.filter_threshold_fused(rows, self.settings_per_row),
+            "sample": lambda: sample.sample_fused(rows, self.row_keys, TARGET, self.settings_per_row, False, True),
+            "verify sampled": self.verifying("sampled", rows, True),
+        }
+
+    def variants(self) -> Calls:
+        """Other rules and divergences, which are other programs of the same kernels."""
+        rows, settings = self.draft_rows, self.settings_per_row
+        return {
+            "expected_acceptance no tokens": lambda: acceptance.expected_acceptance_fused(rows, rows, None),
+            "sample greedy": lambda: sample.sample_fused(rows, self.row_keys, TARGET, settings, True, False),
+            **{f"fused_divergence {kind}": self.diverging(kind) for kind in DIVERGENCES if kind != "lk_lambda"},
+            "fused_divergence capped": self.diverging("fkl", 30.0),
+            "verify greedy": self.verifying("greedy", None, False),
+            "verify one-hot": self.verifying("argmax_draft", None, False),
+            "verify block": self.verifying("block", rows, True),
+            "verify one request": self.verifying_one_request(),
+            "verify block, probabilities": self.verifying("block", rows.float(), True, True),
+        }
