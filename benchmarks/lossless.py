@@ -19,6 +19,7 @@ from smollm2 import RESULTS, target_file
 from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.latency import first_difference
+from specdistill.evaluation.to_json import to_json
 from specdistill.models import load_pair
 
 BATCH = 8
@@ -52,7 +53,7 @@ def main() -> None:
                 rounds[gamma] += len(other.rounds)
                 found = first_difference(pair.target, prompts[index], encoded[index], own, other)
                 if found:
-                    differences.append(found | {"num_draft_tokens": gamma})
+                    differences.append(to_json(found) | {"num_draft_tokens": gamma})
         print(f"{chunk.stop}/{len(prompts)} prompts: {len(differences)} differences so far", flush=True)
     result = {
         "prompts": len(prompts),

@@ -95,7 +95,7 @@ def stages(draft: str, peak: dict[str, float]) -> dict:
             gpu_tflops=peak["tflops"], gpu_bandwidth=peak["bandwidth"], gpu_memory=16.0, utilisation=1.0,
             decode_utilisation=1.0, decode_batch=BATCH,
         )  # fmt: skip
-    reckoned = plan(config)
+    reckoned = plan(config).to_json()
     tokens = reckoned["tokens"]
     counted = {"draft writes": "own", "target writes": "written", "target labels": "labelled"}
     found = {}

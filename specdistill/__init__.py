@@ -1,11 +1,14 @@
 """specdistill: train the draft model of speculative decoding, measure what it is worth, ship it.
 
+    plan(PlanConfig.flat(...))               estimate tokens, hours, memory and storage of a training
     init_draft(InitDraftConfig.flat(...))    cut a draft out of the target's own layers
     generate(GenerateConfig.flat(...))       let the target write answers to train on
     annotate(AnnotateConfig.flat(...))       store the target's distribution over answers
     train_draft(TrainConfig.flat(...))       distil it toward the target
-    run_bench(BenchConfig.flat(...))         acceptance, speed and verdict, as a JSON-ready report
-    SpeculativeDecoder                  exact speculative decoding, batched
+    bench(BenchConfig.flat(...))             acceptance, speed and verdict, as a `Report`
+    check(CheckConfig.flat(...))             which serving engines load the pair
+    export(ExportConfig.flat(...))           write the draft as one engine wants it
+    SpeculativeDecoder                       exact speculative decoding, batched
 
 Names are imported on first use, so that `import specdistill` costs nothing.
 """
@@ -26,49 +29,72 @@ if TYPE_CHECKING:
     from specdistill.distill.cutting.init_draft import init_draft
     from specdistill.distill.train_draft import train_draft
     from specdistill.errors import SpecdistillError
-    from specdistill.evaluation.config import BenchConfig
+    from specdistill.evaluation.plan import Plan, plan
+    from specdistill.evaluation.plan_config import PlanConfig
+    from specdistill.evaluation.report import Report
     from specdistill.models import LanguageModel, load_model, load_pair
-    from specdistill.serving.bench import run_bench
+    from specdistill.serving.bench import bench
+    from specdistill.serving.bench_config import BenchConfig
+    from specdistill.serving.check_config import CheckConfig
+    from specdistill.serving.export import export
+    from specdistill.serving.export_config import ExportConfig
+    from specdistill.serving.gates import check
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AnnotateConfig": "specdistill.distill.answers.annotate_config",
-    "BenchConfig": "specdistill.evaluation.config",
+    "BenchConfig": "specdistill.serving.bench_config",
+    "CheckConfig": "specdistill.serving.check_config",
+    "ExportConfig": "specdistill.serving.export_config",
     "GenerateConfig": "specdistill.distill.answers.generate_config",
     "InitDraftConfig": "specdistill.distill.cutting.config",
     "LanguageModel": "specdistill.models",
+    "Plan": "specdistill.evaluation.plan",
+    "PlanConfig": "specdistill.evaluation.plan_config",
+    "Report": "specdistill.evaluation.report",
     "Sampling": "specdistill.decoding",
     "SpecdistillError": "specdistill.errors",
     "SpeculativeDecoder": "specdistill.decoding",
     "TrainConfig": "specdistill.distill.config",
     "annotate": "specdistill.distill.answers.annotate",
+    "bench": "specdistill.serving.bench",
+    "check": "specdistill.serving.gates",
+    "export": "specdistill.serving.export",
     "generate": "specdistill.distill.answers.generate",
     "generate_plain": "specdistill.decoding",
     "init_draft": "specdistill.distill.cutting.init_draft",
     "load_model": "specdistill.models",
     "load_pair": "specdistill.models",
-    "run_bench": "specdistill.serving.bench",
+    "plan": "specdistill.evaluation.plan",
     "train_draft": "specdistill.distill.train_draft",
 }
 
 __all__ = [
     "AnnotateConfig",
     "BenchConfig",
+    "CheckConfig",
+    "ExportConfig",
     "GenerateConfig",
     "InitDraftConfig",
     "LanguageModel",
+    "Plan",
+    "PlanConfig",
+    "Report",
     "Sampling",
     "SpecdistillError",
     "SpeculativeDecoder",
     "TrainConfig",
     "annotate",
+    "bench",
+    "check",
+    "export",
     "generate",
     "generate_plain",
     "init_draft",
     "load_model",
     "load_pair",
-    "run_bench",
+    "plan",
     "train_draft",
 ]
 

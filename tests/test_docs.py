@@ -31,7 +31,7 @@ SHORT = {
     "bench": "--max-new-tokens 8 --num-prompts 4",
 }
 NEEDS = {
-    "--engine vllm": "--engine vllm needs vLLM beside specdistill",
+    "--engine vllm": "--engine vllm needs vLLM installed next to specdistill",
     "target.gguf": "target.gguf",
 }
 """Commands that can't run here, and the one line that says so; `make test-engines` runs these with real engines."""

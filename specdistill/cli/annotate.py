@@ -12,7 +12,7 @@ from specdistill.distill.answers.annotate_config import AnnotateConfig
 def command(config: Annotated[AnnotateConfig, Parameter(name="*")]) -> None:
     """Store what the target thinks of answers, so that training needs no target."""
     from specdistill.distill.answers.annotate import annotate
+    from specdistill.report.distill import annotation_lines
     from specdistill.report.progress import TerminalProgress
-    from specdistill.report.terminal import annotation_lines
 
     annotation_lines(annotate(config, TerminalProgress()))

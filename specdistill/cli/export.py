@@ -10,7 +10,7 @@ from specdistill.serving.export_config import ExportConfig
 
 
 def command(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
-    """Write a draft as one serving engine wants it beside its target."""
+    """Write a draft as one serving engine wants it."""
     from specdistill.report.serving import exported_lines
     from specdistill.serving.export import export
 

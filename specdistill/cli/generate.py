@@ -12,8 +12,8 @@ from specdistill.distill.answers.generate_config import GenerateConfig
 def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     """Let the target write answers to train on."""
     from specdistill.distill.answers.generate import generate
+    from specdistill.report.distill import generation_table
     from specdistill.report.progress import TerminalProgress
-    from specdistill.report.terminal import generation_table
     from specdistill.serving.engines import maker_of
 
     generation_table(generate(config, TerminalProgress(), maker_of(config.engine.rollout_engine)))

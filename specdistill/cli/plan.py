@@ -11,15 +11,15 @@ from specdistill.evaluation.plan_config import PlanConfig
 
 
 def command(config: Annotated[PlanConfig, Parameter(name="*")]) -> None:
-    """Reckon what training a draft will take: tokens, accelerator hours, memory, storage."""
+    """Estimate what training a draft takes: tokens, accelerator hours, memory, storage."""
     from specdistill.evaluation.plan import plan
     from specdistill.files import atomic
-    from specdistill.report.json_file import json_report
+    from specdistill.report.json_file import json_text
     from specdistill.report.plan import plan_tables
 
     atomic.refuse_existing_file(Path(config.json) if config.json else None, "--json")
-    found = plan(config)
-    plan_tables(found)
+    planned = plan(config)
+    plan_tables(planned)
     if config.json:
-        atomic.write_text(Path(config.json), json_report(found))
+        atomic.write_text(Path(config.json), json_text(planned))
         print(f"json: {config.json}")

@@ -12,8 +12,8 @@ from specdistill.distill.config import TrainConfig
 def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     """Distil a draft (student) toward its target (teacher)."""
     from specdistill.distill.train_draft import train_draft
+    from specdistill.report.distill import training_table
     from specdistill.report.progress import TerminalProgress
-    from specdistill.report.terminal import training_table
     from specdistill.serving.engines import maker_of
 
     training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine)))

@@ -10,17 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from specdistill.data.readers import load_split, read_jsonl, read_text
+from specdistill.data.readers import Record, load_split, read_jsonl, read_text
 from specdistill.errors import DataError, first_line
 
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl file (fields prompt or messages; optional id, category, "
     "answer), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
 )
-_Record = dict[str, Any]
-"""A prompt as a file or data set holds it: JSON field -> value."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def _text(prompt: Prompt) -> str:
     return json.dumps(prompt.messages, sort_keys=True)
 
 
-def _records(source: str) -> Iterable[tuple[str, _Record]]:
+def _records(source: str) -> Iterable[tuple[str, Record]]:
     """Yields each record with its place ("FILE, line 3"), for messages."""
     path = Path(source)
     if source in ("builtin", "builtin:train", "builtin:heldout"):
@@ -165,7 +162,7 @@ def _records(source: str) -> Iterable[tuple[str, _Record]]:
     return read_jsonl(path)
 
 
-def _prompt(record: _Record, place: str, number: int) -> Prompt:
+def _prompt(record: Record, place: str, number: int) -> Prompt:
     """Checks a record and makes it a prompt, whose id is `number` if the record has none."""
     if "messages" in record:
         messages = record["messages"]
@@ -204,7 +201,7 @@ def _humaneval() -> list[Prompt]:
     ]
 
 
-def _dataset(source: str) -> Iterable[tuple[str, _Record]]:
+def _dataset(source: str) -> Iterable[tuple[str, Record]]:
     try:
         rows = load_split(source)
     except Exception as error:
@@ -216,7 +213,7 @@ def _dataset(source: str) -> Iterable[tuple[str, _Record]]:
         yield f"{source}, row {number}", _split_off_answer(dict(row))
 
 
-def _split_off_answer(row: _Record) -> _Record:
+def _split_off_answer(row: Record) -> Record:
     """Chat data sets end with the assistant's turn; makes that turn the answer."""
     messages = row.get("messages")
     if isinstance(messages, list) and len(messages) > 1 and messages[-1].get("role") == "assistant":

@@ -9,6 +9,9 @@ from typing import Any
 
 from specdistill.errors import DataError
 
+Record = dict[str, Any]
+"""One object of a JSONL file or one row of a data set: field -> value, not checked yet."""
+
 
 def read_text(path: Path) -> str:
     """Returns the text of a UTF-8 file.
@@ -24,7 +27,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(path: Path) -> Iterator[tuple[str, Record]]:
     """Yields the objects of a JSONL file, each with its place ("FILE, line 3") for messages. Blank lines are skipped.
 
     Raises:

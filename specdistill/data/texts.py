@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specdistill.data.readers import load_split, read_jsonl, read_text
+from specdistill.data.readers import Record, load_split, read_jsonl, read_text
 from specdistill.errors import DataError, first_line
 
 
@@ -41,7 +41,7 @@ def load_texts(source: str) -> list[str]:
     return texts
 
 
-def _text(record: dict, place: str) -> str:
+def _text(record: Record, place: str) -> str:
     text = record.get("text")
     if not isinstance(text, str):
         raise DataError(f'{place}: expected a string "text", got {type(text).__name__}; fix or remove the line')

@@ -75,7 +75,10 @@ class CachedModel:
         return output.last_hidden_state
 
     def read(self, rows: list[list[int]]) -> Tensor:
-        """Lets each row read and keep its own number of tokens, at least one.
+        """Lets each row read and keep its own number of tokens.
+
+        Args:
+            rows: New token ids of each row, at least one.
 
         Returns:
             Hidden state of each row's last token, [batch, hidden].
@@ -95,7 +98,7 @@ class CachedModel:
             tokens: int64 [batch].
 
         Returns:
-            Its hidden state, [batch, hidden].
+            Hidden state of each row's token, [batch, hidden].
         """
         hidden = self.forward(tokens[:, None])
         self.advance([1] * len(tokens))

@@ -68,13 +68,12 @@ def propose(
                 if not length.goes_on(confidence[row]):
                     counts[row] = step + 1
     device = draft.model.device
-    ids, logits = torch.empty(0, dtype=torch.int64, device=device), None
-    if not sampling.greedy:
-        logits = torch.empty(0, draft.model.vocab_size, device=device)
     if step_tokens:
         ids = _flatten(step_tokens, counts)
-    if step_logits:
-        logits = _flatten(step_logits, counts)
+        logits = _flatten(step_logits, counts) if step_logits else None
+    else:
+        ids = torch.empty(0, dtype=torch.int64, device=device)
+        logits = None if sampling.greedy else torch.empty(0, draft.model.vocab_size, device=device)
     return Proposal(ids, torch.tensor(counts, device=device).cumsum(0), logits), counts
 
 

@@ -1,1 +1,1 @@
-"""What a draft is worth: acceptance, costs, economics, latency, and their intervals. Computes, never prints."""
+"""Measures a draft: acceptance, costs, economics, latency, and their intervals. Computes, never prints."""

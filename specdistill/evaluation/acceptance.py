@@ -1,4 +1,4 @@
-"""Teacher-forced acceptance: one pass of each model over the target's own answers tells what verification would do.
+"""Teacher-forced acceptance: one pass of each model over the target's own answers predicts what verification does.
 
 Given the text x that the target wrote, whether each of its tokens came from the draft is an independent event of
 probability a_t = min(1, q(x_t) / p(x_t)) (rule `sampled`), 1[x_t = argmax q] (`argmax_draft`) or, at temperature 0,
@@ -27,44 +27,48 @@ class PromptAcceptance:
     """Scores of one answer, float64 [tokens] each."""
 
     alpha: dict[str, np.ndarray]
-    """rule -> alpha of each position."""
+    """Rule -> alpha of each position."""
     token_acceptance: dict[str, np.ndarray]
-    """rule -> probability that the token really written there came from the draft."""
+    """Rule -> probability that the token really written there came from the draft."""
     alpha_at_1: dict[str, np.ndarray]
-    """The rules that sample, compared at temperature 1: what the draft would be worth to a server that samples. At
-    temperature 0 both distributions are points, so every rule's `alpha` is argmax agreement."""
+    """Rule that samples -> alpha of each position, compared at temperature 1: the draft's worth to a server that
+    samples. At temperature 0 both distributions are points, so every rule's `alpha` is argmax agreement."""
     fkl: np.ndarray
     """KL(target || draft) in nats, at temperature 1 where the sampling is greedy."""
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the answer."""
         return len(self.fkl)
 
 
 HiddenCache = dict[Example, torch.Tensor]
-"""Sequence -> hidden states [answer, hidden] that predict its answer: worth keeping for a frozen model."""
+"""Example -> hidden states [answer, hidden] that predict its answer; valid while the model is frozen."""
 
 
 @torch.no_grad()
 def answer_hidden_states(
     model: LanguageModel, sequences: Sequence[Example], cache: HiddenCache | None = None
 ) -> list[torch.Tensor]:
-    """Hidden states that predict each answer token, [answer, hidden] per sequence, in one pass.
+    """Computes the hidden states that predict each answer token, in one pass.
 
     Args:
         model: Frozen while it is used with a cache.
         sequences: Prompts with answers; all in one batch.
-        cache: Read first, and filled with what was missing.
+        cache: Read first, and filled with the states that were missing.
+
+    Returns:
+        [answer, hidden] per sequence, in order.
     """
     missing = [sequence for sequence in sequences if cache is None or sequence not in cache]
-    found: HiddenCache = {} if cache is None else cache
+    known: HiddenCache = {} if cache is None else cache
     if missing:
         batch = collate(missing).to(model.device)
         hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         lengths = [len(sequence.answer_ids) for sequence in missing]
         # Copies: a slice would keep the whole batch's storage alive.
-        found.update(zip(missing, (rows.clone() for rows in hidden.split(lengths)), strict=True))
-    return [found[sequence] for sequence in sequences]
+        known.update(zip(missing, (rows.clone() for rows in hidden.split(lengths)), strict=True))
+    return [known[sequence] for sequence in sequences]
 
 
 @torch.no_grad()
@@ -78,25 +82,30 @@ def score(
     target_cache: HiddenCache | None = None,
     on_sequences=None,
 ) -> list[PromptAcceptance]:
-    """Runs both models over the target's answers.
+    """Scores a draft: runs both models once over answers that the target wrote.
 
     Args:
-        target, draft: The pair.
+        target, draft: Two models with one vocabulary.
         sequences: Prompts with answers that the target wrote at `sampling`.
-        sampling: Temperature and filters under which p and q are compared.
+        sampling: Temperature and filters under which target and draft are compared.
         batch_size: Sequences per pass.
-        target_cache: Spares the target's pass where another draft was scored on the same sequences before.
+        target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with those
+            that were missing. It saves the target's pass where another draft is scored on the same sequences.
         on_sequences: Called with the number of sequences done, for progress.
 
     Returns:
-        One record per sequence, in order.
+        One record per sequence, in order: acceptance probabilities in [0, 1] and KL divergences in nats, float64
+        [tokens] each.
+
+    Raises:
+        ValueError: The two models' logits differ in size.
     """
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
         target_hidden = answer_hidden_states(target, chunk, target_cache)
         draft_hidden = answer_hidden_states(draft, chunk)
-        # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
+        # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
             # A greedy sampling leaves logits as they are, which is temperature 1.
@@ -115,7 +124,7 @@ def score_draft(
 ) -> list[PromptAcceptance]:
     """Scores a draft on its target's answers where the target itself is elsewhere, say, behind a server.
 
-    What drafts by argmax needs no target: a token came from the draft if it is the draft's argmax. Averaged over
+    A draft that proposes its argmax needs no target: a token came from the draft if it is the draft's argmax. Over
     answers that the target sampled, that is p_target(argmax q) without bias. The rule `sampled` would need the target.
 
     Args:
@@ -164,7 +173,7 @@ def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int, *, firs
 
     Args:
         token_acceptance: [tokens] a_t of each answer token; the first is ignored where no draft is made for it.
-        num_draft_tokens: gamma.
+        num_draft_tokens: Draft length gamma.
         first_drafted: Whether the prompt's own pass verifies a draft too, as in transformers' assisted generation.
 
     A round that starts at t keeps k draft tokens with probability a_t ... a_(t+k-1) (1 - a_(t+k)) and emits k + 1.
@@ -190,7 +199,17 @@ def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int, *, firs
 def predicted_tau(
     records: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int, *, first_drafted: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and expected rounds of each answer: their sums' ratio is the predicted mean acceptance length."""
+    """Tokens and expected rounds of each answer: their sums' ratio is the predicted mean acceptance length.
+
+    Args:
+        records: Scores of the answers.
+        rule: Acceptance rule, one of those that were scored.
+        num_draft_tokens: Draft length.
+        first_drafted: Whether the prompt's own pass verifies a draft too.
+
+    Returns:
+        Emitted tokens and expected verifications, float64 [prompts] each, for `statistics.ratio`.
+    """
     tokens = np.array([record.num_tokens - (not first_drafted) for record in records], dtype=float)
     rounds = [
         expected_rounds(record.token_acceptance[rule], num_draft_tokens, first_drafted=first_drafted)
@@ -200,7 +219,16 @@ def predicted_tau(
 
 
 def alpha_sums(records: Sequence[PromptAcceptance], rule: str, *, at_1: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of alpha (or of `alpha_at_1`) and number of tokens of each answer, for `statistics.ratio`."""
+    """Sum of alpha (or of `alpha_at_1`) and number of tokens of each answer.
+
+    Args:
+        records: Scores of the answers.
+        rule: Acceptance rule, one of those that were scored.
+        at_1: Whether to take `alpha_at_1`.
+
+    Returns:
+        float64 [prompts] each, for `statistics.ratio` and `statistics.paired_difference`.
+    """
     sums = np.array([(record.alpha_at_1 if at_1 else record.alpha)[rule].sum() for record in records])
     return sums, np.array([record.num_tokens for record in records], dtype=float)
 

@@ -1,164 +1,139 @@
-"""Settings of `specdistill bench`; imports nothing heavy, so that --help stays fast."""
+"""Settings of a measurement in our decoder, in parts. Imports nothing heavy, so that --help stays fast."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: `BenchConfig` inherits these fields in another module, where cyclopts
+# could not evaluate annotations that are strings.
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from dataclasses import dataclass
-from typing import Literal
+from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
-from specdistill.servers.client import check_url
 from specdistill.settings.checks import at_least
-from specdistill.settings.parts import Config
-
-ENGINE_RULES = {
-    "specdistill": ("greedy", "sampled", "argmax_draft", "block", "lenient"),
-    "transformers": ("greedy", "sampled"),
-    "vllm": ("greedy", "argmax_draft", "sampled"),
-    "llama-cpp": ("greedy", "argmax_draft"),
-    "openai-server": ("greedy", "argmax_draft", "sampled"),
-}
-"""How each engine can accept: at temperature 0 by the first, above it by the second unless told otherwise."""
+from specdistill.settings.machine import Machine
+from specdistill.settings.parts import ESSENTIALS, Config, box
+from specdistill.settings.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(Config):
-    """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
+class ServedSampling(Sampling):
+    """How the server samples; greedy unless told otherwise."""
 
-    target: str
-    """The model being served: hub id, checkpoint directory or .gguf file."""
-    draft: str
-    """The small model that proposes: hub id, checkpoint directory or .gguf file."""
-    engine: Literal["specdistill", "transformers", "vllm", "llama-cpp", "openai-server"] = "specdistill"
-    """What decodes: our decoder, or a real engine in its place. transformers: generate(assistant_model=...), in this
-    process. vllm, llama-cpp: two servers of it are started here, with and without the draft, and stopped after.
-    openai-server: two that run already, --url and --baseline-url. All take the same prompts in turn, and the engine's
-    own counters are read."""
-    url: str | None = None
-    """Of openai-server: the server that drafts, e.g. http://host:8000/v1. --draft and --num-draft-tokens must be those
-    that it was started with; of --target configuration and tokenizer are read. A key is read from OPENAI_API_KEY."""
-    baseline_url: str | None = None
-    """Of openai-server: a server of the same target without a draft."""
-    server_model: str | None = None
-    """Of openai-server: the name under which both serve the target; left out where each serves one model."""
-    server_patience: float = 60.0
-    """Of servers: seconds to wait for one that is down or overloaded, before the run ends with what it has."""
-    server_timeout: float = 300.0
-    """Of servers: seconds that one answer may take, and that one started here may take until it answers."""
-    engine_args: str = ""
-    """Of vllm and llama-cpp: more of the engine's own flags for both servers, in one string behind an equals sign, such
-    as --engine-args='--enforce-eager'. On a GPU both share its memory: vLLM gets --gpu-memory-utilization 0.42 here."""
-    compare: str | None = None
-    """A second draft (say, the one before training): its alpha and the paired difference are reported too."""
-    prompts: str = "builtin:heldout"
-    """builtin:train, builtin:heldout, humaneval, a .jsonl or .txt file, or a datasets name[:split]."""
-    num_prompts: int = 32
-    """Prompts to score, spread over the categories; 0 takes all."""
-    latency_prompts: int = 0
-    """How many of them to time against the plain target (the slow part); 0 takes all."""
-    max_new_tokens: int = 128
-    """Tokens per answer."""
     temperature: float = 0.0
-    """Of the server; 0 is greedy."""
-    top_k: int = 0
-    """Keep the K most likely ids of both models; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of ids with this mass, in both models; 1 keeps all."""
-    min_p: float = 0.0
-    """Keep ids at least this fraction as likely as the likeliest, in both models; 0 keeps all."""
+    """Sampling temperature of the server; set it to the one that you serve with. 0 is greedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptanceSettings:
+    """How the server accepts draft tokens, and how many it asks for."""
+
     rule: Literal["auto", "greedy", "sampled", "argmax_draft", "block", "lenient"] = "auto"
-    """How the server accepts. auto: greedy at temperature 0; above it sampled for our decoder and transformers, and
-    argmax_draft for vLLM, SGLang and llama.cpp, as is their default. block judges drafts as a whole (exact); lenient is
-    lossy."""
+    """How the server accepts draft tokens. Set it where your server is not started with its engine's default. auto:
+    greedy at temperature 0; above it sampled for our decoder and transformers, argmax_draft for vLLM, SGLang and
+    llama.cpp. block judges whole drafts (exact); lenient is lossy."""
     lenience: float = 1.0
-    """Of the rule lenient, below 1: a token may come up as often as its probability divided by this. LOSSY."""
-    num_draft_tokens: int = 0
-    """Draft tokens per verification in the timed run; 0 takes the length with the highest predicted speed-up, and 4 in
-    an engine whose single steps can't be timed."""
+    """LOSSY: accept a token as often as its probability divided by this number. Below 1, with --rule lenient only."""
     max_draft_tokens: int = 8
     """Longest draft length that costs and predictions cover."""
     draft_length: Literal["fixed", "confidence", "auto"] = "fixed"
-    """fixed: always num_draft_tokens. confidence: up to that many (0: max_draft_tokens), until the draft doubts. auto:
-    whatever pays most by measured costs and the acceptance seen so far; plain decoding where drafting doesn't pay."""
+    """How the decoder chooses the length of each draft. fixed: always --num-draft-tokens. confidence: up to that many
+    (0: --max-draft-tokens), until the draft is unsure. auto: the length that pays most by measured costs and the
+    acceptance so far; plain decoding where drafting doesn't pay."""
     confidence: float = 0.4
-    """Of draft_length confidence: draft until the product of the draft's probabilities falls under this."""
-    batch_size: int = 1
-    """Prompts decoded together in the timed run."""
-    seed: int = 0
-    """Of sampling."""
-    device: str = "auto"
-    """A torch device; auto takes the GPU where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
-    pack: Literal["none", "float32", "float16", "int8"] = "none"
-    """Weights packed for small passes on an x86 CPU, of both models. float32 changes nothing but the order of sums and
-    takes twice the memory; float16 rounds the weights and stays exact for the rounded model; int8 is faster and not
-    exact: tokens that share a pass share a scale."""
-    threads: int = 0
-    """CPU threads of torch; 0 leaves its default. One thread gives the steadiest timings."""
-    json: str | None = None
-    """Write the report as JSON (schema: METRICS in the documentation)."""
-    html: str | None = None
-    """Write the report as one self-contained HTML page with plots."""
+    """Stop drafting when the product of the draft's probabilities falls below this. For --draft-length confidence."""
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "latency_prompts", "num_draft_tokens", "threads"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
-        for name, least in (("max_new_tokens", 2), ("max_draft_tokens", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        if self.num_draft_tokens > self.max_draft_tokens:
-            raise ConfigError(
-                f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {self.max_draft_tokens}"
-            )
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
-            raise ConfigError("--temperature and --top-k must be 0 or more, --top-p in (0, 1], --min-p in [0, 1)")
+        at_least(self, 1, "max_draft_tokens")
         if (self.rule == "lenient") != (self.lenience < 1) or not 0 < self.lenience <= 1:
             raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"--confidence must be in (0, 1), got {self.confidence}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRunSettings:
+    """How speculative and plain decoding are timed against each other."""
+
+    latency_prompts: int = 0
+    """How many of the prompts to time against the plain target, the slow part; 0 times all."""
+    batch_size: int = 1
+    """Prompts decoded together; set it to the batch that you serve with."""
+    seed: int = 0
+    """Random seed for sampling."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "latency_prompts")
+        at_least(self, 1, "batch_size")
+
+    def prompt_seeds(self, numbers: range) -> list[int]:
+        """One seed for each prompt, from its number in the prompt set."""
+        return [self.seed * 100_003 + number for number in numbers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """Number format of both models' weights."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    pack: Literal["none", "float32", "float16", "int8"] = "none"
+    """Repack both models' weights for short passes on an x86 CPU. float32 takes twice the memory and changes only the
+    order of sums. float16 rounds the weights and is exact for the rounded model. int8 is faster but not exact: tokens
+    of one pass share a scale."""
+
+    def __post_init__(self) -> None:
         if self.pack != "none" and self.dtype not in ("auto", "float32"):
             raise ConfigError(f"--pack {self.pack} starts from float32 weights; leave out --dtype {self.dtype}")
-        if self.rule != "auto" and (self.rule == "greedy") != (self.temperature == 0):
-            raise ConfigError(f"--rule {self.rule} does not go with --temperature {self.temperature}")
-        at_least(self, 0, "server_patience")
-        at_least(self, 1, "server_timeout")
-        self._check_engine()
 
-    def _check_engine(self) -> None:
-        served = self.engine == "openai-server"
-        if served != (self.url is not None) or served != (self.baseline_url is not None):
-            raise ConfigError("--engine openai-server, --url and --baseline-url go together")
-        for url in (self.url, self.baseline_url):
-            if url is not None:
-                check_url(url)
-        if self.engine == "specdistill":
-            return
-        if served and not self.num_draft_tokens:
-            raise ConfigError("--engine openai-server needs --num-draft-tokens: what the server was started with")
-        if self.rule != "auto" and self.rule not in ENGINE_RULES[self.engine]:
-            known = ", ".join(ENGINE_RULES[self.engine])
-            raise ConfigError(f"--rule {self.rule} is none of {self.engine}; it accepts by {known}")
-        if self.pack != "none" or self.compare is not None or self.draft_length != "fixed":
-            raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
-        if self.engine == "transformers" and self.batch_size > 1:
-            raise ConfigError("transformers' assisted generation takes one prompt at a time; set --batch-size 1")
-        if self.engine == "llama-cpp" and not self.target.endswith(".gguf"):
-            raise ConfigError(f"--engine llama-cpp serves a .gguf file as --target, got {self.target}")
-        if self.engine == "llama-cpp" and not self.draft.endswith(".gguf"):
-            raise ConfigError(
-                f"--engine llama-cpp takes a .gguf file as --draft, got {self.draft}; 'specdistill export --format "
-                "gguf' writes one"
-            )
-        if self.engine_args and self.engine not in ("vllm", "llama-cpp"):
-            raise ConfigError(f"--engine-args are for servers that bench starts, not for {self.engine}")
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(Config):
+    """Everything that a measurement in our decoder needs; `BenchConfig` adds real engines."""
+
+    target: Annotated[str, Parameter(group=ESSENTIALS)]
+    """The model being served: hub id, checkpoint directory or .gguf file."""
+    draft: Annotated[str, Parameter(group=ESSENTIALS)]
+    """The small model that proposes tokens: hub id, checkpoint directory or .gguf file."""
+    compare: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """A second draft, such as the one before training: its alpha and the paired difference are reported too."""
+    prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:heldout"
+    """builtin:train, builtin:heldout, humaneval, a .jsonl or .txt file, or a datasets name[:split]."""
+    num_prompts: Annotated[int, Parameter(group=ESSENTIALS)] = 32
+    """Prompts to score, spread over the categories; 0 takes all."""
+    num_draft_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 0
+    """Draft tokens per verification in the timed run. 0 takes the length with the highest predicted speed-up; in a real
+    engine, whose single steps can't be timed, 0 means 4."""
+    max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
+    """Tokens per answer."""
+    json: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """Write the report as JSON to this file (schema: the page 'The report' of the documentation)."""
+    html: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """Write the report as one self-contained HTML page with plots to this file."""
+    sampling: Annotated[ServedSampling, box("Sampling")] = field(default_factory=ServedSampling)
+    acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
+        default_factory=AcceptanceSettings
+    )
+    timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
+    weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
+    machine: Annotated[Machine, box("Machine")] = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "num_prompts", "num_draft_tokens")
+        at_least(self, 2, "max_new_tokens")
+        longest, rule = self.acceptance.max_draft_tokens, self.acceptance.rule
+        if self.num_draft_tokens > longest:
+            raise ConfigError(f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {longest}")
+        if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
+            raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
+
+    @property
+    def default_rule(self) -> str:
+        """How our decoder accepts unless --rule says otherwise."""
+        return "greedy" if self.sampling.greedy else "sampled"
 
     @property
     def served_rule(self) -> str:
         """How the timed run accepts."""
-        if self.rule != "auto":
-            return self.rule
-        return "greedy" if self.temperature == 0 else ENGINE_RULES[self.engine][1]
+        return self.default_rule if self.acceptance.rule == "auto" else self.acceptance.rule
 
     @property
     def predicting_rule(self) -> str:
@@ -169,8 +144,3 @@ class BenchConfig(Config):
     def lossy(self) -> bool:
         """Whether the rule gives up the target's distribution."""
         return self.served_rule == "lenient"
-
-    @property
-    def target_is_present(self) -> bool:
-        """Whether the target's weights are loaded here: behind a user's own server only what samples needs them."""
-        return self.engine != "openai-server" or self.served_rule == "sampled"

@@ -1,7 +1,7 @@
-"""When does a draft pay: the arithmetic of speculative decoding with measured costs.
+"""Whether a draft pays: the arithmetic of speculative decoding with measured costs.
 
 One round costs gamma draft steps and one target pass over gamma + 1 tokens, and emits tau tokens. With every time in
-units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)): c = `cost_ratio`, v = `verify_cost`.
+units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)), with c = `cost_ratio`, v = `verify_cost`.
 Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replaced by what was measured.
 """
 
@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specdistill.decoding.costs import Costs
+from specdistill.evaluation.statistics import Estimate
 
 
 def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
-    """Predicted ratio of plain to speculative time per token."""
+    """Predicted ratio of plain to speculative time per token.
+
+    Args:
+        tau: Tokens per target call.
+        num_draft_tokens: Draft length gamma.
+        cost_ratio: Time of a draft step, in plain target steps.
+        verify_cost: Time of a target pass over gamma + 1 tokens, in plain target steps.
+    """
     return tau / (num_draft_tokens * cost_ratio + verify_cost)
 
 
@@ -27,8 +35,8 @@ def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
     """The alpha at which the speed-up is exactly 1 (independent acceptance); None where even alpha = 1 is too slow.
 
     Args:
-        num_draft_tokens: gamma.
-        round_cost: Of gamma draft steps and their check, in target steps.
+        num_draft_tokens: Draft length gamma.
+        round_cost: Time of gamma draft steps and their check, in target steps.
     """
     if round_cost > num_draft_tokens + 1:
         return None
@@ -42,27 +50,36 @@ def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
     return high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Economics:
-    """What a draft is worth, and the sentence that says so."""
+    """Costs and gains of a draft, and the sentence that says whether it pays."""
 
     cost_ratio: float | None
-    """None for an engine that is timed from outside, where only whole rounds can be seen."""
+    """Time of a draft step over that of a plain target step; null for an engine that is timed from outside, where only
+    whole rounds can be seen."""
     verify_cost: dict[int, float]
-    """Empty for such an engine."""
+    """Tokens in one target pass -> its time in plain target steps; empty for such an engine."""
     round_cost: dict[int, float]
-    """gamma -> gamma draft steps and their check, in target steps."""
+    """Draft length -> time of that many draft steps and their check, in plain target steps."""
     break_even_alpha: float | None
-    """At `num_draft_tokens`; None where even a perfect draft would be slower than none."""
+    """The alpha at which `setup.num_draft_tokens` neither gains nor loses; null where even a perfect draft would be
+    slower than none."""
     best_num_draft_tokens: int
-    """Of the draft lengths whose cost is known."""
+    """The length with the highest predicted speed-up, among those whose cost is known."""
     predicted_speedup: dict[int, float]
-    """gamma -> speed-up from the predicted tau of that gamma."""
+    """Draft length -> speed-up from its predicted tokens per target call and its cost."""
     perfect_draft_speedup: float
-    """The best speed-up over gamma if every token were accepted."""
+    """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
     """`pays`, `does not pay` or `cannot pay`."""
     why: str
+    """The verdict's reason in one sentence."""
+    target_step_seconds: float | None = None
+    """Seconds of a plain target step; absent for real engines."""
+    draft_step_seconds: float | None = None
+    """Seconds of a draft step; absent for real engines."""
+    round_cost_ci95: tuple[float, float] | None = None
+    """95 % interval of the one entry of `round_cost`, for real engines."""
 
 
 def judge(
@@ -70,23 +87,37 @@ def judge(
     predicted_tau: Mapping[int, float],
     num_draft_tokens: int,
     alpha: float,
-    measured: tuple[float, float, float],
+    measured: Estimate,
 ) -> Economics:
     """Draws the verdict from the costs of single steps.
 
     Args:
-        costs: Measured; `verify_cost` must cover gamma + 1 for every gamma of `predicted_tau`.
-        predicted_tau: gamma -> predicted mean acceptance length.
-        num_draft_tokens: The gamma that was benched.
-        alpha: Under the served rule, for the sentence.
-        measured: Measured speed-up (mean, low, high) at `num_draft_tokens`.
+        costs: Seconds of both steps, and `verify_cost` in target steps. It must cover gamma + 1 tokens for every draft
+            length gamma of `predicted_tau`.
+        predicted_tau: Draft length -> predicted mean acceptance length, in tokens per target call.
+        num_draft_tokens: Draft length that was timed; one of those in `predicted_tau`.
+        alpha: Acceptance of one draft token under the served rule, in [0, 1]; only the sentence uses it.
+        measured: Measured speed-up at `num_draft_tokens`.
+
+    Returns:
+        Costs, predictions and the verdict: `pays` where the measured interval lies above 1, `cannot pay` where even a
+        perfect draft would be no faster, else `does not pay`.
+
+    Raises:
+        KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
     """
     c, v = costs.cost_ratio, costs.verify_cost
     round_cost = {gamma: gamma * c + v[gamma + 1] for gamma in predicted_tau}
     check = v[num_draft_tokens + 1]
     facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
-    found = judge_rounds(round_cost, predicted_tau, num_draft_tokens, alpha, measured, facts)
-    return replace(found, cost_ratio=c, verify_cost=dict(v))
+    economics = judge_rounds(round_cost, predicted_tau, num_draft_tokens, alpha, measured, facts)
+    return replace(
+        economics,
+        cost_ratio=c,
+        verify_cost=dict(v),
+        target_step_seconds=costs.target_step_seconds,
+        draft_step_seconds=costs.draft_step_seconds,
+    )
 
 
 def judge_rounds(
@@ -94,18 +125,18 @@ def judge_rounds(
     predicted_tau: Mapping[int, float],
     num_draft_tokens: int,
     alpha: float,
-    measured: tuple[float, float, float],
+    measured: Estimate,
     facts: str,
 ) -> Economics:
     """Draws the verdict from the costs of whole rounds.
 
     Args:
-        round_cost: gamma -> gamma draft steps and their check, in target steps.
-        predicted_tau: gamma -> predicted mean acceptance length, at least for the gammas of `round_cost`; NaN where
-            nothing could be predicted.
-        num_draft_tokens: The gamma that was benched.
-        alpha: Under the served rule, for the sentence.
-        measured: Measured speed-up (mean, low, high) at `num_draft_tokens`.
+        round_cost: Draft length -> time of that many draft steps and their check, in target steps.
+        predicted_tau: Draft length -> predicted mean acceptance length, at least for the lengths of `round_cost`; NaN
+            where nothing could be predicted.
+        num_draft_tokens: Draft length that was timed.
+        alpha: Acceptance of one draft token under the served rule; only the sentence uses it.
+        measured: Measured speed-up at `num_draft_tokens`.
         facts: The costs in words.
     """
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
@@ -114,22 +145,28 @@ def judge_rounds(
     drafts = _drafts(num_draft_tokens)
     threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens])
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+    timed = f"measured {measured.mean:.2f}x [{measured.low:.2f}, {measured.high:.2f}] with {drafts}"
+    why = f"{timed}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
     if cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
-    elif measured[1] > 1:
+    elif measured.low > 1:
         verdict = "pays"
-        why = (
-            f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}] with {drafts}: "
-            f"{facts}; {needs} (a perfect draft would give {cap:.2f}x)"
-        )
     else:
         verdict = "does not pay"
-        got = f"measured {measured[0]:.2f}x [{measured[1]:.2f}, {measured[2]:.2f}]"
-        why = f"{got} with {drafts}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
         if best != num_draft_tokens and predicted[best] > 1:
             why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
-    return Economics(None, {}, dict(round_cost), threshold, best, predicted, cap, verdict, why)
+    return Economics(
+        cost_ratio=None,
+        verify_cost={},
+        round_cost=dict(round_cost),
+        break_even_alpha=threshold,
+        best_num_draft_tokens=best,
+        predicted_speedup=predicted,
+        perfect_draft_speedup=cap,
+        verdict=verdict,
+        why=why,
+    )
 
 
 def _drafts(count: int) -> str:

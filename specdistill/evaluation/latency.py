@@ -9,12 +9,13 @@ import torch
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.evaluation.report import GreedyDifference
 from specdistill.models import LanguageModel
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Both ways of generating for one batch of prompts."""
+    """Both ways of decoding one batch of prompts."""
 
     plain: list[Generation]
     speculative: list[Generation]
@@ -39,7 +40,7 @@ def time_both(
         batch_size: Prompts decoded together.
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
-        on_tokens: As in `generate_plain`, for progress.
+        on_tokens: Called as by `generate_plain`, for progress.
     """
     runs = []
     for number, start in enumerate(range(0, len(encoded), batch_size)):
@@ -66,7 +67,7 @@ def time_both(
 
 
 def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int]) -> None:
-    """First calls pay for allocations and thread pools; let nobody's measurement carry that."""
+    """Makes one short call of each: first calls pay for allocations and thread pools, and must not be timed."""
     generate_plain(target, [prompt], sampling=decoder.sampling, max_new_tokens=4, seeds=[0])
     decoder.generate([prompt], max_new_tokens=4, seeds=[0])
 
@@ -74,11 +75,12 @@ def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int
 @torch.inference_mode()
 def first_difference(
     target: LanguageModel | None, prompt: Prompt, encoded: list[int], plain: Generation, other: Generation
-) -> dict[str, object] | None:
-    """Where two greedy answers part, and how close the target's two best logits are there; None if they are equal.
+) -> GreedyDifference | None:
+    """Finds the first token that differs between two greedy answers; None if they are equal.
 
-    A gap of a few float32 roundings is a numerical tie (a pass over several tokens adds up in another order than one
-    over a single token); a larger one is a bug. Without a target the gap is left out.
+    The gap is the distance of the target's two best logits there. A few float32 roundings are a numerical tie: a pass
+    over several tokens adds up in another order than one over a single token. A larger gap is a bug. Without a target
+    the gap is left out.
     """
     if plain.token_ids == other.token_ids:
         return None
@@ -86,10 +88,21 @@ def first_difference(
     shorter = min(len(plain.token_ids), len(other.token_ids))
     position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
     if target is None:
-        return {"prompt": prompt.id, "position": position}
+        return GreedyDifference(prompt=prompt.id, position=position)
     ids = torch.tensor([encoded + plain.token_ids[:position]], device=target.device)
     best = target.logits(target.hidden_states(ids)[0, -1]).topk(2).values
-    return {"prompt": prompt.id, "position": position, "logit_gap": float(best[0] - best[1])}
+    return GreedyDifference(prompt=prompt.id, position=position, logit_gap=float(best[0] - best[1]))
+
+
+def run_differences(
+    target: LanguageModel | None, prompts: Sequence[Prompt], encoded: Sequence[list[int]], runs: Sequence[TimedRun]
+) -> list[GreedyDifference | None]:
+    """Compares the answers of greedy runs prompt by prompt; None for those that are equal."""
+    answers = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]
+    return [
+        first_difference(target, prompt, ids, *pair)
+        for prompt, ids, pair in zip(prompts, encoded, answers, strict=True)
+    ]
 
 
 def greedy_check(
@@ -100,7 +113,7 @@ def greedy_check(
     *,
     num_draft_tokens: int,
     max_new_tokens: int,
-) -> list[dict[str, object] | None]:
+) -> list[GreedyDifference | None]:
     """Compares greedy answers with and without the draft, one prompt at a time."""
     sampling = Sampling(temperature=0.0)
     decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens, sampling=sampling)

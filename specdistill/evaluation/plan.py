@@ -1,18 +1,19 @@
-"""What training a draft takes, reckoned from sizes: tokens, FLOPs, hours, memory per accelerator, storage.
+"""Estimates what training a draft takes from sizes: tokens, FLOPs, hours, memory per accelerator, storage.
 
-The counting is the usual one (Kaplan et al. 2020, arXiv 2001.08361): 2 N FLOPs per token forward, 4 N backward,
-attention scores left out, which are small below some thousand tokens. Writing is bound by memory: each step reads the
-weights once for all answers of a batch. `tests/evaluation/test_plan.py` holds it against what small runs took.
+The counting is the usual one (Kaplan et al. 2020, arXiv 2001.08361): 2 N FLOPs per token forward, 4 N backward.
+Attention scores are left out; they are small below some thousand tokens. Writing is limited by memory: each step reads
+the weights once for all answers of a batch. `tests/evaluation/test_plan.py` compares the estimates with small runs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from specdistill.data.soft_labels import bytes_per_token
-from specdistill.evaluation.plan_config import PlanConfig
+from specdistill.evaluation.plan_config import PlanConfig, PlannedMachine, PlannedText
+from specdistill.evaluation.to_json import to_json
 
 _GIB = 2.0**30
 _ADAMW_BYTES = 16
@@ -21,15 +22,17 @@ _ACTIVATIONS = 23
 """Numbers kept for backward per token, layer and unit of width in a Llama: about 10.7 of the MLP's gate, up, activation
 and product (2.67 wide each), 8 of attention with its rotated queries and keys (not its scores), 4 of two norms."""
 _TILE_BYTES = 2.0**27
-"""At most, of the logits that the loss holds of each model: float32 on a CPU or bfloat16 on a GPU."""
+"""Most bytes of logits that the loss holds per model: float32 on a CPU or bfloat16 on a GPU."""
+_USABLE_MEMORY = 0.92
+"""Share of an accelerator's memory that a run may fill."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """From the vendor's data sheet."""
+    """Numbers of the vendor's data sheet."""
 
     flops: float
-    """bfloat16, dense, per second."""
+    """bfloat16 FLOP/s, dense."""
     bandwidth: float
     """Bytes per second."""
     memory: float
@@ -45,99 +48,192 @@ ACCELERATORS = {
 }
 
 
-def plan(config: PlanConfig) -> dict[str, Any]:
-    """The whole reckoning, JSON-ready.
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts:
+    """Tokens by what is done with them."""
 
-    Returns:
-        `tokens`, `flops` and `hours` by stage (accelerator hours, all of them together), `wall_hours`, `memory` (bytes
-        per accelerator by strategy, with `fits`), `storage` (bytes of stored labels and answers), `assumptions`.
+    written: float
+    """Answer tokens that the target writes."""
+    read: float
+    """Prompt tokens that the target reads while it writes."""
+    trained: float
+    """Answer tokens in the loss."""
+    own: float
+    """Answer tokens that the draft writes itself and is trained on."""
+    labelled: float
+    """Tokens that the target reads for its distributions, prompts included."""
+    trained_with_prompts: float
+    """Tokens that pass through the draft in training, prompts included."""
+
+    def by_stage(self) -> dict[str, float]:
+        """Stage -> the tokens that it counts."""
+        return {
+            "target writes": self.written,
+            "target labels": self.labelled,
+            "draft writes": self.own,
+            "draft trains": self.trained_with_prompts,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """Memory of one accelerator under one strategy."""
+
+    bytes: float
+    """Bytes while training."""
+    fits: bool
+    """Whether that leaves 8 % of the accelerator free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """Disk space."""
+
+    answers: float
+    """Bytes of the target's answers as ids."""
+    labels: float
+    """Bytes of stored labels over these answers."""
+    label_bytes_per_token: float
+    """Bytes of stored labels per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that `plan` estimates."""
+
+    settings: PlanConfig
+    """The configuration; its flat settings in JSON."""
+    tokens: TokenCounts
+    """Tokens by what is done with them."""
+    steps: int
+    """Optimiser steps."""
+    flops: dict[str, float]
+    """Stage -> FLOPs."""
+    gpu_hours: dict[str, float]
+    """Stage, and `all` -> accelerator hours, of all accelerators together."""
+    wall_hours: float
+    """Hours on all accelerators at once."""
+    memory_per_gpu: dict[str, MemoryUse]
+    """Strategy -> memory of one accelerator while training."""
+    storage: Storage
+    """Disk space."""
+    assumptions: list[str]
+    """Assumptions of the estimate, a sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Dicts, lists, strings and numbers."""
+        return to_json(self)
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Estimates everything. Needs no model and no network.
+
+    Raises:
+        ConfigError: A size can't be read.
     """
-    gpu = accelerator(config)
-    tokens = token_counts(config)
-    flops = {
-        # Each answer's prompt is read once by the writer.
-        "target writes": 2 * config.target * (tokens["written"] + tokens["read"]),
-        "target labels": 2 * config.target * tokens["labelled"],
-        "draft writes": 2 * config.draft * tokens["own"],
-        "draft trains": 6 * config.draft * tokens["trained_with_prompts"],
-    }
-    hours = {
-        "target writes": _writing(config, gpu, tokens["written"], config.target, tokens["read"]),
-        "target labels": flops["target labels"] / (gpu.flops * config.utilisation),
-        "draft writes": _writing(config, gpu, tokens["own"], config.draft, 0),
-        "draft trains": flops["draft trains"] / (gpu.flops * config.utilisation),
-    }
-    hours = {stage: seconds / 3600 for stage, seconds in hours.items()}
-    memory = {name: {"bytes": size, "fits": size <= gpu.memory * 0.92} for name, size in memory_per_gpu(config).items()}
-    each = bytes_per_token(config.label_top_k, config.vocab_size, "float16", with_draws=False)
-    return {
-        "settings": asdict(config),
-        "tokens": tokens,
-        "steps": math.ceil(tokens["trained"] / (config.batch_size * config.answer_tokens)),
-        "flops": flops,
-        "gpu_hours": hours | {"all": sum(hours.values())},
-        "wall_hours": sum(hours.values()) / config.gpus,
-        "memory_per_gpu": memory,
-        "storage": {
-            "answers": tokens["written"] * (2 if config.vocab_size <= 2**16 else 4),
-            "labels": each * tokens["written"],
-            "label_bytes_per_token": each,
+    gpu = accelerator(config.gpu, config.machine)
+    tokens = token_counts(config.text)
+    answer_tokens = config.training.batch_size * config.text.answer_tokens
+    hours = _gpu_hours(config, gpu, tokens)
+    memory = memory_per_gpu(config)
+    return Plan(
+        settings=config,
+        tokens=tokens,
+        steps=math.ceil(tokens.trained / answer_tokens),
+        flops=_flops(config, tokens),
+        gpu_hours=hours | {"all": sum(hours.values())},
+        wall_hours=sum(hours.values()) / config.gpus,
+        memory_per_gpu={
+            name: MemoryUse(bytes=size, fits=size <= gpu.memory * _USABLE_MEMORY) for name, size in memory.items()
         },
-        "assumptions": [
-            f"{config.utilisation:.0%} of peak FLOP/s in training and prefill, {config.decode_utilisation:.0%} of peak "
-            f"bandwidth while decoding {config.decode_batch} answers at a time",
-            "2 N FLOPs per token forward and 4 N backward; attention over long contexts comes on top",
-            "weights spread evenly where they are sharded; communication overlaps with computation",
-        ],
-    }
+        storage=_storage(config, tokens.written),
+        assumptions=_assumptions(config.machine),
+    )
 
 
-def accelerator(config: PlanConfig) -> Accelerator:
-    """The data sheet's numbers, or the user's own."""
-    if config.gpu == "custom":
-        return Accelerator(config.gpu_tflops * 1e12, config.gpu_bandwidth * 1e9, config.gpu_memory * _GIB)
-    return ACCELERATORS[config.gpu]
+def accelerator(name: str, machine: PlannedMachine) -> Accelerator:
+    """The data sheet's numbers, or the user's own where the name is `custom`."""
+    if name == "custom":
+        tflops, bandwidth, memory = machine.custom
+        return Accelerator(tflops * 1e12, bandwidth * 1e9, memory * _GIB)
+    return ACCELERATORS[name]
 
 
-def token_counts(config: PlanConfig) -> dict[str, float]:
-    """Tokens by what is done with them.
-
-    Returns:
-        written: by the target. read: of prompts, while it writes. trained: answer tokens in the loss. own: written by
-        the draft and trained on. labelled: read by the target for their distributions, prompts included.
-        trained_with_prompts: passing through the draft.
-    """
-    answers = config.prompts * config.rollouts_per_prompt
-    written = answers * config.answer_tokens
-    trained = written * config.epochs
-    own = trained * config.on_policy_fraction
-    ratio = (config.prompt_tokens + config.answer_tokens) / config.answer_tokens
+def token_counts(text: PlannedText) -> TokenCounts:
+    """Counts tokens by what is done with them."""
+    answers = text.prompts * text.rollouts_per_prompt
+    written = answers * text.answer_tokens
+    trained = written * text.epochs
+    own = trained * text.on_policy_fraction
+    ratio = (text.prompt_tokens + text.answer_tokens) / text.answer_tokens
     # A stored answer is labelled once; the draft's own are new each time.
-    fixed = written * min(1.0, config.epochs) if config.on_policy_fraction < 1 else 0.0
+    fixed = written * min(1.0, text.epochs) if text.on_policy_fraction < 1 else 0.0
+    return TokenCounts(
+        written=float(written),
+        read=float(answers * text.prompt_tokens),
+        trained=float(trained),
+        own=float(own),
+        labelled=float((fixed + own) * ratio),
+        trained_with_prompts=float(trained * ratio),
+    )
+
+
+def _flops(config: PlanConfig, tokens: TokenCounts) -> dict[str, float]:
     return {
-        "written": float(written),
-        "read": float(answers * config.prompt_tokens),
-        "trained": float(trained),
-        "own": float(own),
-        "labelled": float((fixed + own) * ratio),
-        "trained_with_prompts": float(trained * ratio),
+        # Each answer's prompt is read once by the writer.
+        "target writes": 2 * config.target * (tokens.written + tokens.read),
+        "target labels": 2 * config.target * tokens.labelled,
+        "draft writes": 2 * config.draft * tokens.own,
+        "draft trains": 6 * config.draft * tokens.trained_with_prompts,
     }
 
 
-def _writing(config: PlanConfig, gpu: Accelerator, tokens: float, params: float, read: float) -> float:
+def _gpu_hours(config: PlanConfig, gpu: Accelerator, tokens: TokenCounts) -> dict[str, float]:
+    flops, machine, weight_bytes = _flops(config, tokens), config.machine, config.models.weight_bytes
+    seconds = {
+        "target writes": _writing(machine, gpu, weight_bytes, tokens.written, config.target, tokens.read),
+        "target labels": flops["target labels"] / (gpu.flops * machine.utilisation),
+        "draft writes": _writing(machine, gpu, weight_bytes, tokens.own, config.draft, 0),
+        "draft trains": flops["draft trains"] / (gpu.flops * machine.utilisation),
+    }
+    return {stage: value / 3600 for stage, value in seconds.items()}
+
+
+def _writing(
+    machine: PlannedMachine, gpu: Accelerator, weight_bytes: int, tokens: float, params: float, read: float
+) -> float:
     """Accelerator seconds: a step reads all weights once, or computes for the batch, whichever takes longer."""
     step = max(
-        params * weight_bytes(config) / (gpu.bandwidth * config.decode_utilisation),
-        2 * params * config.decode_batch / (gpu.flops * config.decode_utilisation),
+        params * weight_bytes / (gpu.bandwidth * machine.decode_utilisation),
+        2 * params * machine.decode_batch / (gpu.flops * machine.decode_utilisation),
     )
-    return tokens / config.decode_batch * step + 2 * params * read / (gpu.flops * config.utilisation)
+    return tokens / machine.decode_batch * step + 2 * params * read / (gpu.flops * machine.utilisation)
+
+
+def _storage(config: PlanConfig, written: float) -> Storage:
+    vocab_size = config.models.vocab_size
+    per_token = bytes_per_token(config.training.label_top_k, vocab_size, "float16", with_draws=False)
+    return Storage(
+        answers=written * (2 if vocab_size <= 2**16 else 4),
+        labels=per_token * written,
+        label_bytes_per_token=per_token,
+    )
+
+
+def _assumptions(machine: PlannedMachine) -> list[str]:
+    return [
+        f"{machine.utilisation:.0%} of peak FLOP/s in training and prefill, {machine.decode_utilisation:.0%} of peak "
+        f"bandwidth while decoding {machine.decode_batch} answers at a time",
+        "2 N FLOPs per token forward and 4 N backward; attention over long contexts comes on top",
+        "weights spread evenly where they are sharded; communication overlaps with computation",
+    ]
 
 
 def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
-    """Bytes per accelerator while training, by where the weights lie: what `--shard` and `--target-memory` choose."""
-    draft, target = config.draft * _ADAMW_BYTES, config.target_resident * weight_bytes(config)
+    """Bytes per accelerator while training, by where the weights are: the choices of `--shard`, `--target-memory`."""
+    draft, target = config.draft * _ADAMW_BYTES, config.target_resident * config.models.weight_bytes
     working = working_bytes(config)
-    if config.labels == "stored":
+    if config.training.labels == "stored":
         return {
             "no target (--soft-labels)": draft + working,
             "no target, --shard draft": draft / config.gpus + working,
@@ -156,20 +252,15 @@ def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
 
 
 def working_bytes(config: PlanConfig) -> float:
-    """Activations of one micro-batch in the draft; beside them the target's own pass, and then the loss's two tiles."""
-    tokens = config.micro_batch_size * (config.prompt_tokens + config.answer_tokens)
+    """Bytes of one micro-batch: the draft's activations, and the target's own pass or the loss's two tiles."""
+    models, text, answers = config.models, config.text, config.training.micro_batch_size
     layers, width = shape_of(config.draft)
-    layers, width = config.draft_layers or layers, config.draft_width or width
-    each = weight_bytes(config)
+    layers, width = models.draft_layers or layers, models.draft_width or width
+    tokens = answers * (text.prompt_tokens + text.answer_tokens)
     # The target keeps nothing for a backward pass: a few times one layer's width.
-    passing = 8 * tokens * shape_of(config.target)[1] * each
-    logits = config.micro_batch_size * config.answer_tokens * config.vocab_size * each
-    return tokens * layers * width * _ACTIVATIONS * each + max(passing, 2 * min(logits, _TILE_BYTES))
-
-
-def weight_bytes(config: PlanConfig) -> int:
-    """Of one number in the target and in what passes through both models."""
-    return 4 if config.dtype == "float32" else 2
+    passing = 8 * tokens * shape_of(config.target)[1] * models.weight_bytes
+    logits = answers * text.answer_tokens * models.vocab_size * models.weight_bytes
+    return tokens * layers * width * _ACTIVATIONS * models.weight_bytes + max(passing, 2 * min(logits, _TILE_BYTES))
 
 
 def shape_of(params: float) -> tuple[float, float]:

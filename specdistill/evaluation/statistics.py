@@ -17,6 +17,7 @@ class Estimate(NamedTuple):
     high: float
 
     def to_json(self) -> dict[str, object]:
+        """{"mean": ..., "ci95": [low, high]}."""
         return {"mean": self.mean, "ci95": [self.low, self.high]}
 
 
@@ -27,7 +28,7 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
         function: Takes one array of sums per column and returns the values; plain arithmetic will do.
         columns: One value per prompt each, all of the same length.
         resamples: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Random seed for the bootstrap.
     """
     arrays = [np.asarray(column, dtype=float) for column in columns]
     rows = np.random.default_rng(seed).integers(0, len(arrays[0]), size=(resamples, len(arrays[0])))
@@ -43,7 +44,12 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
-    """sum / sum, a micro average: e.g. the sum of alpha over tokens by the number of tokens, per prompt."""
+    """sum / sum with its 95 % interval, a micro average.
+
+    Args:
+        numerators: One value per prompt, [prompts]; for example sums of alpha over tokens.
+        denominators: Likewise; for example numbers of tokens.
+    """
     return of_sums(lambda over, under: over / under, numerators, denominators)
 
 
@@ -51,6 +57,13 @@ def paired_difference(after: tuple[ArrayLike, ArrayLike], before: tuple[ArrayLik
     """ratio(after) - ratio(before) over the same prompts: an interval that excludes zero is a change.
 
     Args:
-        after, before: (numerators, denominators) in the same order of prompts.
+        after, before: (numerators, denominators), one value per prompt each, [prompts], in the same order of prompts;
+            for example two results of `acceptance.alpha_sums`.
+
+    Returns:
+        The difference and its 95 % interval, in the ratio's own unit. Prompts are resampled together for both sides.
+
+    Raises:
+        ValueError: The columns differ in length.
     """
     return of_sums(lambda a, b, c, d: a / b - c / d, *after, *before)

@@ -1,4 +1,4 @@
-"""Loading models (hub id, directory, .gguf), aligning their vocabularies, cutting a draft out of a target."""
+"""Loads models (hub id, directory, .gguf), compares their vocabularies, and cuts a draft out of a target."""
 
 from specdistill.models.cut import cut_draft
 from specdistill.models.language_model import LanguageModel

@@ -1,4 +1,4 @@
-"""A draft on disk: a plain save_pretrained checkpoint that serving engines load as it is."""
+"""Saves a draft as a plain save_pretrained checkpoint, which serving engines load as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specdistill.models import vocabulary
 from specdistill.models.language_model import LanguageModel
 
 CUT_RECORD_FILE = "init_draft.json"
-"""Lies beside a draft that was cut out of its target and not trained since: train-draft writes to another directory."""
+"""Record next to a draft that was cut out of its target and not trained since."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,10 +31,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+"""Every name that a tokenizer's files may have."""
 
 
 def is_fresh_cut(draft: LanguageModel) -> bool:
-    """Whether the draft comes straight from init-draft: training writes to another directory, without that record."""
+    """Whether the draft comes directly from init-draft. Training writes to another directory, without the record."""
     return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
 
 
@@ -43,15 +44,15 @@ def save_draft(
 ) -> None:
     """Writes weights, config, generation config and the target's own tokenizer files.
 
-    Every file is complete before it takes its final name, and the weights come last, so whatever was there before stays
-    usable until the new ones are whole.
+    Every file is complete before it gets its final name, and the weights come last. So an older checkpoint in the
+    directory stays usable until the new one is complete.
 
     Args:
-        draft: What to save, in its `stored_dtype`; embedding and head are padded or trimmed to the target's number of
-            rows.
-        target: Gives the vocabulary size, the tokenizer files (byte for byte) and the stop ids.
-        directory: Exists already.
-        weights: What to save in place of the draft's model: its adapters merged, say.
+        draft: The draft, saved in its `stored_dtype`. Embedding and head are padded or trimmed to as many rows as the
+            target's head has.
+        target: Source of the vocabulary size, the tokenizer files (copied byte for byte) and the stop ids.
+        directory: An existing directory.
+        weights: Module to save in place of the draft's model, such as one with its adapters merged.
 
     Raises:
         OutputError: The disk is full or the directory can't be written.
@@ -79,9 +80,9 @@ def save_draft(
 
 
 def assisted_generation_config(target: LanguageModel) -> GenerationConfig:
-    """What transformers' assisted generation reads from a draft, and nothing that distorts its distribution.
+    """Generation config of a draft for transformers' assisted generation.
 
-    Penalties and filters that a target's file may hold are left out: under them even an identical draft is rejected.
+    Penalties and filters of the target's file are left out, because with them even an identical draft is rejected.
     """
     stop = sorted(target.eos_token_ids)
     original = target.model.generation_config
@@ -97,8 +98,8 @@ def assisted_generation_config(target: LanguageModel) -> GenerationConfig:
 
 
 def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
-    """The target's tokenizer files: name -> where they lie (its directory, or the hub's local cache)."""
-    found = {}
+    """Finds the target's tokenizer files in its directory or in the hub's local cache; file name -> path."""
+    files = {}
     for name in TOKENIZER_FILES:
         if target.directory is not None:
             path = target.directory / name
@@ -111,8 +112,8 @@ def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
             )
             path = None if cached is None else Path(cached)
         if path is not None and path.is_file():
-            found[name] = path
-    return found
+            files[name] = path
+    return files
 
 
 def _publish(source: Path, destination: Path) -> None:

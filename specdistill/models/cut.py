@@ -1,14 +1,15 @@
-"""A draft made of some of the target's own layers."""
+"""Cuts a draft out of some of the target's own layers."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from specdistill.errors import ConfigError
 from specdistill.models import families
@@ -23,35 +24,21 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
         layers: Ascending indices of the layers to keep.
 
     Returns:
-        A model of the same architecture with `len(layers)` layers and weights of its own.
+        A model of the same architecture with `len(layers)` layers, whose weights are copies.
 
     Raises:
-        ConfigError: No layers, more than the target has, or indices that don't ascend within its range.
+        ConfigError: `layers` is empty, names all layers or more, or does not ascend within the target's range.
     """
     total = families.num_layers(target.config)
     if not 1 <= len(layers) < total:
         raise ConfigError(f"a draft needs 1 to {total - 1} of the target's {total} layers, got {len(layers)}")
     if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= total:
         raise ConfigError(f"expected ascending layer indices within 0..{total - 1}, got {list(layers)}")
-    config = copy.deepcopy(target.config)
-    config.num_hidden_layers = len(layers)
-    types = families.layer_attention_types(target.config)
-    if types is not None:
-        config.layer_types = [types[index] for index in layers]
-    if hasattr(config, "max_window_layers"):
-        # Qwen numbers the layers that slide; layer_types above already says which do.
-        config.max_window_layers = min(config.max_window_layers, len(layers))
-    # Built with real (not meta) tensors so that buffers which are computed, not stored (rotary frequencies, embedding
-    # scales), are right; then every stored tensor is overwritten by the target's.
-    model = AutoModelForCausalLM.from_config(config, dtype=target.model.dtype).to(target.device)
-    attribute = families.LAYER_LIST[config.model_type]
-    renamed = {f".{attribute}.{position}.": f".{attribute}.{index}." for position, index in enumerate(layers)}
-    source = target.model.state_dict()
-    state = {}
-    for key in model.state_dict():
-        match = next((new for new in renamed if new in key), None)
-        state[key] = source[key if match is None else key.replace(match, renamed[match], 1)]
-    model.load_state_dict(state)
+    # Built with real tensors, not on the meta device: buffers that are computed and never stored (rotary frequencies,
+    # embedding scales) are then right. Every stored tensor is overwritten by the target's.
+    model = AutoModelForCausalLM.from_config(_cut_config(target.config, layers), dtype=target.model.dtype)
+    model = model.to(target.device)
+    model.load_state_dict(_cut_weights(target, layers, model.state_dict().keys()))
     model.tie_weights()
     model.generation_config = copy.deepcopy(target.model.generation_config)
     name = f"{Path(target.name).stem} cut to layers {','.join(map(str, layers))}"
@@ -60,21 +47,45 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
     )
 
 
+def _cut_config(target_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+    config = copy.deepcopy(target_config)
+    config.num_hidden_layers = len(layers)
+    types = families.layer_attention_types(target_config)
+    if types is not None:
+        config.layer_types = [types[index] for index in layers]
+    if hasattr(config, "max_window_layers"):
+        # Qwen's number of sliding layers must not exceed the layers; layer_types already says which ones slide.
+        config.max_window_layers = min(config.max_window_layers, len(layers))
+    return config
+
+
+def _cut_weights(target: LanguageModel, layers: Sequence[int], names: Iterable[str]) -> dict[str, Tensor]:
+    """The target's weights under the draft's names, whose layers are numbered from 0."""
+    layer_list = families.LAYER_LIST[target.config.model_type]
+    prefixes = {f".{layer_list}.{position}.": f".{layer_list}.{index}." for position, index in enumerate(layers)}
+    source = target.model.state_dict()
+    weights = {}
+    for name in names:
+        prefix = next((prefix for prefix in prefixes if prefix in name), None)
+        weights[name] = source[name if prefix is None else name.replace(prefix, prefixes[prefix], 1)]
+    return weights
+
+
 @contextlib.contextmanager
 def only_layers(model: LanguageModel, layers: Sequence[int]) -> Iterator[LanguageModel]:
-    """Runs the model with some of its layers while the block lasts, without copying weights; caches can't be used."""
+    """Removes the other layers from the model inside the block, without copying weights. KV caches can't be used."""
     base, config = model.base_model, model.config
-    attribute = families.LAYER_LIST[config.model_type]
-    every, types = getattr(base, attribute), families.layer_attention_types(config)
+    layer_list = families.LAYER_LIST[config.model_type]
+    all_layers, types = getattr(base, layer_list), families.layer_attention_types(config)
     total = config.num_hidden_layers
     try:
-        setattr(base, attribute, torch.nn.ModuleList(every[index] for index in layers))
+        setattr(base, layer_list, torch.nn.ModuleList(all_layers[index] for index in layers))
         config.num_hidden_layers = len(layers)
         if types is not None:
             config.layer_types = [types[index] for index in layers]
         yield model
     finally:
-        setattr(base, attribute, every)
+        setattr(base, layer_list, all_layers)
         config.num_hidden_layers = total
         if types is not None:
             config.layer_types = types

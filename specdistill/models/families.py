@@ -1,4 +1,4 @@
-"""The decoder families whose parts we know by name: where the layers are, how they mask, how they scale logits."""
+"""Supported model families: where their layers are, how they mask attention, how they scale logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LAYER_LIST = {
     "gemma3_text": "layers",
     "gpt2": "h",
 }
-"""model_type -> attribute of the base model that holds the decoder layers."""
+"""model_type -> name of the base model's attribute that holds the decoder layers."""
 
 
 def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Refuses architectures whose cache, mask or layers we would have to guess.
+    """Refuses architectures whose cache, mask or layers are unknown.
 
     Raises:
-        ModelError: Naming the architecture and the supported ones.
+        ModelError: The architecture is not supported.
     """
     if config.model_type not in LAYER_LIST:
         raise ModelError(
@@ -33,35 +33,35 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
 
 
 def decoder_layers(base_model: nn.Module, config: PretrainedConfig) -> nn.ModuleList:
-    """The list of decoder layers inside a base model (without the output head)."""
+    """Decoder layers of a base model, which is a model without its output head."""
     layers = getattr(base_model, LAYER_LIST[config.model_type])
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def num_layers(config: PretrainedConfig) -> int:
-    """How many decoder layers the configuration asks for (GPT-2's `n_layer` is mapped by transformers)."""
+    """Number of decoder layers. transformers maps GPT-2's `n_layer` to the usual name."""
     return int(config.num_hidden_layers)
 
 
 def max_context(config: PretrainedConfig) -> int:
-    """Positions that the model was made for."""
+    """Largest number of positions that the model supports."""
     return int(config.max_position_embeddings)
 
 
 def layer_attention_types(config: PretrainedConfig) -> list[str] | None:
-    """`full_attention` or `sliding_attention` per layer where the family mixes them in one mask dict, else None."""
+    """`full_attention` or `sliding_attention` for each layer; None for families that take a single mask."""
     types = getattr(config, "layer_types", None)
     return list(types) if types else None
 
 
 def uniform_sliding_window(config: PretrainedConfig) -> int | None:
-    """The window of families that slide in every layer and take a single mask (Mistral 7B v0.1)."""
+    """Window of families whose layers all slide and take a single mask (Mistral 7B v0.1); None for others."""
     if layer_attention_types(config) is not None or config.model_type != "mistral":
         return None
     return getattr(config, "sliding_window", None)
 
 
 def final_softcap(config: PretrainedConfig) -> float | None:
-    """c of logits = c tanh(logits / c), where the family has one (Gemma 2)."""
+    """Softcap c in logits = c tanh(logits / c), which Gemma 2 has; None for others."""
     return getattr(config, "final_logit_softcapping", None)

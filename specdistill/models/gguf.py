@@ -1,27 +1,28 @@
-"""A .gguf file as a plain checkpoint: dequantised once, cached, reused."""
+"""Converts a .gguf file to a plain checkpoint, once; later runs reuse it from the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from specdistill.errors import ModelError
+from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
 
 
 def cache_root() -> Path:
-    """Where converted checkpoints live: $SPECDISTILL_CACHE, else $XDG_CACHE_HOME/specdistill."""
+    """Folder of converted checkpoints: $SPECDISTILL_CACHE, else $XDG_CACHE_HOME/specdistill."""
     own = os.environ.get("SPECDISTILL_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "specdistill"
 
 
 def check_gguf(path: Path) -> None:
-    """Looks at the first four bytes.
+    """Checks the first four bytes of a file.
 
     Raises:
-        ModelError: It is no GGUF file.
+        ModelError: The file is not a GGUF file.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -30,7 +31,7 @@ def check_gguf(path: Path) -> None:
 
 
 def converted_directory(path: Path) -> Path:
-    """The cache folder of a .gguf: named by its content, so that a new file of the old name is converted anew."""
+    """Cache folder of a .gguf. Its name depends on the content, so a changed file is converted again."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         digest.update(file.read(2**20))
@@ -40,12 +41,15 @@ def converted_directory(path: Path) -> Path:
     return cache_root() / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
 
 
-def convert(path: Path, say=print) -> Path:
-    """Dequantises a .gguf into a float32 checkpoint in the cache, once; later calls return the folder at once.
+def convert(path: Path, say: Callable[[str], None] = print) -> Path:
+    """Dequantises a .gguf into a float32 checkpoint in the cache, unless it is there already.
 
     Args:
         path: The .gguf file.
-        say: Told in one line that a conversion starts (it takes about half a minute for 135M parameters).
+        say: Called with one line when a conversion starts. It takes about half a minute for 135M parameters.
+
+    Returns:
+        Folder of the checkpoint.
 
     Raises:
         ModelError: transformers can't read the file.
@@ -58,20 +62,16 @@ def convert(path: Path, say=print) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     say(f"converting {path.name} to a plain checkpoint, once (cached in {directory})")
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        # Without `dequantize` the weights stay packed and could be neither trained nor saved.
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
         model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
     except Exception as error:
-        raise ModelError(f"transformers can't read {path}: {_first_line(error)}") from error
+        raise ModelError(f"transformers can't read {path}: {first_line(error)}") from error
     with atomic.new_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return directory
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A causal language model with what decoding, distillation and evaluation need to know about it."""
+"""A causal language model, with the facts that decoding, distillation and evaluation need about it."""
 
 from __future__ import annotations
 
@@ -17,55 +17,63 @@ from specdistill.models import families
 
 @dataclass
 class LanguageModel:
-    """A loaded model: hidden states and logits apart, and logits over the tokenizer's real ids only."""
+    """A loaded model. It gives hidden states and logits separately, and logits only for ids of the tokenizer."""
 
     model: PreTrainedModel
-    """The transformers model, in eval mode unless it is being trained."""
+    """The transformers model, in eval mode except during training."""
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """As the user wrote it; for reports and errors."""
+    """The name that the user gave, for reports and errors."""
     directory: Path | None
-    """Where its files lie (for a .gguf: the converted checkpoint); None for a model that was never saved."""
+    """Directory of its files; for a .gguf that of the converted checkpoint.
+
+    None if the files are in the hub's cache, or if the model was never saved.
+    """
     vocab_size: int
-    """Ids that the tokenizer can produce; rows of the head beyond it are padding and never sampled."""
+    """Number of ids that the tokenizer can produce. Further rows of the head are padding and never sampled."""
     kept_ids: Tensor | None = None
-    """int64 [N] ascending: the ids of a trimmed output head; None for the whole vocabulary."""
+    """int64 [N], ascending: ids of a trimmed output head; None for the whole vocabulary."""
     stored_dtype: torch.dtype | None = None
-    """Of the files it came from, in which it is saved again; None keeps the weights' own."""
+    """dtype of the files it was loaded from, and in which it is saved; None saves the weights' own dtype."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
-    """Multiplies hidden states by the output head in its place; see `packed.pack`."""
+    """Packed copy of the output head that is used in its place; see `packed.pack`."""
     _head: Tensor | None = field(default=None, repr=False)
 
     @property
     def config(self):
+        """Configuration of the transformers model."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.model.device
 
     @property
     def softcap(self) -> float | None:
+        """Softcap of the logits; see `families.final_softcap`."""
         return families.final_softcap(self.config)
 
     @property
     def max_context(self) -> int:
+        """Largest number of positions that the model supports."""
         return families.max_context(self.config)
 
     @property
     def num_parameters(self) -> int:
+        """Number of parameters; a tied embedding and head count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head, [padded vocab, hidden]; the tied embedding where the model ties them."""
+        """Output head, [padded vocab, hidden]; the embedding if the model ties the two."""
         head = self.model.get_output_embeddings()
         assert head is not None, "causal models have an output head"
         return cast(Tensor, head.weight)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every id that ends a generation: the generation config may list several, the tokenizer knows one."""
+        """Every id that ends an answer. The generation config may list several; config and tokenizer know one."""
         ids: set[int] = set()
         generation_config = getattr(self.model, "generation_config", None)
         for source in (generation_config, self.config, self.tokenizer):
@@ -74,32 +82,32 @@ class LanguageModel:
         return frozenset(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """An answer's text, without special tokens."""
+        """Text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Last hidden states after the final norm, [batch, length, hidden], without a KV cache.
+        """Hidden states after the final norm, [batch, length, hidden], without a KV cache.
 
         Args:
             input_ids: int64 [batch, length], padded on the right.
-            attention_mask: [batch, length]; 0 on padding. Causal masking already hides right padding from real tokens,
-                so it may be left out.
+            attention_mask: [batch, length]; 0 on padding. It may be left out, since causal attention already hides
+                padding on the right from real tokens.
         """
         return self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     @property
     def base_model(self):
-        """The network below the output head."""
+        """The transformers model without its output head."""
         return self.model.base_model
 
     def own_logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the ids this model can propose, [..., N] for a trimmed head and [..., vocab_size] else."""
+        """Logits of the ids that this model can propose: [..., N] with a trimmed head, else [..., vocab_size]."""
         logits = hidden @ self.inference_head().T if self.packed_head is None else self.packed_head(hidden)
-        # GPT-2, Llama, Qwen, Gemma and Mistral have no bias in the head.
+        # No supported family has a bias in its head.
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def to_vocabulary(self, own_logits: Tensor) -> Tensor:
-        """Spreads a trimmed head's logits over the whole vocabulary: -inf where the head has no row."""
+        """Spreads `own_logits` over the whole vocabulary, [..., vocab_size]; -inf for ids that the head lacks."""
         if self.kept_ids is None:
             return own_logits
         full = own_logits.new_full((*own_logits.shape[:-1], self.vocab_size), -torch.inf)
@@ -110,28 +118,28 @@ class LanguageModel:
         return own_indices if self.kept_ids is None else self.kept_ids[own_indices]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the real vocabulary, [..., vocab_size]; -inf for ids outside a trimmed head."""
+        """Logits of the tokenizer's ids, [..., vocab_size]; -inf for ids that a trimmed head lacks."""
         return self.to_vocabulary(self.own_logits(hidden))
 
     def inference_head(self) -> Tensor:
-        """Rows of the head for the ids that the model can propose."""
+        """Rows of the output head for the ids that the model can propose, [N or vocab_size, hidden]."""
         weight = self.head_weight
         if self.kept_ids is None:
             return weight[: self.vocab_size]
         if torch.is_grad_enabled():
             return weight[self.kept_ids]
         if self._head is None:
-            # A contiguous copy: gathering rows on every step would cost as much as the multiplication it saves.
+            # Copied once, since gathering the rows at every step would cost as much as the trimmed head saves.
             self._head = weight[self.kept_ids].clone()
         return self._head
 
     def weights_changed(self) -> None:
-        """Forgets what was derived from the weights; call after an optimiser step."""
+        """Drops cached copies of weights; call it after an optimiser step."""
         self._head = None
 
     @contextlib.contextmanager
     def generating(self):
-        """eval mode and no gradients while the block runs; back to training mode after, if that is where it was."""
+        """Puts the model into eval mode without gradients inside the block, and restores its mode afterwards."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -142,6 +150,6 @@ class LanguageModel:
 
 
 def end_of(model: LanguageModel) -> int:
-    """The id that ends the model's answers: its tokenizer's own, or where that is none, the least that ends one."""
+    """Id to write at the end of an answer: the tokenizer's, or the smallest stop id if the tokenizer has none."""
     own = model.tokenizer.eos_token_id
     return own if isinstance(own, int) else min(model.eos_token_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,32 +19,37 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from specdistill.errors import ModelError
+from specdistill.errors import ModelError, first_line
 from specdistill.models import families, gguf, memory, vocabulary
 from specdistill.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model whose files were found and whose configuration and tokenizer were read; no weights yet."""
+    """A model whose configuration and tokenizer are loaded, and whose weights are not."""
 
     name: str
-    """As the user wrote it."""
+    """The name that the user gave."""
     location: str
-    """A directory or hub id that transformers loads from."""
+    """Directory or hub id that transformers loads from."""
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def directory(self) -> Path | None:
+        """Directory of the files; None for a hub id."""
         return Path(self.location) if Path(self.location).is_dir() else None
 
 
 def check_exists(name: str, role: str) -> None:
-    """Finds what can be found wrong about a model's name without loading anything (fast, no heavy work).
+    """Checks a model's name without loading anything.
+
+    Args:
+        name: Hub id, directory or .gguf file.
+        role: `target` or `draft`, for messages.
 
     Raises:
-        ModelError: A path that isn't there, a directory without config.json, a file that is no .gguf.
+        ModelError: A path does not exist, a directory has no config.json, or a file is not a .gguf.
     """
     path = Path(name)
     if path.is_dir():
@@ -57,16 +63,16 @@ def check_exists(name: str, role: str) -> None:
         raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
 
 
-def find(name: str, role: str, say=print) -> ModelSource:
-    """Reads configuration and tokenizer; converts a .gguf on first use.
+def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSource:
+    """Loads a model's configuration and tokenizer. Converts a .gguf when it is first used.
 
     Args:
         name: Hub id, directory or .gguf file.
         role: `target` or `draft`, for messages.
-        say: Where a slow conversion announces itself.
+        say: Called with a line of text when a slow conversion starts.
 
     Raises:
-        ModelError: It can't be found or read, or its architecture is not supported.
+        ModelError: The model can't be found or read, or its architecture is not supported.
     """
     check_exists(name, role)
     path = Path(name)
@@ -78,9 +84,8 @@ def find(name: str, role: str, say=print) -> ModelSource:
     except ModelError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"can't load --{role} {name}: {reason} (a hub id needs network access or a local cache)"
+            f"can't load --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
         ) from error
     return ModelSource(name, location, config, tokenizer)
 
@@ -90,37 +95,44 @@ def load_model(
     role: str = "target",
     *,
     device: str = "cpu",
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
     keep: str = "whole",
-    say=print,
+    say: Callable[[str], None] = print,
 ) -> LanguageModel:
-    """Loads the weights.
+    """Loads a model with its weights.
 
     Args:
-        source: From `find`, or a name.
+        source: Result of `find`, or a name for it.
         role: `target` or `draft`, for messages.
         device: A torch device.
-        dtype: Of the weights.
-        keep: `whole`; or, of a model that is never trained, `offloaded`, `int8` or `nf4` (see `memory`).
-        say: Where a slow conversion announces itself.
+        dtype: dtype of the weights.
+        keep: `whole`, or for a model that is never trained `offloaded`, `int8` or `nf4` (see `memory`).
+        say: Called with a line of text when a slow conversion starts.
 
     Returns:
         A `LanguageModel` in eval mode, with a trimmed head if the checkpoint has one.
 
     Raises:
-        ModelError: As `find`.
+        ModelError: The model can't be found or read, its architecture is not supported, or its head is too small.
     """
     if isinstance(source, str):
         source = find(source, role, say)
-    # Read before loading: from_pretrained writes the dtype that was asked for into the configuration.
-    stored = getattr(source.config, "dtype", None)
-    # The bar for one file of weights says nothing that our own lines don't.
+    # Read first, because from_pretrained overwrites the configuration's dtype.
+    stored_dtype = getattr(source.config, "dtype", None)
+    # Our own messages already say what is loaded.
     transformers_logging.disable_progress_bar()
     try:
-        quantised = memory.loading_arguments(keep, dtype, device)
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, config=source.config, **quantised)
+        quantisation = memory.quantisation(keep, dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            config=source.config,
+            quantization_config=quantisation,
+            # Quantised weights can't be moved later.
+            device_map=None if quantisation is None else {"": device},
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"can't load the weights of --{role} {source.name}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
     vocab_size = vocabulary.real_vocab_size(source.tokenizer)
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
     loaded = LanguageModel(
@@ -130,7 +142,7 @@ def load_model(
         directory=source.directory,
         vocab_size=vocab_size,
         kept_ids=None if kept_ids is None else kept_ids.to(device),
-        stored_dtype=stored if isinstance(stored, torch.dtype) else None,
+        stored_dtype=stored_dtype if isinstance(stored_dtype, torch.dtype) else None,
     )
     _check_head(loaded, role)
     if keep == "offloaded":
@@ -139,15 +151,18 @@ def load_model(
 
 
 def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
-    """The model without its weights, on torch's meta device: shapes, tokenizer and stop ids, and next to no memory.
+    """Builds a model without weights on torch's meta device: shapes, tokenizer and stop ids, at almost no memory.
 
     Args:
-        source: From `find`.
+        source: Result of `find`.
         role: `target` or `draft`, for messages.
+
+    Raises:
+        ModelError: The head has fewer rows than the tokenizer has ids.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(source.config)
-    # Several ids may end a generation; only this file knows all of them.
+    # Only the generation config lists every id that ends an answer.
     with contextlib.suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(source.location)
     vocab_size = vocabulary.real_vocab_size(source.tokenizer)

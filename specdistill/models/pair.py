@@ -1,24 +1,25 @@
-"""A target and the draft that proposes for it, checked against each other before any weights are read."""
+"""Loads a target and its draft. Their tokenizers are compared before any weights are read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, first_line
 from specdistill.models import load, vocabulary
 from specdistill.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Two models that mean the same token by the same id."""
+    """A target and a draft that use the same token ids."""
 
     target: LanguageModel
     draft: LanguageModel
     same_tokenizer: bool = True
-    """False only where the caller asked for it: ids then mean different tokens, and text is all they share."""
+    """False only if the caller allowed it. The ids then mean different tokens, and the models share only text."""
 
 
 def load_pair(
@@ -32,58 +33,60 @@ def load_pair(
     other_tokenizer: bool = False,
     target_weights: bool = True,
     keep_target: str = "whole",
-    say=print,
+    say: Callable[[str], None] = print,
 ) -> ModelPair:
-    """Finds both, proves that their tokenizers agree, then loads both sets of weights.
+    """Finds both models, compares their tokenizers, then loads the weights.
 
     Args:
         target: Hub id, directory or .gguf file.
-        draft: Likewise.
-        device: A torch device, or `auto`.
-        target_device: Of the target, if not the draft's.
-        dtype: A torch dtype's name, or `auto`; see `resolve_dtype`.
-        draft_dtype: Of the draft, if not the target's: training wants float32 whatever the target runs in.
-        other_tokenizer: Allow different tokenizers, for methods that learn from text.
-        target_weights: False leaves the target a shell (`load.load_shell`), where its labels come from elsewhere.
-        keep_target: How it lies in memory; see `load.load_model`.
-        say: Where slow steps announce themselves.
+        draft: Hub id, directory or .gguf file.
+        device: A torch device, or `auto`; see `resolve_device`.
+        target_device: Device of the target, if it differs from the draft's.
+        dtype: Name of a torch dtype, or `auto`; see `resolve_dtype`.
+        draft_dtype: dtype of the draft, if it differs from the target's. Training needs float32.
+        other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
+        target_weights: Whether to load the target's weights. Without them the target is a shell (`load.load_shell`).
+        keep_target: How to keep the target in memory; see `load.load_model`.
+        say: Called with a line of text when a slow step starts.
 
     Raises:
-        ModelError: One of them can't be loaded.
-        IncompatibleModelsError: Their tokenizers differ and that is not allowed.
+        ModelError: A model can't be loaded.
+        IncompatibleModelsError: The tokenizers differ, and that is not allowed.
+        ConfigError: The device can't be used.
     """
-    sources = [load.find(target, "target", say), load.find(draft, "draft", say)]
-    same = sources[0].tokenizer.get_vocab() == sources[1].tokenizer.get_vocab()
-    if not (same or other_tokenizer):
-        vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, target, draft)
-    where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
-    return ModelPair(
-        load.load_model(sources[0], "target", device=target_device or where, dtype=kind, keep=keep_target)
-        if target_weights
-        else load.load_shell(sources[0]),
-        load.load_model(sources[1], "draft", device=where, dtype=draft_dtype or kind),
-        same,
-    )
+    target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
+    same_tokenizer = target_source.tokenizer.get_vocab() == draft_source.tokenizer.get_vocab()
+    if not (same_tokenizer or other_tokenizer):
+        vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft)
+    device = resolve_device(device)
+    target_dtype = resolve_dtype(dtype, device)
+    if target_weights:
+        target_model = load.load_model(
+            target_source, "target", device=target_device or device, dtype=target_dtype, keep=keep_target
+        )
+    else:
+        target_model = load.load_shell(target_source)
+    draft_model = load.load_model(draft_source, "draft", device=device, dtype=draft_dtype or target_dtype)
+    return ModelPair(target_model, draft_model, same_tokenizer)
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one.
+    """Replaces `auto` by the GPU if there is one, else by the CPU.
 
     Raises:
-        ConfigError: torch does not know or have the device.
+        ConfigError: torch does not know the device, or the machine does not have it.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} can't be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {device} can't be used: {first_line(error)}") from error
     return device
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slower beyond one token."""
+    """Replaces `auto` by bfloat16 on a GPU, and by float32 on a CPU, where bfloat16 is slower beyond one token."""
     if dtype == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]

@@ -1,4 +1,4 @@
-"""Do two tokenizers mean the same thing by an id, and how many ids are real."""
+"""Compares the vocabularies of two tokenizers, and fits embeddings and heads to them."""
 
 from __future__ import annotations
 
@@ -14,48 +14,61 @@ from specdistill.errors import IncompatibleModelsError, ModelError
 from specdistill.files import atomic
 
 KEPT_IDS_FILE = "draft_vocabulary.json"
-"""In a draft's directory: the ids of its trimmed output head. The weights beside it keep the full vocabulary."""
+"""File in a draft's directory with the ids of its trimmed output head. The weights keep the full vocabulary."""
 
 
 def real_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id that the tokenizer can produce; heads are often padded beyond it."""
+    """Largest id that the tokenizer can produce, plus 1. Heads are often padded to more rows."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_same_vocabulary(
     target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, target_name: str, draft_name: str
 ) -> None:
-    """Refuses a pair whose ids mean different tokens; a draft's proposals are ids, so nothing could be accepted.
+    """Refuses a pair whose ids mean different tokens, since the target could accept no proposal of such a draft.
+
+    Args:
+        target, draft: The tokenizers.
+        target_name, draft_name: Names of the models, for the message.
 
     Raises:
-        IncompatibleModelsError: Naming both tokenizers and the first id whose token differs.
+        IncompatibleModelsError: The tokenizers differ. The message names the first id with different tokens.
     """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours == theirs:
+    target_ids, draft_ids = target.get_vocab(), draft.get_vocab()
+    if target_ids == draft_ids:
         return
-    by_id_ours = {number: token for token, number in ours.items()}
-    by_id_theirs = {number: token for token, number in theirs.items()}
-    first = min(number for number in by_id_ours | by_id_theirs if by_id_ours.get(number) != by_id_theirs.get(number))
+    target_tokens = {token_id: token for token, token_id in target_ids.items()}
+    draft_tokens = {token_id: token for token, token_id in draft_ids.items()}
+    first = min(
+        token_id
+        for token_id in target_tokens | draft_tokens
+        if target_tokens.get(token_id) != draft_tokens.get(token_id)
+    )
     raise IncompatibleModelsError(
-        f"target and draft have different tokenizers: id {first} is {by_id_ours.get(first, 'unused')!r} in "
-        f"{target_name} ({len(ours)} tokens) and {by_id_theirs.get(first, 'unused')!r} in {draft_name} "
-        f"({len(theirs)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'"
+        f"target and draft have different tokenizers: id {first} is {target_tokens.get(first, 'unused')!r} in "
+        f"{target_name} ({len(target_ids)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
+        f"({len(draft_ids)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'"
     )
 
 
 def resize_to(model: PreTrainedModel, vocab_size: int, real_size: int) -> None:
-    """Pads or trims embedding and head to `vocab_size` rows in place, as engines demand of a draft.
+    """Pads or trims embedding and head to `vocab_size` rows in place; engines want a draft with the target's size.
 
-    Rows beyond the tokenizer's ids point away from where hidden states lie, so that an engine which does sample over
-    padding gives them next to no probability.
+    Padding rows of the head point away from the hidden states, so that their ids get almost no probability from an
+    engine that samples over padding.
+
+    Args:
+        model: Changed in place.
+        vocab_size: Rows to have afterwards.
+        real_size: Number of ids of the tokenizer; further rows are padding.
 
     Raises:
-        IncompatibleModelsError: `vocab_size` would cut real tokens off.
+        IncompatibleModelsError: `vocab_size` is smaller than `real_size`.
     """
     if vocab_size < real_size:
         raise IncompatibleModelsError(
             f"the target's head has {vocab_size} rows, but the tokenizer produces {real_size} ids; "
-            "the target's config is not that of its tokenizer"
+            "the target's config and tokenizer belong to different models; check the directory's files"
         )
     if _head(model).shape[0] != vocab_size:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -85,13 +98,29 @@ def _away_from_hidden_states(model: PreTrainedModel, head: Tensor, real_size: in
 
 
 def save_kept_ids(directory: Path, kept_ids: Tensor, source: str) -> None:
-    """Writes the ids of a trimmed head beside the weights."""
+    """Writes the ids of a trimmed head into the directory of the weights.
+
+    Args:
+        directory: Directory of the draft.
+        kept_ids: int64 [N].
+        source: Short description of how the ids were chosen.
+
+    Raises:
+        OutputError: The disk is full, or the directory can't be written.
+    """
     content = {"kept_ids": kept_ids.tolist(), "source": source}
     atomic.write_text(directory / KEPT_IDS_FILE, json.dumps(content) + "\n")
 
 
 def load_kept_ids(directory: Path | None, vocab_size: int) -> Tensor | None:
-    """Reads what `save_kept_ids` wrote; None where there is no such file.
+    """Reads the ids that `save_kept_ids` wrote.
+
+    Args:
+        directory: Directory of the draft, or None.
+        vocab_size: Number of ids of the tokenizer.
+
+    Returns:
+        int64 [N], ascending; None if the draft has no trimmed head.
 
     Raises:
         ModelError: The file is damaged or names ids outside the vocabulary.
@@ -104,5 +133,8 @@ def load_kept_ids(directory: Path | None, vocab_size: int) -> Tensor | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged ({error}); cut the draft again with 'specdistill init-draft'") from error
     if not len(ids) or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise ModelError(f"{path} names ids outside 0..{vocab_size - 1}; it belongs to another tokenizer")
+        raise ModelError(
+            f"{path} names ids outside 0..{vocab_size - 1}, so it belongs to another tokenizer; cut the draft again "
+            "with 'specdistill init-draft'"
+        )
     return ids

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from specdistill.evaluation.report import Report
+from specdistill.evaluation.report_setup import EngineSetup
+from specdistill.evaluation.to_json import to_json
 from specdistill.report.plots import all_plots
-from specdistill.report.terminal import LOSSY, SAMPLED, alpha_rows, estimate, prediction_warning
+from specdistill.report.wording import LOSSY, SAMPLED, alpha_rows, estimate, prediction_warning
 
 
-def html_report(report: dict[str, Any]) -> str:
+def html_report(report: Report) -> str:
     """The page as text."""
     environment = Environment(
         loader=PackageLoader("specdistill", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -19,6 +20,8 @@ def html_report(report: dict[str, Any]) -> str:
     template = environment.get_template("bench.html.jinja")
     return template.render(
         report=report,
+        in_engine=isinstance(report.setup, EngineSetup),
+        settings=to_json(report.setup),
         plots=all_plots(report),
         alphas=alpha_rows(report),
         lossy=LOSSY,

@@ -13,7 +13,8 @@ matplotlib.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specdistill.report.terminal import alpha_rows
+from specdistill.evaluation.report import Report
+from specdistill.report.wording import alpha_rows
 
 INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
 
@@ -31,10 +32,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def all_plots(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(title, SVG, one sentence that says how to read it) for every plot that the report has data for."""
+def all_plots(report: Report) -> list[tuple[str, str, str]]:
+    """Draws every plot that the report has data for: (title, SVG, one sentence that says how to read it)."""
     plots = []
-    if report["acceptance"]["by_position"]:
+    if report.acceptance.by_position:
         plots.append(
             (
                 "Acceptance by position",
@@ -56,12 +57,12 @@ def all_plots(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts.",
         ),
     ]
-    if len(report["acceptance"]["by_category"]) > 1:
-        plots.append(("Alpha by category", _draw(_categories, report), "What kind of prompt the draft is good at."))
+    if len(report.acceptance.by_category) > 1:
+        plots.append(("Alpha by category", _draw(_categories, report), "Kinds of prompts that the draft is good at."))
     return plots
 
 
-def _draw(paint, report: dict[str, Any]) -> str:
+def _draw(paint, report: Report) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         paint(figure.subplots(), report)
@@ -75,8 +76,8 @@ def _draw(paint, report: dict[str, Any]) -> str:
     )
 
 
-def _positions(axes: Axes, report: dict[str, Any]) -> None:
-    joint, conditional = report["acceptance"]["by_position"], report["acceptance"]["by_position_conditional"]
+def _positions(axes: Axes, report: Report) -> None:
+    joint, conditional = report.acceptance.by_position, report.acceptance.by_position_conditional
     places = range(1, len(joint) + 1)
     axes.bar(places, joint, color=ACCENT, width=0.6, label="joint")
     axes.plot(places, conditional, color=SECOND, marker="o", label="conditional")
@@ -84,33 +85,28 @@ def _positions(axes: Axes, report: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def _speedups(axes: Axes, report: dict[str, Any]) -> None:
-    predicted = {int(length): value for length, value in report["economics"]["predicted_speedup"].items()}
+def _speedups(axes: Axes, report: Report) -> None:
+    predicted, measured = report.economics.predicted_speedup, report.latency.speedup
     axes.axhline(1, color=QUIET, linewidth=1.5)
     axes.plot(list(predicted), list(predicted.values()), color=ACCENT, marker="o", label="predicted")
-    measured = report["latency"]["speedup"]
-    low, high = measured["ci95"]
-    gamma = report["setup"]["num_draft_tokens"]
-    spread = [[measured["mean"] - low], [high - measured["mean"]]]
-    axes.errorbar([gamma], [measured["mean"]], yerr=spread, color=SECOND, marker="s", capsize=4, label="measured")
+    spread = [[measured.mean - measured.low], [measured.high - measured.mean]]
+    length = report.setup.num_draft_tokens
+    axes.errorbar([length], [measured.mean], yerr=spread, color=SECOND, marker="s", capsize=4, label="measured")
     axes.set(xlabel="draft tokens per target call", ylabel="speed-up", xticks=list(predicted))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
 
-def _alphas(axes: Axes, report: dict[str, Any]) -> None:
+def _alphas(axes: Axes, report: Report) -> None:
     rows = alpha_rows(report)
-    series = [(report["draft"]["name"], [row.alpha for row in rows], ACCENT)]
-    if "compare" in report:
-        series.insert(0, (report["compare"]["draft"]["name"], [row.other or {} for row in rows], QUIET))
+    series = [(report.draft.name, [row.alpha for row in rows], ACCENT)]
+    if report.compare is not None:
+        series.insert(0, (report.compare.draft.name, [row.other for row in rows if row.other], QUIET))
     width = 0.7 / len(series)
     for place, (name, alphas, colour) in enumerate(series):
         left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(rows))]
-        spread = [
-            [alpha["mean"] - alpha["ci95"][0] for alpha in alphas],
-            [alpha["ci95"][1] - alpha["mean"] for alpha in alphas],
-        ]
-        means = [alpha["mean"] for alpha in alphas]
+        spread = [[alpha.mean - alpha.low for alpha in alphas], [alpha.high - alpha.mean for alpha in alphas]]
+        means = [alpha.mean for alpha in alphas]
         axes.bar(left, means, width, yerr=spread, color=colour, capsize=3, label=_short(name))
     labels = [row.rule.replace(", at temperature", "\nat temperature") for row in rows]
     axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(rows)), xticklabels=labels)
@@ -118,10 +114,10 @@ def _alphas(axes: Axes, report: dict[str, Any]) -> None:
         axes.legend(frameon=False)
 
 
-def _categories(axes: Axes, report: dict[str, Any]) -> None:
-    rule, rows = report["setup"]["predicting_rule"], report["acceptance"]["by_category"]
+def _categories(axes: Axes, report: Report) -> None:
+    rule, rows = report.setup.predicting_rule, report.acceptance.by_category
     places = range(len(rows))
-    axes.barh(list(places), [row[f"alpha_{rule}"] for row in rows.values()], 0.6, color=ACCENT)
+    axes.barh(list(places), [scores.alpha(rule) for scores in rows.values()], 0.6, color=ACCENT)
     axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
 
 

@@ -1,48 +1,89 @@
-"""What `specdistill check` and `export` print."""
+"""Lines that `specdistill check` and `export` print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 
-from specdistill.files import atomic
-from specdistill.report.json_file import json_report
+
+class Verdict(Protocol):
+    """`serving.gates.Verdict`, as far as it is printed."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine."""
+        ...
+
+    @property
+    def rule(self) -> str:
+        """How it accepts draft tokens."""
+        ...
+
+    @property
+    def command(self) -> str:
+        """Command line that starts it."""
+        ...
+
+    @property
+    def refusals(self) -> list[str]:
+        """Reasons why it will not load the pair."""
+        ...
+
+    @property
+    def warnings(self) -> list[str]:
+        """Costs although it loads."""
+        ...
+
+    @property
+    def loads(self) -> bool:
+        """Whether it loads the pair."""
+        ...
 
 
-def verdict_lines(verdicts: Sequence[dict[str, Any]], json: str | None) -> None:
-    """Prints a block per engine.
+class Exported(Protocol):
+    """`serving.export.Exported`, as far as it is printed."""
 
-    Args:
-        verdicts: From `serving.gates.check`, as JSON.
-        json: File to write them to as well, or None.
-    """
+    @property
+    def path(self) -> str:
+        """Where the draft was written."""
+        ...
+
+    @property
+    def changes(self) -> list[str]:
+        """Differences from the draft as it was, a line each."""
+        ...
+
+    @property
+    def verdict(self) -> Verdict:
+        """The engine's own conditions for it."""
+        ...
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> None:
+    """Prints a block per engine."""
     console = Console()
     for verdict in verdicts:
         _verdict_lines(console, verdict)
-    if json is not None:
-        atomic.write_text(Path(json), json_report({"engines": list(verdicts)}))
 
 
-def exported_lines(exported: Any) -> None:
-    """Prints what `serving.export.export` wrote, what it changed, and the engine's verdict."""
+def exported_lines(exported: Exported) -> None:
+    """Prints where the draft was written, what changed, and the engine's verdict."""
     console = Console()
     console.print(f"wrote {escape(exported.path)}", soft_wrap=True, highlight=False)
     for line in exported.changes:
         console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
-    _verdict_lines(console, exported.verdict.to_json())
+    _verdict_lines(console, exported.verdict)
 
 
-def _verdict_lines(console: Console, verdict: dict[str, Any]) -> None:
-    word = "[bold green]loads[/]" if verdict["loads"] else "[bold red]refuses[/]"
-    console.print(f"[bold]{escape(verdict['engine'])}[/]: {word}", highlight=False)
-    for kind in ("refusals", "warnings"):
-        for line in verdict[kind]:
-            mark = "because" if kind == "refusals" else "beware"
+def _verdict_lines(console: Console, verdict: Verdict) -> None:
+    word = "[bold green]loads[/]" if verdict.loads else "[bold red]refuses[/]"
+    console.print(f"[bold]{escape(verdict.engine)}[/]: {word}", highlight=False)
+    for mark, lines in (("because", verdict.refusals), ("beware", verdict.warnings)):
+        for line in lines:
             console.print(f"  {mark}: {escape(line)}", soft_wrap=True, highlight=False)
-    if verdict["loads"]:
-        console.print(f"  accepts by: {escape(verdict['rule'])}", soft_wrap=True, highlight=False)
-        console.print(f"  {escape(verdict['command'])}", soft_wrap=True, highlight=False)
+    if verdict.loads:
+        console.print(f"  accepts by: {escape(verdict.rule)}", soft_wrap=True, highlight=False)
+        console.print(f"  {escape(verdict.command)}", soft_wrap=True, highlight=False)

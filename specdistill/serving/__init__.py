@@ -1,1 +1,1 @@
-"""What a serving stack imports beside the kernels."""
+"""Real engines: their conditions for a draft, exports, bench inside them, and the online hook."""

@@ -1,4 +1,4 @@
-"""What `bench --engine` asks of an engine: answers with their times, and what the engine itself counted."""
+"""The protocol of `bench --engine`: an engine answers, with times and its own counts of draft tokens."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from specdistill.decoding import Generation, Sampling
 from specdistill.serving.speculation import Speculation
 
 OnTokens = Callable[[int], object]
-"""Told how many tokens came in, for progress."""
+"""Called with the number of tokens that came in, for progress."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What became of one batch of prompts."""
+    """Answers to one batch of prompts."""
 
     answers: list[Generation]
-    """In order; `seconds` is the wall time of the whole batch."""
+    """One per prompt, in order; `seconds` is the wall time of the batch."""
     speculation: Speculation | None
-    """Over the batch; None of an engine without a draft."""
+    """Counts over the batch; None for an engine without a draft."""
 
 
 class Engine(Protocol):
@@ -43,8 +43,15 @@ class Engine(Protocol):
     ) -> Answered:
         """Answers a batch at once.
 
+        Args:
+            prompts: Token ids.
+            sampling: Temperature and filters.
+            max_new_tokens: Tokens per answer at most.
+            seeds: One per prompt.
+            on_tokens: Called as tokens come in.
+
         Raises:
-            ServerError: Of a served engine: it is gone, refuses, or answers what it should not.
+            ServerError: A server is gone, refuses, or its answer is malformed.
         """
         ...
 

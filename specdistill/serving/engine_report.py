@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from specdistill.data.prompts import Prompt
 from specdistill.evaluation import economics
 from specdistill.evaluation.acceptance import PromptAcceptance, alpha_sums, predicted_tau
-from specdistill.evaluation.config import BenchConfig
+from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.report import GreedyDifference, Lossless, Report
+from specdistill.evaluation.report_acceptance import Acceptance, CountedAcceptance, Counters, Prediction
+from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.evaluation.sections import (
-    economics_section,
+    counted,
     latency_section,
-    lengths_section,
     lossless_section,
-    model_section,
+    model_facts,
     scored_section,
+    setup_section,
 )
 from specdistill.evaluation.statistics import Estimate, of_sums, ratio
 from specdistill.models.pair import ModelPair
+from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Engine
 from specdistill.serving.speculation import Speculation, total_of
+
+_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -44,147 +48,141 @@ def build(
     records: Sequence[PromptAcceptance],
     runs: Sequence[EngineRun],
     num_draft_tokens: int,
-    differences: list[dict[str, object] | None] | None,
+    differences: list[GreedyDifference | None] | None,
     engine: Engine,
-) -> dict[str, Any]:
+) -> Report:
     """Puts the report together.
 
     Args:
-        config: What was asked for.
-        pair: As scored.
-        prompts: Those that were done.
+        config: The command's configuration.
+        pair: Target and draft, as scored.
+        prompts: The prompts that were done.
         records: Scores of the plain engine's answers.
         runs: Both engines' answers, in batches.
-        num_draft_tokens: gamma.
-        differences: Per prompt, where greedy answers part; None where the engines sampled.
-        engine: The one that drafted.
+        num_draft_tokens: Draft tokens per verification.
+        differences: First difference of each prompt's greedy answers; None where the engines sampled.
+        engine: The engine that drafted.
     """
     rule = config.served_rule
     columns = predicted_tau(records, rule, num_draft_tokens, first_drafted=engine.first_drafted)
-    predicted = ratio(*columns)
-    latency, speedup = latency_section(runs)
-    cost = _round_cost(runs, engine.first_drafted)
+    speed = latency_section(runs)
+    longest = max(config.acceptance.max_draft_tokens, num_draft_tokens)
+    taus = {
+        length: ratio(*predicted_tau(records, rule, length, first_drafted=engine.first_drafted)).mean
+        for length in range(1, longest + 1)
+    }
     alpha = ratio(*alpha_sums(records, rule)).mean
+    cost = _round_cost(runs, engine.first_drafted)
+    return Report(
+        target=model_facts(pair.target),
+        draft=model_facts(pair.draft),
+        setup=_setup(config, pair, num_draft_tokens, len(prompts), engine.version),
+        acceptance=Acceptance(
+            **vars(_counted(runs, engine, columns)),
+            **vars(scored_section(prompts, records, rule, num_draft_tokens, taus)),
+        ),
+        latency=speed,
+        economics=_judge(num_draft_tokens, cost, ratio(*columns).mean, alpha, speed.speedup),
+        lossless=_lossless(differences),
+    )
+
+
+def _judge(num_draft_tokens: int, cost: Estimate, predicted: float, alpha: float, measured: Estimate) -> Economics:
+    """Draws the verdict from the cost of a round of one draft length."""
     facts = f"a round of {num_draft_tokens} draft tokens and their check takes {cost.mean:.2f} target steps"
     verdict = economics.judge_rounds(
-        {num_draft_tokens: cost.mean},
-        {num_draft_tokens: predicted.mean},
-        num_draft_tokens,
-        alpha,
-        (speedup.mean, speedup.low, speedup.high),
-        facts,
+        {num_draft_tokens: cost.mean}, {num_draft_tokens: predicted}, num_draft_tokens, alpha, measured, facts
     )
-    taus = {
-        gamma: ratio(*predicted_tau(records, rule, gamma, first_drafted=engine.first_drafted)).mean
-        for gamma in range(1, max(config.max_draft_tokens, num_draft_tokens) + 1)
-    }
-    scored = scored_section(prompts, records, rule, num_draft_tokens, taus)
-    return {
-        "schema": 1,
-        "target": model_section(pair.target),
-        "draft": model_section(pair.draft),
-        "setup": _setup(config, pair, num_draft_tokens, len(prompts), engine.version),
-        "acceptance": _counted(runs, engine, columns, predicted) | scored,
-        "latency": latency,
-        "economics": economics_section(verdict) | {"round_cost_ci95": [cost.low, cost.high]},
-        "lossless": _lossless(differences),
-    }
+    return dataclasses.replace(verdict, round_cost_ci95=(cost.low, cost.high))
 
 
 def _counted(
-    runs: Sequence[EngineRun], engine: Engine, predicted_columns: tuple[np.ndarray, np.ndarray], predicted: Estimate
-) -> dict[str, Any]:
-    """What the engine counted, and how far that is from what one pass over the answers had predicted."""
-    told = [run for run in runs if run.speculation is not None]
-    counts = [run.speculation for run in told]
-    total = total_of(counts)
+    runs: Sequence[EngineRun], engine: Engine, predicted_columns: tuple[np.ndarray, np.ndarray]
+) -> CountedAcceptance:
+    """Rates from the engine's own counts, and how far they are from the prediction of one pass over the answers."""
+    counting = [(run, run.speculation) for run in runs if run.speculation is not None]
+    total = total_of(counts for _, counts in counting)
     if total is None:
-        nothing = Estimate(float("nan"), float("nan"), float("nan")).to_json()
-        return {
-            "by_position": [],
-            "by_position_conditional": [],
-            "mean_acceptance_length": nothing,
-            "mean_acceptance_length_macro": float("nan"),
-            "acceptance_rate": nothing,
-            "counters": {"source": engine.counters},
-        }
-    emitted = np.array([_tokens(run, engine.first_drafted) for run in told], dtype=float)
-    rounds, proposed, accepted = (
-        np.array([getattr(each, name) for each in counts], dtype=float) for name in ("rounds", "proposed", "accepted")
-    )
-    lengths = lengths_section(emitted, rounds, accepted, proposed)
-    measured = lengths["mean_acceptance_length"]["mean"]
+        return CountedAcceptance(
+            by_position=[],
+            by_position_conditional=[],
+            mean_acceptance_length=_UNKNOWN,
+            mean_acceptance_length_macro=float("nan"),
+            acceptance_rate=_UNKNOWN,
+            counters=Counters(source=engine.counters),
+        )
+    emitted = np.array([_tokens(run, engine.first_drafted) for run, _ in counting], dtype=float)
+    rounds = np.array([counts.rounds for _, counts in counting], dtype=float)
+    proposed = np.array([counts.proposed for _, counts in counting], dtype=float)
+    accepted = np.array([counts.accepted for _, counts in counting], dtype=float)
     joint = [kept / total.rounds for kept in total.accepted_by_position or () if total.rounds]
+    conditional = [now / then if then else 0.0 for now, then in zip(joint, [1.0, *joint], strict=False)]
+    rates = counted(joint, conditional, emitted, rounds, accepted, proposed)
     # Predicted and measured sums of the same batches: prompts of one batch share a counter.
-    sizes = np.cumsum([len(run.plain) for run in told])[:-1]
+    sizes = np.cumsum([len(run.plain) for run, _ in counting])[:-1]
     tokens, expected = ([part.sum() for part in np.split(column, sizes)] for column in predicted_columns)
-    off = of_sums(lambda a, b, c, d: (a / b) / (c / d) - 1, emitted, rounds, tokens, expected)
-    return {
-        "by_position": joint,
-        "by_position_conditional": [
-            now / then if then else 0.0 for now, then in zip(joint, [1.0, *joint], strict=False)
-        ],
-        **lengths,
-        "counters": {
-            "source": engine.counters,
-            "rounds": total.rounds,
-            "proposed": total.proposed,
-            "accepted": total.accepted,
-            # As the engine itself would put it; an answer's last draft may reach beyond its end.
-            "mean_acceptance_length": 1 + total.accepted / total.rounds if total.rounds else float("nan"),
-        },
-        "prediction": {
-            "mean_acceptance_length": predicted.to_json(),
-            "measured": measured,
-            "measured_over_predicted_minus_1": off.to_json(),
-        },
-    }
+    return dataclasses.replace(
+        rates,
+        counters=_counters(total, engine.counters),
+        prediction=Prediction(
+            mean_acceptance_length=ratio(*predicted_columns),
+            measured=rates.mean_acceptance_length.mean,
+            measured_over_predicted_minus_1=of_sums(
+                lambda a, b, c, d: (a / b) / (c / d) - 1, emitted, rounds, tokens, expected
+            ),
+        ),
+    )
 
 
-def _lossless(differences: list[dict[str, object] | None] | None) -> dict[str, Any]:
-    if differences is None:
-        return {"checked": False, "lossy": False, "greedy_identical": False, "prompts_compared": 0, "differences": []}
-    return lossless_section(False, differences)
+def _counters(total: Speculation, source: str) -> Counters:
+    return Counters(
+        source=source,
+        rounds=total.rounds,
+        proposed=total.proposed,
+        accepted=total.accepted,
+        mean_acceptance_length=1 + total.accepted / total.rounds if total.rounds else float("nan"),
+    )
+
+
+def _lossless(differences: list[GreedyDifference | None] | None) -> Lossless:
+    if differences is not None:
+        return lossless_section(False, differences)
+    return Lossless(checked=False, lossy=False, greedy_identical=False, prompts_compared=0, differences=[])
 
 
 def _round_cost(runs: Sequence[EngineRun], first_drafted: bool) -> Estimate:
     """Seconds of a round over seconds of a plain step, both without the prompt's own pass where that is no round.
 
-    An engine that does not count rounds has none: NaN.
+    NaN where the engine does not count rounds.
     """
-    told = [run for run in runs if run.speculation is not None and run.speculation.rounds]
-    if not told:
-        return Estimate(float("nan"), float("nan"), float("nan"))
     round_seconds, rounds, step_seconds, steps = [], [], [], []
-    for run in told:
-        assert run.speculation is not None
-        # Rows of a batch step together: a row's share of the rounds is what they all waited for.
+    for run in runs:
+        if run.speculation is None or not run.speculation.rounds:
+            continue
+        # Rows of a batch step together: a row's share of the rounds is the time that they all waited.
         rows = len(run.speculative)
-        round_seconds.append(run.speculative[0].seconds - max(each.first_token_seconds for each in run.speculative))
+        first = max(generation.first_token_seconds for generation in run.speculative)
+        round_seconds.append(run.speculative[0].seconds - first)
         rounds.append(run.speculation.rounds / rows - first_drafted)
-        step_seconds.append(run.plain[0].seconds - max(each.first_token_seconds for each in run.plain))
-        steps.append(sum(len(each.token_ids) - 1 for each in run.plain) / rows)
+        step_seconds.append(run.plain[0].seconds - max(generation.first_token_seconds for generation in run.plain))
+        steps.append(sum(len(generation.token_ids) - 1 for generation in run.plain) / rows)
+    if not rounds:
+        return _UNKNOWN
     return of_sums(lambda a, b, c, d: (a / b) / (c / d), round_seconds, rounds, step_seconds, steps)
 
 
 def _tokens(run: EngineRun, first_drafted: bool) -> int:
-    return sum(len(each.token_ids) - (not first_drafted) for each in run.speculative)
+    return sum(len(generation.token_ids) - (not first_drafted) for generation in run.speculative)
 
 
-def _setup(config: BenchConfig, pair: ModelPair, gamma: int, prompts: int, version: str) -> dict[str, Any]:
-    copied = ("temperature", "top_k", "top_p", "min_p", "batch_size", "max_new_tokens", "seed", "engine", "engine_args")
-    return {
-        "device": "server" if config.engine == "openai-server" else str(pair.draft.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "engine_version": version,
-        **{name: getattr(config, name) for name in copied},
-        "rule": config.served_rule,
-        "predicting_rule": config.served_rule,
-        "lossy": False,
-        "num_draft_tokens": gamma,
-        "prompts": prompts,
-        "latency_prompts": prompts,
-        "prompt_source": config.prompts,
-    }
+def _setup(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, prompts: int, version: str) -> EngineSetup:
+    shared = setup_section(
+        config,
+        engine=config.engine,
+        device="server" if config.engine_kind.place == "running" else str(pair.draft.device),
+        lossy=False,
+        num_draft_tokens=num_draft_tokens,
+        prompts=prompts,
+        latency_prompts=prompts,
+    )
+    return EngineSetup(**vars(shared), engine_version=version, engine_args=config.servers.engine_args)

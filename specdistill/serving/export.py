@@ -1,4 +1,4 @@
-"""A draft as an engine wants it beside its target: exact vocabulary, tokenizer files, length, number format."""
+"""Writes a draft as one engine wants it: the target's exact vocabulary, tokenizer files, length, number format."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A draft that was written for an engine."""
 
     path: str
+    """Directory or file that was written."""
     changes: list[str]
-    """What differs from the draft as it was, a line each."""
+    """Differences from the draft as it was, a line each."""
     verdict: Verdict
-    """The engine's own gate, for what was written."""
+    """The engine's own conditions, checked on the files that were written."""
 
 
 def export(config: ExportConfig) -> Exported:
-    """Writes the draft.
+    """Writes a draft as one serving engine wants it.
+
+    Args:
+        config: The pair, the format and the output.
+
+    Returns:
+        The output's path, the changes made, and the engine's verdict on the files.
 
     Raises:
         ModelError: A model can't be read, or is of an architecture that the format can't hold.
@@ -54,27 +61,27 @@ def export(config: ExportConfig) -> Exported:
     )
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
-    # Of the target only shapes, files and stop ids are wanted.
+    # Only the target's shapes, files and stop ids are needed.
     target = load.load_shell(target_source)
     draft = load.load_model(draft_source, "draft")
     changes = _fit(draft, target)
     if config.format == "gguf":
-        kind = "float16" if config.type == "auto" else config.type
+        kind = "float16" if config.files.type == "auto" else config.files.type
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
         return Exported(config.output, changes, _llama_cpp(config))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
-    if config.type != "auto":
-        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.type])
-        changes.append(f"weights in {config.type}")
+    if config.files.type != "auto":
+        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.files.type])
+        changes.append(f"weights in {config.files.type}")
     save_draft(draft, target, output)
     verdicts = check(CheckConfig.flat(target=target_source.location, draft=config.output))
-    return Exported(config.output, changes, next(each for each in verdicts if each.engine == config.format))
+    return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
 
 def _llama_cpp(config: ExportConfig) -> Verdict:
-    """Its gate compares what was copied from one file into the other, so there is nothing left to refuse."""
+    """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
     names = f"-m {shlex.quote(config.served_gguf)} -md {shlex.quote(config.output)}"
     command = f"llama-server {names} --spec-type draft-simple --spec-draft-n-max 4"
     return Verdict("llama.cpp", "argmax_draft", command)
@@ -87,7 +94,7 @@ def _check_served(path: Path) -> None:
 
 
 def _fit(draft: LanguageModel, target: LanguageModel) -> list[str]:
-    """Lengthens the draft to its target's context, and drops what engines don't read."""
+    """Lengthens the draft to its target's context, and drops the trimmed head, which engines don't read."""
     changes = []
     if draft.max_context < target.max_context:
         changes.append(
@@ -96,7 +103,7 @@ def _fit(draft: LanguageModel, target: LanguageModel) -> list[str]:
         )
         draft.config.max_position_embeddings = target.max_context
     if draft.kept_ids is not None:
-        # Engines multiply the whole head. Without the list, specdistill measures what they will do.
+        # Engines multiply all rows of the head. Without the list, specdistill measures the same.
         changes.append(f"the head's trim to {len(draft.kept_ids)} ids is left out: engines use all of its rows")
         draft.kept_ids = None
     return changes

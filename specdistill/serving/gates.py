@@ -13,44 +13,54 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdistill.serving.check_config import CheckConfig
+from specdistill.evaluation.to_json import to_json
+from specdistill.serving.check_config import CheckConfig, PlannedServer
 from specdistill.serving.model_files import ModelFiles, read
 
 # llama.cpp compares the text of tokens from this id on, and lets vocabularies differ by this many.
 _FIRST_COMPARED, _MOST_DIFFERENT = 5, 128
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
-    """What one engine will do with the pair."""
+    """Whether one engine will load the pair, and how it will use it."""
 
     engine: str
+    """Name of the engine."""
     rule: str
     """How it accepts draft tokens above temperature 0; at 0 all of them compare argmaxes."""
     command: str
+    """Command line or call that starts it with the pair."""
     refusals: list[str] = field(default_factory=list)
-    """Why it will not load the pair; empty where it will."""
+    """Reasons why it will not load the pair; empty where it will."""
     warnings: list[str] = field(default_factory=list)
-    """What will cost acceptance or memory although it loads."""
+    """Costs in acceptance or memory although it loads."""
 
     @property
     def loads(self) -> bool:
+        """Whether the engine loads the pair."""
         return not self.refusals
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return {"loads": self.loads, **vars(self)}
+        """Every field and `loads`, for --json."""
+        return {"loads": self.loads, **to_json(self)}
 
 
 def check(config: CheckConfig) -> list[Verdict]:
-    """One verdict per engine.
+    """Asks every engine's own conditions; reads no weights.
+
+    Args:
+        config: The pair, and how the server will be started.
+
+    Returns:
+        One verdict per engine: vllm, sglang, llama.cpp, transformers, tensorrt-llm.
 
     Raises:
         ModelError: A config.json can't be read.
     """
     target, draft = read(config.target, "target"), read(config.draft, "draft")
-    verdicts = [_vllm(target, draft, config), _sglang(target, draft, config), _llama_cpp(target, draft, config)]
-    verdicts += [_transformers(target, draft, config), _tensorrt_llm(target, draft, config)]
+    gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
+    verdicts = [gate(target, draft, config.server) for gate in gates]
     for verdict in verdicts:
         _weights(draft, verdict)
     return verdicts
@@ -66,13 +76,13 @@ def _weights(draft: ModelFiles, verdict: Verdict) -> None:
         verdict.refusals.append(f"{draft.name} holds no weights (*.safetensors)")
 
 
-def _vllm(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
-    speculative = {"method": "draft_model", "model": draft.name, "num_speculative_tokens": config.num_draft_tokens}
+def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
+    speculative = {"method": "draft_model", "model": draft.name, "num_speculative_tokens": server.num_draft_tokens}
     command = f"vllm serve {shlex.quote(target.name)} --speculative-config {shlex.quote(json.dumps(speculative))}"
-    if config.max_model_len:
-        command += f" --max-model-len {config.max_model_len}"
-    if config.tensor_parallel > 1:
-        command += f" --tensor-parallel-size {config.tensor_parallel}"
+    if server.max_model_len:
+        command += f" --max-model-len {server.max_model_len}"
+    if server.tensor_parallel > 1:
+        command += f" --tensor-parallel-size {server.tensor_parallel}"
     verdict = Verdict("vllm", "argmax_draft; sampled with draft_sample_method: probabilistic", command)
     _equal_vocab_size(target, draft, verdict)
     if draft.mixes_attention:
@@ -82,38 +92,38 @@ def _vllm(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict
     if draft.m_rope:
         verdict.refusals.append("the draft uses M-RoPE positions")
     heads, kv_heads = draft.heads
-    if config.tensor_parallel > 1 and heads % config.tensor_parallel:
+    if server.tensor_parallel > 1 and heads % server.tensor_parallel:
         verdict.refusals.append(
-            f"the draft is shared among the target's {config.tensor_parallel} GPUs, but has {heads} attention heads"
+            f"the draft is shared among the target's {server.tensor_parallel} GPUs, but has {heads} attention heads"
         )
-    elif config.tensor_parallel > 1 and kv_heads % config.tensor_parallel and config.tensor_parallel % kv_heads:
-        verdict.refusals.append(f"the draft has {kv_heads} KV heads, which {config.tensor_parallel} GPUs can't share")
-    short = _short_context(target, draft, config)
+    elif server.tensor_parallel > 1 and kv_heads % server.tensor_parallel and server.tensor_parallel % kv_heads:
+        verdict.refusals.append(f"the draft has {kv_heads} KV heads, which {server.tensor_parallel} GPUs can't share")
+    short = _short_context(target, draft, server)
     if short:
         verdict.warnings.append(f"{short}: vLLM lowers the target's own --max-model-len to it, or stops drafting there")
     _same_tokens(target, draft, verdict.warnings, "vLLM compares sizes only, and nearly no token will be accepted")
     return verdict
 
 
-def _sglang(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
-    gamma = config.num_draft_tokens
+def _sglang(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
+    gamma = server.num_draft_tokens
     command = (
         f"python -m sglang.launch_server --model-path {shlex.quote(target.name)} --speculative-algorithm STANDALONE "
         f"--speculative-draft-model-path {shlex.quote(draft.name)} --speculative-num-steps {gamma} "
         f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {gamma + 1}"
     )
-    if config.tensor_parallel > 1:
-        command += f" --tp-size {config.tensor_parallel}"
+    if server.tensor_parallel > 1:
+        command += f" --tp-size {server.tensor_parallel}"
     verdict = Verdict("sglang", "argmax_draft", command)
     _equal_vocab_size(target, draft, verdict)
     _tokenizers_there(target, draft, verdict)
     _same_tokens(target, draft, verdict.refusals, "SGLang compares both tokenizers' get_vocab()")
     heads = draft.heads[0]
-    if config.tensor_parallel > 1 and heads % config.tensor_parallel:
+    if server.tensor_parallel > 1 and heads % server.tensor_parallel:
         verdict.refusals.append(
-            f"the draft has {heads} attention heads, which {config.tensor_parallel} GPUs can't share"
+            f"the draft has {heads} attention heads, which {server.tensor_parallel} GPUs can't share"
         )
-    short = _short_context(target, draft, config)
+    short = _short_context(target, draft, server)
     if short:
         verdict.warnings.append(f"{short}: SGLang runs the draft at the target's length, beyond what it was made for")
     if draft.window:
@@ -121,9 +131,9 @@ def _sglang(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdi
     return verdict
 
 
-def _llama_cpp(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+def _llama_cpp(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
     command = (
-        f"llama-server -m target.gguf -md draft.gguf --spec-draft-n-max {config.num_draft_tokens}"
+        f"llama-server -m target.gguf -md draft.gguf --spec-draft-n-max {server.num_draft_tokens}"
         "  # the draft: 'specdistill export --format gguf'"
     )
     verdict = Verdict("llama.cpp", "argmax_draft", command)
@@ -150,7 +160,7 @@ def _llama_cpp(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Ve
     return verdict
 
 
-def _transformers(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+def _transformers(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
     call = "target.generate(**inputs, assistant_model=draft"
     same = target.vocab_size == draft.vocab_size and not _first_difference(target, draft)
     if not same and target.tokenizer is not None and draft.tokenizer is not None:
@@ -166,10 +176,10 @@ def _transformers(target: ModelFiles, draft: ModelFiles, config: CheckConfig) ->
     return verdict
 
 
-def _tensorrt_llm(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> Verdict:
+def _tensorrt_llm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
     command = (
         f"LLM(model={target.name!r}, disable_overlap_scheduler=True, speculative_config=DraftTargetDecodingConfig("
-        f"max_draft_len={config.num_draft_tokens}, speculative_model={draft.name!r}))"
+        f"max_draft_len={server.num_draft_tokens}, speculative_model={draft.name!r}))"
     )
     verdict = Verdict("tensorrt-llm", "the target's sample matches the draft's", command)
     _equal_vocab_size(target, draft, verdict)
@@ -215,8 +225,8 @@ def _first_difference(target: ModelFiles, draft: ModelFiles, first: int = 0) -> 
     return ""
 
 
-def _short_context(target: ModelFiles, draft: ModelFiles, config: CheckConfig) -> str:
-    wanted = config.max_model_len or target.max_positions
+def _short_context(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> str:
+    wanted = server.max_model_len or target.max_positions
     if wanted and draft.max_positions and draft.max_positions < wanted:
         return f"the draft was made for {draft.max_positions} positions, the server runs {wanted}"
     return ""

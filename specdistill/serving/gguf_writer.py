@@ -1,8 +1,8 @@
-"""A draft as a .gguf file that llama.cpp takes beside its target: weights by our names, tokenizer by the target's file.
+"""Writes a draft as a .gguf file for llama.cpp: weights of the draft, tokenizer of the target's own file.
 
 Written with llama.cpp's own package `gguf` (names of tensors and keys, number formats). All keys under `tokenizer.` are
-copied from the file that is served: llama.cpp compares both files' tokens, and what it calls a pre-tokenizer is in no
-checkpoint. Llama's attention weights are reordered, since llama.cpp rotates neighbouring pairs where transformers
+copied from the file that is served: llama.cpp compares both files' tokens, and a checkpoint does not hold its
+pre-tokenizer. Llama's attention weights are reordered, since llama.cpp rotates neighbouring pairs where transformers
 rotates halves.
 """
 
@@ -26,10 +26,10 @@ _ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 
 
 def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Refuses what this writer would have to guess.
+    """Refuses architectures and rope scalings that this writer does not know.
 
     Raises:
-        ModelError: Naming what is supported.
+        ModelError: The draft is of another kind; the message names the supported ones.
     """
     if config.model_type not in _ARCHITECTURES:
         raise ModelError(
@@ -45,10 +45,11 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
     """Writes `output` in one piece.
 
     Args:
-        draft: Float32 on the CPU.
+        draft: The draft, in float32 on the CPU.
         served: The target's .gguf file.
-        output: Does not exist.
-        kind: `float32`, `float16`, `bfloat16` or `q8_0`; vectors, and rows that no blocks of 32 fill, keep more bits.
+        output: File to write; it must not exist.
+        kind: `float32`, `float16`, `bfloat16` or `q8_0`. Vectors, and rows that blocks of 32 do not fill, keep more
+            bits.
 
     Returns:
         Rows of embedding and head: the served file's number of tokens.
@@ -123,7 +124,7 @@ def _describe(writer: Any, draft: LanguageModel, rows: int, kind: str) -> None:
 
 
 def _copy_field(writer: Any, name: str, field: Any) -> None:
-    """A key with its value's own type, arrays too: a list of whole numbers may be of any width."""
+    """A key with its value's own type, arrays too: a list of integers may be of any width."""
     import gguf
 
     if field.types[0] == gguf.GGUFValueType.ARRAY:
@@ -154,7 +155,7 @@ def _encoded(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
     import gguf
 
     types = gguf.GGMLQuantizationType
-    # As llama.cpp's own converter: what is no matrix is small, and added to large sums.
+    # As llama.cpp's own converter does: vectors are small, and added to large sums.
     wanted = (
         types.F32
         if values.ndim < 2
@@ -170,7 +171,7 @@ def _rope(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _rope_factors(config: PretrainedConfig) -> np.ndarray | None:
-    """What llama.cpp divides Llama 3's frequencies by, float32 [head_dim / 2]; None without that scaling.
+    """Divisors of the rope frequencies for Llama 3's scaling, float32 [head_dim / 2]; None without that scaling.
 
     Source: the `llama3` scaling of transformers' `modeling_rope_utils`, as factors of the unscaled frequencies.
     """

@@ -1,4 +1,4 @@
-"""What an engine sees of a model before it reads weights: configuration, tokenizer, and which files there are.
+"""The files of a model that an engine reads before its weights: configuration, tokenizer, and which files exist.
 
 Read with json and `tokenizers` alone: transformers would take three seconds to be imported.
 """
@@ -20,13 +20,13 @@ class TokenTable:
     """A tokenizer's ids."""
 
     tokens: dict[int, str]
-    """id -> token, added ones too."""
+    """Id -> token, added ones too."""
     kind: str
     """BPE, Unigram, WordPiece or WordLevel."""
     special: dict[str, int | None]
     """bos_token and eos_token -> id, None where there is none."""
     flags: dict[str, bool]
-    """add_bos_token and add_eos_token, where the files say it."""
+    """add_bos_token and add_eos_token, where the files set them."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,39 @@ class ModelFiles:
     name: str
     """As the user wrote it."""
     directory: Path
-    """Where its files lie; of a hub id, the local cache."""
+    """Where its files are; for a hub id, the local cache."""
     config: dict[str, Any]
-    """config.json; of a multimodal model the text model's part."""
+    """config.json; for a multimodal model the part of the text model."""
     tokenizer: TokenTable | None
     """None where its files are missing or broken."""
     tokenizer_problem: str = ""
+    """Why the tokenizer could not be read."""
     from_hub: bool = False
-    """Then its weights were not fetched, and nothing is said of them."""
+    """Whether it is a hub id: its weights are not fetched, and their format is not checked."""
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the embedding."""
         return int(self.config["vocab_size"])
 
     @property
     def max_positions(self) -> int | None:
-        """Of the configuration, rope scaling already counted in by its author."""
-        found = self.config.get("max_position_embeddings") or self.config.get("n_positions")
-        return int(found) if found else None
+        """Positions that the configuration names, rope scaling included; None where it names none."""
+        positions = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        return int(positions) if positions else None
 
     @property
     def heads(self) -> tuple[int, int]:
-        """Attention heads, and those of keys and values."""
+        """Numbers of attention heads and of key-value heads."""
         heads = int(self.config.get("num_attention_heads") or self.config.get("n_head") or 1)
         return heads, int(self.config.get("num_key_value_heads") or heads)
 
     @property
     def window(self) -> str | None:
-        """What is said of layers that see a window only; None where all see everything."""
+        """Describes the layers that see only a window; None where all see everything."""
         types = self.config.get("layer_types")
         if types is not None:
-            sliding = sum(each == "sliding_attention" for each in types)
+            sliding = sum(kind == "sliding_attention" for kind in types)
             return None if sliding == 0 else f"{sliding} of {len(types)} layers"
         size = self.config.get("sliding_window")
         used = self.config.get("use_sliding_window", True)
@@ -95,6 +97,7 @@ class ModelFiles:
 
     @property
     def has_weights(self) -> bool:
+        """Whether there are safetensors; taken for granted on the hub."""
         return self.from_hub or any(self.directory.glob("*.safetensors"))
 
 
@@ -136,7 +139,7 @@ def _cached(name: str) -> Path:
 
 
 def _token_table(directory: Path) -> TokenTable:
-    if not any((directory / each).is_file() for each in _TOKENIZER_FILES):
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"no {', '.join(_TOKENIZER_FILES)}")
     settings_file = directory / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
@@ -149,8 +152,8 @@ def _token_table(directory: Path) -> TokenTable:
         # Only transformers knows how to read the older files.
         from transformers import AutoTokenizer
 
-        found = AutoTokenizer.from_pretrained(directory)
-        vocab, kind = found.get_vocab(), type(found).__name__
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        vocab, kind = tokenizer.get_vocab(), type(tokenizer).__name__
     return TokenTable(
         {number: token for token, number in vocab.items()},
         kind,

@@ -23,30 +23,30 @@ from specdistill.errors import DataError
 from specdistill.files import atomic, parquet
 
 _RECORD_BYTES = 200
-"""A record's Python objects beside its numbers, roughly."""
+"""Bytes of a record's Python objects without its numbers, roughly."""
 
 
 @dataclass
 class LogCounts:
-    """What became of the records so far; logged = written + dropped + pending."""
+    """Counts of the records so far; logged = written + dropped + pending."""
 
     logged: int = 0
-    """Handed over."""
+    """Records handed over."""
     written: int = 0
-    """In finished files."""
+    """Records in finished files."""
     dropped: int = 0
-    """Lost: memory was full, a file could not be written, or a record made no sense."""
+    """Records lost: memory was full, a file could not be written, or a record was malformed."""
     errors: int = 0
-    """Times that writing a file failed."""
+    """Failures to write a file."""
     last_error: str | None = None
-    """Why, the last time."""
+    """The latest failure."""
 
 
 class RejectionLog:
     """Bounded, thread-safe, never blocking.
 
     Args:
-        directory: Of the files, `rejections-<process>-<number>.parquet`; made if need be.
+        directory: Folder for the files `rejections-<process>-<number>.parquet`; it is made if it does not exist.
         max_pending_bytes: Memory for records that are not written yet; beyond it new ones are dropped.
         rows_per_file: Records per file.
         max_files: Files that are kept in the directory; the oldest are removed.
@@ -179,7 +179,7 @@ class RejectionLog:
                     return
 
     def _write_some(self) -> bool:
-        """Writes one file's worth; whether there may be another."""
+        """Writes one file; returns whether there may be another."""
         with self._lock:
             taken = [self._pending.popleft() for _ in range(min(self._rows, len(self._pending)))]
         if not taken:
@@ -228,19 +228,19 @@ def read_rejections(directory: Path | str) -> list[dict[str, Any]]:
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any] | None:
-    """Python numbers only; None for a record that makes no sense."""
+    """The record in Python numbers; None for a malformed one."""
     try:
         row = {
-            "context_ids": [int(each) for each in _listed(record["context_ids"])],
+            "context_ids": [int(value) for value in _listed(record["context_ids"])],
             "proposed_id": int(record["proposed_id"]),
             "corrected_id": int(record["corrected_id"]),
-            "top_ids": [int(each) for each in _listed(record["top_ids"])],
-            "top_logits": [float(each) for each in _listed(record["top_logits"])],
+            "top_ids": [int(value) for value in _listed(record["top_ids"])],
+            "top_logits": [float(value) for value in _listed(record["top_logits"])],
             "log_normaliser": None if record["log_normaliser"] is None else float(record["log_normaliser"]),
             "time": record["time"],
         }
     except Exception:
-        # What a record can be made of is the caller's; a bad one must not end the writing thread.
+        # Callers may hand over anything; a malformed record must not end the writing thread.
         return None
     return row if len(row["top_ids"]) == len(row["top_logits"]) else None
 

@@ -1,4 +1,4 @@
-"""An engine behind HTTP, asked as its users ask it: streamed answers, several at a time."""
+"""An engine behind HTTP, used as its users use it: streamed answers, several at a time."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _TRIES = 3
 _DYING = 3.0
 """Seconds that a server which broke off is given to be seen dead."""
 _SETTLE, _MOST_SETTLING = 0.05, 2.0
-"""Seconds between two looks at a page of counters, which must agree, and to look at the most."""
+"""Seconds between two reads of the counters, which must agree, and at most for all reads."""
 
 
 class ServedEngine:
     """One server.
 
     Args:
-        server: Where it is.
+        server: Client of the server.
         target: The target or its shell: tokenizer, vocabulary and stop ids.
-        num_draft_tokens: That it was started with; 0 of one without a draft.
-        process: What runs it, where it was started here.
-        say: Where waiting announces itself.
+        num_draft_tokens: Draft tokens that it was started with; 0 without a draft.
+        process: Its process, where it was started here.
+        say: Where waiting is announced.
     """
 
     first_drafted = False
@@ -96,11 +96,14 @@ class ServedEngine:
         start = time.perf_counter()
         with ThreadPoolExecutor(len(prompts)) as threads:
             jobs = zip(prompts, seeds, strict=True)
-            found = list(threads.map(lambda job: self._stream(job[0], sampling, most, job[1], start, on_tokens), jobs))
+            streamed = list(
+                threads.map(lambda job: self._stream(job[0], sampling, most, job[1], start, on_tokens), jobs)
+            )
         seconds = time.perf_counter() - start
-        for generation, _ in found:
+        for generation, _ in streamed:
             generation.seconds = seconds
-        return Answered([each for each, _ in found], self._speculation(before, [counts for _, counts in found]))
+        speculation = self._speculation(before, [counts for _, counts in streamed])
+        return Answered([generation for generation, _ in streamed], speculation)
 
     def _stream(
         self, prompt: list[int], sampling: Sampling, most: int, seed: int, start: float, on_tokens: OnTokens
@@ -139,7 +142,7 @@ class ServedEngine:
         ids = generation.token_ids
         if not ids:
             raise ServerError(f"{self._server.url} answers nothing, not even an end; does it serve --target?")
-        if not all(0 <= each < self._target.vocab_size for each in ids):
+        if not all(0 <= token < self._target.vocab_size for token in ids):
             raise ServerError(
                 f"{self._server.url} answers ids outside the vocabulary of {self._target.name} "
                 f"({self._target.vocab_size} ids); does it serve --target?"
@@ -149,7 +152,7 @@ class ServedEngine:
             ids.append(min(self._target.eos_token_ids))
 
     def _totals(self) -> Speculation | None:
-        """Of vLLM, whose counters run on; read twice until they stand still."""
+        """vLLM's running totals, read until two reads agree; None for other servers."""
         if self.owner != "vllm" or not self._num_draft_tokens:
             return None
         last, waited = self._page(), 0.0
@@ -176,7 +179,7 @@ class ServedEngine:
         if self.owner == "llamacpp":
             total = total_of(map(from_llama_timings, counts))
         else:
-            total = total_of(from_sglang_meta(each, self._num_draft_tokens) for each in counts)
+            total = total_of(from_sglang_meta(meta, self._num_draft_tokens) for meta in counts)
         if total is None and self.owner in ("llamacpp", "sglang"):
             raise ServerError(f"{self._server.url} counts no drafts; was it started with a draft model?")
         return total

@@ -23,7 +23,7 @@ class ServerProcess:
     Args:
         name: For messages.
         command: Program and arguments.
-        environment: Added to ours.
+        environment: Variables added to ours.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -66,10 +66,10 @@ class ServerProcess:
             time.sleep(0.25)
 
     def check_alive(self, grace: float = 0.0) -> None:
-        """Needs no network.
+        """Checks that the process still runs; needs no network.
 
         Args:
-            grace: Seconds to wait for an end: connections of a dying process break before it is gone.
+            grace: Seconds to wait for its end: connections of a dying process break before it is gone.
 
         Raises:
             ServerError: The process has ended.
@@ -81,7 +81,7 @@ class ServerProcess:
             raise ServerError(f"{self.name} ended with code {code}: {self._last_words()} (its log: {self.log})")
 
     def stop(self) -> None:
-        """Ends the whole group: politely, then not. The log of one that ran to the end is removed."""
+        """Ends the process group: by SIGTERM, then by SIGKILL. The log of a server that still ran is removed."""
         ended_by_itself = self._child.poll() is not None
         for sent in (signal.SIGTERM, signal.SIGKILL):
             # The second reaches children that outlived their parent, too.
@@ -99,7 +99,7 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on now."""
+    """Finds a port of the loopback address that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

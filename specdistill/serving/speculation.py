@@ -1,4 +1,4 @@
-"""What an engine itself counted while it drafted, in one form, read from vLLM's, llama.cpp's and SGLang's own."""
+"""Counts of draft tokens by the engine itself, in one form, read from vLLM, llama.cpp and SGLang."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Speculation:
     """Counts over one answer, or over the answers of one batch."""
 
     rounds: int
-    """Verifications of a draft."""
+    """Number of verifications."""
     proposed: int
     """Draft tokens."""
     accepted: int
     """Draft tokens that were kept."""
     accepted_by_position: tuple[int, ...] | None = None
-    """Kept first, second, ... tokens of a draft; None where the engine tells no positions."""
+    """Kept first, second, ... tokens of a draft; None where the engine counts no positions."""
 
     def __add__(self, other: Speculation) -> Speculation:
         return self._with(other, 1)
@@ -48,13 +48,13 @@ class Speculation:
 
 
 def total_of(counts: Iterable[Speculation | None]) -> Speculation | None:
-    """The sum of what was told; None where nothing was."""
-    told = [each for each in counts if each is not None]
-    return reduce(add, told) if told else None
+    """The sum of the known counts; None where none is known."""
+    known = [entry for entry in counts if entry is not None]
+    return reduce(add, known) if known else None
 
 
 def from_vllm_metrics(page: str) -> Speculation | None:
-    """The running totals on vLLM's /metrics page, over all of its engines; None where it does not speculate.
+    """Reads the running totals on vLLM's /metrics page, over all of its engines; None where it does not speculate.
 
     Source: vllm/v1/spec_decode/metrics.py (0.32): `num_drafts`, `num_draft_tokens`, `num_accepted_tokens` and
     `num_accepted_tokens_per_pos{position=i}`, the last unconditional.
@@ -78,7 +78,7 @@ def from_vllm_metrics(page: str) -> Speculation | None:
 
 
 def from_llama_timings(timings: Mapping[str, Any]) -> Speculation | None:
-    """`timings` of llama.cpp's last event; None where it did not draft.
+    """Reads `timings` of llama.cpp's last event; None where it did not draft.
 
     It counts drafted and accepted tokens. Each target call emits the accepted ones and one of its own, and the prompt's
     own call emits the first: so calls = tokens - accepted - 1.
@@ -93,9 +93,9 @@ def from_llama_timings(timings: Mapping[str, Any]) -> Speculation | None:
 
 
 def from_sglang_meta(meta: Mapping[str, Any], num_draft_tokens: int) -> Speculation | None:
-    """`meta_info` of SGLang's last event; None where it did not draft. Read from its source, never run here.
+    """Reads `meta_info` of SGLang's last event; None where it did not draft. From its source; never run here.
 
-    It tells target calls (`spec_verify_ct`) and the answer's tokens; the prompt's own call emits the first.
+    It reports target calls (`spec_verify_ct`) and the answer's tokens; the prompt's own call emits the first.
     """
     if "spec_verify_ct" not in meta:
         return None

@@ -90,7 +90,7 @@ CASES = {
     "unknown flag": ([*BENCH, "--temprature", "1"], "Unknown option: --temprature. Did you mean --temperature?"),
     "unknown command": (["bnch"], 'Unknown command "bnch"'),
     "not a number": (changed(TRAIN, steps="many"), 'unable to convert "many" into int'),
-    "out of range": (changed(BENCH, top_p="2"), "--top-p in (0, 1]"),
+    "out of range": (changed(BENCH, top_p="2"), "--top-p must be in (0, 1]"),
     "missing flag": (["bench", "--target", "target"], "--draft"),
     "too many layers": (changed(INIT, layers="3"), "--layers 3 must be below the target's 3 layers"),
     "bad device": (changed(BENCH, device="quantum"), "--device quantum can't be used"),
@@ -138,11 +138,11 @@ def test_config_file_and_flags_make_one_config(in_folder, tmp_path, monkeypatch,
     (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
     seen = []
     monkeypatch.setattr(
-        "specdistill.evaluation.bench.run_bench", lambda config, progress: seen.append(config) or exit(9)
+        "specdistill.serving.bench.measure_draft", lambda config, progress: seen.append(config) or exit(9)
     )
     with pytest.raises(SystemExit):
         main(["bench", "--config", str(tmp_path / "c.yaml"), "--seed", "7"])
-    assert (seen[0].max_new_tokens, seen[0].seed, seen[0].draft) == (5, 7, "draft")
+    assert (seen[0].max_new_tokens, seen[0].timing.seed, seen[0].draft) == (5, 7, "draft")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
@@ -187,7 +187,7 @@ def test_unexpected_errors_are_one_line_too_unless_debug(in_folder, capsys, monk
     def broken(*args, **kwargs):
         raise RuntimeError("boom\nand more")
 
-    monkeypatch.setattr("specdistill.evaluation.bench.run_bench", broken)
+    monkeypatch.setattr("specdistill.serving.bench.measure_draft", broken)
     assert main(BENCH) == 2
     error = capsys.readouterr().err
     assert "unexpected RuntimeError: boom and more" in error and len(error.strip().splitlines()) == 1

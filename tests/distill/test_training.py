@@ -299,11 +299,10 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
 
 
 def test_a_fresh_cut_learns_from_the_target_only(tmp_path):
-    free = any_config()
     draft = SimpleNamespace(directory=tmp_path)
-    assert target_fraction(free.sequences.target_fraction, draft) == 0.6
+    assert target_fraction(None, draft) == 0.6
     (tmp_path / "init_draft.json").write_text("{}")
-    assert target_fraction(free.sequences.target_fraction, draft) == 1.0
+    assert target_fraction(None, draft) == 1.0
     assert target_fraction(0.0, draft) == 0.0
 
 
@@ -314,15 +313,15 @@ def test_layer_patterns():
 
 @pytest.mark.parametrize("choose", ["auto", "even", "ends", "greedy"])
 def test_init_draft_measures_and_keeps_the_best(folder, tmp_path, choose):
-    summary = init_draft(cut_config(folder, tmp_path / "cut", choose=choose))
-    candidates = summary.candidates
+    record = init_draft(cut_config(folder, tmp_path / "cut", choose=choose))
+    candidates = record.candidates
     assert set(candidates) == ({"even", "ends", "greedy"} if choose == "auto" else {choose})
     if choose == "auto":
         best = max(candidates.values(), key=lambda candidate: candidate.trained_alpha)
-        assert summary.layers == best.layers
+        assert record.layers == best.layers
         assert all(cut.trained_alpha > cut.alpha for cut in candidates.values()), "a few steps must help every cut"
     assert candidates[choose if choose != "auto" else "even"].alpha > 0
-    assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(summary.to_json()))
+    assert json.loads((tmp_path / "cut" / "init_draft.json").read_text()) == json.loads(json.dumps(record.to_json()))
     assert load_model(str(tmp_path / "cut"), "draft").config.num_hidden_layers == 2
 
 

@@ -22,12 +22,10 @@ import pytest
 pytest.importorskip("vllm", reason="make test-engines runs these in vLLM's environment")
 pytest.importorskip("xllamacpp", reason="make test-engines runs these in vLLM's environment")
 
-from specdistill import BenchConfig, InitDraftConfig, TrainConfig, init_draft, run_bench, train_draft
+from specdistill import BenchConfig, ExportConfig, InitDraftConfig, TrainConfig, bench, export, init_draft, train_draft
 from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.models import LanguageModel
-from specdistill.report.terminal import prediction_warning
-from specdistill.serving.export import export
-from specdistill.serving.export_config import ExportConfig
+from specdistill.report.wording import prediction_warning
 
 GAMMA, TOKENS = 3, 40
 EXAMPLE = Path(__file__).parents[2] / "examples/verify_in_vllm.py"
@@ -82,31 +80,30 @@ def gguf_draft(folder, gguf_path) -> Path:
 
 def agrees(report, within: float) -> None:
     """The engine's own counters are what one pass over its answers had predicted."""
-    acceptance = report["acceptance"]
-    off = acceptance["prediction"]["measured_over_predicted_minus_1"]
+    acceptance, setup = report.acceptance, report.setup
+    off = acceptance.prediction.measured_over_predicted_minus_1
     print(
-        f"{report['setup']['engine_version']}, {report['setup']['rule']}: tokens per target call "
-        f"{acceptance['mean_acceptance_length']['mean']:.3f}, predicted "
-        f"{acceptance['prediction']['mean_acceptance_length']['mean']:.3f}, {acceptance['counters']}"
+        f"{setup.engine_version}, {setup.rule}: tokens per target call {acceptance.mean_acceptance_length.mean:.3f}, "
+        f"predicted {acceptance.prediction.mean_acceptance_length.mean:.3f}, {acceptance.counters}"
     )
-    assert acceptance["counters"]["accepted"] > 0
-    assert abs(off["mean"]) < within, off
+    assert acceptance.counters.accepted > 0
+    assert abs(off.mean) < within, off
 
 
 def test_vllm_writes_the_same_and_accepts_as_predicted(target, folder):
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm",
             engine_args="--enforce-eager", **BENCH,
         )
     )  # fmt: skip
-    assert report["lossless"]["greedy_identical"], report["lossless"]
+    assert report.lossless.greedy_identical, report.lossless
     agrees(report, 0.05)
-    joint = report["acceptance"]["by_position"]
+    joint = report.acceptance.by_position
     assert len(joint) == GAMMA and joint == sorted(joint, reverse=True)
     # As vLLM itself puts it, drafts beyond an answer's end included.
-    assert report["acceptance"]["counters"]["mean_acceptance_length"] == pytest.approx(
-        report["acceptance"]["mean_acceptance_length"]["mean"], rel=0.05
+    assert report.acceptance.counters.mean_acceptance_length == pytest.approx(
+        report.acceptance.mean_acceptance_length.mean, rel=0.05
     )
 
 
@@ -114,7 +111,7 @@ def test_vllm_writes_the_same_and_accepts_as_predicted(target, folder):
 def test_vllm_that_samples_accepts_as_predicted(target, folder, rule, monkeypatch):
     """With the repair of its CPU build, see there; without it, bench says that something is wrong."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "repaired_vllm"))
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm", temperature=0.8, rule=rule,
             engine_args="--enforce-eager", **BENCH | {"num_prompts": 16, "batch_size": 4},
@@ -126,7 +123,7 @@ def test_vllm_that_samples_accepts_as_predicted(target, folder, rule, monkeypatc
 
 def test_bench_tells_that_vllms_cpu_build_verifies_wrongly(target, folder):
     """vLLM 0.32 for CPUs divides the target's logits by uninitialised memory above temperature 0."""
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm", temperature=0.8,
             engine_args="--enforce-eager", **BENCH | {"num_prompts": 16, "batch_size": 4},
@@ -170,23 +167,23 @@ def test_our_kernels_in_place_of_vllms_verification(target, folder, monkeypatch)
 
 
 def test_transformers_writes_the_same_and_accepts_as_predicted(target, folder):
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(target=str(target.directory), draft=str(folder / "draft"), engine="transformers", **BENCH)
     )
-    assert report["lossless"]["greedy_identical"], report["lossless"]
+    assert report.lossless.greedy_identical, report.lossless
     agrees(report, 0.05)
 
 
 @pytest.mark.parametrize(("temperature", "within"), [(0.0, 0.05), (0.8, 0.15)])
 def test_llama_cpp_writes_the_same_and_accepts_as_predicted(gguf_path, gguf_draft, temperature, within):
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(
             target=str(gguf_path), draft=str(gguf_draft), engine="llama-cpp", temperature=temperature,
             **BENCH | {"num_prompts": 16 if temperature else 8},
         )
     )  # fmt: skip
     if temperature == 0:
-        assert report["lossless"]["greedy_identical"], report["lossless"]
+        assert report.lossless.greedy_identical, report.lossless
     agrees(report, within)
 
 
@@ -206,14 +203,14 @@ def test_a_llama_cpp_that_is_killed_in_the_middle(gguf_path, gguf_draft, tmp_pat
     command = [sys.executable, "-m", "specdistill", "bench", "--target", str(gguf_path), "--draft", str(gguf_draft)]
     command += ["--engine", "llama-cpp", "--num-draft-tokens", "3", "--max-new-tokens", "60", "--num-prompts", "40"]
     with log.open("w") as file:
-        bench = subprocess.Popen([*command, "--threads", "1", "--json", str(out)], stdout=file, stderr=file)
+        process = subprocess.Popen([*command, "--threads", "1", "--json", str(out)], stdout=file, stderr=file)
     end = time.monotonic() + 240
     # A fifth of the tokens are written when the first line of progress appears.
     while "plain against speculative:" not in log.read_text() and time.monotonic() < end:
         time.sleep(0.1)
     (drafting,) = serving(gguf_draft)
     os.kill(drafting, signal.SIGKILL)
-    assert bench.wait(240) == 2
+    assert process.wait(240) == 2
     said = log.read_text()
     assert "llama-cpp with the draft ended with code -9" in said and "prompts are kept" in said
     report = json.loads(out.read_text())

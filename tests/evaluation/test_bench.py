@@ -1,4 +1,4 @@
-"""The whole bench on tiny models: the schema of METRICS, identity, comparison, padded and trimmed drafts."""
+"""The whole bench on tiny models: the schema of docs/report.md, identity, comparison, padded and trimmed drafts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_models import make_model, perturbed, save
 
+from specdistill import BenchConfig
 from specdistill.data.prompts import spread_over_categories
 from specdistill.errors import ConfigError
-from specdistill.evaluation.bench import run_bench
-from specdistill.evaluation.config import BenchConfig
+from specdistill.evaluation.measure import measure_draft
 from specdistill.models import vocabulary
-from specdistill.report.json_file import json_report
+from specdistill.report.json_file import json_text
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,12 @@ def bench(files, draft="good", **settings):
         "max_draft_tokens": 3,
         "num_draft_tokens": 2,
     }
-    return run_bench(BenchConfig.flat(target=str(files / "target"), draft=str(files / draft), **(defaults | settings)))
+    return measure_draft(
+        BenchConfig.flat(target=str(files / "target"), draft=str(files / draft), **(defaults | settings))
+    )
 
 
-# Every key of METRICS, with the type that a reader of the JSON may rely on.
+# The keys that are never renamed, with the type that a reader of the JSON may rely on.
 SCHEMA = {
     "schema": int,
     "target": {"name": str, "parameters": int, "vocab_size": int, "dtype": str},
@@ -92,7 +94,9 @@ def check_schema(value, schema, path="report"):
 
 
 def test_report_follows_the_schema_and_is_json(files):
-    report = json.loads(json_report(bench(files)))
+    measured = bench(files)
+    check_schema(measured.to_json(), SCHEMA)
+    report = json.loads(json_text(measured))
     check_schema(report, SCHEMA)
     assert report["schema"] == 1 and report["setup"]["prompts"] == 8 and report["setup"]["num_draft_tokens"] == 2
     assert len(report["acceptance"]["by_position"]) == 2
@@ -110,60 +114,60 @@ def test_report_follows_the_schema_and_is_json(files):
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9}, {"batch_size": 3}])
 def test_a_draft_identical_to_its_target_scores_one_everywhere(files, settings):
     report = bench(files, "target", **settings)
-    acceptance = report["acceptance"]
-    assert acceptance["alpha"]["greedy"]["mean"] == 1
-    assert acceptance["alpha"]["sampled"]["mean"] == pytest.approx(1, abs=1e-5)
+    acceptance = report.acceptance
+    assert acceptance.alpha["greedy"].mean == 1
+    assert acceptance.alpha["sampled"].mean == pytest.approx(1, abs=1e-5)
     if settings.get("temperature"):
         # A draft that proposes its argmax to a target that samples is right as often as that token is drawn.
-        assert 0 < acceptance["alpha"]["argmax_draft"]["mean"] < 1
+        assert 0 < acceptance.alpha["argmax_draft"].mean < 1
     else:
-        assert acceptance["alpha"]["argmax_draft"]["mean"] == 1
-        assert acceptance["alpha_at_temperature_1"]["sampled"]["mean"] == pytest.approx(1, abs=1e-5)
-    assert acceptance["acceptance_rate"]["mean"] == 1 and acceptance["by_position"] == [1, 1]
-    assert report["lossless"]["greedy_identical"]
+        assert acceptance.alpha["argmax_draft"].mean == 1
+        assert acceptance.alpha_at_temperature_1["sampled"].mean == pytest.approx(1, abs=1e-5)
+    assert acceptance.acceptance_rate.mean == 1 and acceptance.by_position == [1, 1]
+    assert report.lossless.greedy_identical
 
 
 def test_compare_gives_paired_differences(files):
     report = bench(files, compare=str(files / "bad"))
-    other = report["compare"]
+    other = report.compare
     for rule in ("greedy", "sampled", "argmax_draft"):
-        gap = report["acceptance"]["alpha"][rule]["mean"] - other["alpha"][rule]["mean"]
-        assert other["difference"][rule]["mean"] == pytest.approx(gap)
-    assert other["difference"]["greedy"]["ci95"][0] > 0
+        gap = report.acceptance.alpha[rule].mean - other.alpha[rule].mean
+        assert getattr(other.difference, rule).mean == pytest.approx(gap)
+    assert other.difference.greedy.low > 0
 
 
 def test_the_lossy_rule_is_marked_and_never_called_lossless(files):
     report = bench(files, temperature=0.9, rule="lenient", lenience=0.5)
-    assert report["setup"]["lossy"] and report["setup"]["lenience"] == 0.5
-    assert not report["lossless"]["checked"] and not report["lossless"]["greedy_identical"]
+    assert report.setup.lossy and report.setup.lenience == 0.5
+    assert not report.lossless.checked and not report.lossless.greedy_identical
 
 
 @pytest.mark.parametrize("draft_length", ["confidence", "auto"])
 def test_draft_lengths_that_vary_stay_lossless(files, draft_length):
     report = bench(files, draft_length=draft_length, num_draft_tokens=0)
-    assert report["lossless"]["greedy_identical"] and report["setup"]["draft_length"] == draft_length
-    assert len(report["acceptance"]["by_position"]) == 3
+    assert report.lossless.greedy_identical and report.setup.draft_length == draft_length
+    assert len(report.acceptance.by_position) == 3
 
 
 @pytest.mark.parametrize("rule", ["sampled", "argmax_draft", "block"])
 def test_rules_that_sample(files, rule):
     report = bench(files, temperature=0.9, rule=rule)
-    assert report["setup"]["rule"] == rule and "alpha_at_temperature_1" not in report["acceptance"]
-    assert report["lossless"]["greedy_identical"] and report["lossless"]["prompts_compared"] == 4
-    assert 0 < report["acceptance"]["acceptance_rate"]["mean"] < 1
+    assert report.setup.rule == rule and report.acceptance.alpha_at_temperature_1 is None
+    assert report.lossless.greedy_identical and report.lossless.prompts_compared == 4
+    assert 0 < report.acceptance.acceptance_rate.mean < 1
 
 
 def test_draft_length_is_chosen_by_predicted_speed(files):
     report = bench(files, num_draft_tokens=0)
-    predicted = report["economics"]["predicted_speedup"]
-    assert str(report["setup"]["num_draft_tokens"]) == max(predicted, key=predicted.get)
-    assert report["economics"]["best_num_draft_tokens"] == report["setup"]["num_draft_tokens"]
+    predicted = report.economics.predicted_speedup
+    assert report.setup.num_draft_tokens == max(predicted, key=predicted.get)
+    assert report.economics.best_num_draft_tokens == report.setup.num_draft_tokens
 
 
 def test_a_draft_as_slow_as_its_target_cannot_pay(files):
     report = bench(files, "target")
-    assert report["economics"]["verdict"] in ("cannot pay", "does not pay")
-    assert report["economics"]["cost_ratio"] > 0.5
+    assert report.economics.verdict in ("cannot pay", "does not pay")
+    assert report.economics.cost_ratio > 0.5
 
 
 def test_trimmed_draft(files, tmp_path):
@@ -171,8 +175,8 @@ def test_trimmed_draft(files, tmp_path):
     draft = save(perturbed(target, 0.02), tmp_path / "trimmed")
     vocabulary.save_kept_ids(draft, torch.arange(1, 40), "test")
     report = bench(files, str(draft))
-    assert report["draft"]["head_size"] == 39 and report["lossless"]["greedy_identical"]
-    assert report["acceptance"]["alpha"]["sampled"]["mean"] < 1
+    assert report.draft.head_size == 39 and report.lossless.greedy_identical
+    assert report.acceptance.alpha["sampled"].mean < 1
 
 
 def test_prompts_are_spread_over_categories():

@@ -23,7 +23,7 @@ from specdistill.evaluation.acceptance import (
     score,
 )
 from specdistill.evaluation.sections import by_position
-from specdistill.evaluation.statistics import of_sums, paired_difference, ratio
+from specdistill.evaluation.statistics import Estimate, of_sums, paired_difference, ratio
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [20, 21], [30, 31, 32, 33], [9], [40, 50, 60]]
 
@@ -174,7 +174,7 @@ def test_economics_by_hand():
 
 def judged(draft_seconds, taus, measured, alpha=0.5, gamma=2):
     costs = economics.Costs(1.0, draft_seconds, {1: 1.0, 2: 1.2, 3: 1.4})
-    return economics.judge(costs, taus, gamma, alpha, measured)
+    return economics.judge(costs, taus, gamma, alpha, Estimate(*measured))
 
 
 def test_verdicts():

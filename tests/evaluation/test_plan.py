@@ -22,26 +22,26 @@ def settings(**changes):
 
 def test_counts_by_hand():
     config = settings(prompts=10, rollouts_per_prompt=2, prompt_tokens=30, answer_tokens=50, epochs=3, gpus=2)
-    tokens = token_counts(config)
-    assert tokens["written"] == 1000 and tokens["read"] == 600 and tokens["trained"] == 3000
+    tokens = token_counts(config.text)
+    assert tokens.written == 1000 and tokens.read == 600 and tokens.trained == 3000
     # Labelled once: hidden states of what comes again are kept.
-    assert tokens["labelled"] == pytest.approx(1600) and tokens["trained_with_prompts"] == pytest.approx(4800)
-    found = plan(config)
-    assert found["flops"]["draft trains"] == pytest.approx(6e9 * 4800)
-    assert found["flops"]["target labels"] == pytest.approx(2 * 70e9 * 1600)
-    assert found["gpu_hours"]["draft trains"] == pytest.approx(6e9 * 4800 / (989e12 * 0.4) / 3600)
+    assert tokens.labelled == pytest.approx(1600) and tokens.trained_with_prompts == pytest.approx(4800)
+    planned = plan(config)
+    assert planned.flops["draft trains"] == pytest.approx(6e9 * 4800)
+    assert planned.flops["target labels"] == pytest.approx(2 * 70e9 * 1600)
+    assert planned.gpu_hours["draft trains"] == pytest.approx(6e9 * 4800 / (989e12 * 0.4) / 3600)
     # Two bytes of every weight a step, at 60 % of the bandwidth.
     steps = 1000 / 64
     reading = 2 * 70e9 * 600 / (989e12 * 0.4)
     seconds = steps * 70e9 * 2 / (3.35e12 * 0.6) + reading
-    assert found["gpu_hours"]["target writes"] == pytest.approx(seconds / 3600)
-    assert found["wall_hours"] == pytest.approx(found["gpu_hours"]["all"] / 2)
+    assert planned.gpu_hours["target writes"] == pytest.approx(seconds / 3600)
+    assert planned.wall_hours == pytest.approx(planned.gpu_hours["all"] / 2)
 
 
 def test_the_drafts_own_answers_are_labelled_each_time():
-    fixed, mixed = (token_counts(settings(on_policy_fraction=share)) for share in (0.0, 0.5))
-    assert mixed["own"] == fixed["trained"] / 2
-    assert mixed["labelled"] > fixed["labelled"]
+    fixed, mixed = (token_counts(settings(on_policy_fraction=share).text) for share in (0.0, 0.5))
+    assert mixed.own == fixed.trained / 2
+    assert mixed.labelled > fixed.labelled
 
 
 def test_memory_by_strategy():
@@ -55,7 +55,7 @@ def test_memory_by_strategy():
     # A mixture of experts computes with some of what it holds.
     moe = settings(target_params="3B", target_resident_params="30B")
     assert memory_per_gpu(moe)["whole (--shard none)"] > 60e9
-    assert plan(moe)["flops"]["target labels"] < plan(settings(target_params="30B"))["flops"]["target labels"] / 9
+    assert plan(moe).flops["target labels"] < plan(settings(target_params="30B")).flops["target labels"] / 9
 
 
 def test_known_shapes():
@@ -92,10 +92,10 @@ def test_hours_of_the_measured_steps():
             gpu="custom", gpu_tflops=peak["tflops"], gpu_bandwidth=peak["bandwidth"], gpu_memory=16.0,
             utilisation=1.0, decode_utilisation=1.0, decode_batch=report["batch"],
         )  # fmt: skip
-        found = plan(config)
+        planned = plan(config)
         for stage, counted in {"draft trains": "trained_with_prompts", "draft writes": "own"}.items():
-            planned = found["gpu_hours"][stage] * 3600 / found["tokens"][counted]
-            assert planned == pytest.approx(draft[stage]["planned"], rel=0.01), "the result is of another plan"
+            seconds = planned.gpu_hours[stage] * 3600 / getattr(planned.tokens, counted)
+            assert seconds == pytest.approx(draft[stage]["planned"], rel=0.01), "the result is of another plan"
         computing += [draft[stage]["utilisation"] for stage in ("target labels", "draft trains")]
         writing += [draft[stage]["utilisation"] for stage in ("target writes", "draft writes")]
     # One share of the peak serves all sizes that are bound alike, and it is one that machines reach.
@@ -109,7 +109,7 @@ def test_storage_of_the_measured_labels(kept):
     """benchmarks/soft_labels.py: what `annotate` really wrote for SmolLM2's 49152 ids."""
     rows = json.loads((RESULTS / "soft_labels.json").read_text())["rows"]
     measured = rows[f"top-{kept}"]["bytes_per_token"]
-    predicted = plan(PlanConfig.flat(**SMALL, label_top_k=kept))["storage"]["label_bytes_per_token"]
+    predicted = plan(PlanConfig.flat(**SMALL, label_top_k=kept)).storage.label_bytes_per_token
     assert predicted == pytest.approx(measured, rel=0.15)
 
 

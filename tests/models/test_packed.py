@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make_model, save
 
-from specdistill import BenchConfig, run_bench
+from specdistill import BenchConfig, bench
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.errors import ConfigError
 from specdistill.models import packed
@@ -77,11 +77,11 @@ def test_bench_reports_packing(tmp_path):
     save(target, tmp_path / "target")
     save(draft, tmp_path / "draft")
     (tmp_path / "prompts.txt").write_text("w1 w2 w3\nw4 w5\n")
-    report = run_bench(
+    report = bench(
         BenchConfig.flat(
             target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), prompts=str(tmp_path / "prompts.txt"),
             max_new_tokens=12, max_draft_tokens=2, pack="float16",
         )
     )  # fmt: skip
-    assert report["setup"]["pack"] == "float16" and report["setup"]["packing_seconds"] > 0
-    assert not report["setup"]["lossy"] and report["lossless"]["greedy_identical"]
+    assert report.setup.pack == "float16" and report.setup.packing_seconds > 0
+    assert not report.setup.lossy and report.lossless.greedy_identical

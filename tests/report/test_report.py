@@ -4,90 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from bench_report import DIFFERENT, RULES, category, example_report, spread, spreads
 
+from specdistill.evaluation.report_acceptance import Prediction
+from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.summaries import TrainSummary
+from specdistill.report.distill import training_table
 from specdistill.report.html import html_report
-from specdistill.report.json_file import json_report
-from specdistill.report.terminal import alpha_rows, bench_tables, training_table
-
-
-def spread(mean):
-    return {"mean": mean, "ci95": [mean - 0.02, mean + 0.02]}
+from specdistill.report.json_file import json_text
+from specdistill.report.terminal import bench_tables
+from specdistill.report.wording import alpha_rows
 
 
 @pytest.fixture
 def report():
-    rules = ("greedy", "sampled", "argmax_draft")
-    alpha = {rule: spread(0.5 + place / 10) for place, rule in enumerate(rules)}
-    speeds = {"tokens_per_second": 12.0, "time_to_first_token": 0.1, "time_per_output_token": 0.08}
-    return {
-        "schema": 1,
-        "target": {"name": "big<script>", "parameters": 134_515_008, "vocab_size": 49152, "dtype": "float32"},
-        "draft": {
-            "name": "small",
-            "parameters": 42_000_000,
-            "vocab_size": 49152,
-            "dtype": "float32",
-            "head_size": 8192,
-        },
-        "setup": {
-            "device": "cpu",
-            "threads": 1,
-            "engine": "specdistill",
-            "num_draft_tokens": 2,
-            "batch_size": 1,
-            "latency_prompts": 6,
-            "rule": "greedy",
-            "predicting_rule": "greedy",
-            "temperature": 0.0,
-        },
-        "acceptance": {
-            "tokens_scored": 4096,
-            "alpha": alpha,
-            "alpha_at_temperature_1": {rule: spread(0.33) for rule in ("sampled", "argmax_draft")},
-            "by_position": [0.6, 0.4],
-            "by_position_conditional": [0.6, 0.66],
-            "mean_acceptance_length": spread(2.0),
-            "mean_acceptance_length_macro": 2.1,
-            "predicted_mean_acceptance_length": {"1": 1.6, "2": 2.0},
-            "acceptance_rate": spread(0.5),
-            "by_category": {
-                name: {"alpha_greedy": 0.5, "alpha_sampled": 0.4, "mean_acceptance_length": 2.0, "prompts": 4}
-                for name in ("writing", "coding")
-            },
-        },
-        "latency": {"baseline": speeds, "speculative": speeds, "speedup": spread(1.1), "engine_efficiency": 0.98},
-        "economics": {
-            "cost_ratio": 0.2,
-            "verify_cost": {"1": 1.0, "2": 1.3, "3": 1.5},
-            "round_cost": {"1": 1.5, "2": 1.9},
-            "break_even_alpha": 0.45,
-            "best_num_draft_tokens": 2,
-            "predicted_speedup": {"1": 1.05, "2": 1.1},
-            "perfect_draft_speedup": 1.6,
-            "verdict": "pays",
-            "why": "measured 1.10x",
-        },
-        "lossless": {
-            "checked": True,
-            "lossy": False,
-            "greedy_identical": True,
-            "prompts_compared": 6,
-            "differences": [],
-        },
-        "compare": {
-            "draft": {"name": "before", "parameters": 1, "vocab_size": 1, "dtype": "float32"},
-            "alpha": alpha,
-            "alpha_at_temperature_1": {rule: spread(0.22) for rule in ("sampled", "argmax_draft")},
-            "predicted_mean_acceptance_length": spread(1.5),
-            "difference": {
-                **{rule: spread(0.1) for rule in (*rules, "predicted_mean_acceptance_length")},
-                "at_temperature_1": {rule: spread(0.11) for rule in ("sampled", "argmax_draft")},
-            },
-        },
-    }
+    return example_report()
+
+
+def with_difference(report):
+    lossless = replace(report.lossless, greedy_identical=False, differences=[DIFFERENT])
+    return replace(report, lossless=lossless)
 
 
 class Tags(HTMLParser):
@@ -138,18 +78,24 @@ def test_plots_scale_to_the_screen_and_are_deterministic(report):
 
 
 def test_above_temperature_zero_the_rules_are_shown_as_they_are(report):
-    for part in (report["acceptance"], report["compare"]):
-        del part["alpha_at_temperature_1"]
-    del report["compare"]["difference"]["at_temperature_1"]
+    difference = replace(report.compare.difference, at_temperature_1=None)
+    report = replace(
+        report,
+        acceptance=replace(report.acceptance, alpha_at_temperature_1=None),
+        compare=replace(report.compare, alpha_at_temperature_1=None, difference=difference),
+    )
     assert [row.rule for row in alpha_rows(report)] == ["greedy", "sampled", "argmax_draft"]
     assert "0.600 [0.580, 0.620]" in html_report(report)
 
 
 def test_report_without_a_second_draft_and_with_one_category(report):
-    del report["compare"], report["draft"]["head_size"]
-    report["acceptance"]["by_category"].pop("coding")
-    report["economics"].update(break_even_alpha=None, verdict="cannot pay")
-    report["lossless"].update(greedy_identical=False, differences=[{"prompt": "x", "position": 3, "logit_gap": 1e-6}])
+    report = replace(
+        with_difference(report),
+        compare=None,
+        draft=replace(report.draft, head_size=None),
+        acceptance=replace(report.acceptance, by_category={"writing": category()}),
+        economics=replace(report.economics, break_even_alpha=None, verdict="cannot pay"),
+    )
     page = html_report(report)
     assert page.count("<svg") == 3 and "verdict bad" in page and "differed from the target" in page
 
@@ -167,35 +113,65 @@ def test_terminal_shows_the_numbers_and_the_verdict(report, capsys, monkeypatch)
         "big<script>",
     ):
         assert text in shown
-    report["lossless"].update(greedy_identical=False, differences=[{"prompt": "x", "position": 3, "logit_gap": 1e-6}])
-    bench_tables(report)
+    bench_tables(with_difference(report))
     assert "x at token 3 (logit gap 1.0e-06)" in capsys.readouterr().out
 
 
 def test_training_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    alpha = dict.fromkeys(("greedy", "sampled", "argmax_draft"), 0.25)
-    gain = {rule: spread(0.1) for rule in alpha}
-    summary = {"heldout_prompts": 9, "output": "out", "best_step": 0, "steps": 5, "gain": gain}
-    training_table(summary | {"before": alpha, "after": alpha, "measure": "alpha"})
+    alpha = dict.fromkeys(RULES, 0.25)
+    training_table(
+        TrainSummary(
+            output="out", steps=5, best_step=0, interrupted=False, learning_rate=1e-3, heldout_prompts=9,
+            training_prompts=20, processes=1, measure="alpha", before=alpha, after=alpha,
+            gain=spreads(dict.fromkeys(RULES, 0.1)),
+        )
+    )  # fmt: skip
     shown = capsys.readouterr().out
     assert "+0.100 [+0.080, +0.120]" in shown and "nothing better" in shown
 
 
 def test_json_has_null_where_there_is_no_number(report):
-    report["latency"]["engine_efficiency"] = float("nan")
-    report["acceptance"]["by_position"] = [float("inf")]
-    parsed = json.loads(json_report(report))
+    report = replace(
+        report,
+        latency=replace(report.latency, engine_efficiency=float("nan")),
+        acceptance=replace(report.acceptance, by_position=[float("inf")]),
+    )
+    parsed = json.loads(json_text(report))
     assert parsed["latency"]["engine_efficiency"] is None and parsed["acceptance"]["by_position"] == [None]
+
+
+def test_json_leaves_out_what_was_not_measured(report):
+    """A reader asks for a key that may be absent; null means that there is no such number."""
+    plain = replace(
+        report,
+        compare=None,
+        draft=replace(report.draft, head_size=None),
+        acceptance=replace(report.acceptance, alpha_at_temperature_1=None),
+        economics=replace(report.economics, break_even_alpha=None),
+    ).to_json()
+    assert not {"compare", "partial"} & plain.keys() and "head_size" not in plain["draft"]
+    assert not {"alpha_at_temperature_1", "counters", "prediction"} & plain["acceptance"].keys()
+    assert "alpha_argmax_draft" not in plain["acceptance"]["by_category"]["writing"]
+    assert plain["economics"]["break_even_alpha"] is None and plain["setup"]["packing_seconds"] is None
+    full = report.to_json()
+    assert full["compare"]["difference"]["at_temperature_1"]["sampled"]["mean"] == 0.11
+    assert full["acceptance"]["alpha"]["greedy"] == {"mean": 0.5, "ci95": [0.48, 0.52]}
+    assert full["economics"]["round_cost"] == {"1": 1.5, "2": 1.9} and full["draft"]["head_size"] == 8192
 
 
 def test_an_engine_that_accepts_otherwise_than_its_rule_is_named(report, capsys):
     def off(mean, low, high):
-        report["acceptance"]["prediction"] = {"measured_over_predicted_minus_1": {"mean": mean, "ci95": [low, high]}}
-        bench_tables(report)
-        return "BEWARE" in capsys.readouterr().out, "verifies wrongly" in html_report(report)
+        prediction = Prediction(
+            mean_acceptance_length=spread(2.0),
+            measured=2.0,
+            measured_over_predicted_minus_1=Estimate(mean, low, high),
+        )
+        counted = replace(report, acceptance=replace(report.acceptance, prediction=prediction))
+        bench_tables(counted)
+        return "BEWARE" in capsys.readouterr().out, "verifies wrongly" in html_report(counted)
 
     assert off(-0.13, -0.16, -0.1) == (True, True)
-    # Within what chance and the ends of answers explain.
+    # Within the range that chance and the ends of answers explain.
     assert off(-0.03, -0.04, -0.02) == (False, False)
     assert off(-0.13, -0.3, 0.04) == (False, False)

@@ -13,7 +13,7 @@ import pytest
 from fake_vllm import FakeVllm
 from tiny_models import make_model, make_tokenizer, perturbed, save
 
-from specdistill import BenchConfig, load_model, run_bench
+from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
 from specdistill.errors import ConfigError, ServerError
 from specdistill.serving import speculation
@@ -53,54 +53,54 @@ def config(files, plain=None, drafting=None, **settings):
 def test_a_servers_own_counters_are_what_was_predicted(files, models, owner, batch_size):
     target, draft = models
     with FakeVllm(target, owner=owner) as plain, FakeVllm(target, owner=owner, draft=draft) as drafting:
-        report = run_bench(config(files, plain, drafting, batch_size=batch_size))
+        report = bench(config(files, plain, drafting, batch_size=batch_size))
         counted = (drafting.drafts, drafting.drafted, drafting.accepted)
-    acceptance = report["acceptance"]
-    counters = acceptance["counters"]
+    acceptance = report.acceptance
+    counters = acceptance.counters
     # The warm-up is none of it.
-    assert counters["rounds"] < counted[0] and counters["accepted"] < counted[2]
+    assert counters.rounds < counted[0] and counters.accepted < counted[2]
     if owner != "sglang":
-        assert counters["proposed"] < counted[1]
-    assert acceptance["mean_acceptance_length"]["mean"] > 1.5
-    off = acceptance["prediction"]["measured_over_predicted_minus_1"]
-    assert off["mean"] == pytest.approx(0) and off["ci95"] == pytest.approx([0, 0])
-    assert report["lossless"] == {
+        assert counters.proposed < counted[1]
+    assert acceptance.mean_acceptance_length.mean > 1.5
+    off = acceptance.prediction.measured_over_predicted_minus_1
+    assert off.mean == pytest.approx(0) and [off.low, off.high] == pytest.approx([0, 0])
+    assert report.to_json()["lossless"] == {
         "checked": True,
         "lossy": False,
         "greedy_identical": True,
         "prompts_compared": 10,
         "differences": [],
     }
-    assert report["setup"]["engine"] == "openai-server" and report["setup"]["rule"] == "greedy"
-    assert report["latency"]["speedup"]["mean"] > 0 and "partial" not in report
-    assert set(acceptance["by_category"]) == {"a", "b"}
-    assert (len(acceptance["by_position"]) == GAMMA) == (owner == "vllm")
-    economics = report["economics"]
-    predicted = acceptance["predicted_mean_acceptance_length"][str(GAMMA)]
-    assert economics["predicted_speedup"][str(GAMMA)] == pytest.approx(predicted / economics["round_cost"][str(GAMMA)])
-    assert economics["cost_ratio"] is None and economics["verify_cost"] == {}
+    assert report.setup.engine == "openai-server" and report.setup.rule == "greedy"
+    assert report.latency.speedup.mean > 0 and report.partial is None
+    assert set(acceptance.by_category) == {"a", "b"}
+    assert (len(acceptance.by_position) == GAMMA) == (owner == "vllm")
+    economics = report.economics
+    predicted = acceptance.predicted_mean_acceptance_length[GAMMA]
+    assert economics.predicted_speedup[GAMMA] == pytest.approx(predicted / economics.round_cost[GAMMA])
+    assert economics.cost_ratio is None and economics.verify_cost == {}
 
 
 def test_positions_are_the_counters_of_the_decoder(files, models):
     target, draft = models
     with FakeVllm(target) as plain, FakeVllm(target, draft=draft) as drafting:
-        found = run_bench(config(files, plain, drafting))["acceptance"]
-    ours = run_bench(config(files))["acceptance"]
-    assert found["mean_acceptance_length"] == ours["mean_acceptance_length"]
+        served = bench(config(files, plain, drafting)).acceptance
+    ours = bench(config(files)).acceptance
+    assert served.mean_acceptance_length == ours.mean_acceptance_length
     # Ours leaves out rounds that could not propose as far; near an answer's end only.
-    assert found["by_position"][0] == pytest.approx(ours["by_position"][0], abs=0.05)
+    assert served.by_position[0] == pytest.approx(ours.by_position[0], abs=0.05)
 
 
 def test_a_server_that_samples(files, models):
     target, draft = models
     with FakeVllm(target) as plain, FakeVllm(target, draft=draft) as drafting:
-        report = run_bench(config(files, plain, drafting, temperature=0.7, max_new_tokens=48))
-    acceptance = report["acceptance"]
+        report = bench(config(files, plain, drafting, temperature=0.7, max_new_tokens=48))
+    acceptance = report.acceptance
     # The target is behind the server: only what needs no target's probabilities is told, and no fake zeros.
-    assert set(acceptance["alpha"]) == {"argmax_draft"} and report["setup"]["rule"] == "argmax_draft"
+    assert set(acceptance.alpha) == {"argmax_draft"} and report.setup.rule == "argmax_draft"
     # One seed writes the same with and without a draft under this rule, so that the prediction is exact.
-    assert acceptance["prediction"]["measured_over_predicted_minus_1"]["mean"] == pytest.approx(0)
-    assert report["lossless"]["checked"] is False and report["lossless"]["lossy"] is False
+    assert acceptance.prediction.measured_over_predicted_minus_1.mean == pytest.approx(0)
+    assert report.lossless.checked is False and report.lossless.lossy is False
 
 
 def test_a_server_that_tells_text_only(files, models, capsys):
@@ -119,16 +119,16 @@ def test_a_server_that_tells_text_only(files, models, capsys):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_transformers_assisted_generation(files, temperature):
     asked = config(files, engine="transformers", temperature=temperature, max_new_tokens=32)
-    report = run_bench(asked)
-    acceptance = report["acceptance"]
-    off = acceptance["prediction"]["measured_over_predicted_minus_1"]
+    report = bench(asked)
+    acceptance = report.acceptance
+    off = acceptance.prediction.measured_over_predicted_minus_1
     if temperature == 0:
-        assert report["lossless"]["greedy_identical"] and off["mean"] == pytest.approx(0)
+        assert report.lossless.greedy_identical and off.mean == pytest.approx(0)
     else:
-        assert report["setup"]["rule"] == "sampled"
-        assert off["mean"] == pytest.approx(0, abs=0.15)
-    assert report["setup"]["engine_version"].startswith("transformers 5")
-    joint = acceptance["by_position"]
+        assert report.setup.rule == "sampled"
+        assert off.mean == pytest.approx(0, abs=0.15)
+    assert report.setup.engine_version.startswith("transformers 5")
+    joint = acceptance.by_position
     assert len(joint) == GAMMA and joint == sorted(joint, reverse=True)
 
 
@@ -166,10 +166,10 @@ def test_a_server_that_breaks_off_once_is_asked_again(files, models):
     target, draft = models
     broken = FakeVllm(target, draft=draft, break_after=lambda number: 2 if number == 4 else None)
     with FakeVllm(target) as plain, broken as drafting:
-        report = run_bench(config(files, plain, drafting))
-    # What the broken answer counted is left out.
-    assert report["acceptance"]["prediction"]["measured_over_predicted_minus_1"]["mean"] == pytest.approx(0)
-    assert report["lossless"]["prompts_compared"] == 10
+        report = bench(config(files, plain, drafting))
+    # The counts of the broken answer are left out.
+    assert report.acceptance.prediction.measured_over_predicted_minus_1.mean == pytest.approx(0)
+    assert report.lossless.prompts_compared == 10
 
 
 def test_a_server_that_is_down(files, models, capsys):
@@ -249,7 +249,7 @@ def test_engines_that_are_not_there(files, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     arguments = ["--target", str(files / "target"), "--draft", str(files / "draft")]
     assert main(["bench", *arguments, "--engine", "vllm"]) == 2
-    assert "--engine vllm needs vLLM beside specdistill" in one_line(capsys)
+    assert "--engine vllm needs vLLM installed next to specdistill" in one_line(capsys)
 
 
 def test_another_tokenizer_is_found_before_a_server_is_asked(files, capsys):

@@ -1,4 +1,4 @@
-"""What export writes is the draft that was given, in the form that an engine wants beside its target."""
+"""Exported files hold the draft that was given, in the form that an engine wants."""
 
 from __future__ import annotations
 

@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from specdistill.errors import ModelError
-from specdistill.evaluation.config import BenchConfig
+from specdistill.models import LanguageModel
 from specdistill.models.pair import ModelPair, resolve_device, resolve_dtype
 from specdistill.progress import Progress
 from specdistill.servers.client import ModelServer
+from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
+from specdistill.serving.engine_table import Launch
 from specdistill.serving.gates import check
 from specdistill.serving.served_engine import ServedEngine
 from specdistill.serving.server_process import ServerProcess, free_port
 
 
 def maker_of(rollout_engine: str) -> Any:
-    """What makes the engine that --rollout-engine names, for `train_draft` and `generate`; None for transformers.
+    """Returns the constructor of the engine that --rollout-engine names, for `train_draft` and `generate`.
+
+    None for transformers.
 
     Raises:
         ModelError: The engine is not installed.
@@ -36,75 +40,71 @@ def maker_of(rollout_engine: str) -> Any:
 def engines(
     config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int, progress: Progress
 ) -> Iterator[tuple[Engine, Engine]]:
-    """The engine that `bench --engine` names, without and with the draft; both are gone when the block ends.
+    """Opens the engine that `bench --engine` names, without and with the draft; both are closed when the block ends.
 
     Args:
-        config: Which, and how.
-        pair: With weights for transformers, which runs in this process; else shells.
-        num_draft_tokens: gamma.
+        config: Engine, models and settings.
+        pair: Models with weights for transformers, which runs in this process; else shells.
+        num_draft_tokens: Draft tokens per verification.
         context: Positions that the longest prompt and its answer need.
         progress: Where starts and waits are announced.
 
     Raises:
-        ModelError: The engine's own gate refuses the pair.
+        ModelError: The engine's own conditions refuse the pair.
         ServerError: A server does not start, or is not there.
     """
-    if config.engine == "transformers":
+    if config.engine_kind.place == "process":
         from specdistill.serving.engines.assisted import AssistedEngine
 
         yield AssistedEngine(pair.target, None, 0), AssistedEngine(pair.target, pair.draft, num_draft_tokens)
         return
-    if config.engine == "vllm":
-        _gate(config, pair, num_draft_tokens, context)
+    if config.engine_kind.checked:
+        _refuse_by_gate(config, pair, num_draft_tokens, context)
     with contextlib.ExitStack() as stack:
-        both: list[Engine] = []
+        opened: list[Engine] = []
         for length in (0, num_draft_tokens):
             # One after the other: both would measure the memory that is free at the same time.
-            engine = _serve(config, pair, length, context, progress, stack)
+            engine = _serve(config, pair, length, context, progress)
             stack.callback(engine.close)
-            both.append(engine)
-        yield both[0], both[1]
+            opened.append(engine)
+        yield opened[0], opened[1]
 
 
-def _gate(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int) -> None:
-    target, draft = _place(config.target, pair.target), _place(config.draft, pair.draft)
+def _refuse_by_gate(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int) -> None:
+    target, draft = _location(config.target, pair.target), _location(config.draft, pair.draft)
     asked = CheckConfig.flat(target=target, draft=draft, num_draft_tokens=num_draft_tokens, max_model_len=context)
-    verdicts = check(asked)
-    refusals = next(verdict.refusals for verdict in verdicts if verdict.engine == config.engine)
+    refusals = next(verdict.refusals for verdict in check(asked) if verdict.engine == config.engine)
     if refusals:
         raise ModelError(f"{config.engine} refuses the pair: {refusals[0]}")
 
 
-def _place(name: str, model: Any) -> str:
-    """What the engine loads: of a .gguf the plain checkpoint that it was converted to."""
+def _location(name: str, model: LanguageModel) -> str:
+    """The name that the engine loads: for a .gguf file the plain checkpoint that it was converted to."""
     return str(model.directory or name)
 
 
 def _serve(
-    config: BenchConfig,
-    pair: ModelPair,
-    num_draft_tokens: int,
-    context: int,
-    progress: Progress,
-    stack: contextlib.ExitStack,
+    config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int, progress: Progress
 ) -> ServedEngine:
-    url = config.url if num_draft_tokens else config.baseline_url
+    settings = config.servers
+    url = settings.url if num_draft_tokens else settings.baseline_url
     process = None
     if url is None:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        who = f"{config.engine} {'with the draft' if num_draft_tokens else 'without a draft'}"
-        progress.say(f"starting {who}")
-        process = _start(who, config, pair, num_draft_tokens, context, port)
+        launch = _launch(config, pair, num_draft_tokens, context)
+        url = f"http://127.0.0.1:{launch.port}"
+        name = f"{config.engine} {'with the draft' if num_draft_tokens else 'without a draft'}"
+        progress.say(f"starting {name}")
+        module = config.engine_kind.launcher_module()
+        process = ServerProcess(name, module.command(launch), module.environment(launch))
         with _stopping(process.stop):
-            process.wait_until_ready(url, config.server_timeout)
+            process.wait_until_ready(url, settings.server_timeout)
     with _stopping(process.stop if process else None):
         server = ModelServer(
             url,
-            config.server_model,
-            concurrency=config.batch_size,
-            patience=config.server_patience,
-            timeout=config.server_timeout,
+            settings.server_model,
+            concurrency=config.timing.batch_size,
+            patience=settings.server_patience,
+            timeout=settings.server_timeout,
             remedy="start it again, then the same command",
             say=progress.say,
         )
@@ -113,6 +113,7 @@ def _serve(
 
 @contextlib.contextmanager
 def _stopping(stop: Callable[[], None] | None) -> Iterator[None]:
+    """Calls `stop` if the block fails or is interrupted."""
     try:
         yield
     except BaseException:
@@ -121,36 +122,21 @@ def _stopping(stop: Callable[[], None] | None) -> Iterator[None]:
         raise
 
 
-def _start(
-    who: str, config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int, port: int
-) -> ServerProcess:
-    device = resolve_device(config.device)
-    if config.engine == "vllm":
-        from specdistill.serving.engines import vllm_server
-
-        line = vllm_server.command(
-            _place(config.target, pair.target),
-            _place(config.draft, pair.draft) if num_draft_tokens else None,
-            port=port,
-            num_draft_tokens=num_draft_tokens,
-            rule=config.served_rule,
-            dtype=str(resolve_dtype(config.dtype, device)).removeprefix("torch."),
-            max_model_len=context,
-            batch_size=config.batch_size,
-            device=device,
-            more=config.engine_args,
-        )
-        return ServerProcess(who, line, vllm_server.environment(device))
-    from specdistill.serving.engines import llama_server
-
-    line = llama_server.command(
-        config.target,
-        config.draft if num_draft_tokens else None,
-        port=port,
+def _launch(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context: int) -> Launch:
+    kind, device = config.engine_kind, resolve_device(config.machine.device)
+    target, draft = config.target, config.draft
+    if not kind.reads_gguf:
+        target, draft = _location(target, pair.target), _location(draft, pair.draft)
+    return Launch(
+        target=target,
+        draft=draft if num_draft_tokens else None,
+        port=free_port(),
         num_draft_tokens=num_draft_tokens,
+        rule=config.served_rule,
         context=context,
-        batch_size=config.batch_size,
-        threads=config.threads,
-        more=config.engine_args,
+        batch_size=config.timing.batch_size,
+        device=device,
+        dtype=str(resolve_dtype(config.weights.dtype, device)).removeprefix("torch."),
+        threads=config.machine.threads,
+        engine_args=config.servers.engine_args,
     )
-    return ServerProcess(who, line)

@@ -16,7 +16,7 @@ from specdistill.serving.speculation import Speculation, total_of
 
 
 class _Arrivals(BaseStreamer):
-    """How many tokens each target call gave, and when the first came."""
+    """Counts the tokens that each target call gave, and records when the first came."""
 
     def __init__(self, on_tokens: OnTokens) -> None:
         self.counts: list[int] = []
@@ -39,13 +39,13 @@ class _Arrivals(BaseStreamer):
 class AssistedEngine:
     """`generate`, with `assistant_model=draft` or alone.
 
-    transformers tells no acceptance. So calls of the target are counted by a hook, and the tokens that each call gave
-    as they are streamed.
+    transformers reports no acceptance. A hook counts calls of the target, and a streamer the tokens that each call
+    gave.
 
     Args:
-        target: The model.
+        target: The model that is served.
         draft: Its draft, whose generation settings are replaced by `num_draft_tokens` per call; None decodes plainly.
-        num_draft_tokens: gamma.
+        num_draft_tokens: Draft tokens per verification.
     """
 
     counters = "calls of the target and the tokens that each gave"
@@ -70,14 +70,14 @@ class AssistedEngine:
         on_tokens: OnTokens = lambda count: None,
     ) -> Answered:
         """See `Engine`; one prompt after the other."""
-        found = [
+        answered = [
             self._one(prompt, sampling, max_new_tokens, seed, on_tokens)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        seconds = sum(generation.seconds for generation, _ in found)
-        for generation, _ in found:
+        seconds = sum(generation.seconds for generation, _ in answered)
+        for generation, _ in answered:
             generation.seconds = seconds
-        return Answered([generation for generation, _ in found], total_of(counts for _, counts in found))
+        return Answered([generation for generation, _ in answered], total_of(counts for _, counts in answered))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -134,5 +134,5 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 def _speculation(proposed: list[int], emitted: list[int], num_draft_tokens: int) -> Speculation:
     accepted = [min(count - 1, width) for count, width in zip(emitted, proposed, strict=False)]
-    positions = tuple(sum(each > place for each in accepted) for place in range(num_draft_tokens))
+    positions = tuple(sum(kept > place for kept in accepted) for place in range(num_draft_tokens))
     return Speculation(len(emitted), sum(proposed), sum(accepted), positions)

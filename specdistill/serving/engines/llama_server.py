@@ -15,13 +15,14 @@ import threading
 from typing import Any
 
 from specdistill.errors import ConfigError, ModelError
+from specdistill.serving.engine_table import Launch
 
 
-def check_installed(more: str) -> None:
-    """Needs no model.
+def check_installed(engine_args: str) -> None:
+    """Looks for either of the two; needs no model.
 
     Args:
-        more: The user's own flags.
+        engine_args: The user's own flags.
 
     Raises:
         ModelError: Neither of the two is there.
@@ -31,54 +32,43 @@ def check_installed(more: str) -> None:
         return
     if importlib.util.find_spec("xllamacpp") is None:
         raise ModelError(
-            "--engine llama-cpp needs the program llama-server on the PATH, or the package xllamacpp beside specdistill"
+            "--engine llama-cpp needs the program llama-server on the PATH, or the package xllamacpp installed next to "
+            "specdistill"
         )
-    if more:
+    if engine_args:
         raise ConfigError("--engine-args are flags of llama-server, which is not on the PATH; xllamacpp takes none")
 
 
-def command(
-    target: str,
-    draft: str | None,
-    *,
-    port: int,
-    num_draft_tokens: int,
-    context: int,
-    batch_size: int,
-    threads: int,
-    more: str,
-) -> list[str]:
-    """The command line; see `llama-server --help`.
-
-    Args:
-        target, draft: .gguf files; None serves the target alone.
-        port: On the loopback address.
-        num_draft_tokens: gamma.
-        context: Positions of one request.
-        batch_size: Requests at a time.
-        threads: 0 leaves its default.
-        more: The user's own flags, which win.
-    """
+def command(launch: Launch) -> list[str]:
+    """The command line that serves .gguf files; see `llama-server --help`."""
+    size, threads = str(launch.context * launch.batch_size), launch.threads
     if not shutil.which("llama-server"):
         settings = {
-            "target": target, "draft": draft, "port": port, "num_draft_tokens": num_draft_tokens,
-            "context": context * batch_size, "parallel": batch_size, "threads": threads,
+            "target": launch.target, "draft": launch.draft, "port": launch.port,
+            "num_draft_tokens": launch.num_draft_tokens, "context": launch.context * launch.batch_size,
+            "parallel": launch.batch_size, "threads": threads,
         }  # fmt: skip
         return [sys.executable, "-m", __name__, json.dumps(settings)]
-    line = ["llama-server", "-m", target, "--host", "127.0.0.1", "--port", str(port)]
-    line += ["-c", str(context * batch_size), "-np", str(batch_size)]
+    line = ["llama-server", "-m", launch.target, "--host", "127.0.0.1", "--port", str(launch.port)]
+    line += ["-c", size, "-np", str(launch.batch_size)]
     if threads:
         line += ["-t", str(threads), "-tb", str(threads)]
-    if draft is not None:
-        line += ["-md", draft, "--spec-type", "draft-simple", "--spec-draft-n-max", str(num_draft_tokens)]
-    return line + shlex.split(more)
+    if launch.draft is not None:
+        line += ["-md", launch.draft, "--spec-type", "draft-simple"]
+        line += ["--spec-draft-n-max", str(launch.num_draft_tokens)]
+    return line + shlex.split(launch.engine_args)
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Variables for the server: none."""
+    return {}
 
 
 def serve(settings: dict[str, Any]) -> None:
     """Runs xllamacpp's server in this process, and never returns.
 
     Args:
-        settings: As `command` writes them.
+        settings: Settings as `command` writes them.
     """
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()

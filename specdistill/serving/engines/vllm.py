@@ -16,13 +16,13 @@ from specdistill.models import LanguageModel
 
 
 def check_installed() -> None:
-    """Needs no model.
+    """Looks for vLLM; needs no model.
 
     Raises:
         ModelError: vLLM is not there.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ModelError("--rollout-engine vllm needs vLLM beside specdistill: pip install vllm")
+        raise ModelError("--rollout-engine vllm needs vLLM installed next to specdistill: pip install vllm")
 
 
 class VllmEngine:
@@ -61,7 +61,7 @@ class VllmEngine:
     def write(
         self, prompts: list[list[int]], sampling: Sampling, max_new_tokens: int, seeds: list[int]
     ) -> list[Generation]:
-        """An answer to each prompt, with its own seed; a trimmed head's ids only."""
+        """Writes an answer to each prompt with its own seed; with a trimmed head, in its ids only."""
         vllm: Any = importlib.import_module("vllm")
         settings = [
             vllm.SamplingParams(
@@ -78,8 +78,8 @@ class VllmEngine:
             for seed in seeds
         ]
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        found = self._engine.generate(asked, settings, use_tqdm=False)
-        return [self._generation(list(each.outputs[0].token_ids)) for each in found]
+        written = self._engine.generate(asked, settings, use_tqdm=False)
+        return [self._generation(list(answer.outputs[0].token_ids)) for answer in written]
 
     def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replaces the weights, named as transformers names them."""

@@ -11,65 +11,51 @@ import sys
 import torch
 
 from specdistill.errors import ModelError
+from specdistill.serving.engine_table import Launch
 
 NAME = "target"
 """The model's name in requests: a path would have to be quoted in each."""
 
 
-def check_installed() -> None:
-    """Needs no model.
+def check_installed(engine_args: str) -> None:
+    """Looks for vLLM; needs no model.
+
+    Args:
+        engine_args: The user's own flags; any will do.
 
     Raises:
         ModelError: vLLM is not there.
     """
     if importlib.util.find_spec("vllm") is None and shutil.which("vllm") is None:
-        raise ModelError("--engine vllm needs vLLM beside specdistill or a program vllm on the PATH: pip install vllm")
+        raise ModelError(
+            "--engine vllm needs vLLM installed next to specdistill, or a program vllm on the PATH: pip install vllm"
+        )
 
 
-def command(
-    target: str,
-    draft: str | None,
-    *,
-    port: int,
-    num_draft_tokens: int,
-    rule: str,
-    dtype: str,
-    max_model_len: int,
-    batch_size: int,
-    device: str,
-    more: str,
-) -> list[str]:
-    """The command line; see `vllm serve --help`.
-
-    Args:
-        target, draft: Directories or hub ids; None serves the target alone.
-        port: On the loopback address.
-        num_draft_tokens: gamma.
-        rule: `sampled` makes the draft sample and keep its probabilities.
-        dtype: Of the weights.
-        max_model_len: Positions.
-        batch_size: Requests at a time.
-        device: Where it will run, as torch names it.
-        more: The user's own flags, which win.
-    """
+def command(launch: Launch) -> list[str]:
+    """The command line that serves; see `vllm serve --help`. The rule `sampled` makes the draft sample."""
     # Not `python -m vllm`: builds for CPUs are packaged under another name, which that entry point trips over.
     if importlib.util.find_spec("vllm") is not None:
-        line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
+        line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", launch.target]
     else:
-        line = ["vllm", "serve", target]
-    line += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    line += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(batch_size)]
-    if torch.device(device).type == "cuda":
+        line = ["vllm", "serve", launch.target]
+    line += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(launch.port), "--dtype", launch.dtype]
+    line += ["--max-model-len", str(launch.context), "--max-num-seqs", str(launch.batch_size)]
+    if torch.device(launch.device).type == "cuda":
         line += ["--gpu-memory-utilization", "0.42"]
-    if draft is not None:
-        speculative = {"method": "draft_model", "model": draft, "num_speculative_tokens": num_draft_tokens}
-        if rule == "sampled":
+    if launch.draft is not None:
+        speculative = {
+            "method": "draft_model",
+            "model": launch.draft,
+            "num_speculative_tokens": launch.num_draft_tokens,
+        }
+        if launch.rule == "sampled":
             speculative["draft_sample_method"] = "probabilistic"
         line += ["--speculative-config", json.dumps(speculative)]
-    return line + shlex.split(more)
+    return line + shlex.split(launch.engine_args)
 
 
-def environment(device: str) -> dict[str, str]:
-    """What two servers on one machine need beside their flags."""
+def environment(launch: Launch) -> dict[str, str]:
+    """Variables that two servers on one machine need."""
     # A CPU build takes half of the memory for its cache, each of them.
-    return {"VLLM_CPU_KVCACHE_SPACE": "1"} if torch.device(device).type == "cpu" else {}
+    return {"VLLM_CPU_KVCACHE_SPACE": "1"} if torch.device(launch.device).type == "cpu" else {}

@@ -1,0 +1,146 @@
+"""The bench report as dataclasses: one class per section of the JSON, one field per key.
+
+The documentation's page "The report" is made of these classes, so a field's docstring says its unit and meaning.
+Rates are fractions in [0, 1], times are seconds. A field whose default is None is left out of the JSON while it is
+None; any other None, and every number that is not finite, is null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from specdistill.evaluation.economics import Economics
+from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_setup import ModelFacts, Setup
+from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.to_json import to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Speed of one way of decoding."""
+
+    tokens_per_second: float
+    """Tokens per second, all rows of a batch together."""
+    time_to_first_token: float
+    """Seconds until the first token, mean over prompts."""
+    time_per_output_token: float
+    """Seconds between two tokens of one row after the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Speculative against plain decoding: the same prompts, in turn, in one run."""
+
+    baseline: Speed
+    """The target alone."""
+    speculative: Speed
+    """The target with the draft."""
+    speedup: Estimate
+    """Ratio of tokens per second, paired by prompt (by batch where prompts share one)."""
+    engine_efficiency: float
+    """Time inside the two models' forward passes over the wall time of decoding; null for real engines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyDifference:
+    """First difference between two greedy answers to one prompt."""
+
+    prompt: str
+    """Id of the prompt."""
+    position: int
+    """Index of the first token that differs."""
+    logit_gap: float | None = None
+    """Distance of the target's two best logits there: some 1e-5 is a numerical tie, more is a bug. Absent where the
+    target is not loaded here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lossless:
+    """Whether greedy output with the draft is the target's own."""
+
+    checked: bool
+    """Whether outputs were compared."""
+    lossy: bool
+    """Whether the rule is lossy."""
+    greedy_identical: bool
+    """Whether every compared output was identical."""
+    prompts_compared: int
+    """Number of prompts compared."""
+    differences: list[GreedyDifference]
+    """One entry per prompt whose outputs differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Draft minus compared draft, paired by prompt: an interval that excludes 0 is a change."""
+
+    greedy: Estimate
+    """Difference of alpha under `greedy`."""
+    sampled: Estimate
+    """Difference of alpha under `sampled`."""
+    argmax_draft: Estimate
+    """Difference of alpha under `argmax_draft`."""
+    at_temperature_1: dict[str, Estimate] | None = None
+    """Rule -> difference of `alpha_at_temperature_1`; present at temperature 0 only."""
+    predicted_mean_acceptance_length: Estimate
+    """Difference of predicted tokens per target call at `setup.num_draft_tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The draft of --compare."""
+
+    draft: ModelFacts
+    """The other draft."""
+    alpha: dict[str, Estimate]
+    """Its alpha, as in `acceptance`."""
+    alpha_at_temperature_1: dict[str, Estimate] | None = None
+    """Its alpha at temperature 1, as in `acceptance`."""
+    predicted_mean_acceptance_length: Estimate
+    """Predicted tokens per target call at `setup.num_draft_tokens`."""
+    difference: Difference
+    """Draft minus this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """A run that an engine's failure ended early."""
+
+    prompts_done: int
+    """Prompts that the report covers."""
+    prompts_asked: int
+    """Prompts of the whole run."""
+    why: str
+    """The failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that `specdistill bench` measured."""
+
+    schema: int = 1
+    """Version of this schema; keys may be added within a version, never renamed."""
+    target: ModelFacts
+    """The model being served."""
+    draft: ModelFacts
+    """The model that proposes tokens."""
+    setup: Setup
+    """Settings and versions."""
+    acceptance: Acceptance
+    """How often the target keeps what the draft proposes."""
+    latency: Latency
+    """Speed, measured."""
+    economics: Economics
+    """Costs, predicted speed and the verdict."""
+    lossless: Lossless
+    """Whether greedy output stays the target's own."""
+    compare: Comparison | None = None
+    """The draft of --compare."""
+    partial: Partial | None = None
+    """Present where an engine failed before all prompts were done."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""
+        return to_json(self)

@@ -1,0 +1,89 @@
+"""The bench report's `target`, `draft` and `setup`; see `report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model, as it was loaded."""
+
+    name: str
+    """Hub id, directory or file."""
+    parameters: int
+    """Number of parameters, tied ones counted once."""
+    vocab_size: int
+    """Rows of the embedding."""
+    dtype: str
+    """Number format of the weights."""
+    head_size: int | None = None
+    """Ids that a trimmed output head can propose; absent where the head is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Settings and versions of the run."""
+
+    device: str
+    """torch device; `server` where the engine runs elsewhere."""
+    threads: int
+    """CPU threads of torch."""
+    torch: str
+    """Version of torch."""
+    transformers: str
+    """Version of transformers."""
+    engine: str
+    """Value of --engine."""
+    temperature: float
+    """Sampling temperature; 0 is greedy."""
+    top_k: int
+    """Ids kept by top-k; 0 keeps all."""
+    top_p: float
+    """Probability kept by top-p."""
+    min_p: float
+    """Threshold of min-p, relative to the likeliest id."""
+    batch_size: int
+    """Prompts decoded together in the timed run."""
+    max_new_tokens: int
+    """Tokens per answer at most."""
+    seed: int
+    """Random seed for sampling."""
+    rule: str
+    """How the timed run accepted: `greedy`, `sampled`, `argmax_draft`, `block` or `lenient`."""
+    predicting_rule: str
+    """The rule that predictions are made for: `sampled` for `block` and `lenient`."""
+    lossy: bool
+    """Whether the rule or packed weights give up the target's exact distribution."""
+    num_draft_tokens: int
+    """Draft tokens per verification; the most where the length varies."""
+    prompts: int
+    """Prompts scored."""
+    latency_prompts: int
+    """Prompts timed."""
+    prompt_source: str
+    """Value of --prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSetup(Setup):
+    """Further keys where our decoder was measured (`engine` is `specdistill`)."""
+
+    lenience: float
+    """A token was accepted as often as its probability divided by this number; 1 keeps the distribution."""
+    draft_length: str
+    """`fixed`, `confidence` or `auto`."""
+    pack: str
+    """How weights were packed: `none`, `float32`, `float16` or `int8`."""
+    packing_seconds: float | None
+    """Seconds that packing took; null without packing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup(Setup):
+    """Further keys where a real engine was measured."""
+
+    engine_version: str
+    """Name and version, as the engine tells them."""
+    engine_args: str
+    """The user's own flags for the servers."""

@@ -1,0 +1,60 @@
+"""Tables of `train-draft`, `generate` and `annotate`, on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from specdistill.evaluation.summaries import AnnotateSummary, GenerateSummary, TrainSummary
+from specdistill.report.wording import estimate
+
+
+def training_table(summary: TrainSummary) -> None:
+    """Prints the summary that `train_draft` returned."""
+    console = Console()
+    alpha = summary.measure == "alpha"
+    table = Table(title=f"held-out {summary.measure}, {summary.heldout_prompts} prompts that training never saw")
+    for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
+        table.add_column(name, justify="left" if name in ("rule", "of") else "right")
+    for rule, gain in summary.gain.items():
+        before, after = summary.before[rule], summary.after[rule]
+        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+    console.print(table)
+    if summary.best_step == 0:
+        console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
+    console.print(f"draft: {summary.output} (best step {summary.best_step} of {summary.steps})", soft_wrap=True)
+
+
+def generation_table(summary: GenerateSummary) -> None:
+    """Prints the summary that `generate` returned."""
+    console = Console()
+    generators = summary.generators
+    table = Table(title=f"answers in {escape(summary.output)}")
+    table.add_column("")
+    for role, generator in generators.items():
+        table.add_column(f"{role}: {escape(generator.name)}", justify="right")
+    unit = {None: "sampling FLOPs", "compute": "sampling FLOPs", "cost": "price"}[summary.match]
+    lines = {
+        "prompts": ("prompts", "{:,}"),
+        "rollouts": ("answers", "{:,}"),
+        "tokens": ("tokens", "{:,}"),
+        "budget": (unit, "{:.3g}"),
+        "distinct_per_prompt": ("different answers per prompt", "{:.2f}"),
+        "target_log_likelihood": ("target's mean log-likelihood per token", "{:.3f}"),
+        "mean_score": ("mean score", "{:.3f}"),
+        "coverage": ("prompts with an answer that scored above 0", "{:.1%}"),
+    }
+    for key, (label, form) in lines.items():
+        if getattr(generators["target"], key) is not None:
+            table.add_row(label, *(form.format(getattr(generator, key)) for generator in generators.values()))
+    console.print(table)
+
+
+def annotation_lines(summary: AnnotateSummary) -> None:
+    """Prints the summary that `annotate` returned."""
+    print(
+        f"{summary.answers:,} answers, {summary.tokens:,} tokens labelled in {summary.output}\n"
+        f"{summary.labels_per_token:.1f} labels and {summary.bytes_per_token:.0f} bytes per token "
+        f"(at most {summary.planned_bytes_per_token:.0f} were planned)"
+    )

@@ -1,0 +1,88 @@
+"""Numbers and verdicts in words, the same for terminal, HTML page and plots."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from specdistill.evaluation.report import Lossless, Report
+from specdistill.evaluation.statistics import Estimate
+
+MEANING = {
+    "greedy": "argmax agreement: every engine at temperature 0",
+    "sampled": "sum min(p, q): transformers, vLLM probabilistic",
+    "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
+}
+"""Rule -> formula, and the servers that accept by it."""
+LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
+SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
+
+_SURPRISING = 0.05
+"""Relative distance of an engine's counter from the prediction that chance and the ends of answers don't explain."""
+
+
+class AlphaRow(NamedTuple):
+    """One line of the alpha table."""
+
+    rule: str
+    meaning: str
+    alpha: Estimate
+    other: Estimate | None
+    """Alpha of the compared draft; None without one, like `difference`."""
+    difference: Estimate | None
+
+
+def alpha_rows(report: Report) -> list[AlphaRow]:
+    """The rules worth showing: at temperature 0 all agree, so those that sample are shown at temperature 1 instead."""
+    acceptance, compared = report.acceptance, report.compare
+    rows = []
+    for rule, meaning in MEANING.items():
+        if rule not in acceptance.alpha:
+            # Scored without the target, which this rule needs.
+            continue
+        at_1 = acceptance.alpha_at_temperature_1 or {}
+        alpha, name, other, difference = acceptance.alpha[rule], rule, None, None
+        if compared is not None:
+            other, difference = compared.alpha[rule], getattr(compared.difference, rule)
+        if rule in at_1:
+            alpha, name = at_1[rule], f"{rule}, at temperature 1"
+            if compared is not None:
+                other = (compared.alpha_at_temperature_1 or {})[rule]
+                difference = (compared.difference.at_temperature_1 or {})[rule]
+        rows.append(AlphaRow(name, meaning, alpha, other, difference))
+    return rows
+
+
+def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
+    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell."""
+    if not math.isfinite(value.mean):
+        return "unknown"
+    return f"{value.mean:{sign}.{digits}f} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+
+
+def prediction_warning(report: Report) -> str | None:
+    """The warning where an engine's own counter is far from what its rule should give; None where it is not."""
+    prediction = report.acceptance.prediction
+    if prediction is None:
+        return None
+    off = prediction.measured_over_predicted_minus_1
+    if not (abs(off.mean) > _SURPRISING and (off.low > 0 or off.high < 0)):
+        return None
+    return (
+        f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
+        "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
+    )
+
+
+def lossless_line(lossless: Lossless) -> str:
+    """Whether greedy output stayed the target's own, and where it did not."""
+    if not lossless.checked:
+        return LOSSY if lossless.lossy else SAMPLED
+    if lossless.greedy_identical:
+        return f"lossless: greedy output identical to the target's own on {lossless.prompts_compared} prompts"
+    places = ", ".join(
+        f"{difference.prompt} at token {difference.position}"
+        + ("" if difference.logit_gap is None else f" (logit gap {difference.logit_gap:.1e})")
+        for difference in lossless.differences
+    )
+    return f"greedy output differs on {len(lossless.differences)} of {lossless.prompts_compared} prompts: {places}"

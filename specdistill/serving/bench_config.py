@@ -1,0 +1,105 @@
+"""Settings of `specdistill bench`: a measurement, and the engine that decodes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from specdistill.errors import ConfigError
+from specdistill.evaluation.config import MeasureConfig
+from specdistill.servers.client import check_url
+from specdistill.serving.engine_table import ENGINES, EngineKind
+from specdistill.settings.checks import at_least
+from specdistill.settings.parts import ESSENTIALS, box
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Servers of a real engine: which ones, and how long to wait for them."""
+
+    url: str | None = None
+    """URL of a running server that drafts, e.g. http://host:8000/v1. For --engine openai-server. Set --draft and
+    --num-draft-tokens to those that it was started with; of --target only configuration and tokenizer are read. A key
+    is read from OPENAI_API_KEY."""
+    baseline_url: str | None = None
+    """URL of a running server of the same target without a draft. For --engine openai-server."""
+    server_model: str | None = None
+    """Name under which both servers serve the target. For --engine openai-server; leave it out where each serves one
+    model."""
+    server_patience: float = 60.0
+    """Seconds to wait for a server that is down or overloaded. Then the run ends with the prompts it has."""
+    server_timeout: float = 300.0
+    """Seconds that one answer may take, and that a server started here may take until it answers."""
+    engine_args: str = ""
+    """More of the engine's own flags for both servers, in one string behind an equals sign, such as
+    --engine-args='--enforce-eager'. For vllm and llama-cpp. On a GPU both servers share its memory: vLLM gets
+    --gpu-memory-utilization 0.42 here."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "server_patience")
+        at_least(self, 1, "server_timeout")
+        for url in (self.url, self.baseline_url):
+            if url is not None:
+                check_url(url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(MeasureConfig):
+    """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
+
+    engine: Annotated[
+        Literal["specdistill", "transformers", "vllm", "llama-cpp", "openai-server"], Parameter(group=ESSENTIALS)
+    ] = "specdistill"
+    """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process. vllm,
+    llama-cpp: two servers are started here, with and without the draft, and stopped afterwards. openai-server: two
+    servers that run already, --url and --baseline-url. All get the same prompts in turn, and the engine's own counters
+    are read."""
+    servers: Annotated[ServerSettings, box("Servers of a real engine")] = field(default_factory=ServerSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        running = self.engine_kind.place == "running"
+        if running != (self.servers.url is not None) or running != (self.servers.baseline_url is not None):
+            raise ConfigError("--engine openai-server, --url and --baseline-url go together")
+        if self.engine_kind.place != "decoder":
+            self._check_engine()
+
+    def _check_engine(self) -> None:
+        kind, rule = self.engine_kind, self.acceptance.rule
+        if kind.place == "running" and not self.num_draft_tokens:
+            raise ConfigError(
+                f"--engine {self.engine} needs --num-draft-tokens: the number that the server was started with"
+            )
+        if rule != "auto" and rule not in kind.rules:
+            raise ConfigError(f"--rule {rule} is none of {self.engine}; it accepts by {', '.join(kind.rules)}")
+        if self.weights.pack != "none" or self.compare is not None or self.acceptance.draft_length != "fixed":
+            raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
+        if kind.place == "process" and self.timing.batch_size > 1:
+            raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")
+        if kind.reads_gguf and not self.target.endswith(".gguf"):
+            raise ConfigError(f"--engine {self.engine} serves a .gguf file as --target, got {self.target}")
+        if kind.reads_gguf and not self.draft.endswith(".gguf"):
+            raise ConfigError(
+                f"--engine {self.engine} takes a .gguf file as --draft, got {self.draft}; 'specdistill export --format "
+                "gguf' writes one"
+            )
+        if self.servers.engine_args and kind.place != "started":
+            raise ConfigError(f"--engine-args are for servers that bench starts, not for {self.engine}")
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The engine's row in the table."""
+        return ENGINES[self.engine]
+
+    @property
+    def default_rule(self) -> str:
+        """How the engine accepts unless --rule says otherwise."""
+        return self.engine_kind.rules[0 if self.sampling.greedy else 1]
+
+    @property
+    def target_is_present(self) -> bool:
+        """Whether the target's weights are loaded here. Behind a user's own server only the rule `sampled` needs
+        them."""
+        return self.engine_kind.place != "running" or self.served_rule == "sampled"
