@@ -23,7 +23,9 @@ CHAIN = (
     ("evaluation",),
     ("decoding",),
     ("models", "data"),
-    ("servers", "files", "settings"),
+    ("servers", "files"),
+    # What a server is asked has a part of the settings in it: Sampling.
+    ("settings",),
     ("progress",),
     ("errors",),
 )
