@@ -24,6 +24,7 @@ CHAIN = (
     ("decoding",),
     ("models", "data"),
     ("servers", "files"),
+    # A request to a server holds a part of the settings: Sampling.
     ("settings",),
     ("progress",),
     ("errors",),
@@ -58,6 +59,7 @@ UNTYPED = {
     "specdistill.files.run_settings": "settings as a YAML file holds them",
     "specdistill.files.parquet": "rows as a parquet file holds them",
     "specdistill.servers.client": "JSON as a server takes and gives it",
+    "specdistill.distill.sequences.sources": "random streams as a checkpoint's JSON holds them",
 }
 
 

@@ -33,8 +33,7 @@ from benchmarks.support.results import write_result
 from specdistill import TrainConfig
 from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.data.soft_labels import LabelStore
-from specdistill.distill.answers.annotate import to_example
-from specdistill.distill.answers.shards import find_shards, read_rollouts
+from specdistill.distill.answers.shards import find_shards, read_rollouts, to_example
 from specdistill.distill.sequences.sources import Labels
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.served import TargetServer
@@ -85,7 +84,7 @@ def gradient_agreements(
 ) -> dict[str, GradientAgreement]:
     """Row -> agreement of its labels' gradients."""
     draft = load_model(str(common_start(folder)), "draft")
-    examples = [to_example(dict(row)) for row in read_rollouts(folder.answers)]
+    examples = [to_example(row) for row in read_rollouts(folder.answers)]
     cosines: dict[str, list[float]] = {row: [] for row in stores}
     norm_ratios: dict[str, list[float]] = {row: [] for row in stores}
     for start in range(0, BATCHES * BATCH, BATCH):
@@ -107,7 +106,7 @@ def open_labels(directory: Path) -> LabelStore:
     """Stored labels, each placed at the answer that it belongs to."""
     store = LabelStore(find_shards(directory))
     for number, row in enumerate(store.rows()):
-        store.place(to_example(dict(row)), number)
+        store.place(to_example(row), number)
     return store
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from benchmarks.support.results import load_result
 
-Estimate = dict[str, Any]
-"""`{"mean": ..., "ci95": [low, high]}`, as it stands in the report."""
+
+class StoredEstimate(TypedDict):
+    """An estimate as it stands in the report."""
+
+    mean: float
+    ci95: list[float]
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ class BenchReport:
         return self.content["setup"]["predicting_rule"]
 
     @property
-    def alpha(self) -> dict[str, Estimate]:
+    def alpha(self) -> dict[str, StoredEstimate]:
         """Rule -> alpha."""
         return self.content["acceptance"]["alpha"]
 
     @property
-    def mean_acceptance_length(self) -> Estimate:
+    def mean_acceptance_length(self) -> StoredEstimate:
         return self.content["acceptance"]["mean_acceptance_length"]
 
     @property
@@ -79,7 +83,7 @@ class BenchReport:
         return self.content["acceptance"]["by_position"]
 
     @property
-    def speedup(self) -> Estimate:
+    def speedup(self) -> StoredEstimate:
         return self.content["latency"]["speedup"]
 
     @property
@@ -126,11 +130,11 @@ class BenchReport:
         return self.content["lossless"]["differences"]
 
     @property
-    def compared_alpha(self) -> dict[str, Estimate]:
+    def compared_alpha(self) -> dict[str, StoredEstimate]:
         """Rule -> alpha of the draft that `--compare` named."""
         return self.content["compare"]["alpha"]
 
     @property
-    def alpha_over_compared(self) -> dict[str, Estimate]:
+    def alpha_over_compared(self) -> dict[str, StoredEstimate]:
         """Rule -> paired difference over the draft that `--compare` named."""
         return self.content["compare"]["difference"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Interval:
     high: float
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Interval:
+    def from_json(cls, value: Mapping[str, Any]) -> Interval:
         """Reads `{"mean": ..., "ci95": [low, high]}`."""
         return cls(value["mean"], *value["ci95"])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.support.results import Interval
 
 
-def interval_cell(value: dict[str, Any], sign: str = "", places: int = 3) -> str:
+def interval_cell(value: Mapping[str, Any], sign: str = "", places: int = 3) -> str:
     """`mean [low, high]` of an estimate as result files hold it."""
     return Interval.from_json(value).text(places, sign)
 

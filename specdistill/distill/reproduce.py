@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -48,7 +47,7 @@ def reproduce(directory: Path) -> tuple[float, float]:
     return float(loss.detach()), float(torch.stack(norms).norm())
 
 
-def _objective(settings: dict[str, Any]) -> Objective:
+def _objective(settings: run_settings.FlatSettings) -> Objective:
     loss: LossSettings = pick(LossSettings, settings)
     sampling: Sampling = pick(Sampling, settings)
     return loss.objective(METHODS[settings["method"]], sampling)
@@ -65,7 +64,7 @@ def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
     return examples, join_soft_labels(parts)
 
 
-def _pair(directory: Path, settings: dict[str, Any], *, target_weights: bool) -> ModelPair:
+def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool) -> ModelPair:
     """Both models as they were before the step."""
     pair = load_pair(
         settings["target"],

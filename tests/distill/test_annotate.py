@@ -30,8 +30,7 @@ from specdistill import annotate, generate, load_model, train_draft
 from specdistill.data import Provenance, soft_labels
 from specdistill.data.soft_labels import LabelStore
 from specdistill.decoding import Sampling
-from specdistill.distill.answers.annotate import to_example
-from specdistill.distill.answers.shards import find_shards, read_rollouts
+from specdistill.distill.answers.shards import find_shards, read_rollouts, to_example
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.training.heldout import HeldOut, HeldOutLabels
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError

@@ -69,7 +69,8 @@ def test_the_loss_is_the_local_one_within_the_top_k_bound(folder, target, diverg
     [("supervised-kd", "vllm"), ("seqkd", "vllm"), ("gkd", "vllm"), ("distillspec", "vllm"), ("distillspec", "sglang")],
 )
 def test_every_method_trains_without_the_weights(folder, target, tmp_path, method, owner):
-    settings = {"method": method, "steps": 40, "eval_every": 20, "target_fraction": 0.5, "lmbda": 0.5}
+    half = {"gkd": {"lmbda": 0.5}, "distillspec": {"target_fraction": 0.5}}.get(method, {})
+    settings = {"method": method, "steps": 40, "eval_every": 20} | half
     with FakeVllm(target, owner=owner) as served:
         summary = train_draft(config(folder, tmp_path / "out", served.url, **settings))
     assert summary.steps == 40 and summary.gain["sampled"].low > 0
@@ -222,7 +223,7 @@ def test_more_log_probs_than_the_server_allows(folder, target, tmp_path):
     ("settings", "message"),
     [
         ({"target_server": "localhost:8000"}, "http"),
-        ({"method": "skd"}, "--method supervised-kd, distillspec, seqkd, gkd"),
+        ({"method": "skd"}, "--method seqkd, supervised-kd, gkd, distillspec"),
         ({"temperature": 0.7}, "temperature 1 only"),
         ({"loss_temperature": 2.0}, "temperature 1 only"),
         ({"reference": "x", "divergence": "fkl"}, "--reference needs the target"),

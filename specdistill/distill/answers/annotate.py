@@ -6,16 +6,17 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
 from specdistill.data import soft_labels
-from specdistill.data.batch import Example, Provenance
+from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
-from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed
+from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed, to_example
 from specdistill.distill.processes.ranks import join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
@@ -102,15 +103,15 @@ class Parts:
     """The answers, one part per shard, read when they are asked for: memory does not grow with the set."""
 
     shards: Sequence[Path] | None
-    given: Sequence[dict[str, Any]]
+    given: Sequence[AnswerRow]
     """Rows, where there are no shards."""
 
     def __len__(self) -> int:
         return len(self.shards) if self.shards is not None else -(-len(self.given) // _SHARD_SIZE)
 
-    def __getitem__(self, number: int) -> list[dict[str, Any]]:
+    def __getitem__(self, number: int) -> list[AnswerRow]:
         if self.shards is not None:
-            return parquet.read(self.shards[number])
+            return cast(list[AnswerRow], parquet.read(self.shards[number]))
         return list(self.given[number * _SHARD_SIZE : (number + 1) * _SHARD_SIZE])
 
 
@@ -130,7 +131,7 @@ class LabelWriter:
         config: AnnotateConfig,
         shards: Sequence[Path] | None,
         output: Path,
-        given: Sequence[dict[str, Any]],
+        given: Sequence[AnswerRow],
         source: load.ModelSource | None = None,
         device: str | None = None,
     ) -> None:
@@ -148,7 +149,7 @@ class LabelWriter:
 
 
 @torch.no_grad()
-def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[AnswerRow]) -> list[parquet.Row]:
     """The rows with their label columns."""
     settings, labelled = config.labels, []
     for start in range(0, len(rows), config.batch_size):
@@ -162,14 +163,8 @@ def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[dic
                 labels = soft_labels.drawn(log_probs, settings.draws, seed)
             else:
                 labels = soft_labels.likeliest(log_probs, settings.top_k)
-            labelled.append(row | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
+            labelled.append({**row} | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
     return labelled
-
-
-def to_example(row: dict[str, Any]) -> Example:
-    """A row of a shard as an example, without its labels."""
-    prompt, answer, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
-    return Example(row["prompt_id"], prompt, answer, provenance)
 
 
 def _find_answers(config: AnnotateConfig) -> list[Path] | None:
@@ -191,14 +186,14 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
     return prompts
 
 
-def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[dict[str, Any]]:
+def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[AnswerRow]:
     encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens)
     sequences = given_answers(prompts, encoded, target.tokenizer, end_of(target), config.max_new_tokens)
     return [
         {
             "prompt_id": prompt.id,
             "messages": list(prompt.messages),
-            "answer": prompt.answer,
+            "answer": prompt.answer or "",
             "category": prompt.category,
             "copy": 0,
             "prompt_ids": list(sequence.prompt_ids),
@@ -265,5 +260,5 @@ def _absolute(config: AnnotateConfig) -> AnnotateConfig:
     return config.replace(target=str(path)) if path.exists() else config
 
 
-def _settings(config: AnnotateConfig) -> dict[str, Any]:
+def _settings(config: AnnotateConfig) -> run_settings.FlatSettings:
     return {key: value for key, value in config.to_flat().items() if key not in _MAY_CHANGE}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
@@ -263,5 +262,5 @@ def _tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.answer_ids) for example in examples)
 
 
-def _settings(config: GenerateConfig) -> dict[str, Any]:
+def _settings(config: GenerateConfig) -> run_settings.FlatSettings:
     return {key: value for key, value in config.to_flat().items() if key not in _MAY_CHANGE}

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Example, Provenance
@@ -158,7 +158,7 @@ class RolloutJob:
         if path.exists():
             task.advance(most)
             return most
-        rows: list[dict[str, Any]] = []
+        rows: list[AnswerRow] = []
         for start in range(0, len(chosen), settings.batch_size):
             batch = chosen[start : start + settings.batch_size]
             rows += _answer(self._model, self._prompts, self._encoded, settings, batch, copy, task, self._write)
@@ -175,7 +175,7 @@ def _answer(
     copy: int,
     task,
     write: Write | None,
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     seeds = [rollout_seed(settings.seed, prompts[index].id, copy) for index in chosen]
     asked = [encoded[index] for index in chosen]
     if write is None:
@@ -263,6 +263,12 @@ def load_rollouts(
     return [sequence for _, sequence in select_rows(rows, source, prompts, encoded, vocab_size, copies)]
 
 
+def to_example(row: AnswerRow) -> Example:
+    """A row as an example, without its labels."""
+    prompt, answer, provenance = tuple(row["prompt_ids"]), tuple(row["answer_ids"]), tuple(row["provenance"])
+    return Example(row["prompt_id"], prompt, answer, provenance)
+
+
 def select_rows(
     rows: Sequence[AnswerRow],
     source: Path,
@@ -271,17 +277,16 @@ def select_rows(
     vocab_size: int,
     copies: int | None = None,
 ) -> list[tuple[int, Example]]:
-    """Which of the rows answer the given prompts, each with its sequence; see `load_rollouts`."""
+    """Finds the rows that answer the given prompts: number and example of each; see `load_rollouts`."""
     known = {prompt.id: tuple(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
     selected = []
     for number, row in enumerate(rows):
         if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
             continue
-        prompt_ids, answer_ids, provenance = (tuple(row[name]) for name in ("prompt_ids", "answer_ids", "provenance"))
-        sequence = Example(row["prompt_id"], prompt_ids, answer_ids, provenance)
-        if max(sequence.answer_ids, default=0) >= vocab_size:
+        example = to_example(row)
+        if max(example.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
-        selected.append((number, sequence))
+        selected.append((number, example))
     if not selected:
         raise DataError(
             f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"

@@ -171,7 +171,7 @@ class Stored:
         answers = StoredAnswers(store, self.directory, model.vocab_size)
         return OpenTarget(model, model.max_context, store, stored=answers)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> run_settings.FlatSettings:
         has_settings = self.directory.is_dir() and run_settings.exists(self.directory)
         settings = run_settings.read(self.directory) if has_settings else {}
         if "labels" not in settings:
