@@ -34,8 +34,8 @@ from specdistill import TrainConfig
 from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.data.soft_labels import LabelStore
 from specdistill.distill.answers.shards import find_shards, read_rollouts, to_example
-from specdistill.distill.sequences.sources import Labels
 from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.place import Labeller
 from specdistill.distill.target.served import TargetServer
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.models import LanguageModel, load_model
@@ -64,23 +64,25 @@ class GradientAgreement:
     """Mean ratio of the norms."""
 
 
-def gradient(draft: LanguageModel, target: LanguageModel, batch: list[Example], labels: Labels | None) -> torch.Tensor:
+def gradient(
+    draft: LanguageModel, target: LanguageModel, batch: list[Example], labels: Labeller | None
+) -> torch.Tensor:
     """Gradient of forward KL over all weights, from labels or, without them, from the target itself."""
     config = TrainConfig.flat(target="t", draft="d", output="o", method="supervised-kd")
     module = DistillationLoss(draft, target, config.objective)
     module.zero_grad()
     totals = StepTotals(sum(len(example.answer_ids) for example in batch), len(batch))
     if labels is None:
-        loss = module(collate(batch), torch.cat(TargetStates(target).of(batch)), totals).loss
+        loss = module(collate(batch), torch.cat(TargetStates(target).hidden_states(batch)), totals).loss
     else:
-        loss = module(collate(batch), None, totals, soft_labels=join_soft_labels(labels.of(batch))).loss
+        loss = module(collate(batch), None, totals, soft_labels=join_soft_labels(labels.soft_labels(batch))).loss
     loss.backward()
     gradients = [parameter.grad for parameter in module.parameters()]
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
 def gradient_agreements(
-    folder: StudyFolder, stores: dict[str, Labels], target: LanguageModel
+    folder: StudyFolder, stores: dict[str, Labeller], target: LanguageModel
 ) -> dict[str, GradientAgreement]:
     """Row -> agreement of its labels' gradients."""
     draft = load_model(str(common_start(folder)), "draft")
@@ -130,7 +132,7 @@ def main() -> None:
     sizes = {labels.name: label_once(folder, labels) for labels in STORED}
     for labels in STORED:
         train_on(labels.name, soft_labels=str(labels.directory(folder)))
-    stores: dict[str, Labels] = {labels.name: open_labels(labels.directory(folder)) for labels in STORED}
+    stores: dict[str, Labeller] = {labels.name: open_labels(labels.directory(folder)) for labels in STORED}
     if options.server is not None:
         train_on(SERVED, target_server=options.server, rollouts=str(folder.answers), server_top_k=SERVER_TOP_K)
         stores[SERVED] = TargetServer(ModelServer(options.server), scores.target, SERVER_TOP_K)

@@ -94,7 +94,7 @@ def measure_step(trainer: StepTrainer, step: int) -> MeasuredStep:
         written.extend(generate_plain(trainer.pair.target, prompts, **settings))
 
     seconds["target writes"] = seconds_of(target_writes)
-    seconds["target labels"] = seconds_of(lambda: trainer.states.of(examples))
+    seconds["target labels"] = seconds_of(lambda: trainer.states.hidden_states(examples))
     # A training step labels its examples too.
     seconds["draft trains"] = seconds_of(lambda: trainer.train_on(examples)) - seconds["target labels"]
     own = sum(len(example.answer_ids) for example in examples)

@@ -194,7 +194,7 @@ class LabelStore:
         """Stored labels of each example, in order."""
         return [self.token_labels(example) for example in sequences]
 
-    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
+    def soft_labels(self, sequences: Sequence[Example]) -> list[SoftLabels]:
         """Labels as the loss takes them, [answer, K] for each example, in order."""
         return [padded(labels, _loss_weights(labels)) for labels in self.labels_of(sequences)]
 

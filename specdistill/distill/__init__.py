@@ -1,16 +1,13 @@
-"""Making drafts: cutting one out of the target (`initialise`), and distilling it toward the target (`trainer`).
+"""Making drafts: cutting one out of the target (`cutting`), and distilling it toward the target (`train_draft`).
 
-A method (`methods`) is where sequences come from and which divergence is minimised on them:
+A method (`methods`) says whose text is trained on and which divergence is minimised there. Each room knows only those
+below it:
 
-    sft             given answers, raw text        cross entropy
-    seqkd           the target's answers           cross entropy
-    best-of-n       the best of N of them          cross entropy
-    supervised-kd   given answers, raw text        forward KL
-    gkd             draft's and fixed, mixed       JSD
-    distillspec     target's, then the draft's     forward KL
-    skd             written by both together       forward KL
-    online          a server's rejections          forward KL, soft labels
-
-`rollouts` and `generate` make finished sequences, `sources` and `skd` hand them out step by step, `losses` turns them
-into gradients.
+    train_draft     the command, from two names to a directory
+    config          its settings, made of the parts that the rooms below read
+    training        loss, step, loop, held-out scores, checkpoints
+    sequences       the examples of each step, by method
+    target          where the target is, and what it says about an example
+    answers         answers on disk: generate, annotate, scorers
+    processes       shares of work and of weights
 """

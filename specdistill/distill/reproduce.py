@@ -38,7 +38,7 @@ def reproduce(directory: Path) -> tuple[float, float]:
     totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences))
     hidden = None
     if objective.needs_target and soft is None:
-        hidden = torch.cat(TargetStates(pair.target).of(sequences))
+        hidden = torch.cat(TargetStates(pair.target).hidden_states(sequences))
     if soft is not None:
         soft = SoftLabels(*(part.to(pair.draft.device) for part in soft))
     loss = module(collate(sequences).to(pair.draft.device), hidden, totals, soft_labels=soft).loss

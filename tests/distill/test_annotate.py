@@ -127,7 +127,7 @@ def test_the_gradient_is_off_by_at_most_twice_what_is_left_out(folder, tmp_path,
     torch.manual_seed(0)
     # An identity head: gradients of the hidden states are those of the logits.
     logits = torch.randn(tokens, vocab, requires_grad=True)
-    soft = store.of([longest])[0]
+    soft = store.soft_labels([longest])[0]
     head, weights = torch.eye(vocab), torch.ones(tokens)
     fused_divergence(logits, head, None, None, weights, kind="fkl", soft_labels=soft).loss.backward()
     assert logits.grad is not None

@@ -53,8 +53,8 @@ def test_the_loss_is_the_local_one_within_the_top_k_bound(folder, target, diverg
     local, its_gradient = loss_and_gradient(folder, target, divergence=divergence)
     with FakeVllm(target, max_logprobs=65) as served:
         server = ModelServer(served.url, patience=5)
-        every = TargetServer(server, target, 65).of([EXAMPLE])[0]
-        some = TargetServer(server, target, 55).of([EXAMPLE])[0]
+        every = TargetServer(server, target, 65).soft_labels([EXAMPLE])[0]
+        some = TargetServer(server, target, 55).soft_labels([EXAMPLE])[0]
     served_loss, served_gradient = loss_and_gradient(folder, target, every, divergence=divergence)
     assert served_loss == pytest.approx(local, abs=1e-5)
     assert torch.allclose(served_gradient, its_gradient, atol=1e-5)
@@ -149,7 +149,7 @@ def test_sglang_labels_are_vllms(folder, target):
     labels = []
     for owner in ("vllm", "sglang"):
         with FakeVllm(target, owner=owner, max_logprobs=65) as served:
-            labels.append(TargetServer(ModelServer(served.url), target, 65).of([EXAMPLE])[0])
+            labels.append(TargetServer(ModelServer(served.url), target, 65).soft_labels([EXAMPLE])[0])
     order = [of_owner.token_ids.argsort(1) for of_owner in labels]
     both = [of_owner.log_probs.gather(1, index) for of_owner, index in zip(labels, order, strict=True)]
     assert torch.equal(*both)
@@ -165,7 +165,7 @@ def test_a_slow_server_is_slow(folder, target):
     with FakeVllm(target, delay=0.2) as served:
         server = TargetServer(ModelServer(served.url, concurrency=4, patience=5), target, 5)
         started = time.monotonic()
-        labels = server.of([EXAMPLE] * 8)
+        labels = server.soft_labels([EXAMPLE] * 8)
         assert len(labels) == 8 and 0.4 <= time.monotonic() - started < 1.5 and served.most_at_once == 4
 
 
@@ -199,7 +199,7 @@ def test_ids_outside_the_vocabulary_are_refused(folder, target):
         return (200, {"choices": [{"prompt_logprobs": [None] + [entry] * 8}]}) if path == "/v1/completions" else None
 
     with FakeVllm(target, fault=fault) as served, pytest.raises(ServerError, match="don't fit the vocabulary"):
-        TargetServer(ModelServer(served.url), target, 5).of([EXAMPLE])
+        TargetServer(ModelServer(served.url), target, 5).soft_labels([EXAMPLE])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_garbage_is_named(folder, target, body):
         return (200, body) if path == "/v1/completions" else None
 
     with FakeVllm(target, fault=fault) as served, pytest.raises(ServerError) as error:
-        TargetServer(ModelServer(served.url), target, 5).of([EXAMPLE])
+        TargetServer(ModelServer(served.url), target, 5).soft_labels([EXAMPLE])
     assert "\n" not in str(error.value) and served.url.removesuffix("/v1") in str(error.value)
 
 

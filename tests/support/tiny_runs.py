@@ -200,7 +200,7 @@ def target_states(
     target: LanguageModel, examples: Sequence[Example], guidance: Guidance | None = None
 ) -> list[torch.Tensor]:
     """The target's hidden states of each example, as training computes them."""
-    return TargetStates(target, guidance=guidance).of(examples)
+    return TargetStates(target, guidance=guidance).hidden_states(examples)
 
 
 def on_policy(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from specdistill.data.batch import Example
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.pool import restore_stream, stream_state
-from specdistill_kernels import SoftLabels
+from specdistill.distill.target.place import Labeller
 
 
 class Source(Protocol):
@@ -37,23 +36,15 @@ class Source(Protocol):
         ...
 
 
-class Labels(Protocol):
-    """Knows what the target says about sequences without the target in memory."""
-
-    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
-        """[answer, K] each, in the order of the sequences."""
-        ...
-
-
 class Labelled:
     """A source whose sequences take their soft labels along."""
 
-    def __init__(self, source: Source, labels: Labels) -> None:
-        self._source, self._labels = source, labels
+    def __init__(self, source: Source, labeller: Labeller) -> None:
+        self._source, self._labeller = source, labeller
 
     def next_batch(self, step: int) -> list[Example]:
         sequences = self._source.next_batch(step)
-        labels = self._labels.of(sequences)
+        labels = self._labeller.soft_labels(sequences)
         return [dataclasses.replace(example, soft_labels=soft) for example, soft in zip(sequences, labels, strict=True)]
 
     def measurements(self, *, reset: bool = False) -> Measurements:

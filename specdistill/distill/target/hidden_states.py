@@ -48,7 +48,7 @@ class TargetStates:
         if lockstep:
             self._block_of = {}
 
-    def of(self, sequences: Sequence[Example]) -> list[Tensor]:
+    def hidden_states(self, sequences: Sequence[Example]) -> list[Tensor]:
         """In the order of the sequences; those that are neither known nor come again share one pass."""
         for sequence in sequences:
             if sequence in self._block_of and sequence not in self._cache:

@@ -31,7 +31,7 @@ _NEED_WEIGHTS = ("guidance", "reference", "text")
 class Labeller(Protocol):
     """Knows the target's distribution over an answer's tokens without the target in memory."""
 
-    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
+    def soft_labels(self, sequences: Sequence[Example]) -> list[SoftLabels]:
         """Labels for the loss, [answer, K] each, in the order of the sequences."""
         ...
 

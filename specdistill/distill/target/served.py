@@ -63,7 +63,7 @@ class TargetServer:
             raise
         return [self._read(*both) for both in zip(sequences, answers, strict=True)]
 
-    def of(self, sequences: Sequence[Example]) -> list[SoftLabels]:
+    def soft_labels(self, sequences: Sequence[Example]) -> list[SoftLabels]:
         """Labels for the loss, in the order of the sequences."""
         return [padded(labels, labels.log_probs) for labels in self.labels_of(sequences)]
 

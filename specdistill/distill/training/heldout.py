@@ -14,6 +14,7 @@ from specdistill.data.soft_labels import TokenLabels
 from specdistill.decoding import Guidance, Sampling
 from specdistill.distill.answers.scorers import mean_log_likelihoods
 from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.place import Labeller
 from specdistill.evaluation.acceptance import (
     ALPHA_RULES,
     HiddenCache,
@@ -75,7 +76,7 @@ class HeldOut:
         self._cache: HiddenCache = {}
         if guidance is not None:
             states = TargetStates(target, guidance=guidance)
-            self._cache = {answer: states.of([answer])[0] for answer in answers}
+            self._cache = {answer: states.hidden_states([answer])[0] for answer in answers}
 
     def score(self, draft: LanguageModel) -> list[PromptAcceptance]:
         """Records of the draft as it is now."""
@@ -117,14 +118,6 @@ class HeldOut:
         return [PromptAcceptance(**fields[number]) for number in sorted(fields)]
 
 
-class TokenLabeller(Protocol):
-    """Knows the target's distribution over an answer's tokens by some of its ids."""
-
-    def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
-        """Labels of each answer, in order."""
-        ...
-
-
 class HeldOutLabels(HeldOut):
     """Alpha from soft labels, without the target in memory.
 
@@ -141,7 +134,7 @@ class HeldOutLabels(HeldOut):
     """
 
     def __init__(
-        self, labeller: TokenLabeller, answers: Sequence[Example], temperature: float, greedy: bool, rule: str
+        self, labeller: Labeller, answers: Sequence[Example], temperature: float, greedy: bool, rule: str
     ) -> None:
         self._answers, self._temperature, self._greedy, self.watched = answers, temperature, greedy, rule
         self._labels = labeller.labels_of(answers)

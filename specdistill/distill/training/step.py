@@ -203,7 +203,7 @@ class StepRunner:
         soft_labels = SoftLabels(*(part.to(device) for part in join_soft_labels(soft))) if soft else None
         # Cross entropy needs no target: its labels are the target's own tokens already.
         needed = self._objective.needs_target and not soft
-        hidden = torch.cat(self._states.of(present)) if needed else None
+        hidden = torch.cat(self._states.hidden_states(present)) if needed else None
         return collate(present).to(device), hidden, soft_labels
 
     def _summed(self, last: bool) -> contextlib.AbstractContextManager[Any]:
