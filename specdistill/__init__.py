@@ -10,6 +10,8 @@
     export(ExportConfig.flat(...))           write the draft as one engine wants it
     SpeculativeDecoder                       exact speculative decoding, batched
 
+Settings that belong together are parts: TrainConfig(target=..., draft=..., output=..., loss=LossSettings(beta=0.3)).
+
 Names are imported on first use, so that `import specdistill` costs nothing.
 """
 
@@ -27,36 +29,56 @@ if TYPE_CHECKING:
     from specdistill.distill.config import TrainConfig
     from specdistill.distill.cutting.config import InitDraftConfig
     from specdistill.distill.cutting.init_draft import init_draft
+    from specdistill.distill.processes.settings import ProcessSettings
+    from specdistill.distill.sequences.settings import OnPolicySettings, SequenceSettings
+    from specdistill.distill.target.settings import TargetSettings
     from specdistill.distill.train_draft import train_draft
+    from specdistill.distill.training.loss_settings import LossSettings
+    from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
     from specdistill.errors import SpecdistillError
+    from specdistill.evaluation.config import AcceptanceSettings, ServedSampling, TimedRunSettings, WeightSettings
     from specdistill.evaluation.plan import Plan, plan
     from specdistill.evaluation.plan_config import PlanConfig
     from specdistill.evaluation.report import Report
     from specdistill.models import LanguageModel, load_model, load_pair
     from specdistill.serving.bench import bench
-    from specdistill.serving.bench_config import BenchConfig
+    from specdistill.serving.bench_config import BenchConfig, ServerSettings
     from specdistill.serving.check_config import CheckConfig
     from specdistill.serving.export import export
     from specdistill.serving.export_config import ExportConfig
     from specdistill.serving.gates import check
+    from specdistill.settings.machine import Machine
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AcceptanceSettings": "specdistill.evaluation.config",
     "AnnotateConfig": "specdistill.distill.answers.annotate_config",
     "BenchConfig": "specdistill.serving.bench_config",
     "CheckConfig": "specdistill.serving.check_config",
+    "EvaluationSettings": "specdistill.distill.training.settings",
     "ExportConfig": "specdistill.serving.export_config",
     "GenerateConfig": "specdistill.distill.answers.generate_config",
     "InitDraftConfig": "specdistill.distill.cutting.config",
     "LanguageModel": "specdistill.models",
+    "LossSettings": "specdistill.distill.training.loss_settings",
+    "Machine": "specdistill.settings.machine",
+    "OnPolicySettings": "specdistill.distill.sequences.settings",
+    "OptimiserSettings": "specdistill.distill.training.settings",
     "Plan": "specdistill.evaluation.plan",
     "PlanConfig": "specdistill.evaluation.plan_config",
+    "ProcessSettings": "specdistill.distill.processes.settings",
     "Report": "specdistill.evaluation.report",
     "Sampling": "specdistill.decoding",
+    "SequenceSettings": "specdistill.distill.sequences.settings",
+    "ServedSampling": "specdistill.evaluation.config",
+    "ServerSettings": "specdistill.serving.bench_config",
     "SpecdistillError": "specdistill.errors",
     "SpeculativeDecoder": "specdistill.decoding",
+    "TargetSettings": "specdistill.distill.target.settings",
+    "TimedRunSettings": "specdistill.evaluation.config",
     "TrainConfig": "specdistill.distill.config",
+    "WeightSettings": "specdistill.evaluation.config",
     "annotate": "specdistill.distill.answers.annotate",
     "bench": "specdistill.serving.bench",
     "check": "specdistill.serving.gates",
@@ -71,20 +93,33 @@ _HOME = {
 }
 
 __all__ = [
+    "AcceptanceSettings",
     "AnnotateConfig",
     "BenchConfig",
     "CheckConfig",
+    "EvaluationSettings",
     "ExportConfig",
     "GenerateConfig",
     "InitDraftConfig",
     "LanguageModel",
+    "LossSettings",
+    "Machine",
+    "OnPolicySettings",
+    "OptimiserSettings",
     "Plan",
     "PlanConfig",
+    "ProcessSettings",
     "Report",
     "Sampling",
+    "SequenceSettings",
+    "ServedSampling",
+    "ServerSettings",
     "SpecdistillError",
     "SpeculativeDecoder",
+    "TargetSettings",
+    "TimedRunSettings",
     "TrainConfig",
+    "WeightSettings",
     "annotate",
     "bench",
     "check",

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
-from specdistill.settings.parts import ESSENTIALS, Config, box
+from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
 
 
@@ -114,7 +114,7 @@ class MeasureConfig(Config):
     )
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
-    machine: Annotated[Machine, box("Machine")] = field(default_factory=Machine)
+    machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
         at_least(self, 0, "num_prompts", "num_draft_tokens")
