@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 ENGINES := .venv-vllm
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadgroup
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo docs bench bench-quick test test-fast test-engines check lint format clean
 

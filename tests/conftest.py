@@ -1,7 +1,7 @@
 """Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once.
 
-`make test` runs tests side by side (pytest-xdist, `--dist loadgroup`). Tests of one `xdist_group` share a worker: they
-have a costly fixture or a resource of the machine in common. Tests marked `alone` run before, one by one.
+`make test` runs files side by side (pytest-xdist, `--dist loadfile`), so that the fixtures of a file are made once. Tests
+marked `alone` run before, one by one.
 """
 
 from __future__ import annotations
@@ -34,18 +34,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REPOSITORY = Path(__file__).parents[1]
 
 
-# Modules whose own fixtures cost much: compiled kernels, built wheels.
-COSTLY_FIXTURES = {"test_aot", "test_packaging"}
+# The files that take longest; begun last, one of them would keep a worker busy while the others wait.
+FIRST = ("test_ranks", "test_smollm2", "test_resume", "test_aot", "test_packaging", "test_export", "test_on_ray")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Gives tests that share something costly to one worker; the real model is loaded once."""
-    for item in items:
-        if item.get_closest_marker("smollm2"):
-            item.add_marker(pytest.mark.xdist_group("smollm2"))
-        elif item.path.stem in COSTLY_FIXTURES:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Puts the longest files first where tests run side by side."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,6 @@ from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.shards import find_shards
 from specdistill.errors import ConfigError, SpecdistillError
 
-# One cluster at a time: two would fight for the machine.
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
