@@ -1,7 +1,7 @@
 """Shared fixtures. The models here are tiny and random; `smollm2` is the real one, converted once.
 
-`make test` runs files side by side (pytest-xdist, `--dist loadfile`), so that the fixtures of a file are made once. Tests
-marked `alone` run before, one by one.
+`make test` runs files side by side (pytest-xdist, `--dist loadfile`), so that the fixtures of a file are made once.
+Tests marked `alone` run before, one by one.
 """
 
 from __future__ import annotations
