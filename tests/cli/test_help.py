@@ -23,7 +23,7 @@ def show_help(capsys, monkeypatch):
             title = re.match(r"╭─ (.*?) ─+╮", line)
             if title:
                 found.append((title[1], []))
-            flag = re.match(r"│ +(?:\* +)?(--[a-z-]+|[a-z-]+)  ", line)
+            flag = re.match(r"│ +(?:\* +)?(--[a-z-]+|[a-z-]+) ", line)
             if flag:
                 found[-1][1].append(flag[1])
         return found
