@@ -23,7 +23,8 @@ def show_help(capsys, monkeypatch):
             title = re.match(r"╭─ (.*?) ─+╮", line)
             if title:
                 found.append((title[1], []))
-            flag = re.match(r"│ +(?:\* +)?(--[a-z-]+|[a-z-]+) ", line)
+            # Flags, or in the list of commands their names; continued help text is indented further.
+            flag = re.match(r"│ {1,4}(?:\*  )?(--[a-z-]+|[a-z-]+) ", line)
             if flag:
                 found[-1][1].append(flag[1])
         return found
