@@ -1,7 +1,7 @@
 """Weights in shares: each rank holds a part of every tensor and gathers a layer when it runs (FSDP2).
 
 The draft is sharded as a whole, with its gradients and optimiser state: inside the loss module's forward its weights
-are there as usual. Everything else that looks at them (rollouts, the held-out look, saving) does so inside
+are there as usual. Everything else that reads them (rollouts, held-out scores, saving) does so inside
 `Shards.gathered`, where the whole draft is in memory and no forward pass talks to the other ranks: those may then take
 as many passes as their answers need. Of a frozen target only the decoder layers are sharded; a pass through it is a
 collective, so every rank makes the same number of them.

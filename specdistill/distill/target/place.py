@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from specdistill_kernels import SoftLabels
 
 _NEED_WEIGHTS = ("guidance", "reference", "text")
-"""Settings that look at more of the target than labels of answers."""
+"""Settings that need more of the target than labels of answers."""
 
 
 class Labeller(Protocol):

@@ -91,7 +91,7 @@ class Callbacks:
         self._log(logs)
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
-        """After each look at the held-out answers; names begin with eval_, as trackers expect."""
+        """After each evaluation on the held-out answers; names begin with eval_, as trackers expect."""
         self._state.global_step = step
         metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self._call("on_evaluate", metrics=metrics)
