@@ -57,8 +57,14 @@ def export(config: ExportConfig) -> Exported:
         atomic.claim_output_directory(output)
     target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
     vocabulary.check_same_vocabulary(
-        target_source.tokenizer, draft_source.tokenizer, target_source.name, draft_source.name
+        target_source.tokenizer,
+        draft_source.tokenizer,
+        target_source.name,
+        draft_source.name,
+        target_source.rows,
+        draft_source.rows,
     )
+    load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
     # Only the target's shapes, files and stop ids are needed.
