@@ -18,7 +18,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 _NOT_THE_MODEL = ("adapter_model", "training_args", "optimizer", "scheduler", "rng_state")
 
 
-def read_json(path: Path, role: str) -> dict[str, Any]:
+def _read_json(path: Path, role: str) -> dict[str, Any]:
     """Reads a JSON object.
 
     Args:
@@ -48,7 +48,7 @@ def refuse_adapter(settings: Path, name: str, role: str) -> None:
     Raises:
         ModelError: Always; the message names the base model and how to merge the two.
     """
-    content = read_json(settings, role)
+    content = _read_json(settings, role)
     base = content.get("base_model_name_or_path") or "its base model"
     kind = {"LORA": "LoRA"}.get(str(content.get("peft_type")), content.get("peft_type") or "PEFT")
     raise ModelError(
@@ -68,7 +68,7 @@ def check_directory(directory: Path, name: str, role: str) -> None:
         refuse_adapter(directory / ADAPTER_FILE, name, role)
     if not (directory / "config.json").is_file():
         raise ModelError(f"--{role} {name} has no config.json; name a directory that save_pretrained wrote")
-    read_json(directory / "config.json", role)
+    _read_json(directory / "config.json", role)
 
 
 def check_tokenizer(directory: Path, name: str, role: str) -> None:
@@ -101,7 +101,7 @@ def check_weights(directory: Path, name: str, role: str) -> None:
     index = directory / SHARD_INDEX
     if (directory / "model.safetensors").is_file() or not index.is_file():
         return
-    files = read_json(index, role).get("weight_map")
+    files = _read_json(index, role).get("weight_map")
     for file in sorted(set(files.values() if isinstance(files, dict) else ())):
         if not (directory / file).is_file():
             raise ModelError(
