@@ -234,6 +234,9 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     except Exception as error:
         raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
     weights.check_report(report, f"--{role} {source.name}", dequantised=method in quantised.DEQUANTISED)
+    if method in quantised.DEQUANTISED:
+        # transformers leaves what was not quantised in the dtype of the files.
+        torch.nn.Module.to(model, dtype)
     weights.check_finite(model, f"--{role} {source.name}")
     return model
 
