@@ -119,11 +119,20 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
     return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
 
 
-def encode_all(prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int) -> list[list[int]]:
+def encode_all(
+    prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int, vocab_size: int | None = None
+) -> list[list[int]]:
     """Token ids of every prompt; see `encode`.
 
+    Args:
+        prompts: The prompts.
+        tokenizer: The target's tokenizer.
+        max_prompt_tokens: Tokens that a prompt may have.
+        vocab_size: Number of ids that the target has weights for; None trusts the tokenizer.
+
     Raises:
-        DataError: A prompt is longer than `max_prompt_tokens`. Prompts are never cut.
+        DataError: A prompt is longer than `max_prompt_tokens` (prompts are never cut), or holds a token without
+            weights.
     """
     encoded = [encode(prompt, tokenizer) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
@@ -132,7 +141,24 @@ def encode_all(prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int) -> 
                 f"prompt {prompt.id!r} has {len(ids)} tokens, but only {max_prompt_tokens} fit the context next to the "
                 "new tokens; shorten or remove it, or lower --max-new-tokens"
             )
+        if vocab_size is not None:
+            check_ids(ids, tokenizer, vocab_size, f"prompt {prompt.id!r}")
     return encoded
+
+
+def check_ids(ids: Sequence[int], tokenizer, vocab_size: int, place: str) -> None:
+    """Refuses text with a token that the model has no weights for, such as an image's place in a text model.
+
+    Raises:
+        DataError: An id is `vocab_size` or above; the message names the token and the place.
+    """
+    beyond = max(ids, default=0)
+    if beyond >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise DataError(
+            f"{place} holds the token {token!r} (id {beyond}), but the model has weights for ids 0 to {vocab_size - 1} "
+            "only; remove the token from the text"
+        )
 
 
 def spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

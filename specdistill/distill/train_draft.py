@@ -177,8 +177,8 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     guidance = build_guidance(config.target_settings, pair.target)
     target = place.open(pair.target, connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
-    training = encode_all(prompts.training, pair.target.tokenizer, room)
-    heldout = encode_all(prompts.heldout, pair.target.tokenizer, room)
+    training = encode_all(prompts.training, pair.target.tokenizer, room, pair.target.vocab_size)
+    heldout = encode_all(prompts.heldout, pair.target.tokenizer, room, pair.target.vocab_size)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:

@@ -28,9 +28,9 @@ from specdistill.evaluation.sections import (
     setup_section,
 )
 from specdistill.evaluation.statistics import ratio
-from specdistill.models import LanguageModel, load, vocabulary
+from specdistill.models import LanguageModel, load
 from specdistill.models.packed import check_packable, pack
-from specdistill.models.pair import load_pair, resolve_device
+from specdistill.models.pair import load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
 
@@ -88,7 +88,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     models = _load(config, progress)
     target, draft = models.target, models.draft
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room)
+    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     seed = config.timing.seed
     answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
     scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
@@ -113,9 +113,8 @@ def _load(config: MeasureConfig, progress: Progress) -> _Models:
     pair = load_pair(config.target, config.draft, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
-        source = load.find(config.compare, "compare", progress.say)
-        vocabulary.check_same_vocabulary(pair.target.tokenizer, source.tokenizer, pair.target.name, source.name)
-        compared = load.load_model(source, "compare", device=str(pair.target.device), dtype=pair.target.model.dtype)
+        dtype = pair.target.model.dtype
+        compared = load_another(config.compare, "compare", pair.target, pair.target.device, dtype, progress.say)
     seconds = None
     if weights.pack != "none":
         seconds = sum(pack(model, weights.pack) for model in (pair.target, pair.draft, compared) if model is not None)

@@ -32,6 +32,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 """Every name that a tokenizer's files may have."""
+CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
+"""Directory of the chat templates that have names, such as tool_use.jinja."""
 
 
 def is_fresh_cut(draft: LanguageModel) -> bool:
@@ -64,15 +66,18 @@ def save_draft(
         vocabulary.resize_to(model, wanted_rows, target.vocab_size)
         # transformers' own annotation of `to` does not take a dtype.
         torch.nn.Module.to(model, dtype)
+    vars(model.config).pop("quantization_config", None)
     model.generation_config = assisted_generation_config(target)
     with atomic.output_errors(directory):
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
         try:
             model.save_pretrained(temporary)
             for name, source in tokenizer_files(target).items():
+                (temporary / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, temporary / name)
-            for file in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-                _publish(file, directory / file.name)
+            files = [path for path in temporary.rglob("*") if path.is_file()]
+            for file in sorted(files, key=lambda path: path.suffix == ".safetensors"):
+                _publish(file, directory / file.relative_to(temporary))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     if draft.kept_ids is not None:
@@ -98,9 +103,9 @@ def assisted_generation_config(target: LanguageModel) -> GenerationConfig:
 
 
 def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
-    """Finds the target's tokenizer files in its directory or in the hub's local cache; file name -> path."""
+    """Finds the target's tokenizer files in its directory or in the hub's local cache; name inside it -> path."""
     files = {}
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *_named_templates(target)):
         if target.directory is not None:
             path = target.directory / name
         else:
@@ -116,7 +121,15 @@ def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
     return files
 
 
+def _named_templates(target: LanguageModel) -> list[str]:
+    """Files of the chat templates beside the default one, of which the tokenizer knows the names."""
+    templates = target.tokenizer.chat_template
+    names = sorted(templates) if isinstance(templates, dict) else []
+    return [f"{CHAT_TEMPLATES_DIRECTORY}/{name}.jinja" for name in names if name != "default"]
+
+
 def _publish(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(exist_ok=True)
     atomic.sync(source)
     # safetensors makes private files; a checkpoint gets the permissions of any new file, since servers read it.
     source.chmod(0o666 & ~atomic.umask())

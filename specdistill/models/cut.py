@@ -49,6 +49,8 @@ def cut_draft(target: LanguageModel, layers: Sequence[int]) -> LanguageModel:
 
 def _cut_config(target_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     config = copy.deepcopy(target_config)
+    # The cut's weights are plain, so that its files must not claim a quantisation.
+    vars(config).pop("quantization_config", None)
     config.num_hidden_layers = len(layers)
     types = families.layer_attention_types(target_config)
     if types is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
+from specdistill.models import weights
 
 
 def cache_root() -> Path:
@@ -66,11 +67,13 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
         raise ModelError(f"transformers can't read {path}: {first_line(error)}") from error
+    weights.check_report(report, str(path))
+    weights.check_finite(model, str(path))
     with atomic.new_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

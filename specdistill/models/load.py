@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from specdistill.errors import ModelError, first_line
-from specdistill.models import families, gguf, memory, vocabulary
+from specdistill.files import checkpoint_files
+from specdistill.models import families, gguf, memory, quantised, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
+from specdistill.models.quiet import hide_remarks, quiet_transformers
+
+hide_remarks()
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class ModelSource:
         """Directory of the files; None for a hub id."""
         return Path(self.location) if Path(self.location).is_dir() else None
 
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding and of the output head: ids from here on have no weights."""
+        return int(self.config.vocab_size)
+
 
 def check_exists(name: str, role: str) -> None:
     """Checks a model's name without loading anything.
@@ -49,12 +61,11 @@ def check_exists(name: str, role: str) -> None:
         role: `target` or `draft`, for messages.
 
     Raises:
-        ModelError: A path does not exist, a directory has no config.json, or a file is not a .gguf.
+        ModelError: A path does not exist, a directory holds an adapter or no config.json, or a file is not a .gguf.
     """
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"--{role} {name} has no config.json; name a directory that save_pretrained wrote")
+        checkpoint_files.check_directory(path, name, role)
     elif path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"--{role} {name} is a file but no .gguf; name a checkpoint directory or a .gguf file")
@@ -78,16 +89,75 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
     path = Path(name)
     location = str(gguf.convert(path, say) if path.is_file() else name)
     try:
-        config = AutoConfig.from_pretrained(location)
-        families.check_supported(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+            families.check_supported(config, name)
+            if Path(location).is_dir():
+                checkpoint_files.check_tokenizer(Path(location), name, role)
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"can't load --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
-        ) from error
-    return ModelSource(name, location, config, tokenizer)
+        raise ModelError(_why_not(error, location, name, role)) from error
+    source = ModelSource(name, location, config, tokenizer)
+    vocabulary.check_ordinary_tokens(tokenizer, source.rows, f"--{role} {name}")
+    return source
+
+
+def _why_not(error: Exception, location: str, name: str, role: str) -> str:
+    """Says why configuration or tokenizer can't be loaded, with the remedy for that cause."""
+    directory = Path(location)
+    if "trust_remote_code" in str(error):
+        return (
+            f"--{role} {name} needs Python code from its own files (auto_map in its JSON files), which is never run; "
+            "name a checkpoint of an architecture and a tokenizer that transformers has"
+        )
+    if directory.is_dir():
+        only_pieces = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
+        if only_pieces and importlib.util.find_spec("sentencepiece") is None:
+            return (
+                f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: pip install sentencepiece protobuf"
+            )
+        return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
+    adapter = _cached(location, checkpoint_files.ADAPTER_FILE)
+    if adapter is not None:
+        checkpoint_files.refuse_adapter(adapter, name, role)
+    return f"can't load --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
+
+
+def _cached(location: str, file: str) -> Path | None:
+    """A file of a hub id, from the network or the local cache; None if there is none."""
+    found = cached_file(
+        location, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if found is None else Path(found)
+
+
+def check_loadable(source: ModelSource, role: str, keep: str = "whole", *, plain: bool = False) -> None:
+    """Checks that a model's weights are there and can be read on this machine. Reads none of them.
+
+    Args:
+        source: Result of `find`.
+        role: `target` or `draft`, for messages.
+        keep: As in `load_model`.
+        plain: Whether the weights will be cut, trained or written, which takes ordinary floats.
+
+    Raises:
+        ModelError: Weights are missing or pickles, or their quantisation can't be loaded or does not fit the purpose.
+    """
+    where = f"--{role} {source.name}"
+    if source.directory is not None:
+        checkpoint_files.check_weights(source.directory, source.name, role)
+        side = source.directory / "hf_quant_config.json"
+    else:
+        side = _cached(source.location, "hf_quant_config.json")
+    text = side.read_text() if side is not None and side.is_file() else None
+    quantised.check(source.config, text, where)
+    if plain:
+        quantised.check_plain(source.config, where)
+    method = quantised.method_of(source.config)
+    if method is not None and keep in memory.QUANTISED:
+        raise ModelError(f"{where} is quantised already, by {method}; leave out --target-memory {keep}")
 
 
 def load_model(
@@ -113,30 +183,20 @@ def load_model(
         A `LanguageModel` in eval mode, with a trimmed head if the checkpoint has one.
 
     Raises:
-        ModelError: The model can't be found or read, its architecture is not supported, or its head is too small.
+        ModelError: The model can't be found or read, its architecture is not supported, or its weights are not the
+            architecture's own, not finite, or quantised in a way that can't be read here.
     """
     if isinstance(source, str):
         source = find(source, role, say)
+    check_loadable(source, role, keep)
     # Read first, because from_pretrained overwrites the configuration's dtype.
     stored_dtype = getattr(source.config, "dtype", None)
-    # Our own messages already say what is loaded.
-    transformers_logging.disable_progress_bar()
-    try:
-        quantisation = memory.quantisation(keep, dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            dtype=dtype,
-            config=source.config,
-            quantization_config=quantisation,
-            # Quantised weights can't be moved later.
-            device_map=None if quantisation is None else {"": device},
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
-    vocab_size = vocabulary.real_vocab_size(source.tokenizer)
+    model = _read_weights(source, role, device, dtype, keep)
+    vocab_size = vocabulary.usable_size(source.tokenizer, model.config.vocab_size)
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
+    moves = keep == "whole" and not getattr(model, "is_quantized", False)
     loaded = LanguageModel(
-        model=(model if keep != "whole" else _on(model, device)).eval(),
+        model=(_on(model, device) if moves else model).eval(),
         tokenizer=source.tokenizer,
         name=source.name,
         directory=source.directory,
@@ -144,10 +204,41 @@ def load_model(
         kept_ids=None if kept_ids is None else kept_ids.to(device),
         stored_dtype=stored_dtype if isinstance(stored_dtype, torch.dtype) else None,
     )
-    _check_head(loaded, role)
     if keep == "offloaded":
         memory.offload(loaded, device)
     return loaded
+
+
+def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtype, keep: str) -> PreTrainedModel:
+    """Reads the weights, and refuses them if they are not exactly the architecture's own."""
+    # Our own messages already say what is loaded.
+    transformers_logging.disable_progress_bar()
+    quantisation = memory.quantisation(keep, dtype) or quantised.loading_settings(source.config)
+    method = quantised.method_of(source.config)
+    # Quantised weights can't be moved later.
+    placed = keep in memory.QUANTISED or method not in (None, *quantised.DEQUANTISED)
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                dtype=dtype,
+                config=source.config,
+                quantization_config=quantisation,
+                device_map={"": device} if placed else None,
+                use_safetensors=True,
+                trust_remote_code=False,
+                # Other shapes are reported, and refused below with the weight's name.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
+    weights.check_report(report, f"--{role} {source.name}", dequantised=method in quantised.DEQUANTISED)
+    if method in quantised.DEQUANTISED:
+        # transformers leaves what was not quantised in the dtype of the files.
+        torch.nn.Module.to(model, dtype)
+    weights.check_finite(model, f"--{role} {source.name}")
+    return model
 
 
 def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
@@ -158,26 +249,20 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
         role: `target` or `draft`, for messages.
 
     Raises:
-        ModelError: The head has fewer rows than the tokenizer has ids.
+        ModelError: transformers can't build the model from its configuration.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.config)
+    config = copy.deepcopy(source.config)
+    vars(config).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"can't build --{role} {source.name} from its config.json: {first_line(error)}") from error
     # Only the generation config lists every id that ends an answer.
     with contextlib.suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(source.location)
-    vocab_size = vocabulary.real_vocab_size(source.tokenizer)
-    shell = LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
-    _check_head(shell, role)
-    return shell
-
-
-def _check_head(model: LanguageModel, role: str) -> None:
-    rows = model.head_weight.shape[0]
-    if model.vocab_size > rows:
-        raise ModelError(
-            f"--{role} {model.name}: the tokenizer produces {model.vocab_size} ids but the head has {rows} rows; the "
-            "tokenizer files belong to another model"
-        )
+    vocab_size = vocabulary.usable_size(source.tokenizer, source.rows)
+    return LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
 
 
 def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:

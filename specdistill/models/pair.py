@@ -43,7 +43,8 @@ def load_pair(
         device: A torch device, or `auto`; see `resolve_device`.
         target_device: Device of the target, if it differs from the draft's.
         dtype: Name of a torch dtype, or `auto`; see `resolve_dtype`.
-        draft_dtype: dtype of the draft, if it differs from the target's. Training needs float32.
+        draft_dtype: dtype of a draft that will be trained, which takes weights that are not quantised. None takes the
+            target's.
         other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
         target_weights: Whether to load the target's weights. Without them the target is a shell (`load.load_shell`).
         keep_target: How to keep the target in memory; see `load.load_model`.
@@ -55,9 +56,13 @@ def load_pair(
         ConfigError: The device can't be used.
     """
     target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
-    same_tokenizer = target_source.tokenizer.get_vocab() == draft_source.tokenizer.get_vocab()
+    rows = target_source.rows, draft_source.rows
+    same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
     if not (same_tokenizer or other_tokenizer):
-        vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft)
+        vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft, *rows)
+    if target_weights:
+        load.check_loadable(target_source, "target", keep_target)
+    load.check_loadable(draft_source, "draft", plain=draft_dtype is not None)
     device = resolve_device(device)
     target_dtype = resolve_dtype(dtype, device)
     if target_weights:
@@ -67,7 +72,33 @@ def load_pair(
     else:
         target_model = load.load_shell(target_source)
     draft_model = load.load_model(draft_source, "draft", device=device, dtype=draft_dtype or target_dtype)
+    if same_tokenizer:
+        vocabulary.fit(draft_model, target_model.vocab_size)
     return ModelPair(target_model, draft_model, same_tokenizer)
+
+
+def load_another(
+    name: str, role: str, target: LanguageModel, device: torch.device, dtype: torch.dtype, say: Callable[[str], None]
+) -> LanguageModel:
+    """Loads another draft of a target that is loaded already.
+
+    Args:
+        name: Hub id, directory or .gguf file.
+        role: What it is for, as in the name of its flag.
+        target: The target, whose ids it must use.
+        device, dtype: Where the weights go, and as what.
+        say: Called with a line of text when a slow step starts.
+
+    Raises:
+        ModelError: The model can't be loaded.
+        IncompatibleModelsError: Its tokenizer differs from the target's.
+    """
+    source = load.find(name, role, say)
+    rows = target.head_weight.shape[0], source.rows
+    vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, name, *rows)
+    loaded = load.load_model(source, role, device=str(device), dtype=dtype)
+    vocabulary.fit(loaded, target.vocab_size)
+    return loaded
 
 
 def resolve_device(device: str) -> str:

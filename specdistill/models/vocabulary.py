@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdistill.errors import IncompatibleModelsError, ModelError
 from specdistill.files import atomic
+from specdistill.models.language_model import LanguageModel
 
 KEPT_IDS_FILE = "draft_vocabulary.json"
 """File in a draft's directory with the ids of its trimmed output head. The weights keep the full vocabulary."""
@@ -22,23 +23,74 @@ def real_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def usable_size(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """Number of ids that a model can read and write: ids of the tokenizer beyond the head have no weights.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        rows: Rows of its embedding and head.
+    """
+    return min(real_vocab_size(tokenizer), rows)
+
+
+def check_ordinary_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
+    """Refuses a tokenizer whose ordinary tokens don't fit the head. Added ones may: a Gemma 3 text model has no image.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        rows: Rows of its embedding and head.
+        where: The model as messages name it, such as `--target NAME`.
+
+    Raises:
+        ModelError: A token that was not added has no row.
+    """
+    if real_vocab_size(tokenizer) <= rows:
+        return
+    added = tokenizer.get_added_vocab()
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in added}
+    if beyond:
+        first = min(beyond)
+        raise ModelError(
+            f"{where}: the tokenizer produces id {first} ({beyond[first]!r}) but the head has {rows} rows; the tokenizer "
+            "files belong to another model"
+        )
+
+
+def same_tokens(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, target_rows: int | None, draft_rows: int | None
+) -> bool:
+    """Whether two models use the same ids. Tokens beyond a model's own head don't count, since it can't produce them.
+
+    Args:
+        target, draft: The tokenizers.
+        target_rows, draft_rows: Rows of the heads; None counts every token.
+    """
+    if target.get_vocab() == draft.get_vocab():
+        return True
+    return _tokens(target, target_rows) == _tokens(draft, draft_rows)
+
+
 def check_same_vocabulary(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, target_name: str, draft_name: str
+    target: PreTrainedTokenizerBase,
+    draft: PreTrainedTokenizerBase,
+    target_name: str,
+    draft_name: str,
+    target_rows: int | None = None,
+    draft_rows: int | None = None,
 ) -> None:
     """Refuses a pair whose ids mean different tokens, since the target could accept no proposal of such a draft.
 
     Args:
         target, draft: The tokenizers.
         target_name, draft_name: Names of the models, for the message.
+        target_rows, draft_rows: Rows of the heads; tokens beyond a head don't count. None counts every token.
 
     Raises:
         IncompatibleModelsError: The tokenizers differ. The message names the first id with different tokens.
     """
-    target_ids, draft_ids = target.get_vocab(), draft.get_vocab()
-    if target_ids == draft_ids:
+    if same_tokens(target, draft, target_rows, draft_rows):
         return
-    target_tokens = {token_id: token for token, token_id in target_ids.items()}
-    draft_tokens = {token_id: token for token, token_id in draft_ids.items()}
+    target_tokens, draft_tokens = _tokens(target, target_rows), _tokens(draft, draft_rows)
     first = min(
         token_id
         for token_id in target_tokens | draft_tokens
@@ -46,9 +98,29 @@ def check_same_vocabulary(
     )
     raise IncompatibleModelsError(
         f"target and draft have different tokenizers: id {first} is {target_tokens.get(first, 'unused')!r} in "
-        f"{target_name} ({len(target_ids)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
-        f"({len(draft_ids)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'"
+        f"{target_name} ({len(target_tokens)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
+        f"({len(draft_tokens)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'"
     )
+
+
+def fit(draft: LanguageModel, vocab_size: int) -> None:
+    """Gives a draft exactly the target's ids, in place, where the two heads end at different ones.
+
+    Rows that the draft lacks are added and get almost no probability; ids that the target lacks are never proposed.
+
+    Args:
+        draft: A draft with the target's tokenizer.
+        vocab_size: Number of ids that the target can produce.
+    """
+    if draft.head_weight.shape[0] < vocab_size:
+        resize_to(draft.model, vocab_size, draft.vocab_size)
+    draft.vocab_size = vocab_size
+    if draft.kept_ids is not None:
+        draft.kept_ids = draft.kept_ids[draft.kept_ids < vocab_size]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> dict[int, str]:
+    return {number: token for token, number in tokenizer.get_vocab().items() if rows is None or number < rows}
 
 
 def resize_to(model: PreTrainedModel, vocab_size: int, real_size: int) -> None:

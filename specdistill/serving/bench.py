@@ -59,7 +59,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     in_process = config.engine_kind.place == "process"
     pair = _load(config, progress) if in_process else _load_shells(config, progress)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
-    encoded = encode_all(prompts, pair.target.tokenizer, room)
+    encoded = encode_all(prompts, pair.target.tokenizer, room, pair.target.vocab_size)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress)
@@ -85,8 +85,11 @@ def _load_shells(config: BenchConfig, progress: Progress) -> ModelPair:
     sources = [
         load.find(name, role, progress.say) for role, name in (("target", config.target), ("draft", config.draft))
     ]
-    vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, config.target, config.draft)
-    return ModelPair(load.load_shell(sources[0]), load.load_shell(sources[1], "draft"))
+    target, draft = sources
+    vocabulary.check_same_vocabulary(
+        target.tokenizer, draft.tokenizer, config.target, config.draft, target.rows, draft.rows
+    )
+    return ModelPair(load.load_shell(target), load.load_shell(draft, "draft"))
 
 
 def _load(config: BenchConfig, progress: Progress) -> ModelPair:

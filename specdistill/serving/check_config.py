@@ -32,9 +32,9 @@ class CheckConfig(Config):
     """Say which serving engines will load a pair, why not, and how to launch them. Reads no weights."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The model being served: hub id or checkpoint directory."""
+    """The model being served: hub id, checkpoint directory or .gguf file."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The draft: hub id or checkpoint directory."""
+    """The draft: hub id, checkpoint directory or .gguf file."""
     json: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Also write the verdicts to this file."""
     server: Annotated[PlannedServer, box("Server")] = field(default_factory=PlannedServer)

@@ -13,7 +13,7 @@ from specdistill.errors import ModelError
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
-from specdistill.serving import gguf_writer
+from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
@@ -57,8 +57,14 @@ def export(config: ExportConfig) -> Exported:
         atomic.claim_output_directory(output)
     target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
     vocabulary.check_same_vocabulary(
-        target_source.tokenizer, draft_source.tokenizer, target_source.name, draft_source.name
+        target_source.tokenizer,
+        draft_source.tokenizer,
+        target_source.name,
+        draft_source.name,
+        target_source.rows,
+        draft_source.rows,
     )
+    load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
     # Only the target's shapes, files and stop ids are needed.
@@ -82,9 +88,8 @@ def export(config: ExportConfig) -> Exported:
 
 def _llama_cpp(config: ExportConfig) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
-    names = f"-m {shlex.quote(config.served_gguf)} -md {shlex.quote(config.output)}"
-    command = f"llama-server {names} --spec-type draft-simple --spec-draft-n-max 4"
-    return Verdict("llama.cpp", "argmax_draft", command)
+    command = draft_flags.command("llama.cpp", config.served_gguf, config.output, 4)
+    return Verdict("llama.cpp", "argmax_draft", shlex.join(command))
 
 
 def _check_served(path: Path) -> None:

@@ -8,12 +8,13 @@ the machines that test this: theirs are tested on fixtures only.
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from specdistill.evaluation.to_json import to_json
+from specdistill.serving import draft_flags
 from specdistill.serving.check_config import CheckConfig, PlannedServer
 from specdistill.serving.model_files import ModelFiles, read
 
@@ -56,7 +57,7 @@ def check(config: CheckConfig) -> list[Verdict]:
         One verdict per engine: vllm, sglang, llama.cpp, transformers, tensorrt-llm.
 
     Raises:
-        ModelError: A config.json can't be read.
+        ModelError: A config.json or a .gguf file can't be read, or a name is an adapter's.
     """
     target, draft = read(config.target, "target"), read(config.draft, "draft")
     gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
@@ -77,13 +78,13 @@ def _weights(draft: ModelFiles, verdict: Verdict) -> None:
 
 
 def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    speculative = {"method": "draft_model", "model": draft.name, "num_speculative_tokens": server.num_draft_tokens}
-    command = f"vllm serve {shlex.quote(target.name)} --speculative-config {shlex.quote(json.dumps(speculative))}"
+    command = draft_flags.command("vllm", target.name, draft.name, server.num_draft_tokens)
     if server.max_model_len:
-        command += f" --max-model-len {server.max_model_len}"
+        command += ["--max-model-len", str(server.max_model_len)]
     if server.tensor_parallel > 1:
-        command += f" --tensor-parallel-size {server.tensor_parallel}"
-    verdict = Verdict("vllm", "argmax_draft; sampled with draft_sample_method: probabilistic", command)
+        command += ["--tensor-parallel-size", str(server.tensor_parallel)]
+    verdict = Verdict("vllm", "argmax_draft; sampled with draft_sample_method: probabilistic", shlex.join(command))
+    _checkpoints_only(target, draft, verdict)
     _equal_vocab_size(target, draft, verdict)
     if draft.mixes_attention:
         verdict.refusals.append(
@@ -106,15 +107,11 @@ def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdi
 
 
 def _sglang(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    gamma = server.num_draft_tokens
-    command = (
-        f"python -m sglang.launch_server --model-path {shlex.quote(target.name)} --speculative-algorithm STANDALONE "
-        f"--speculative-draft-model-path {shlex.quote(draft.name)} --speculative-num-steps {gamma} "
-        f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {gamma + 1}"
-    )
+    command = draft_flags.command("sglang", target.name, draft.name, server.num_draft_tokens)
     if server.tensor_parallel > 1:
-        command += f" --tp-size {server.tensor_parallel}"
-    verdict = Verdict("sglang", "argmax_draft", command)
+        command += ["--tp-size", str(server.tensor_parallel)]
+    verdict = Verdict("sglang", "argmax_draft", shlex.join(command))
+    _checkpoints_only(target, draft, verdict)
     _equal_vocab_size(target, draft, verdict)
     _tokenizers_there(target, draft, verdict)
     _same_tokens(target, draft, verdict.refusals, "SGLang compares both tokenizers' get_vocab()")
@@ -132,10 +129,11 @@ def _sglang(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Ver
 
 
 def _llama_cpp(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    command = (
-        f"llama-server -m target.gguf -md draft.gguf --spec-draft-n-max {server.num_draft_tokens}"
-        "  # the draft: 'specdistill export --format gguf'"
-    )
+    served = target.name if target.is_gguf else "target.gguf"
+    drafting = draft.name if draft.is_gguf else "draft.gguf"
+    command = shlex.join(draft_flags.command("llama.cpp", served, drafting, server.num_draft_tokens))
+    if not draft.is_gguf:
+        command += "  # the draft: 'specdistill export --format gguf'"
     verdict = Verdict("llama.cpp", "argmax_draft", command)
     difference = abs(target.vocab_size - draft.vocab_size)
     if difference > _MOST_DIFFERENT:
@@ -146,7 +144,8 @@ def _llama_cpp(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> 
     _tokenizers_there(target, draft, verdict)
     if target.tokenizer is None or draft.tokenizer is None:
         return verdict
-    if target.tokenizer.kind != draft.tokenizer.kind:
+    # A conversion decides the kind; between two forms only the tokens can be compared.
+    if target.is_gguf == draft.is_gguf and target.tokenizer.kind != draft.tokenizer.kind:
         verdict.refusals.append(
             f"the target's vocabulary is {target.tokenizer.kind}, the draft's {draft.tokenizer.kind}"
         )
@@ -171,6 +170,12 @@ def _transformers(target: ModelFiles, draft: ModelFiles, server: PlannedServer) 
         verdict.warnings.append(
             "two vocabularies: transformers translates between them, which costs time and acceptance"
         )
+    for role, side in (("target", target), ("draft", draft)):
+        if side.is_gguf:
+            verdict.warnings.append(
+                f"the {role} is a .gguf file: load it with from_pretrained({str(side.directory)!r}, "
+                f"gguf_file={Path(side.name).name!r}), which needs the memory of 16- or 32-bit weights"
+            )
     if draft.config.get("model_type") in ("mamba", "mamba2", "rwkv", "recurrent_gemma", "jamba"):
         verdict.refusals.append(f"a {draft.config['model_type']} draft keeps a state that can't be cut back")
     return verdict
@@ -182,6 +187,7 @@ def _tensorrt_llm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) 
         f"max_draft_len={server.num_draft_tokens}, speculative_model={draft.name!r}))"
     )
     verdict = Verdict("tensorrt-llm", "the target's sample matches the draft's", command)
+    _checkpoints_only(target, draft, verdict)
     _equal_vocab_size(target, draft, verdict)
     _same_tokens(target, draft, verdict.refusals, "both must have one tokenizer")
     return verdict
@@ -196,6 +202,14 @@ def _equal_vocab_size(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -
     verdict.refusals.append(
         f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the draft{remedy}"
     )
+
+
+def _checkpoints_only(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
+    for role, side in (("target", target), ("draft", draft)):
+        if side.is_gguf:
+            verdict.refusals.append(
+                f"the {role} is a .gguf file, and this engine's gate takes checkpoints; name the one that it was made from"
+            )
 
 
 def _tokenizers_there(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:

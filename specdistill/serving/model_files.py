@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdistill.errors import ModelError
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+from specdistill.errors import ModelError, first_line
+from specdistill.files import checkpoint_files
+from specdistill.serving.gguf_header import read_header
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class ModelFiles:
     """Why the tokenizer could not be read."""
     from_hub: bool = False
     """Whether it is a hub id: its weights are not fetched, and their format is not checked."""
+    is_gguf: bool = False
+    """Whether it is one .gguf file, which holds all of these."""
 
     @property
     def vocab_size(self) -> int:
@@ -91,45 +93,56 @@ class ModelFiles:
     @property
     def pickled(self) -> list[str]:
         """Weight files that are pickles, where there are no safetensors."""
-        if self.from_hub or any(self.directory.glob("*.safetensors")):
+        if self.from_hub or self.is_gguf or checkpoint_files.weight_files(self.directory):
             return []
-        return sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.directory.glob(pattern))
+        return checkpoint_files.pickles(self.directory)
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are safetensors; taken for granted on the hub."""
-        return self.from_hub or any(self.directory.glob("*.safetensors"))
+        """Whether there are safetensors or a .gguf file; taken for granted on the hub."""
+        return self.from_hub or self.is_gguf or bool(checkpoint_files.weight_files(self.directory))
 
 
 def read(name: str, role: str) -> ModelFiles:
     """Reads configuration and tokenizer.
 
     Args:
-        name: Hub id or directory.
+        name: Hub id, directory or .gguf file.
         role: `target` or `draft`, for messages.
 
     Raises:
-        ModelError: There is no configuration, or it is none of a language model.
+        ModelError: There is no configuration, or it is none of a language model, or the name is an adapter's.
     """
-    if Path(name).is_file():
-        raise ModelError(f"--{role} {name} is a file; name the checkpoint directory that it was made from")
+    path = Path(name)
+    if path.is_file():
+        return _read_gguf(path, name, role)
+    if path.suffix == ".gguf":
+        raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
     try:
-        directory = Path(name) if Path(name).is_dir() else _cached(name)
-        config = json.loads((directory / "config.json").read_text())
+        directory = path if path.is_dir() else _cached(name)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"can't read the config.json of --{role} {name}: {reason} (a hub id needs network access or a local cache)"
+            f"can't read the config.json of --{role} {name}: {first_line(error)} (a hub id needs network access or a "
+            "local cache)"
         ) from error
-    if isinstance(config, dict):
-        config = config.get("text_config") or config
+    checkpoint_files.check_directory(directory, name, role)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
+    config = config.get("text_config") or config
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise ModelError(f"--{role} {name}: its config.json names no vocab_size; is it a language model?")
     try:
         tokenizer, problem = _token_table(directory), ""
     except Exception as error:
-        tokenizer, problem = None, (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelFiles(name, directory, config, tokenizer, problem, not Path(name).is_dir())
+        tokenizer, problem = None, first_line(error)
+    return ModelFiles(name, directory, config, tokenizer, problem, not path.is_dir())
+
+
+def _read_gguf(path: Path, name: str, role: str) -> ModelFiles:
+    if path.suffix != ".gguf":
+        raise ModelError(f"--{role} {name} is a file but no .gguf; name a checkpoint directory or a .gguf file")
+    header = read_header(path, role)
+    table = TokenTable(header.tokens, header.kind, header.special, header.flags)
+    return ModelFiles(name, path.parent, header.config, table, is_gguf=True)
 
 
 def _cached(name: str) -> Path:
@@ -139,8 +152,9 @@ def _cached(name: str) -> Path:
 
 
 def _token_table(directory: Path) -> TokenTable:
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelError(f"no {', '.join(_TOKENIZER_FILES)}")
+    vocabularies = checkpoint_files.TOKENIZER_VOCABULARIES
+    if not any((directory / name).is_file() for name in vocabularies):
+        raise ModelError(f"no {', '.join(vocabularies)}")
     settings_file = directory / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
     if (directory / "tokenizer.json").is_file():
@@ -152,7 +166,7 @@ def _token_table(directory: Path) -> TokenTable:
         # Only transformers knows how to read the older files.
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         vocab, kind = tokenizer.get_vocab(), type(tokenizer).__name__
     return TokenTable(
         {number: token for token, number in vocab.items()},

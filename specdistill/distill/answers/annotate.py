@@ -58,6 +58,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     ranks.wait()
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
+    if config.cluster.ray is None:
+        load.check_loadable(source, "target")
     shell = load.load_shell(source)
     parts = Parts(paths, _given(config, prompts, shell) if paths is None else [])
     answers, tokens = _check(config, parts, shell)
@@ -187,7 +189,8 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
 
 
 def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[AnswerRow]:
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens)
+    room = target.max_context - config.max_new_tokens
+    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     sequences = given_answers(prompts, encoded, target.tokenizer, end_of(target), config.max_new_tokens)
     return [
         {

@@ -57,7 +57,7 @@ def generate(
     models = _load(config, progress.say)
     target = models["target"]
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room)
+    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
     answers = {"target": writer.write("target", config.rollouts_per_prompt)}
@@ -147,7 +147,8 @@ class AnswerWriter:
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
         model = _load_target(config, print)
         prompts = load_prompts(config.prompts)
-        encoded = encode_all(prompts, model.tokenizer, model.max_context - config.max_new_tokens)
+        room = model.max_context - config.max_new_tokens
+        encoded = encode_all(prompts, model.tokenizer, room, model.vocab_size)
         engine = build_engine(config.engine, make_engine, model, encoded, config.max_new_tokens)
         write = None if engine is None else engine.write
         self._job = shards.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)

@@ -45,7 +45,8 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     atomic.claim_output_directory(output)
     config.machine.limit_threads()
     target = _load_target(config, progress)
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - choice.calibration_tokens)
+    room = target.max_context - choice.calibration_tokens
+    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     answers = write_answers(
         target, prompts, encoded, Sampling(), choice.calibration_tokens, choice.seed, progress, "calibration answers"
     )
@@ -74,6 +75,7 @@ def _load_target(config: InitDraftConfig, progress: Progress) -> LanguageModel:
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
+    load.check_loadable(source, "target", plain=True)
     target = load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
     if config.vocab_keep > target.vocab_size:
         raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt
+from specdistill.data.prompts import Prompt, check_ids
 from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers, shards
@@ -165,7 +165,23 @@ def _on_policy(inputs: SequenceInputs) -> OnPolicy:
 
 
 def fixed_sequences(inputs: SequenceInputs) -> list[Example]:
-    """Everything that does not change while the draft learns, in the draft's ids."""
+    """Everything that does not change while the draft learns, in the draft's ids.
+
+    Raises:
+        DataError: A text holds a token that its model has no weights for.
+    """
+    examples, draft = _fixed_examples(inputs), inputs.pair.draft
+    for example in examples:
+        check_ids(
+            [*example.prompt_ids, *example.answer_ids],
+            draft.tokenizer,
+            draft.vocab_size,
+            f"the text of {example.prompt_id!r}",
+        )
+    return examples
+
+
+def _fixed_examples(inputs: SequenceInputs) -> list[Example]:
     settings, target, draft = inputs.settings, inputs.pair.target, inputs.pair.draft
     if settings.text is not None:
         return shards.text_sequences(load_texts(settings.text), draft.tokenizer, end_of(draft), settings.max_new_tokens)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
 from specdistill.distill.training.loss_settings import Objective
-from specdistill.models import LanguageModel, ModelPair, load, vocabulary
+from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.pair import load_another
 from specdistill_kernels import SoftLabels, fused_divergence
 
 
@@ -181,8 +182,6 @@ def load_reference(name: str, pair: ModelPair, say: Callable[[str], None]) -> La
     Raises:
         IncompatibleModelsError: Its vocabulary is another.
     """
-    source = load.find(name, "reference", say)
-    vocabulary.check_same_vocabulary(pair.target.tokenizer, source.tokenizer, pair.target.name, name)
-    reference = load.load_model(source, "reference", device=str(pair.draft.device), dtype=torch.float32)
+    reference = load_another(name, "reference", pair.target, pair.draft.device, torch.float32, say)
     reference.model.requires_grad_(False)
     return reference

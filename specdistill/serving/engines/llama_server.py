@@ -15,6 +15,7 @@ import threading
 from typing import Any
 
 from specdistill.errors import ConfigError, ModelError
+from specdistill.serving import draft_flags
 from specdistill.serving.engine_table import Launch
 
 
@@ -54,8 +55,7 @@ def command(launch: Launch) -> list[str]:
     if threads:
         line += ["-t", str(threads), "-tb", str(threads)]
     if launch.draft is not None:
-        line += ["-md", launch.draft, "--spec-type", "draft-simple"]
-        line += ["--spec-draft-n-max", str(launch.num_draft_tokens)]
+        line += draft_flags.llama_cpp(launch.draft, launch.num_draft_tokens)
     return line + shlex.split(launch.engine_args)
 
 

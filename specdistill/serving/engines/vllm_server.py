@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shlex
 import shutil
 import sys
@@ -11,6 +10,7 @@ import sys
 import torch
 
 from specdistill.errors import ModelError
+from specdistill.serving import draft_flags
 from specdistill.serving.engine_table import Launch
 
 NAME = "target"
@@ -44,14 +44,7 @@ def command(launch: Launch) -> list[str]:
     if torch.device(launch.device).type == "cuda":
         line += ["--gpu-memory-utilization", "0.42"]
     if launch.draft is not None:
-        speculative = {
-            "method": "draft_model",
-            "model": launch.draft,
-            "num_speculative_tokens": launch.num_draft_tokens,
-        }
-        if launch.rule == "sampled":
-            speculative["draft_sample_method"] = "probabilistic"
-        line += ["--speculative-config", json.dumps(speculative)]
+        line += draft_flags.vllm(launch.draft, launch.num_draft_tokens, sampled=launch.rule == "sampled")
     return line + shlex.split(launch.engine_args)
 
 

@@ -1,0 +1,124 @@
+"""Recognises what a checkpoint's directory holds, from file names and JSON alone. Reads no weights, needs no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from specdistill.errors import ModelError, first_line
+
+ADAPTER_FILE = "adapter_config.json"
+"""Settings that peft writes beside an adapter's weights."""
+SHARD_INDEX = "model.safetensors.index.json"
+"""List of the files that hold the weights, if there are several."""
+TOKENIZER_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+"""Files that hold a tokenizer's tokens; one of them is enough."""
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_NOT_THE_MODEL = ("adapter_model", "training_args", "optimizer", "scheduler", "rng_state")
+
+
+def _read_json(path: Path, role: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+        role: `target` or `draft`, for messages.
+
+    Raises:
+        ModelError: The file can't be read, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't read --{role} {path}: {first_line(error)}; download the file again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"--{role} {path} holds no JSON object; download the file again")
+    return content
+
+
+def refuse_adapter(settings: Path, name: str, role: str) -> None:
+    """Refuses an adapter, whose directory holds changes of another model and no model.
+
+    Args:
+        settings: The adapter's `adapter_config.json`.
+        name: Name that the user gave.
+        role: `target` or `draft`, for messages.
+
+    Raises:
+        ModelError: Always; the message names the base model and how to merge the two.
+    """
+    content = _read_json(settings, role)
+    base = content.get("base_model_name_or_path") or "its base model"
+    kind = {"LORA": "LoRA"}.get(str(content.get("peft_type")), content.get("peft_type") or "PEFT")
+    raise ModelError(
+        f"--{role} {name} is a {kind} adapter of {base}, not a whole model; merge the two once and name the result: "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(DIRECTORY), with "
+        f"the tokenizer files of {base} beside it"
+    )
+
+
+def check_directory(directory: Path, name: str, role: str) -> None:
+    """Checks that a directory holds a whole model's configuration.
+
+    Raises:
+        ModelError: It holds an adapter, or no config.json, or one that is no JSON object.
+    """
+    if (directory / ADAPTER_FILE).is_file():
+        refuse_adapter(directory / ADAPTER_FILE, name, role)
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"--{role} {name} has no config.json; name a directory that save_pretrained wrote")
+    _read_json(directory / "config.json", role)
+
+
+def check_tokenizer(directory: Path, name: str, role: str) -> None:
+    """Checks that there are tokenizer files.
+
+    Raises:
+        ModelError: There are none.
+    """
+    if not any((directory / file).is_file() for file in TOKENIZER_VOCABULARIES):
+        raise ModelError(
+            f"--{role} {name} has no tokenizer files (one of {', '.join(TOKENIZER_VOCABULARIES)}); copy them from the "
+            "model that it was made from"
+        )
+
+
+def check_weights(directory: Path, name: str, role: str) -> None:
+    """Checks that every file of the weights is there, as safetensors.
+
+    Raises:
+        ModelError: Weights are missing, or they are pickles.
+    """
+    if not weight_files(directory):
+        found = pickles(directory)
+        if not found:
+            raise ModelError(f"--{role} {name} holds no weights (*.safetensors)")
+        raise ModelError(
+            f"--{role} {name} holds its weights as pickles ({found[0]}), which run code when they are loaded; only "
+            "safetensors are read: load the model where you trust it and save it with save_pretrained"
+        )
+    index = directory / SHARD_INDEX
+    if (directory / "model.safetensors").is_file() or not index.is_file():
+        return
+    files = _read_json(index, role).get("weight_map")
+    for file in sorted(set(files.values() if isinstance(files, dict) else ())):
+        if not (directory / file).is_file():
+            raise ModelError(
+                f"--{role} {name} is incomplete: {SHARD_INDEX} names {file}, which is missing; download it again"
+            )
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the safetensors that hold a model; an adapter's are none."""
+    return _of_the_model(directory, ("*.safetensors",))
+
+
+def pickles(directory: Path) -> list[str]:
+    """Names of the pickles that may hold a model; an adapter's and a trainer's are none."""
+    return _of_the_model(directory, _PICKLES)
+
+
+def _of_the_model(directory: Path, patterns: tuple[str, ...]) -> list[str]:
+    found = (path.name for pattern in patterns for path in directory.glob(pattern))
+    return sorted(name for name in found if not name.startswith(_NOT_THE_MODEL))
