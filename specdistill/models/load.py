@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specdistill.errors import ModelError, first_line
-from specdistill.models import families, gguf, memory, vocabulary
+from specdistill.models import families, gguf, memory, stop_ids, vocabulary
 from specdistill.models.language_model import LanguageModel
 
 
@@ -72,7 +70,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         say: Called with a line of text when a slow conversion starts.
 
     Raises:
-        ModelError: The model can't be found or read, or its architecture is not supported.
+        ModelError: The model can't be found or read, its architecture is not supported, or a target can't end answers.
     """
     check_exists(name, role)
     path = Path(name)
@@ -87,6 +85,8 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         raise ModelError(
             f"can't load --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
         ) from error
+    if role == "target":
+        stop_ids.check_stop_ids(name, role, location, config, tokenizer)
     return ModelSource(name, location, config, tokenizer)
 
 
@@ -162,9 +162,9 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(source.config)
-    # Only the generation config lists every id that ends an answer.
-    with contextlib.suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    stored = stop_ids.stored_generation_config(source.location)
+    if stored is not None:
+        model.generation_config = stored
     vocab_size = vocabulary.real_vocab_size(source.tokenizer)
     shell = LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
     _check_head(shell, role)
