@@ -20,7 +20,7 @@ from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.sequences.build import SequenceInputs, build_source, takes_given_answers
+from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
@@ -181,8 +181,7 @@ def _build_trainer(
 ) -> tuple[DraftTrainer, AnswerCounts]:
     """The trainer, and which answers it does not see as they were given."""
     config, pair, ranks = run.config, run.pair, run.ranks
-    max_new_tokens = config.sequences.max_new_tokens
-    settings = RolloutSettings(config.sampling, max_new_tokens, config.seed, guidance=run.guidance)
+    settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
     answers = heldout_answers(
         run.target,
         run.prompts.heldout,
@@ -193,28 +192,7 @@ def _build_trainer(
         ranks,
         sharded=run.shares_target,
     )
-    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
-    built = build_source(
-        SequenceInputs(
-            method=config.recipe,
-            settings=config.sequences,
-            pair=pair,
-            target=run.target,
-            prompts=run.prompts.training,
-            encoded=run.training,
-            sampling=config.sampling,
-            batch_size=config.optimiser.batch_size,
-            steps=config.optimiser.steps,
-            seed=config.seed,
-            output=run.output,
-            progress=run.progress,
-            guidance=run.guidance,
-            engine=engine,
-            push_every=config.on_policy.push_every,
-            needs_labels=config.objective.needs_target,
-            ranks=ranks,
-        )
-    )
+    built = _build_source(run, make_engine)
     trainer = DraftTrainer(
         pair,
         built.source,
@@ -246,6 +224,33 @@ def _build_trainer(
         resume=config.resume,
     )
     return trainer, built.answers
+
+
+def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
+    config, pair = run.config, run.pair
+    max_new_tokens = config.sequences.max_new_tokens
+    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
+    return build_source(
+        SequenceInputs(
+            method=config.recipe,
+            settings=config.sequences,
+            pair=pair,
+            target=run.target,
+            prompts=run.prompts.training,
+            encoded=run.training,
+            sampling=config.sampling,
+            batch_size=config.optimiser.batch_size,
+            steps=config.optimiser.steps,
+            seed=config.seed,
+            output=run.output,
+            progress=run.progress,
+            guidance=run.guidance,
+            engine=engine,
+            push_every=config.on_policy.push_every,
+            needs_labels=config.objective.needs_target,
+            ranks=run.ranks,
+        )
+    )
 
 
 def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSummary:
