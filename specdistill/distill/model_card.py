@@ -26,7 +26,7 @@ agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose}
 Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of
 {steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
 `history.jsonl`.
-
+{left_out}
 {serving}"""
 
 _ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
@@ -108,6 +108,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         share=pair.draft.num_parameters / pair.target.num_parameters,
         trimmed=trimmed,
         rows=_rows(summary),
+        left_out=_left_out(summary, settings["max_new_tokens"]),
         ended=" (interrupted)" if summary.interrupted else "",
         heldout_prompts=summary.heldout_prompts,
         training_prompts=summary.training_prompts,
@@ -115,6 +116,16 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         steps=summary.steps,
         learning_rate=summary.learning_rate,
     )
+
+
+def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:
+    """Answers that were not trained on as they were given; empty where all were."""
+    sentences = []
+    if summary.answers_cut:
+        sentences.append(f"Answers cut at {max_new_tokens} tokens: {summary.answers_cut}.")
+    if summary.answers_empty:
+        sentences.append(f"Empty answers, left out: {summary.answers_empty}.")
+    return f"\n{' '.join(sentences)}\n" if sentences else ""
 
 
 def _rows(summary: TrainSummary) -> str:

@@ -10,28 +10,26 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
-from specdistill.distill.answers.shards import RolloutSettings, check_answers
+from specdistill.distill.answers.given import AnswerCounts, check_answers
+from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
-from specdistill.distill.processes.ranks import Ranks, join
-from specdistill.distill.sequences.build import SequenceInputs, build_source
+from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.callbacks import check_trackers
-from specdistill.distill.training.heldout import HeldOutScorer
 from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
-from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
@@ -68,7 +66,8 @@ def train_draft(
     """
     prompts = _check_before_loading(config)
     check_make_engine(config.on_policy, make_engine)
-    ranks = _join(config)
+    uses_engine = config.on_policy.uses_engine
+    ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=uses_engine)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     if ranks.is_main:
@@ -77,8 +76,8 @@ def train_draft(
     torch.manual_seed(config.seed)
     run = _load(config, prompts, output, progress, ranks)
     with guard_rails.reported_interrupt(output, progress):
-        trainer = _build_trainer(run, callbacks, make_engine)
-        summary = _train(run, trainer)
+        trainer, answers = _build_trainer(run, callbacks, make_engine)
+        summary = _train(run, trainer, answers)
     ranks.wait()
     if ranks.is_main:
         # Only now: whatever ended the run before can be resumed from.
@@ -129,7 +128,7 @@ def _check_before_loading(config: TrainConfig) -> _Prompts:
             load.check_exists(name, role)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature)
     training, heldout = split_prompts(load_prompts(config.prompts), sequences.heldout_prompts)
-    if config.recipe.given_answers and sequences.text is None and config.place.name != "stored":
+    if takes_given_answers(config.recipe, sequences, training) and config.place.name != "stored":
         check_answers(training, config.method)
     if config.method == "best-of-n":
         scorers.check_scorer(sequences.scorer, training)
@@ -137,17 +136,6 @@ def _check_before_loading(config: TrainConfig) -> _Prompts:
     check_trackers(config.evaluation.report_to)
     reward = scorers.load_function(loss.reward, "--reward") if loss.reward else None
     return _Prompts(training, heldout, reward)
-
-
-def _join(config: TrainConfig) -> Ranks:
-    """Joins the processes that train together, and refuses what their number does not allow."""
-    sharding.check_launch()
-    ranks = join(config.machine.device)
-    if config.processes.shard != "none" and ranks.world == 1:
-        raise ConfigError("--shard splits weights among processes; start several with accelerate launch --multi_gpu")
-    if config.on_policy.uses_engine and ranks.world > 1:
-        raise ConfigError("--rollout-engine vllm runs in one process; train without accelerate launch")
-    return ranks
 
 
 def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
@@ -168,6 +156,7 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
         other_tokenizer=not config.objective.needs_target and place.has_weights,
         target_weights=place.has_weights,
         keep_target=place.memory,
+        draft_answers=True,
         say=progress.say,
     )
     pair.target.model.requires_grad_(False)
@@ -187,10 +176,12 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
 
 
-def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None) -> DraftTrainer:
+def _build_trainer(
+    run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None
+) -> tuple[DraftTrainer, AnswerCounts]:
+    """The trainer, and which answers it does not see as they were given."""
     config, pair, ranks = run.config, run.pair, run.ranks
-    max_new_tokens = config.sequences.max_new_tokens
-    settings = RolloutSettings(config.sampling, max_new_tokens, config.seed, guidance=run.guidance)
+    settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
     answers = heldout_answers(
         run.target,
         run.prompts.heldout,
@@ -201,8 +192,45 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
         ranks,
         sharded=run.shares_target,
     )
+    built = _build_source(run, make_engine)
+    trainer = DraftTrainer(
+        pair,
+        built.source,
+        TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
+        heldout_scorer(
+            pair,
+            run.target,
+            run.prompts.heldout,
+            answers,
+            config.sampling,
+            config.objective.temperature,
+            config.evaluation.rule,
+            run.guidance,
+        ),
+        config.objective,
+        config.optimiser,
+        config.evaluation,
+        run.output,
+        run.progress,
+        title=f"training ({config.method})",
+        reference=run.reference,
+        reward=None
+        if run.prompts.reward is None
+        else scorers.example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
+        callbacks=callbacks,
+        ranks=ranks,
+        shards_draft=config.processes.shards_draft,
+        labelled=not config.place.has_weights,
+        resume=config.resume,
+    )
+    return trainer, built.answers
+
+
+def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
+    config, pair = run.config, run.pair
+    max_new_tokens = config.sequences.max_new_tokens
     engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
-    source, reused = build_source(
+    return build_source(
         SequenceInputs(
             method=config.recipe,
             settings=config.sequences,
@@ -220,46 +248,12 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
             engine=engine,
             push_every=config.on_policy.push_every,
             needs_labels=config.objective.needs_target,
-            ranks=ranks,
+            ranks=run.ranks,
         )
     )
-    return DraftTrainer(
-        pair,
-        source,
-        TargetStates(pair.target, reused, run.guidance, lockstep=run.shares_target),
-        _scorer(run, answers),
-        config.objective,
-        config.optimiser,
-        config.evaluation,
-        run.output,
-        run.progress,
-        title=f"training ({config.method})",
-        reference=run.reference,
-        reward=None
-        if run.prompts.reward is None
-        else scorers.example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
-        callbacks=callbacks,
-        ranks=ranks,
-        shards_draft=config.processes.shards_draft,
-        labelled=not config.place.has_weights,
-        resume=config.resume,
-    )
 
 
-def _scorer(run: _Run, answers: Sequence[Example]) -> HeldOutScorer:
-    return heldout_scorer(
-        run.pair,
-        run.target,
-        run.prompts.heldout,
-        answers,
-        run.config.sampling,
-        run.config.objective.temperature,
-        run.config.evaluation.rule,
-        run.guidance,
-    )
-
-
-def _train(run: _Run, trainer: DraftTrainer) -> TrainSummary:
+def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSummary:
     """Trains, and writes what the run ended with however it ended."""
     interrupted = False
     try:
@@ -269,11 +263,11 @@ def _train(run: _Run, trainer: DraftTrainer) -> TrainSummary:
         raise
     finally:
         if trainer.best is not None:
-            summary = _finish(run, trainer, interrupted)
+            summary = _finish(run, trainer, answers, interrupted)
     return summary
 
 
-def _finish(run: _Run, trainer: DraftTrainer, interrupted: bool) -> TrainSummary:
+def _finish(run: _Run, trainer: DraftTrainer, answers: AnswerCounts, interrupted: bool) -> TrainSummary:
     """Writes the model card, and the start where nothing beat it."""
     pair, scorer = run.pair, trainer.scorer
     if trainer.best_step == 0 and not interrupted and run.ranks.is_main:
@@ -293,6 +287,8 @@ def _finish(run: _Run, trainer: DraftTrainer, interrupted: bool) -> TrainSummary
         before=scorer.means(trainer.start_records),
         after=scorer.means(trainer.best),
         gain=scorer.gains(trainer.best, trainer.start_records),
+        answers_cut=answers.cut,
+        answers_empty=answers.empty,
     )
     if run.ranks.is_main:
         settings = run.config.to_flat() | {"divergence": run.config.objective.kind}

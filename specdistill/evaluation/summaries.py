@@ -34,6 +34,10 @@ class TrainSummary:
     """Held-out score of the kept draft, by rule."""
     gain: Mapping[str, Estimate]
     """Paired difference after - before, by rule."""
+    answers_cut: int = 0
+    """Given answers that were longer than --max-new-tokens."""
+    answers_empty: int = 0
+    """Answers without text, which were left out."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary for summary.json."""
@@ -87,6 +91,10 @@ class AnnotateSummary:
     """Bytes of the label columns per answer token, as they lie on disk."""
     planned_bytes_per_token: float
     """The most that was expected beforehand."""
+    answers_cut: int = 0
+    """Given answers that were longer than --max-new-tokens."""
+    answers_empty: int = 0
+    """Given answers without text, which were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

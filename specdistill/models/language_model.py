@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdistill.models import families
+from specdistill.models.stop_ids import eos_ids
 
 
 @dataclass
@@ -35,6 +36,8 @@ class LanguageModel:
     """int64 [N], ascending: ids of a trimmed output head; None for the whole vocabulary."""
     stored_dtype: torch.dtype | None = None
     """dtype of the files it was loaded from, and in which it is saved; None saves the weights' own dtype."""
+    target_stop_ids: frozenset[int] = frozenset()
+    """Stop ids that a draft has from its target, where it answers in the target's place."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     _head: Tensor | None = field(default=None, repr=False)
@@ -74,12 +77,9 @@ class LanguageModel:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """Every id that ends an answer. The generation config may list several; config and tokenizer know one."""
-        ids: set[int] = set()
         generation_config = getattr(self.model, "generation_config", None)
-        for source in (generation_config, self.config, self.tokenizer):
-            value = getattr(source, "eos_token_id", None)
-            ids.update([value] if isinstance(value, int) else value or [])
-        return frozenset(ids)
+        sources = (generation_config, self.config, self.tokenizer)
+        return self.target_stop_ids.union(*(eos_ids(source) for source in sources))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
@@ -147,9 +147,3 @@ class LanguageModel:
                 yield self
         finally:
             self.model.train(was_training)
-
-
-def end_of(model: LanguageModel) -> int:
-    """Id to write at the end of an answer: the tokenizer's, or the smallest stop id if the tokenizer has none."""
-    own = model.tokenizer.eos_token_id
-    return own if isinstance(own, int) else min(model.eos_token_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
-from specdistill.models import families, gguf, memory, quantised, vocabulary, weights
+from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.quiet import hide_remarks, quiet_transformers
 
@@ -83,7 +81,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         say: Called with a line of text when a slow conversion starts.
 
     Raises:
-        ModelError: The model can't be found or read, or its architecture is not supported.
+        ModelError: The model can't be found or read, its architecture is not supported, or a target can't end answers.
     """
     check_exists(name, role)
     path = Path(name)
@@ -101,6 +99,8 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         raise ModelError(_why_not(error, location, name, role)) from error
     source = ModelSource(name, location, config, tokenizer)
     vocabulary.check_ordinary_tokens(tokenizer, source.rows, f"--{role} {name}")
+    if role == "target":
+        stop_ids.check_stop_ids(name, role, location, config, tokenizer)
     return source
 
 
@@ -115,9 +115,7 @@ def _why_not(error: Exception, location: str, name: str, role: str) -> str:
     if directory.is_dir():
         only_pieces = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
         if only_pieces and importlib.util.find_spec("sentencepiece") is None:
-            return (
-                f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: pip install sentencepiece protobuf"
-            )
+            return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: pip install sentencepiece protobuf"
         return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
     adapter = _cached(location, checkpoint_files.ADAPTER_FILE)
     if adapter is not None:
@@ -258,9 +256,9 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"can't build --{role} {source.name} from its config.json: {first_line(error)}") from error
-    # Only the generation config lists every id that ends an answer.
-    with contextlib.suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    stored = stop_ids.stored_generation_config(source.location)
+    if stored is not None:
+        model.generation_config = stored
     vocab_size = vocabulary.usable_size(source.tokenizer, source.rows)
     return LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
 

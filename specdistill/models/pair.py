@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from specdistill.errors import ConfigError, first_line
-from specdistill.models import load, vocabulary
+from specdistill.models import load, stop_ids, vocabulary
 from specdistill.models.language_model import LanguageModel
 
 
@@ -33,6 +33,7 @@ def load_pair(
     other_tokenizer: bool = False,
     target_weights: bool = True,
     keep_target: str = "whole",
+    draft_answers: bool = False,
     say: Callable[[str], None] = print,
 ) -> ModelPair:
     """Finds both models, compares their tokenizers, then loads the weights.
@@ -48,6 +49,8 @@ def load_pair(
         other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
         target_weights: Whether to load the target's weights. Without them the target is a shell (`load.load_shell`).
         keep_target: How to keep the target in memory; see `load.load_model`.
+        draft_answers: Whether the draft writes or learns whole answers. They then end at the target's stop ids too; a
+            draft of another tokenizer needs its own.
         say: Called with a line of text when a slow step starts.
 
     Raises:
@@ -58,6 +61,8 @@ def load_pair(
     target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
     rows = target_source.rows, draft_source.rows
     same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
+    if draft_answers and not same_tokenizer:
+        stop_ids.check_stop_ids(draft, "draft", draft_source.location, draft_source.config, draft_source.tokenizer)
     if not (same_tokenizer or other_tokenizer):
         vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft, *rows)
     if target_weights:
@@ -74,6 +79,8 @@ def load_pair(
     draft_model = load.load_model(draft_source, "draft", device=device, dtype=draft_dtype or target_dtype)
     if same_tokenizer:
         vocabulary.fit(draft_model, target_model.vocab_size)
+    if draft_answers and same_tokenizer:
+        draft_model.target_stop_ids = target_model.eos_token_ids
     return ModelPair(target_model, draft_model, same_tokenizer)
 
 

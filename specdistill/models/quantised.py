@@ -68,7 +68,9 @@ def check(config: PretrainedConfig, side_file: str | None, where: str) -> None:
             quantizer = AutoHfQuantizer.from_config(settings_of(config), pre_quantized=True)
             quantizer.validate_environment(device_map=None)
     except Exception as error:
-        raise ModelError(f"{where} is quantised by {method}, which can't be loaded here: {first_line(error)}") from error
+        raise ModelError(
+            f"{where} is quantised by {method}, which can't be loaded here: {first_line(error)}"
+        ) from error
 
 
 def check_plain(config: PretrainedConfig, where: str) -> None:

@@ -11,7 +11,7 @@ from tiny_runs import example, on_policy, skd_source
 
 from specdistill.data import Example, Prompt, Provenance
 from specdistill.decoding import Generation, Round, Sampling, generate_plain
-from specdistill.distill.answers import shards
+from specdistill.distill.answers import given, shards
 from specdistill.distill.sequences.pool import Pool
 from specdistill.distill.sequences.skd import Rejections
 from specdistill.distill.sequences.sources import Mixture, Phases
@@ -104,11 +104,11 @@ def test_generating_restores_training_mode():
 
 def test_given_answers_end_with_eos_and_are_required():
     tokenizer = make_tokenizer()
-    answers = shards.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
+    answers, _ = given.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
     assert answers[2].answer_ids == (7, 1) and set(answers[2].provenance) == {Provenance.GIVEN}
-    assert shards.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0].answer_ids == (5,)
+    assert given.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0][0].answer_ids == (5,)
     with pytest.raises(DataError, match="prompt 'x' has no answer; sft needs"):
-        shards.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
+        given.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
 
 
 def test_raw_text_is_cut_into_blocks_that_cover_every_token_once():

@@ -323,7 +323,9 @@ def test_ids_of_another_model_are_refused_in_text(pair):
 def test_optional_kernels_of_bitsandbytes_are_not_asked_for():
     """Its import says so on CPUs with AVX-512; the command that loads it is ours."""
     code = "import specdistill.models.load, logging; log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
-    code += "import bitsandbytes\nlog.warning('Failed to load CPU gemm_4bit_forward from %s', 'x'); log.warning('other')"
+    code += (
+        "import bitsandbytes\nlog.warning('Failed to load CPU gemm_4bit_forward from %s', 'x'); log.warning('other')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "gemm_4bit" not in done.stderr and "other" in done.stderr
 

@@ -16,14 +16,15 @@ from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
-from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed, to_example
+from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
+from specdistill.distill.answers.shards import SHARD, find_shards, rollout_seed, to_example
 from specdistill.distill.processes.ranks import join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import parquet, run_settings
 from specdistill.models import LanguageModel, load
-from specdistill.models.language_model import end_of
+from specdistill.models.answer_end import answer_end
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet, Task
 
@@ -61,7 +62,9 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
     shell = load.load_shell(source)
-    parts = Parts(paths, _given(config, prompts, shell) if paths is None else [])
+    given, counts = _given(config, prompts, shell) if paths is None else ([], AnswerCounts())
+    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    parts = Parts(paths, given)
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
@@ -83,6 +86,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         labels_per_token=labels / max(1, tokens),
         bytes_per_token=size / max(1, tokens),
         planned_bytes_per_token=planned,
+        answers_cut=counts.cut,
+        answers_empty=counts.empty,
     )
 
 
@@ -185,26 +190,30 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
                 f'prompt {prompt.id!r} has no field "answer" to label; let the target answer with '
                 "'specdistill generate' and name its directory with --rollouts"
             )
+    check_some_text(prompts)
     return prompts
 
 
-def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[AnswerRow]:
-    room = target.max_context - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
-    sequences = given_answers(prompts, encoded, target.tokenizer, end_of(target), config.max_new_tokens)
-    return [
+def _given(
+    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel
+) -> tuple[list[AnswerRow], AnswerCounts]:
+    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
+    end, known = answer_end(target), {prompt.id: prompt for prompt in prompts}
+    sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
+    rows: list[AnswerRow] = [
         {
-            "prompt_id": prompt.id,
-            "messages": list(prompt.messages),
-            "answer": prompt.answer or "",
-            "category": prompt.category,
+            "prompt_id": sequence.prompt_id,
+            "messages": list(known[sequence.prompt_id].messages),
+            "answer": known[sequence.prompt_id].answer or "",
+            "category": known[sequence.prompt_id].category,
             "copy": 0,
             "prompt_ids": list(sequence.prompt_ids),
             "answer_ids": list(sequence.answer_ids),
             "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
         }
-        for prompt, sequence in zip(prompts, sequences, strict=True)
+        for sequence in sequences
     ]
+    return rows, counts
 
 
 def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple[int, int]:

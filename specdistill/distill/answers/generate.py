@@ -90,7 +90,14 @@ def _load(config: GenerateConfig, say: Callable[[str], None]) -> dict[str, Langu
         return {"target": load.load_shell(load.find(config.target, "target", say))}
     if config.comparison.other is None:
         return {"target": _load_target(config, say)}
-    pair = load_pair(config.target, config.comparison.other, device=config.machine.device, dtype=config.dtype, say=say)
+    pair = load_pair(
+        config.target,
+        config.comparison.other,
+        device=config.machine.device,
+        dtype=config.dtype,
+        draft_answers=True,
+        say=say,
+    )
     return {"target": pair.target, "other": pair.draft}
 
 

@@ -12,6 +12,7 @@ import torch
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
+from specdistill.distill.answers.given import is_empty
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel
@@ -78,8 +79,11 @@ def check_scorer(name: str, prompts: Sequence[Prompt]) -> Scorer | None:
         return None
     if name == "exact-match":
         for prompt in prompts:
-            if prompt.answer is None:
-                raise DataError(f'prompt {prompt.id!r} has no field "answer", which --scorer exact-match compares with')
+            if prompt.answer is None or is_empty(prompt):
+                problem = "has no" if prompt.answer is None else "has an empty"
+                raise DataError(
+                    f'prompt {prompt.id!r} {problem} field "answer", which --scorer exact-match compares with'
+                )
         return exact_match
     if ":" not in name:
         raise ConfigError(f"unknown --scorer {name!r}; choose target-likelihood, exact-match or module:function")

@@ -1,4 +1,4 @@
-"""Finished sequences to train on: given answers, raw text, and answers that the target samples.
+"""Answers that the target samples, and raw text in blocks.
 
 Sampled answers are kept in a directory of parquet shards, which `datasets` loads as it is. A shard holds a fixed part
 of the work and takes its name only when it is whole: after a kill the run goes on with the first shard that is missing,
@@ -29,32 +29,6 @@ Write = Callable[[list[list[int]], Sampling, int, list[int]], list[Generation]]
 """(prompts' ids, sampling, max_new_tokens, seeds) -> an answer to each prompt, by whatever writes them."""
 
 SHARD = "train-{:05d}.parquet"
-
-
-def check_answers(prompts: Sequence[Prompt], method: str) -> None:
-    """Needs no model, so that a missing answer is found before one is loaded.
-
-    Raises:
-        DataError: A prompt has no answer.
-    """
-    for prompt in prompts:
-        if prompt.answer is None:
-            raise DataError(
-                f'prompt {prompt.id!r} has no answer; {method} needs the field "answer" in every record '
-                "(--method seqkd or distillspec let the target answer instead)"
-            )
-
-
-def given_answers(
-    prompts: Sequence[Prompt], encoded: Sequence[list[int]], tokenizer, eos_token_id: int, max_new_tokens: int
-) -> list[Example]:
-    """The answers that came with the prompts, ended by the end-of-sequence token, cut at `max_new_tokens`."""
-    sequences = []
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        assert prompt.answer is not None, "check_answers comes first"
-        answer = [*tokenizer(prompt.answer, add_special_tokens=False)["input_ids"], eos_token_id][:max_new_tokens]
-        sequences.append(Example(prompt.id, tuple(ids), tuple(answer), (int(Provenance.GIVEN),) * len(answer)))
-    return sequences
 
 
 def text_sequences(texts: Sequence[str], tokenizer, eos_token_id: int, block: int) -> list[Example]:

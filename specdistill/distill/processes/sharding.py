@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, families
 
@@ -39,6 +39,26 @@ def check_launch() -> None:
                 f"accelerate's {name} mode is not used here; launch with --multi_gpu and pass --shard draft, target or "
                 "both, which shards like FSDP2 and ZeRO-3"
             )
+
+
+def join_processes(device: str, shard: str, *, uses_engine: bool) -> Ranks:
+    """Joins the processes that train together.
+
+    Args:
+        device: --device.
+        shard: --shard.
+        uses_engine: Whether another engine writes the draft's own answers.
+
+    Raises:
+        ConfigError: Their number does not allow the settings.
+    """
+    check_launch()
+    ranks = join(device)
+    if shard != "none" and ranks.world == 1:
+        raise ConfigError("--shard splits weights among processes; start several with accelerate launch --multi_gpu")
+    if uses_engine and ranks.world > 1:
+        raise ConfigError("--rollout-engine vllm runs in one process; train without accelerate launch")
+    return ranks
 
 
 class Shards:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from specdistill.data.batch import Example
@@ -12,6 +13,7 @@ from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers, shards
 from specdistill.distill.answers.engine import RolloutEngine
+from specdistill.distill.answers.given import AnswerCounts, given_answers, without_empty
 from specdistill.distill.methods import Method
 from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.on_policy import OnPolicy
@@ -24,8 +26,8 @@ from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Sou
 from specdistill.distill.target.place import OpenTarget
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.answer_end import answer_end, document_end
 from specdistill.models.checkpoint import is_fresh_cut
-from specdistill.models.language_model import end_of
 from specdistill.progress import Progress
 from specdistill.settings.sampling import Sampling
 
@@ -60,48 +62,56 @@ class SequenceInputs:
     ranks: Ranks = ALONE
 
 
-Built = tuple[Source, frozenset[Example]]
-"""A source, and those of its sequences that come again every epoch."""
+@dataclass(frozen=True)
+class Built:
+    """A method's source of sequences."""
+
+    source: Source
+    reused: frozenset[Example] = frozenset()
+    """Those of its sequences that come again every epoch."""
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
+    """Answers of the fixed set that were cut or left out."""
 
 
 def build_source(inputs: SequenceInputs) -> Built:
     """Builds the method's source of sequences.
 
-    Returns:
-        The source, and those of its sequences that come again every epoch.
+    Raises:
+        DataError: There is nothing to train on.
     """
     target = inputs.target
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
-        examples = target.stored.select(inputs.prompts, inputs.encoded)
-        return Labelled(_pool(inputs, examples), target.labeller), frozenset()
-    source, reused = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
+        stored = target.stored.select(inputs.prompts, inputs.encoded)
+        examples, answers = without_empty(stored, inputs.progress.say)
+        return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
+    built = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
     if target.labeller is not None and inputs.needs_labels:
-        source = Labelled(source, target.labeller)
-    return source, reused
+        built = dataclasses.replace(built, source=Labelled(built.source, target.labeller))
+    return built
 
 
 def _fixed(inputs: SequenceInputs) -> Built:
-    examples = fixed_sequences(inputs)
-    return _pool(inputs, examples), frozenset(examples)
+    examples, answers = fixed_sequences(inputs)
+    return Built(_pool(inputs, examples), frozenset(examples), answers)
 
 
 def _gkd(inputs: SequenceInputs) -> Built:
     own, lmbda = _on_policy(inputs), inputs.settings.lmbda
     if lmbda == 1:
         # Nothing fixed will be trained on, so nothing is sampled.
-        return own, frozenset()
-    pool, reused = _fixed(inputs)
-    return Mixture(own, pool, lmbda, inputs.seed + 2), reused
+        return Built(own)
+    fixed = _fixed(inputs)
+    return dataclasses.replace(fixed, source=Mixture(own, fixed.source, lmbda, inputs.seed + 2))
 
 
 def _distillspec(inputs: SequenceInputs) -> Built:
     own = _on_policy(inputs)
     last = round(target_fraction(inputs.settings.target_fraction, inputs.pair.draft) * inputs.steps)
     if last == 0:
-        return own, frozenset()
-    pool, reused = _fixed(inputs)
-    return Phases(pool, own, last), reused
+        return Built(own)
+    fixed = _fixed(inputs)
+    return dataclasses.replace(fixed, source=Phases(fixed.source, own, last))
 
 
 def _skd(inputs: SequenceInputs) -> Built:
@@ -117,7 +127,7 @@ def _skd(inputs: SequenceInputs) -> Built:
         seed=inputs.seed + 1,
         ranks=inputs.ranks,
     )
-    return source, frozenset()
+    return Built(source)
 
 
 def _online(inputs: SequenceInputs) -> Built:
@@ -133,7 +143,7 @@ def _online(inputs: SequenceInputs) -> Built:
         wait_seconds=inputs.settings.online_wait,
         say=inputs.progress.say,
     )
-    return source, frozenset()
+    return Built(source)
 
 
 _BUILDERS: dict[str, Callable[[SequenceInputs], Built]] = {
@@ -164,13 +174,22 @@ def _on_policy(inputs: SequenceInputs) -> OnPolicy:
     )
 
 
-def fixed_sequences(inputs: SequenceInputs) -> list[Example]:
-    """Everything that does not change while the draft learns, in the draft's ids.
+def takes_given_answers(method: Method, settings: SequenceSettings, prompts: Sequence[Prompt]) -> bool:
+    """Whether the fixed set is the prompts' own answers, rather than the target's or raw text."""
+    if method.given_answers:
+        return settings.text is None
+    mixed = method.name == "gkd" and settings.lmbda < 1 and settings.rollouts is None
+    return mixed and all(prompt.answer is not None for prompt in prompts)
+
+
+def fixed_sequences(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts]:
+    """Everything that does not change while the draft learns, in the draft's ids; what of it was cut or left out.
 
     Raises:
         DataError: A text holds a token that its model has no weights for.
     """
-    examples, draft = _fixed_examples(inputs), inputs.pair.draft
+    examples, counts = _fixed_examples(inputs)
+    draft = inputs.pair.draft
     for example in examples:
         check_ids(
             [*example.prompt_ids, *example.answer_ids],
@@ -178,26 +197,28 @@ def fixed_sequences(inputs: SequenceInputs) -> list[Example]:
             draft.vocab_size,
             f"the text of {example.prompt_id!r}",
         )
-    return examples
+    return examples, counts
 
 
-def _fixed_examples(inputs: SequenceInputs) -> list[Example]:
+def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts]:
     settings, target, draft = inputs.settings, inputs.pair.target, inputs.pair.draft
+    say = inputs.progress.say
     if settings.text is not None:
-        return shards.text_sequences(load_texts(settings.text), draft.tokenizer, end_of(draft), settings.max_new_tokens)
-    name = inputs.method.name
-    answered = all(prompt.answer is not None for prompt in inputs.prompts)
-    if inputs.method.given_answers or (name == "gkd" and answered and settings.rollouts is None):
+        texts = load_texts(settings.text)
+        end = document_end(draft)
+        return shards.text_sequences(texts, draft.tokenizer, end, settings.max_new_tokens), AnswerCounts()
+    if takes_given_answers(inputs.method, settings, inputs.prompts):
         # Read by the target's tokenizer and template, and below by the draft's own where that is another.
-        examples = shards.given_answers(
-            inputs.prompts, inputs.encoded, target.tokenizer, end_of(target), settings.max_new_tokens
+        examples, counts = given_answers(
+            inputs.prompts, inputs.encoded, target.tokenizer, answer_end(target), settings.max_new_tokens
         )
+        counts.say(say, len(inputs.prompts), settings.max_new_tokens)
     else:
-        examples = _target_answers(inputs)
-    if name == "best-of-n":
+        examples, counts = without_empty(_target_answers(inputs), say)
+    if inputs.method.name == "best-of-n":
         scorer = scorers.check_scorer(settings.scorer, inputs.prompts)
         examples = scorers.best_of_n(examples, inputs.prompts, target, scorer)
-    return examples if inputs.pair.same_tokenizer else retokenise(examples, inputs.prompts, inputs.pair)[0]
+    return examples if inputs.pair.same_tokenizer else retokenise(examples, inputs.prompts, inputs.pair)[0], counts
 
 
 def _target_answers(inputs: SequenceInputs) -> list[Example]:

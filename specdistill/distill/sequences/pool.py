@@ -10,6 +10,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.measurements import Measurements
+from specdistill.errors import DataError
 
 
 class SampledSource:
@@ -43,6 +44,8 @@ class EpochSampler:
     """0 .. count-1 in a new seeded order each epoch, `batch_size` at a time."""
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        if count < 1:
+            raise DataError("there is no text to train on: every answer was left out")
         self._count, self._batch_size = count, batch_size
         self._random = random.Random(seed)
         self._queue: list[int] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode
 from specdistill.models import ModelPair
-from specdistill.models.language_model import end_of
+from specdistill.models.answer_end import answer_end
 
 
 def retokenise(
@@ -24,14 +24,13 @@ def retokenise(
         Sequences in the draft's ids, in order, and the UTF-8 bytes of each one's text (its end counts as one).
     """
     known = {prompt.id: prompt for prompt in prompts}
+    # A template may end turns with an id that the model's files don't name as a stop id.
+    ends, own_end = pair.target.eos_token_ids | {answer_end(pair.target)}, answer_end(pair.draft)
     examples, num_bytes = [], []
     for sequence in sequences:
-        text = pair.target.decode(sequence.answer_ids)
-        ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in pair.target.eos_token_ids
-        ids = [
-            *pair.draft.tokenizer(text, add_special_tokens=False)["input_ids"],
-            *([end_of(pair.draft)] if ended else []),
-        ]
+        ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in ends
+        text = pair.target.decode(sequence.answer_ids[:-1] if ended else sequence.answer_ids)
+        ids = [*pair.draft.tokenizer(text, add_special_tokens=False)["input_ids"], *([own_end] if ended else [])]
         if not ids:
             continue
         prompt_ids = tuple(encode(known[sequence.prompt_id], pair.draft.tokenizer))
