@@ -78,7 +78,7 @@ def load_pair(
         target_model = load.load_shell(target_source)
     draft_model = load.load_model(draft_source, "draft", device=device, dtype=draft_dtype or target_dtype)
     if same_tokenizer:
-        vocabulary.fit(draft_model, target_model.vocab_size)
+        fit(draft_model, target_model.vocab_size)
     if draft_answers and same_tokenizer:
         draft_model.target_stop_ids = target_model.eos_token_ids
     return ModelPair(target_model, draft_model, same_tokenizer)
@@ -104,8 +104,24 @@ def load_another(
     rows = target.head_weight.shape[0], source.rows
     vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, name, *rows)
     loaded = load.load_model(source, role, device=str(device), dtype=dtype)
-    vocabulary.fit(loaded, target.vocab_size)
+    fit(loaded, target.vocab_size)
     return loaded
+
+
+def fit(draft: LanguageModel, vocab_size: int) -> None:
+    """Gives a draft exactly the target's ids, in place, where the two heads end at different ones.
+
+    Rows that the draft lacks are added and get almost no probability; ids that the target lacks are never proposed.
+
+    Args:
+        draft: A draft with the target's tokenizer.
+        vocab_size: Number of ids that the target can produce.
+    """
+    if draft.head_weight.shape[0] < vocab_size:
+        vocabulary.resize_to(draft.model, vocab_size, draft.vocab_size)
+    draft.vocab_size = vocab_size
+    if draft.kept_ids is not None:
+        draft.kept_ids = draft.kept_ids[draft.kept_ids < vocab_size]
 
 
 def resolve_device(device: str) -> str:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdistill.errors import IncompatibleModelsError, ModelError
 from specdistill.files import atomic
-from specdistill.models.language_model import LanguageModel
 
 KEPT_IDS_FILE = "draft_vocabulary.json"
 """File in a draft's directory with the ids of its trimmed output head. The weights keep the full vocabulary."""
@@ -101,22 +100,6 @@ def check_same_vocabulary(
         f"{target_name} ({len(target_tokens)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
         f"({len(draft_tokens)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'"
     )
-
-
-def fit(draft: LanguageModel, vocab_size: int) -> None:
-    """Gives a draft exactly the target's ids, in place, where the two heads end at different ones.
-
-    Rows that the draft lacks are added and get almost no probability; ids that the target lacks are never proposed.
-
-    Args:
-        draft: A draft with the target's tokenizer.
-        vocab_size: Number of ids that the target can produce.
-    """
-    if draft.head_weight.shape[0] < vocab_size:
-        resize_to(draft.model, vocab_size, draft.vocab_size)
-    draft.vocab_size = vocab_size
-    if draft.kept_ids is not None:
-        draft.kept_ids = draft.kept_ids[draft.kept_ids < vocab_size]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> dict[int, str]:
