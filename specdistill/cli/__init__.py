@@ -11,7 +11,7 @@ from cyclopts.config import Yaml
 
 from specdistill import __version__
 from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
-from specdistill.errors import ConfigError, SpecdistillError
+from specdistill.errors import ConfigError, SpecdistillError, is_out_of_memory
 
 app = App(
     name="specdistill",
@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if is_out_of_memory(error):
+            print("specdistill: out of memory; take smaller models or a machine with more memory", file=sys.stderr)
+            return 2
         print(
             f"specdistill: unexpected {type(error).__name__}: {reason} (run again with --debug for the traceback)",
             file=sys.stderr,

@@ -120,6 +120,31 @@ def fill_empty_places(ids: Tensor) -> Tensor:
     return torch.where(empty, unused_ids_first.gather(1, nth_empty_place), ids)
 
 
+MOST_TOKENS = 16_384
+"""Tokens of one pass, padding included: 8 examples of 2,048."""
+
+
+def split_by_tokens(lengths: Sequence[int], most_rows: int, most_tokens: int = MOST_TOKENS) -> list[range]:
+    """Splits rows into batches, in order, whose memory does not grow with the length of the rows.
+
+    Args:
+        lengths: Tokens of each row.
+        most_rows: Most rows per batch.
+        most_tokens: Most tokens per batch, counted as rows times the longest one. A longer row is a batch of its own.
+
+    Returns:
+        Numbers of each batch's rows.
+    """
+    batches: list[range] = []
+    start, longest = 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > start and (row - start == most_rows or (row + 1 - start) * longest > most_tokens):
+            batches.append(range(start, row))
+            start, longest = row, length
+    return [*batches, range(start, len(lengths))] if lengths else []
+
+
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     """Pads examples on the right and stacks them.
 

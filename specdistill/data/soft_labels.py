@@ -57,7 +57,7 @@ def likeliest(log_probs: Tensor, k: int) -> TokenLabels:
     return TokenLabels(ids.flatten(), values.flatten(), torch.full((len(ids),), ids.shape[1]))
 
 
-def drawn(log_probs: Tensor, draws: int, seed: int) -> TokenLabels:
+def drawn(log_probs: Tensor, draws: int, seed: int | torch.Generator) -> TokenLabels:
     """Labels each token with ids drawn from its distribution, with replacement.
 
     An id that was drawn several times is kept once, together with its number of draws.
@@ -65,18 +65,29 @@ def drawn(log_probs: Tensor, draws: int, seed: int) -> TokenLabels:
     Args:
         log_probs: [answer, vocab], the target's log-probabilities.
         draws: Draws per token (N).
-        seed: Random seed of this answer.
+        seed: Random seed of this answer, or the CPU generator that the labels of its tokens so far have used.
     """
     if not len(log_probs):
         return TokenLabels(*(torch.zeros(0, dtype=kind) for kind in (torch.int64, torch.float32, torch.int64)))
     # Drawn on the CPU, so that every device gives the same ids.
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(log_probs.exp().cpu(), draws, replacement=True, generator=generator)
     distinct = [row.unique(return_counts=True) for row in chosen]
     ids = torch.cat([token_ids for token_ids, _ in distinct])
     times_drawn = torch.cat([times for _, times in distinct])
     counts = torch.tensor([len(token_ids) for token_ids, _ in distinct])
     return TokenLabels(ids, log_probs.cpu()[_token_of_each_label(counts), ids], counts, times_drawn)
+
+
+def joined(blocks: Sequence[TokenLabels]) -> TokenLabels:
+    """Labels of an answer from those of its blocks, in order; at least one."""
+    draws = [block.draws for block in blocks if block.draws is not None]
+    return TokenLabels(
+        torch.cat([block.ids for block in blocks]),
+        torch.cat([block.log_probs for block in blocks]),
+        torch.cat([block.counts for block in blocks]),
+        torch.cat(draws) if draws else None,
+    )
 
 
 def to_columns(labels: TokenLabels, vocab_size: int, precision: str) -> dict[str, np.ndarray]:

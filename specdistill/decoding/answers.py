@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specdistill.data.batch import Example, Provenance
+from specdistill.data.batch import Example, Provenance, split_by_tokens
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.generation import as_example
@@ -46,8 +46,9 @@ def write_answers(
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     answers: dict[int, Example] = {}
     with progress.task(name, len(prompts) * max_new_tokens, "tokens") as task:
-        for start in range(0, len(order), _BATCH_SIZE):
-            chosen = order[start : start + _BATCH_SIZE]
+        lengths = [len(encoded[index]) + max_new_tokens for index in order]
+        for batch in split_by_tokens(lengths, _BATCH_SIZE):
+            chosen = [order[place] for place in batch]
             written = generate_plain(
                 target,
                 [encoded[index] for index in chosen],

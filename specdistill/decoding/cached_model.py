@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from specdistill.decoding.ragged_cache import RaggedCache
 from specdistill.models import LanguageModel, families
+from specdistill.models.language_model import LONG_TEXT
 
 EXTENT = 64
 """Passes attend to a multiple of this many positions; the mask hides those that are not written yet.
 
 So shapes stay the same for 64 steps, and what torch.compile or a CUDA graph has captured serves all of them.
 """
+WHOLE_BYTES = 2**28
+"""Rows up to `LONG_TEXT` are read in one pass, if what attention needs for it stays below so many bytes."""
+PASS_BYTES = 2**27
+"""Limit of the same in each of the passes that read longer rows."""
 
 
 class CachedModel:
@@ -34,8 +40,8 @@ class CachedModel:
         self.seconds = 0.0
         """Time inside forward passes, output head included."""
         self.calls = 0
-        """Number of forward passes."""
-        self._cache = RaggedCache(families.num_layers(model.config), _rounded(capacity))
+        """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
+        self._cache = RaggedCache(families.num_cached_layers(model.base_model, model.config), _rounded(capacity))
         self._types = families.layer_attention_types(model.config)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -52,11 +58,16 @@ class CachedModel:
         Raises:
             ValueError: The new tokens don't fit the capacity.
         """
+        self.calls += 1
+        return self._pass(token_ids)
+
+    def _pass(self, token_ids: Tensor, offset: int = 0) -> Tensor:
+        """Runs one pass over tokens that follow each row's kept ones and `offset` others, which were just read."""
         start = time.perf_counter()
         device = self.model.device
         new = token_ids.shape[1]
-        needed = max(self.lengths) + new
-        positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(new, device=device)
+        needed = max(self.lengths) + offset + new
+        positions = torch.tensor(self.lengths, device=device)[:, None] + offset + torch.arange(new, device=device)
         # Padding takes room too, since it is written like any token.
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
@@ -71,8 +82,39 @@ class CachedModel:
             use_cache=True,
         )
         self._stop_clock(start)
-        self.calls += 1
         return output.last_hidden_state
+
+    def passes(self, rows: list[list[int]]) -> Iterator[tuple[int, Tensor]]:
+        """Lets each row read its own number of tokens, in as many passes as memory asks for, and keep them.
+
+        One pass over everything would need memory for every pair of a new token and an older one: 8 GB for eight rows
+        of 16,000 tokens. Every row takes part in every pass; a row that has ended reads padding.
+
+        Args:
+            rows: New token ids of each row, at least one. They are kept when the last pass is done.
+
+        Yields:
+            Number of the pass's first token, counted in the new tokens, and hidden states [batch, tokens, hidden].
+        """
+        longest = max(map(len, rows))
+        width = self._tokens_per_pass(longest)
+        self.calls += 1
+        for start in range(0, longest, width):
+            parts = [ids[start : start + width] for ids in rows]
+            most = max(map(len, parts))
+            padded = torch.tensor([ids + [0] * (most - len(ids)) for ids in parts], device=self.model.device)
+            yield start, self._pass(padded, start)
+        self.advance([len(ids) for ids in rows])
+
+    def _tokens_per_pass(self, longest: int) -> int:
+        # A mask takes 4 bytes for each pair of tokens and 1 while it is made; eager attention 3 float32 numbers a head.
+        config, pair_bytes = self.model.config, 5 * len(set(self._types or ("",)))
+        if getattr(config, "_attn_implementation", None) == "eager":
+            pair_bytes += 12 * config.num_attention_heads
+        token_bytes = pair_bytes * len(self.lengths) * _rounded(max(self.lengths) + longest)
+        if longest <= LONG_TEXT and longest * token_bytes <= WHOLE_BYTES:
+            return longest
+        return min(LONG_TEXT, max(EXTENT, PASS_BYTES // token_bytes // EXTENT * EXTENT))
 
     def read(self, rows: list[list[int]]) -> Tensor:
         """Lets each row read and keep its own number of tokens.
@@ -83,13 +125,15 @@ class CachedModel:
         Returns:
             Hidden state of each row's last token, [batch, hidden].
         """
-        device = self.model.device
-        longest = max(map(len, rows))
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=device)
-        hidden = self.forward(padded)
-        self.advance([len(ids) for ids in rows])
-        last = torch.tensor([len(ids) - 1 for ids in rows], device=device)
-        return hidden[torch.arange(len(rows), device=device), last]
+        last = torch.tensor([len(ids) - 1 for ids in rows], device=self.model.device)
+        ends: Tensor | None = None
+        for start, hidden in self.passes(rows):
+            at = last - start
+            picked = hidden[torch.arange(len(rows), device=hidden.device), at.clamp(0, hidden.shape[1] - 1)]
+            inside = (at >= 0) & (at < hidden.shape[1])
+            ends = picked if ends is None else torch.where(inside[:, None], picked, ends)
+        assert ends is not None, "each row has a token"
+        return ends
 
     def read_next(self, tokens: Tensor) -> Tensor:
         """Lets each row read and keep one token.
@@ -131,24 +175,25 @@ class CachedModel:
 
     def _masks(self, positions: Tensor, extent: int) -> Tensor | dict[str, Tensor] | None:
         keys = torch.arange(extent, device=positions.device)
-        distance = positions[:, :, None] - keys
-        full = distance >= 0
+        # Comparisons of positions, not of distances: int64 distances would be 8 bytes per pair of tokens.
+        latest = positions[:, :, None]
         window = families.uniform_sliding_window(self.model.config)
         if window is not None:
-            return self._additive(full & (distance < window))
+            return self._additive((keys > latest).logical_or_(keys <= latest - window))
         if self._types is None:
-            return self._additive(full)
-        masks = {"full_attention": self._additive(full)}
+            return self._additive(keys > latest)
+        masks = {"full_attention": self._additive(keys > latest)}
         if "sliding_attention" in self._types:
-            masks["sliding_attention"] = self._additive(full & (distance < self.model.config.sliding_window))
+            window = self.model.config.sliding_window
+            masks["sliding_attention"] = self._additive((keys > latest).logical_or_(keys <= latest - window))
         return masks
 
-    def _additive(self, visible: Tensor) -> Tensor:
+    def _additive(self, unseen: Tensor) -> Tensor:
+        """Additive mask of the pairs that attention must not see, [batch, new, keys]."""
         # Eager and sdpa attention both accept an additive mask [batch, 1, new, keys] as it is.
         dtype = self.model.model.dtype
-        blocked = torch.finfo(dtype).min
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, blocked)[:, None]
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
+        return mask.masked_fill_(unseen, torch.finfo(dtype).min)[:, None]
 
 
 def _rounded(positions: int) -> int:

@@ -64,8 +64,7 @@ def measure_costs(
         }
         ids = torch.arange(context, device=target.device).remainder(target.vocab_size).expand(batch_size, -1)
         for cached in models.values():
-            cached.forward(ids)
-            cached.advance([context] * batch_size)
+            cached.read(ids.tolist())
         # The first repeat warms up thread pools, allocators and lazily built heads; it is not counted.
         for repeat in range(repeats + 1):
             for model, width in passes:

@@ -30,6 +30,7 @@ from specdistill.distill.training.heldout_answers import heldout_answers, heldou
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
+from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
@@ -75,7 +76,7 @@ def train_draft(
     config.machine.limit_threads()
     torch.manual_seed(config.seed)
     run = _load(config, prompts, output, progress, ranks)
-    with guard_rails.reported_interrupt(output, progress):
+    with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
         trainer, answers = _build_trainer(run, callbacks, make_engine)
         summary = _train(run, trainer, answers)
     ranks.wait()

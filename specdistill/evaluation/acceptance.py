@@ -8,18 +8,22 @@ min(p, q)(x_t). So one pass predicts the mean acceptance length of *every* draft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from specdistill.data.batch import Example, collate
+from specdistill.data.batch import Example, collate, split_by_tokens
+from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.sampling import Sampling, process
 from specdistill.models import LanguageModel
+from specdistill.models.language_model import LONG_TEXT
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
 
 ALPHA_RULES = ("greedy", "sampled", "argmax_draft")
+_LOGITS = 2**26
+"""Logits that are held at once, of each model: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,19 @@ HiddenCache = dict[Example, torch.Tensor]
 
 @torch.no_grad()
 def answer_hidden_states(
-    model: LanguageModel, sequences: Sequence[Example], cache: HiddenCache | None = None
+    model: LanguageModel,
+    sequences: Sequence[Example],
+    cache: HiddenCache | None = None,
+    *,
+    one_pass: bool = False,
 ) -> list[torch.Tensor]:
-    """Computes the hidden states that predict each answer token, in one pass.
+    """Computes the hidden states that predict each answer token: in one pass, or in several where sequences are long.
 
     Args:
         model: Frozen while it is used with a cache.
-        sequences: Prompts with answers; all in one batch.
+        sequences: Prompts with answers; all in one batch, if it is small.
         cache: Read first, and filled with the states that were missing.
+        one_pass: Never split: each pass of a sharded model is a collective.
 
     Returns:
         [answer, hidden] per sequence, in order.
@@ -63,12 +72,46 @@ def answer_hidden_states(
     missing = [sequence for sequence in sequences if cache is None or sequence not in cache]
     known: HiddenCache = {} if cache is None else cache
     if missing:
-        batch = collate(missing).to(model.device)
-        hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
-        lengths = [len(sequence.answer_ids) for sequence in missing]
-        # Copies: a slice would keep the whole batch's storage alive.
-        known.update(zip(missing, (rows.clone() for rows in hidden.split(lengths)), strict=True))
+        lengths = [len(sequence.prompt_ids) + len(sequence.answer_ids) for sequence in missing]
+        rows = len(missing)
+        for batch in split_by_tokens(lengths, rows) if not one_pass else [range(rows)]:
+            chosen = [missing[row] for row in batch]
+            long = max(lengths[row] for row in batch) > LONG_TEXT and not one_pass
+            known.update(zip(chosen, (_in_passes if long else _in_one_pass)(model, chosen), strict=True))
     return [known[sequence] for sequence in sequences]
+
+
+def _in_one_pass(model: LanguageModel, sequences: Sequence[Example]) -> Iterator[torch.Tensor]:
+    batch = collate(sequences).to(model.device)
+    hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+    # Copies: a slice would keep the whole batch's storage alive.
+    return (rows.clone() for rows in hidden.split([len(sequence.answer_ids) for sequence in sequences]))
+
+
+def _in_passes(model: LanguageModel, sequences: Sequence[Example]) -> list[torch.Tensor]:
+    """Reads long sequences in passes with a KV cache, which need no memory for every pair of tokens."""
+    texts = [[*sequence.prompt_ids, *sequence.answer_ids] for sequence in sequences]
+    cached = CachedModel(model, len(texts), max(map(len, texts)))
+    parts: list[list[torch.Tensor]] = [[] for _ in texts]
+    for start, hidden in cached.passes(texts):
+        for row, (sequence, ids) in enumerate(zip(sequences, texts, strict=True)):
+            first, end = len(sequence.prompt_ids) - 1 - start, len(ids) - 1 - start
+            parts[row].append(hidden[row, max(0, first) : max(0, end)].clone())
+    return [torch.cat(states) for states in parts]
+
+
+def logit_blocks(rows: torch.Tensor, vocab_size: int) -> Iterator[slice]:
+    """Splits an answer's hidden states, so that the logits of a block fit memory however long the answer is.
+
+    Args:
+        rows: [answer, hidden].
+        vocab_size: Logits per token.
+
+    Yields:
+        Slices of the answer; one for an answer of usual length.
+    """
+    size = max(64, _LOGITS // vocab_size)
+    yield from (slice(start, start + size) for start in range(0, max(1, len(rows)), size))
 
 
 @torch.no_grad()
@@ -108,11 +151,13 @@ def score(
         # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
         for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
             labels = torch.tensor(sequence.answer_ids, device=target.device)
-            # A greedy sampling leaves logits as they are, which is temperature 1.
-            target_logits = process(target.logits(target_rows), sampling)
-            statistics = expected_acceptance(target_logits, process(draft.logits(draft_rows), sampling), labels)
-            assert statistics.token_acceptance is not None
-            results.append(_record(statistics, labels, sampling.greedy))
+            blocks = []
+            for block in logit_blocks(labels, target.vocab_size):
+                # A greedy sampling leaves logits as they are, which is temperature 1.
+                target_logits = process(target.logits(target_rows[block]), sampling)
+                draft_logits = process(draft.logits(draft_rows[block]), sampling)
+                blocks.append(expected_acceptance(target_logits, draft_logits, labels[block]))
+            results.append(_record(_joined(blocks), labels, sampling.greedy))
         if on_sequences is not None:
             on_sequences(len(chunk))
     return results
@@ -143,12 +188,19 @@ def score_draft(
         chunk = sequences[start : start + batch_size]
         for sequence, rows in zip(chunk, answer_hidden_states(draft, chunk), strict=True):
             labels = torch.tensor(sequence.answer_ids, device=draft.device)
-            agreement = _array((draft.logits(rows).argmax(-1) == labels).double())
+            argmax = [draft.logits(rows[block]).argmax(-1) for block in logit_blocks(rows, draft.vocab_size)]
+            agreement = _array((torch.cat(argmax) == labels).double())
             scores: dict[str, np.ndarray] = dict.fromkeys(rules, agreement)
             results.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
         if on_sequences is not None:
             on_sequences(len(chunk))
     return results
+
+
+def _joined(blocks: Sequence[AcceptanceStatistics]) -> AcceptanceStatistics:
+    """Statistics of an answer from those of its blocks, which were all scored with labels."""
+    fields = zip(*blocks, strict=True)
+    return AcceptanceStatistics(*(torch.cat([part for part in parts if part is not None]) for parts in fields))
 
 
 def _record(statistics: AcceptanceStatistics, labels: torch.Tensor, greedy: bool) -> PromptAcceptance:

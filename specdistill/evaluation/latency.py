@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from specdistill.data.prompts import Prompt
-from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding import CachedModel, Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.report import GreedyDifference
 from specdistill.models import LanguageModel
 
@@ -89,8 +89,8 @@ def first_difference(
     position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
     if target is None:
         return GreedyDifference(prompt=prompt.id, position=position)
-    ids = torch.tensor([encoded + plain.token_ids[:position]], device=target.device)
-    best = target.logits(target.hidden_states(ids)[0, -1]).topk(2).values
+    text = [*encoded, *plain.token_ids[:position]]
+    best = target.logits(CachedModel(target, 1, len(text)).read([text])[0]).topk(2).values
     return GreedyDifference(prompt=prompt.id, position=position, logit_gap=float(best[0] - best[1]))
 
 

@@ -11,6 +11,7 @@ from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecode
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
+from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, ServedSampling, TimedRunSettings
@@ -90,12 +91,14 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     seed = config.timing.seed
-    answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
-    scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
+    with out_of_memory_named(SHORTER_TEXTS):
+        answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
+        scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
     context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
     context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
-    costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
-    timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress)
+    with out_of_memory_named(smaller_batch(config.timing.batch_size)):
+        costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
+        timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress)
     return _report(config, models, prompts, scores, costs, timed)
 
 

@@ -75,7 +75,7 @@ def _cut_weights(target: LanguageModel, layers: Sequence[int], names: Iterable[s
 
 @contextlib.contextmanager
 def only_layers(model: LanguageModel, layers: Sequence[int]) -> Iterator[LanguageModel]:
-    """Removes the other layers from the model inside the block, without copying weights. KV caches can't be used."""
+    """Removes the other layers from the model inside the block, without copying weights; `CachedModel` runs it too."""
     base, config = model.base_model, model.config
     layer_list = families.LAYER_LIST[config.model_type]
     all_layers, types = getattr(base, layer_list), families.layer_attention_types(config)

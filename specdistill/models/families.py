@@ -44,6 +44,12 @@ def num_layers(config: PretrainedConfig) -> int:
     return int(config.num_hidden_layers)
 
 
+def num_cached_layers(base_model: nn.Module, config: PretrainedConfig) -> int:
+    """Layers that a KV cache needs: more than there are while `cut.only_layers` hides some, whose numbers stay."""
+    parts = [part for layer in decoder_layers(base_model, config) for part in layer.children()]
+    return max(num_layers(config), 1 + max((getattr(part, "layer_idx", None) or 0 for part in parts), default=0))
+
+
 def max_context(config: PretrainedConfig) -> int:
     """Largest number of positions that the model supports."""
     return int(config.max_position_embeddings)

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdistill.models import families
 from specdistill.models.stop_ids import eos_ids
 
+LONG_TEXT = 2048
+"""Tokens above which memory for every pair of tokens is avoided; shorter texts keep the passes that they always had."""
+
 
 @dataclass
 class LanguageModel:
@@ -91,8 +94,11 @@ class LanguageModel:
         Args:
             input_ids: int64 [batch, length], padded on the right.
             attention_mask: [batch, length]; 0 on padding. It may be left out, since causal attention already hides
-                padding on the right from real tokens.
+                padding on the right from real tokens. It is left out for long texts, where transformers would turn it
+                into 5 bytes for every pair of tokens.
         """
+        if input_ids.shape[1] > LONG_TEXT:
+            attention_mask = None
         return self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
-from specdistill.errors import ServerError
+from specdistill.errors import ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.latency import run_differences
@@ -42,7 +42,8 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
     """
     if config.engine_kind.place == "decoder":
         return measure_draft(config, progress)
-    return bench_engine(config, progress or Quiet())
+    with out_of_memory_named(smaller_batch(config.timing.batch_size)):
+        return bench_engine(config, progress or Quiet())
 
 
 def bench_engine(config: BenchConfig, progress: Progress) -> Report:

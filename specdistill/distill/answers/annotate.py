@@ -19,8 +19,8 @@ from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSet
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
 from specdistill.distill.answers.shards import SHARD, find_shards, rollout_seed, to_example
 from specdistill.distill.processes.ranks import join
-from specdistill.errors import DataError, OutputError
-from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.errors import DataError, OutputError, out_of_memory_named, smaller_batch
+from specdistill.evaluation.acceptance import answer_hidden_states, logit_blocks
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import parquet, run_settings
 from specdistill.models import LanguageModel, load
@@ -151,7 +151,8 @@ class LabelWriter:
         """Labels a part where its shard is missing; its tokens."""
         rows, path = self._parts[number], self._output / SHARD.format(number)
         if not path.exists():
-            parquet.write(path, label_rows(self._config, self._target, rows))
+            with out_of_memory_named(smaller_batch(self._config.batch_size)):
+                parquet.write(path, label_rows(self._config, self._target, rows))
         return sum(len(row["answer_ids"]) for row in rows)
 
 
@@ -164,12 +165,15 @@ def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[Ans
         states = answer_hidden_states(target, [to_example(row) for row in chunk])
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
         for row, hidden in zip(chunk, states, strict=True):
-            log_probs = (target.logits(hidden).float() / settings.temperature).log_softmax(-1)
-            if settings.drawn:
-                seed = rollout_seed(settings.seed, row["prompt_id"], row.get("copy", 0))
-                labels = soft_labels.drawn(log_probs, settings.draws, seed)
-            else:
-                labels = soft_labels.likeliest(log_probs, settings.top_k)
+            seed = rollout_seed(settings.seed, row["prompt_id"], row.get("copy", 0))
+            generator, blocks = torch.Generator().manual_seed(seed), []
+            for block in logit_blocks(hidden, target.vocab_size):
+                log_probs = (target.logits(hidden[block]).float() / settings.temperature).log_softmax(-1)
+                if settings.drawn:
+                    blocks.append(soft_labels.drawn(log_probs, settings.draws, generator))
+                else:
+                    blocks.append(soft_labels.likeliest(log_probs, settings.top_k))
+            labels = soft_labels.joined(blocks)
             labelled.append({**row} | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
     return labelled
 

@@ -11,6 +11,7 @@ from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import ComparisonSettings, GenerateConfig
+from specdistill.errors import out_of_memory_named, smaller_batch
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
 from specdistill.files import run_settings
 from specdistill.models import LanguageModel, load, load_pair
@@ -128,17 +129,19 @@ class _Writer:
             num_shards = self._settings.num_shards(len(self._prompts), copies)
             _write_on_ray(config, self._make_engine, num_shards, len(self._prompts), self._progress)
         else:
-            shards.sample_rollouts(
-                self._models[role],
-                self._prompts,
-                self._encoded,
-                self._settings,
-                copies=copies,
-                directory=directory,
-                progress=self._progress,
-                name=f"{role} rollouts",
-                write=None if self._engine is None else self._engine.write,
-            )
+            uses_engine, batch_size = config.engine.uses_engine, config.batches.batch_size
+            with out_of_memory_named("change --engine-memory" if uses_engine else smaller_batch(batch_size)):
+                shards.sample_rollouts(
+                    self._models[role],
+                    self._prompts,
+                    self._encoded,
+                    self._settings,
+                    copies=copies,
+                    directory=directory,
+                    progress=self._progress,
+                    name=f"{role} rollouts",
+                    write=None if self._engine is None else self._engine.write,
+                )
         vocab_size = self._models["target"].vocab_size
         return shards.load_rollouts(directory, self._prompts, self._encoded, vocab_size, copies)
 

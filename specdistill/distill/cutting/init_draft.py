@@ -13,8 +13,8 @@ from specdistill.data.prompts import encode_all, load_prompts, spread_over_categ
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.layer_search import choose_layers
-from specdistill.errors import ConfigError
-from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
+from specdistill.errors import ConfigError, out_of_memory_named
+from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states, logit_blocks
 from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, cut_draft, families, load
@@ -47,10 +47,11 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     target = _load_target(config, progress)
     room = target.max_context - choice.calibration_tokens
     encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
-    answers = write_answers(
-        target, prompts, encoded, Sampling(), choice.calibration_tokens, choice.seed, progress, "calibration answers"
-    )
-    layers, candidates = choose_layers(target, answers, config.layers, choice.choose, choice.probe_steps, progress)
+    remedy = "lower --calibration-tokens or shorten the longest prompts; --probe-steps 0 trains no candidate"
+    with out_of_memory_named(remedy):
+        tokens, name = choice.calibration_tokens, "calibration answers"
+        answers = write_answers(target, prompts, encoded, Sampling(), tokens, choice.seed, progress, name)
+        layers, candidates = choose_layers(target, answers, config.layers, choice.choose, choice.probe_steps, progress)
     draft = cut_draft(target, layers)
     covered = None
     if config.vocab_keep:
@@ -93,7 +94,8 @@ def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int)
     for start in range(0, len(answers), 8):
         for hidden in answer_hidden_states(target, answers[start : start + 8], cache):
             with torch.no_grad():
-                votes += target.logits(hidden).float().softmax(-1).sum(0)
+                for block in logit_blocks(hidden, target.vocab_size):
+                    votes += target.logits(hidden[block]).float().softmax(-1).sum(0)
         cache.clear()
     share = votes / votes.sum()
     ranked = share.clone()

@@ -34,7 +34,7 @@ class LayerScorer:
             Example(answer.prompt_id, answer.prompt_ids, answer.answer_ids[:share], answer.provenance[:share])
             for answer in answers
         ]
-        self._batch = collate(cut[: max(1, _MAX_TOKENS // share)]).to(target.device)
+        self._answers = cut[: max(1, _MAX_TOKENS // share)]
         self._target_logits = self._logits()
         self.evaluated = 0
 
@@ -46,8 +46,7 @@ class LayerScorer:
 
     @torch.inference_mode()
     def _logits(self) -> torch.Tensor:
-        hidden = self._target.hidden_states(self._batch.input_ids, self._batch.attention_mask)
-        return self._target.logits(hidden[self._batch.predicting])
+        return self._target.logits(torch.cat(answer_hidden_states(self._target, self._answers)))
 
 
 def even_layers(total: int, count: int) -> list[int]:

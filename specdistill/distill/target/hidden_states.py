@@ -37,7 +37,7 @@ class TargetStates:
         *,
         lockstep: bool = False,
     ) -> None:
-        self._target, self._guidance = target, guidance
+        self._target, self._guidance, self._lockstep = target, guidance, lockstep
         self._cache: dict[Example, Tensor] = {}
         head = target.head_weight
         size = sum(len(example.answer_ids) for example in reused) * head.shape[1] * head.element_size()
@@ -65,13 +65,13 @@ class TargetStates:
         return states_of_all
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
-        states = answer_hidden_states(self._target, sequences)
+        states = answer_hidden_states(self._target, sequences, one_pass=self._lockstep)
         if self._guidance is None:
             return states
         twins = [
             Example(row.prompt_id, self._guidance.negative_ids, row.answer_ids, row.provenance) for row in sequences
         ]
-        negative = answer_hidden_states(self._target, twins)
+        negative = answer_hidden_states(self._target, twins, one_pass=self._lockstep)
         with torch.no_grad():
             return [self._guidance.combine(*both) for both in zip(states, negative, strict=True)]
 

@@ -7,15 +7,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from specdistill import errors
 from specdistill.data.batch import Example
 from specdistill.distill.sequences.build import ROLLOUTS_DIRECTORY
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.settings import OptimiserSettings
-from specdistill.errors import SpecdistillError
 from specdistill.files import atomic
 from specdistill.files.run_settings import CONFIG_FILE
 from specdistill.progress import Progress
@@ -26,19 +25,13 @@ SEQUENCES_FILE, WEIGHTS_FILE, LABELS_FILE = "sequences.json", "network.safetenso
 @contextlib.contextmanager
 def out_of_memory_named(settings: OptimiserSettings) -> Iterator[None]:
     """Turns running out of memory into one line with the settings that need less."""
-    try:
+    half = max(1, (settings.micro_batch_size or settings.batch_size) // 2)
+    checkpointing = "" if settings.gradient_checkpointing else ", add --gradient-checkpointing"
+    with errors.out_of_memory_named(
+        f"set --micro-batch-size {half} (the result stays the same){checkpointing}, or lower "
+        "--max-new-tokens; --resume then goes on from the last checkpoint"
+    ):
         yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        text = str(error)
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (known or "not enough memory" in text or "can't allocate memory" in text):
-            raise
-        half = max(1, (settings.micro_batch_size or settings.batch_size) // 2)
-        checkpointing = "" if settings.gradient_checkpointing else ", add --gradient-checkpointing"
-        raise SpecdistillError(
-            f"out of memory; set --micro-batch-size {half} (the result stays the same){checkpointing}, or lower "
-            "--max-new-tokens; --resume then goes on from the last checkpoint"
-        ) from error
 
 
 def falling(values: Sequence[float]) -> str | None:

@@ -21,6 +21,7 @@ from specdistill.evaluation.acceptance import (
     PromptAcceptance,
     alpha_sums,
     answer_hidden_states,
+    logit_blocks,
     score,
 )
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
@@ -147,18 +148,34 @@ class HeldOutLabels(HeldOut):
         for start in range(0, len(self._answers), _BATCH):
             hidden = answer_hidden_states(draft, self._answers[start : start + _BATCH])
             for rows, labels in zip(hidden, self._labels[start : start + _BATCH], strict=True):
-                log_q = (draft.logits(rows).float() / self._temperature).log_softmax(-1)
-                records.append(self._record(log_q.cpu(), labels))
+                records.append(self._record(*self._compare(draft, rows, labels), labels))
         return records
 
-    def _record(self, log_q: Tensor, labels: TokenLabels) -> PromptAcceptance:
-        rows = torch.arange(len(labels.counts)).repeat_interleave(labels.counts)
+    def _compare(self, draft: LanguageModel, states: Tensor, labels: TokenLabels) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads from the draft's hidden states what `_record` needs, its first three arguments."""
+        rows, argmax = torch.arange(len(labels.counts)).repeat_interleave(labels.counts), []
+        at_ids = torch.empty(len(labels.ids), dtype=torch.float64)
+        for block in logit_blocks(states, draft.vocab_size):
+            log_q = (draft.logits(states[block]).float() / self._temperature).log_softmax(-1).cpu()
+            inside = (rows >= block.start) & (rows < block.stop)
+            at_ids[inside] = log_q[rows[inside] - block.start, labels.ids[inside]].double()
+            argmax.append(log_q.argmax(-1))
+        return rows, at_ids, torch.cat(argmax)
+
+    def _record(self, rows: Tensor, at_ids: Tensor, argmax: Tensor, labels: TokenLabels) -> PromptAcceptance:
+        """Scores one answer.
+
+        Args:
+            rows: Answer token of each label.
+            at_ids: The draft's log-probability of each label, float64.
+            argmax: The draft's likeliest id at each answer token.
+            labels: The target's labels.
+        """
 
         def per_token(values: Tensor) -> Tensor:
             return torch.zeros(len(labels.counts), dtype=torch.float64).index_add_(0, rows, values.double())
 
-        log_p, at_ids = labels.log_probs.double(), log_q[rows, labels.ids].double()
-        argmax = log_q.argmax(-1)
+        log_p = labels.log_probs.double()
         says = (argmax[rows] == labels.ids).double()
         highest = torch.full((len(labels.counts),), -torch.inf, dtype=torch.float64)
         highest = highest.scatter_reduce(0, rows, log_p, "amax")
