@@ -23,6 +23,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Deterministic element ids, so that equal reports are equal files.
     "svg.hashsalt": "specdistill",
+    # A dollar in a category's name is a dollar.
+    "text.parse_math": False,
     "font.size": 13,
     "font.family": "sans-serif",
     "axes.spines.top": False,
