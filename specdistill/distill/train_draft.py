@@ -33,7 +33,7 @@ from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import TrainSummary
-from specdistill.files import atomic, run_settings
+from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
@@ -71,20 +71,21 @@ def train_draft(
     ranks = _join(config)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
-    if ranks.is_main:
-        run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
-    config.machine.limit_threads()
-    torch.manual_seed(config.seed)
-    run = _load(config, prompts, output, progress, ranks)
-    with guard_rails.reported_interrupt(output, progress):
-        trainer = _build_trainer(run, callbacks, make_engine)
-        summary = _train(run, trainer)
-    ranks.wait()
-    if ranks.is_main:
-        # Only now: whatever ended the run before can be resumed from.
-        atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1) + "\n")
-        checkpoints.remove(output)
-    return summary
+    with locks.output_lock(output, progress.say, wanted=ranks.is_main):
+        if ranks.is_main:
+            run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
+        config.machine.limit_threads()
+        torch.manual_seed(config.seed)
+        run = _load(config, prompts, output, progress, ranks)
+        with guard_rails.reported_interrupt(output, progress):
+            trainer = _build_trainer(run, callbacks, make_engine)
+            summary = _train(run, trainer)
+        ranks.wait()
+        if ranks.is_main:
+            # Only now: whatever ended the run before can be resumed from.
+            atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1) + "\n")
+            checkpoints.remove(output)
+        return summary
 
 
 @dataclass(frozen=True)

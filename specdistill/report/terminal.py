@@ -20,7 +20,8 @@ def bench_tables(report: Report) -> None:
     _alpha_table(console, report)
     _positions(console, report)
     _categories(console, report.acceptance, report.setup.predicting_rule)
-    _speed(console, report.latency, report.setup)
+    if report.economics.predicted_speedup:
+        _speed(console, report.latency, report.setup)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     economics = report.economics
@@ -114,6 +115,8 @@ def _speed(console: Console, latency: Latency, setup: Setup) -> None:
 def _costs(report: Report) -> list[str]:
     """Speed-up and costs, a line each; of a real engine only whole rounds are known."""
     economics, latency, length = report.economics, report.latency, report.setup.num_draft_tokens
+    if not economics.predicted_speedup:
+        return []
     predicted, perfect = economics.predicted_speedup[length], economics.perfect_draft_speedup
     threshold = economics.break_even_alpha
     needed = "none" if threshold is None else f"{threshold:.3f}"

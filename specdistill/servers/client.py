@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +103,13 @@ class ModelServer:
         Raises:
             ServerError: The server stays away, refuses, or sends something other than a JSON object.
         """
+        ended = threading.Event()
         with ThreadPoolExecutor(self._concurrency) as threads:
-            return list(threads.map(lambda body: self._request("POST", path, body), bodies))
+            try:
+                return list(threads.map(lambda body: self._request("POST", path, body, ended), bodies))
+            finally:
+                # On Ctrl-C, or where one request is refused, the others must not wait for a server that is away.
+                ended.set()
 
     def stream(self, path: str, body: JsonObject) -> Iterator[JsonObject]:
         """Yields the events of one streamed answer as they arrive.
@@ -192,15 +198,18 @@ class ModelServer:
             "is the URL right?"
         )
 
-    def _request(self, method: str, path: str, body: JsonObject | None) -> JsonObject:
-        """Sends a request again and again while the server is away, for at most `patience` seconds."""
+    def _request(
+        self, method: str, path: str, body: JsonObject | None, ended: threading.Event | None = None
+    ) -> JsonObject:
+        """Sends a request again and again while the server is away, for at most `patience` seconds or until `ended`."""
+        ended = ended or threading.Event()
         started, pause, announced = time.monotonic(), _FIRST_PAUSE, False
         while True:
             answer = self._try_once(method, path, body)
             if not isinstance(answer, _Away):
                 return answer
             waited = time.monotonic() - started
-            if waited >= self._patience:
+            if waited >= self._patience or ended.is_set():
                 raise ServerError(
                     f"{self.url}{self._via} gives no answer since {waited:.0f} s ({answer.reason}); {self._remedy}"
                 )
@@ -210,7 +219,7 @@ class ModelServer:
             asked_for = answer.retry_after
             # Random pauses keep threads that failed together from coming back together.
             delay = float(asked_for) if asked_for and asked_for.isdigit() else pause * self._random.uniform(0.5, 1.0)
-            time.sleep(min(delay, max(0.0, self._patience - waited)))
+            ended.wait(min(delay, max(0.0, self._patience - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _try_once(self, method: str, path: str, body: JsonObject | None) -> JsonObject | _Away:

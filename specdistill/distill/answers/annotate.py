@@ -16,12 +16,19 @@ from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
-from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed, to_example
-from specdistill.distill.processes.ranks import join
+from specdistill.distill.answers.interrupts import reported_interrupt
+from specdistill.distill.answers.shards import (
+    SHARD,
+    find_shards,
+    given_answers,
+    rollout_seed,
+    to_example,
+)
+from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.evaluation.summaries import AnnotateSummary
-from specdistill.files import parquet, run_settings
+from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
 from specdistill.models.language_model import end_of
 from specdistill.models.pair import resolve_device, resolve_dtype
@@ -53,6 +60,21 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
+    with (
+        locks.output_lock(output, progress.say, wanted=ranks.is_main),
+        reported_interrupt(output, "labels", progress),
+    ):
+        return _annotate(config, paths, prompts, output, progress, ranks)
+
+
+def _annotate(
+    config: AnnotateConfig,
+    paths: list[Path] | None,
+    prompts: Sequence[Prompt],
+    output: Path,
+    progress: Progress,
+    ranks: Ranks,
+) -> AnnotateSummary:
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
     ranks.wait()

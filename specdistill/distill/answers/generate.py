@@ -11,8 +11,9 @@ from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import ComparisonSettings, GenerateConfig
+from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
-from specdistill.files import run_settings
+from specdistill.files import locks, run_settings
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
@@ -52,6 +53,18 @@ def generate(
     progress = progress or Quiet()
     prompts, scorer = _check_before_loading(config, make_engine)
     output = Path(config.output)
+    with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
+        return _generate(config, prompts, scorer, output, progress, make_engine)
+
+
+def _generate(
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    scorer: scorers.Scorer | None,
+    output: Path,
+    progress: Progress,
+    make_engine: MakeEngine | None,
+) -> GenerateSummary:
     run_settings.claim(output, _settings(config), "answers")
     config.machine.limit_threads()
     models = _load(config, progress.say)
