@@ -15,6 +15,7 @@ from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_pro
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
+from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.shards import RolloutSettings, check_answers
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
@@ -73,7 +74,8 @@ def train_draft(
     output = Path(config.output)
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
-            run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
+            content = fingerprint([*prompts.training, *prompts.heldout])
+            run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE, content)
         config.machine.limit_threads()
         torch.manual_seed(config.seed)
         run = _load(config, prompts, output, progress, ranks)
@@ -184,6 +186,8 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
+        content = fingerprint([*prompts.training, *prompts.heldout])
+        atomic.write_text(output / run_settings.PROMPTS_FILE, content + "\n")
     ranks.wait()
     return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
 
@@ -248,16 +252,9 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
 
 
 def _scorer(run: _Run, answers: Sequence[Example]) -> HeldOutScorer:
-    return heldout_scorer(
-        run.pair,
-        run.target,
-        run.prompts.heldout,
-        answers,
-        run.config.sampling,
-        run.config.objective.temperature,
-        run.config.evaluation.rule,
-        run.guidance,
-    )
+    config, prompts = run.config, run.prompts.heldout
+    temperature, rule = config.objective.temperature, config.evaluation.rule
+    return heldout_scorer(run.pair, run.target, prompts, answers, config.sampling, temperature, rule, run.guidance)
 
 
 def _train(run: _Run, trainer: DraftTrainer) -> TrainSummary:

@@ -17,13 +17,7 @@ from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.interrupts import reported_interrupt
-from specdistill.distill.answers.shards import (
-    SHARD,
-    find_shards,
-    given_answers,
-    rollout_seed,
-    to_example,
-)
+from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed, to_example
 from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
@@ -165,7 +159,8 @@ class LabelWriter:
     def write(self, number: int) -> int:
         """Labels a part where its shard is missing; its tokens."""
         rows, path = self._parts[number], self._output / SHARD.format(number)
-        if not path.exists():
+        # A shard of a set that has grown since lacks its last answers, and is written again.
+        if not path.exists() or parquet.num_rows(path) != len(rows):
             parquet.write(path, label_rows(self._config, self._target, rows))
         return sum(len(row["answer_ids"]) for row in rows)
 
@@ -245,8 +240,22 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
             own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
             if own != list(rows[0]["prompt_ids"]):
                 raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        _check_labelled(Path(config.output) / SHARD.format(number), rows)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
+    _check_labelled(Path(config.output) / SHARD.format(len(parts)), ())
     return answers, tokens
+
+
+def _check_labelled(path: Path, rows: Sequence[AnswerRow]) -> None:
+    """Refuses to go on where a finished shard labels other answers than those that are there now."""
+    if not path.exists():
+        return
+    labelled = [(row["prompt_ids"], row["answer_ids"]) for row in parquet.read(path, ("prompt_ids", "answer_ids"))]
+    if labelled != [(list(row["prompt_ids"]), list(row["answer_ids"])) for row in rows[: len(labelled)]]:
+        raise OutputError(
+            f"{path} labels other answers than those that are to be labelled now; they have changed since it was "
+            "written: choose another --output"
+        )
 
 
 def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:

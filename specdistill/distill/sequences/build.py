@@ -10,7 +10,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance
-from specdistill.distill.answers import scorers, shards
+from specdistill.distill.answers import matching, scorers, shards
 from specdistill.distill.answers.engine import RolloutEngine
 from specdistill.distill.methods import Method
 from specdistill.distill.processes.ranks import ALONE, Ranks
@@ -74,6 +74,8 @@ def build_source(inputs: SequenceInputs) -> Built:
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
         examples = target.stored.select(inputs.prompts, inputs.encoded)
+        for line in matching.remarks("--soft-labels", (), examples, inputs.prompts, inputs.pair.target.name):
+            inputs.progress.say(line)
         return Labelled(_pool(inputs, examples), target.labeller), frozenset()
     source, reused = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
     if target.labeller is not None and inputs.needs_labels:
@@ -186,25 +188,32 @@ def fixed_sequences(inputs: SequenceInputs) -> list[Example]:
 
 def _target_answers(inputs: SequenceInputs) -> list[Example]:
     settings, target = inputs.settings, inputs.pair.target
-    directory = inputs.output / ROLLOUTS_DIRECTORY
     if settings.rollouts is not None:
-        directory = Path(settings.rollouts)
-    else:
-        sampled = shards.RolloutSettings(
-            inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance
-        )
-        shards.sample_rollouts(
-            target,
-            inputs.prompts,
-            inputs.encoded,
-            sampled,
-            copies=settings.rollouts_per_prompt,
-            directory=directory,
-            progress=inputs.progress,
-            ranks=inputs.ranks,
-            write=inputs.target.write,
-        )
+        return _stored_answers(inputs, Path(settings.rollouts))
+    directory = inputs.output / ROLLOUTS_DIRECTORY
+    sampled = shards.RolloutSettings(inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance)
+    shards.sample_rollouts(
+        target,
+        inputs.prompts,
+        inputs.encoded,
+        sampled,
+        copies=settings.rollouts_per_prompt,
+        directory=directory,
+        progress=inputs.progress,
+        ranks=inputs.ranks,
+        write=inputs.target.write,
+    )
     return shards.load_rollouts(directory, inputs.prompts, inputs.encoded, target.vocab_size)
+
+
+def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
+    target, rows = inputs.pair.target, shards.read_rollouts(directory)
+    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size)
+    examples = [example for _, example in selected]
+    remedy = "; 'specdistill generate' adds them where --output is that directory"
+    for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):
+        inputs.progress.say(line)
+    return examples
 
 
 def target_fraction(fraction: float | None, draft: LanguageModel) -> float:
