@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from cyclopts.config import Yaml
 
 from specdistill import __version__
 from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
+from specdistill.cli.stop_signals import Received, stop_signals
 from specdistill.errors import ConfigError, SpecdistillError, is_out_of_memory
 
 app = App(
@@ -23,6 +25,8 @@ app = App(
     version=__version__,
     # One spelling per flag: no --no-x and --empty-x twins.
     default_parameter=Parameter(negative=()),
+    # Else cyclopts ends the process on Ctrl-C, before `main` can say so.
+    suppress_keyboard_interrupt=False,
 )
 # In the order of work, which is the order of the help.
 _COMMANDS = {
@@ -40,16 +44,23 @@ for _position, (_name, _module) in enumerate(_COMMANDS.items()):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 2 for bad input or a failed run, 130 for Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs one command; the exit code is 0, 2 for bad input or a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end a run whose results are about to be printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with stop_signals() as received:
+        return _run(list(sys.argv[1:] if arguments is None else arguments), received)
+
+
+def _run(arguments: list[str], received: Received) -> int:
     debug = "--debug" in arguments
     try:
         app.config = _config_files(arguments)
         tokens = [each for each in arguments if each != "--debug"]
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
-        print("specdistill: interrupted", file=sys.stderr)
-        return 130
+        print(received.line, file=sys.stderr)
+        return received.exit_code
     except (CycloptsError, SpecdistillError) as error:
         if debug:
             raise
@@ -62,6 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if received:
+            # An import that a signal broke off ends in an error of its own.
+            print(received.line, file=sys.stderr)
+            return received.exit_code
         reason = " ".join(str(error).split()) or type(error).__name__
         if is_out_of_memory(error):
             print("specdistill: out of memory; take smaller models or a machine with more memory", file=sys.stderr)

@@ -13,24 +13,35 @@ from specdistill.serving.bench_config import BenchConfig
 def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
     from specdistill.errors import ServerError
-    from specdistill.files import atomic
+    from specdistill.evaluation.interruption import BenchInterruptedError
+    from specdistill.files import atomic, locks
     from specdistill.report.html import html_report
     from specdistill.report.json_file import json_text
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import bench_tables
     from specdistill.serving.bench import bench
 
-    # Hours of measuring must not end at a file that can't be written.
-    for path, flag in ((config.json, "--json"), (config.html, "--html")):
-        atomic.refuse_existing_file(Path(path) if path else None, flag)
-    report = bench(config, TerminalProgress())
+    progress, interrupted = TerminalProgress(), None
+    json, html = (Path(path) if path else None for path in (config.json, config.html))
+    with locks.file_lock(json, "--json", progress.say), locks.file_lock(html, "--html", progress.say):
+        # Hours of measuring must not end at a file that can't be written.
+        atomic.refuse_existing_file(json, "--json")
+        atomic.refuse_existing_file(html, "--html")
+        try:
+            report = bench(config, progress)
+        except BenchInterruptedError as error:
+            interrupted, report = error, error.report
+        # Files first: whoever reads our output may go away.
+        if json is not None:
+            atomic.write_text(json, json_text(report))
+        if html is not None:
+            atomic.write_text(html, html_report(report))
     bench_tables(report)
-    if config.json:
-        atomic.write_text(Path(config.json), json_text(report))
-        print(f"json: {config.json}")
-    if config.html:
-        atomic.write_text(Path(config.html), html_report(report))
-        print(f"html: {Path(config.html).resolve()}")
+    for name, path in (("json", config.json), ("html", html and html.resolve())):
+        if path:
+            print(f"{name}: {path}")
+    if interrupted is not None:
+        raise interrupted
     partial = report.partial
     if partial is not None:
         raise ServerError(f"{partial.why}; {partial.prompts_done} of {partial.prompts_asked} prompts are kept")

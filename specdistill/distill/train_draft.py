@@ -15,6 +15,7 @@ from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.given import AnswerCounts, check_answers
+from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
@@ -32,7 +33,7 @@ from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
-from specdistill.files import atomic, run_settings
+from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
@@ -71,20 +72,22 @@ def train_draft(
     ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=uses_engine)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
-    if ranks.is_main:
-        run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
-    config.machine.limit_threads()
-    torch.manual_seed(config.seed)
-    run = _load(config, prompts, output, progress, ranks)
-    with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
-        trainer, answers = _build_trainer(run, callbacks, make_engine)
-        summary = _train(run, trainer, answers)
-    ranks.wait()
-    if ranks.is_main:
-        # Only now: whatever ended the run before can be resumed from.
-        atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1) + "\n")
-        checkpoints.remove(output)
-    return summary
+    with locks.output_lock(output, progress.say, wanted=ranks.is_main):
+        if ranks.is_main:
+            content = fingerprint([*prompts.training, *prompts.heldout])
+            run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE, content)
+        config.machine.limit_threads()
+        torch.manual_seed(config.seed)
+        run = _load(config, prompts, output, progress, ranks)
+        with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
+            trainer, answers = _build_trainer(run, callbacks, make_engine)
+            summary = _train(run, trainer, answers)
+        ranks.wait()
+        if ranks.is_main:
+            # Only now: whatever ended the run before can be resumed from.
+            atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1) + "\n")
+            checkpoints.remove(output)
+        return summary
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
+        content = fingerprint([*prompts.training, *prompts.heldout])
+        atomic.write_text(output / run_settings.PROMPTS_FILE, content + "\n")
     ranks.wait()
     return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
 

@@ -8,7 +8,7 @@ min(p, q)(x_t). So one pass predicts the mean acceptance length of *every* draft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +124,7 @@ def score(
     batch_size: int = 8,
     target_cache: HiddenCache | None = None,
     on_sequences=None,
+    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
 ) -> list[PromptAcceptance]:
     """Scores a draft: runs both models once over answers that the target wrote.
 
@@ -135,10 +136,11 @@ def score(
         target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with those
             that were missing. It saves the target's pass where another draft is scored on the same sequences.
         on_sequences: Called with the number of sequences done, for progress.
+        on_interrupt: Called with a Ctrl-C; the records that are done are then returned. None passes it on.
 
     Returns:
         One record per sequence, in order: acceptance probabilities in [0, 1] and KL divergences in nats, float64
-        [tokens] each.
+        [tokens] each. After a Ctrl-C, those of the first sequences only.
 
     Raises:
         ValueError: The two models' logits differ in size.
@@ -146,20 +148,38 @@ def score(
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
-        target_hidden = answer_hidden_states(target, chunk, target_cache)
-        draft_hidden = answer_hidden_states(draft, chunk)
-        # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
-        for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
-            labels = torch.tensor(sequence.answer_ids, device=target.device)
-            blocks = []
-            for block in logit_blocks(labels, target.vocab_size):
-                # A greedy sampling leaves logits as they are, which is temperature 1.
-                target_logits = process(target.logits(target_rows[block]), sampling)
-                draft_logits = process(draft.logits(draft_rows[block]), sampling)
-                blocks.append(expected_acceptance(target_logits, draft_logits, labels[block]))
-            results.append(_record(_joined(blocks), labels, sampling.greedy))
+        try:
+            results += _score_batch(target, draft, chunk, sampling, target_cache)
+        except KeyboardInterrupt as error:
+            if on_interrupt is None:
+                raise
+            on_interrupt(error)
+            break
         if on_sequences is not None:
             on_sequences(len(chunk))
+    return results
+
+
+def _score_batch(
+    target: LanguageModel,
+    draft: LanguageModel,
+    chunk: Sequence[Example],
+    sampling: Sampling,
+    target_cache: HiddenCache | None,
+) -> list[PromptAcceptance]:
+    results = []
+    target_hidden = answer_hidden_states(target, chunk, target_cache)
+    draft_hidden = answer_hidden_states(draft, chunk)
+    # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
+    for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
+        labels = torch.tensor(sequence.answer_ids, device=target.device)
+        blocks = []
+        for block in logit_blocks(labels, target.vocab_size):
+            # A greedy sampling leaves logits as they are, which is temperature 1.
+            target_logits = process(target.logits(target_rows[block]), sampling)
+            draft_logits = process(draft.logits(draft_rows[block]), sampling)
+            blocks.append(expected_acceptance(target_logits, draft_logits, labels[block]))
+        results.append(_record(_joined(blocks), labels, sampling.greedy))
     return results
 
 

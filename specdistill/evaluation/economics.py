@@ -71,7 +71,7 @@ class Economics:
     perfect_draft_speedup: float
     """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
-    """`pays`, `does not pay` or `cannot pay`."""
+    """`pays`, `does not pay` or `cannot pay`; `unknown` where Ctrl-C came before decoding was timed."""
     why: str
     """The verdict's reason in one sentence."""
     target_step_seconds: float | None = None

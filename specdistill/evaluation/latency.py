@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ def time_both(
     max_new_tokens: int,
     seeds: list[int],
     on_tokens=None,
+    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
 ) -> list[TimedRun]:
     """Times plain and speculative decoding batch by batch; which goes first alternates, so drift cancels out.
 
@@ -41,8 +42,9 @@ def time_both(
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
+        on_interrupt: Called with a Ctrl-C; the batches that are done are then returned. None passes it on.
     """
-    runs = []
+    runs: list[TimedRun] = []
     for number, start in enumerate(range(0, len(encoded), batch_size)):
         chunk = list(encoded[start : start + batch_size])
         arguments = {
@@ -57,12 +59,18 @@ def time_both(
         def speculative(chunk=chunk, arguments=arguments):
             return decoder.generate(chunk, **arguments)
 
-        if number % 2:
-            second = speculative()
-            runs.append(TimedRun(plain(), second))
-        else:
-            first = plain()
-            runs.append(TimedRun(first, speculative()))
+        try:
+            if number % 2:
+                second = speculative()
+                runs.append(TimedRun(plain(), second))
+            else:
+                first = plain()
+                runs.append(TimedRun(first, speculative()))
+        except KeyboardInterrupt as error:
+            if on_interrupt is None:
+                raise
+            on_interrupt(error)
+            break
     return runs
 
 

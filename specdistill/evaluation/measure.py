@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
@@ -14,56 +14,20 @@ from specdistill.decoding.draft_length import DraftLength
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
-from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, ServedSampling, TimedRunSettings
-from specdistill.evaluation.latency import TimedRun
-from specdistill.evaluation.report import GreedyDifference, Report
-from specdistill.evaluation.report_acceptance import Acceptance
-from specdistill.evaluation.report_setup import DecoderSetup
-from specdistill.evaluation.sections import (
-    compare_section,
-    counted_section,
-    latency_section,
-    lossless_section,
-    model_facts,
-    scored_section,
-    setup_section,
+from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
+from specdistill.evaluation.interruption import (
+    FEWEST,
+    BenchInterruptedError,
+    Interruption,
 )
+from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.measured import Models, Scores, Timed, build_report
+from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The models of one measurement."""
-
-    target: LanguageModel
-    draft: LanguageModel
-    compared: LanguageModel | None
-    packing_seconds: float | None
-    """None where weights were not packed."""
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """One pass of the models over the target's answers."""
-
-    draft: list[PromptAcceptance]
-    compared: list[PromptAcceptance] | None
-    predicted: dict[int, float]
-    """Draft length -> predicted tokens per target call."""
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """The timed run and the comparison of greedy outputs."""
-
-    num_draft_tokens: int
-    """Draft length; the most where it varies."""
-    runs: list[TimedRun]
-    differences: list[GreedyDifference | None]
 
 
 def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Report:
@@ -81,6 +45,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
 
     Raises:
         SpecdistillError: Bad input; nothing was measured then.
+        BenchInterruptedError: After Ctrl-C, with the report of what was measured.
+        KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
     progress = progress or Quiet()
     _check_input(config)
@@ -91,15 +57,27 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     seed = config.timing.seed
+    stop = Interruption(progress.say)
     with out_of_memory_named(SHORTER_TEXTS):
-        answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
-        scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
+        answers = write_answers(
+            target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress, on_interrupt=stop
+        )
+        stop.check(len(answers))
+        scores = _score(models, answers, config, progress, stop)
     context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
     context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
-    with out_of_memory_named(smaller_batch(config.timing.batch_size)):
-        costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
-        timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress)
-    return _report(config, models, prompts, scores, costs, timed)
+    costs = timed = None
+    if not stop:
+        with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
+            costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
+            timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
+    answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
+    scored = [prompt for prompt in prompts if prompt.id in answered]
+    report = build_report(config, models, scored, scores, costs, timed)
+    if not stop:
+        return report
+    counts = (timed.prompts, timed.asked) if timed else (0, 0)
+    raise BenchInterruptedError(replace(report, partial=stop.partial(*counts, len(scored), len(prompts))))
 
 
 def _check_input(config: MeasureConfig) -> None:
@@ -111,7 +89,7 @@ def _check_input(config: MeasureConfig) -> None:
         check_packable(config.weights.pack, resolve_device(config.machine.device))
 
 
-def _load(config: MeasureConfig, progress: Progress) -> _Models:
+def _load(config: MeasureConfig, progress: Progress) -> Models:
     device, weights = config.machine.device, config.weights
     pair = load_pair(config.target, config.draft, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
@@ -121,34 +99,42 @@ def _load(config: MeasureConfig, progress: Progress) -> _Models:
     seconds = None
     if weights.pack != "none":
         seconds = sum(pack(model, weights.pack) for model in (pair.target, pair.draft, compared) if model is not None)
-    return _Models(pair.target, pair.draft, compared, seconds)
+    return Models(pair.target, pair.draft, compared, seconds)
 
 
 def _score(
-    models: _Models,
+    models: Models,
     answers: Sequence[Example],
-    sampling: ServedSampling,
-    rule: str,
-    settings: AcceptanceSettings,
+    config: MeasureConfig,
     progress: Progress,
-) -> _Scores:
+    stop: Interruption,
+) -> Scores:
+    """Scores both drafts; the answers that were reached before a Ctrl-C, and the compared draft only on all of them."""
     target_states: HiddenCache = {}
 
     def score(draft: LanguageModel) -> list[PromptAcceptance]:
         with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
             return acceptance.score(
-                models.target, draft, answers, sampling, target_cache=target_states, on_sequences=task.advance
+                models.target,
+                draft,
+                answers,
+                config.sampling,
+                target_cache=target_states,
+                on_sequences=task.advance,
+                on_interrupt=stop,
             )
 
     records = score(models.draft)
+    stop.check(len(records))
     predicted = {
-        length: ratio(*acceptance.predicted_tau(records, rule, length)).mean
-        for length in range(1, settings.max_draft_tokens + 1)
+        length: ratio(*acceptance.predicted_tau(records, config.predicting_rule, length)).mean
+        for length in range(1, config.acceptance.max_draft_tokens + 1)
     }
-    return _Scores(records, None if models.compared is None else score(models.compared), predicted)
+    compared = None if models.compared is None else score(models.compared)
+    return Scores(records, compared if compared is not None and len(compared) == len(records) else None, predicted)
 
 
-def _costs(models: _Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs:
+def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs:
     with progress.task("timing single steps", 8 * (max_draft_tokens + 2), "passes") as task:
         return measure_costs(
             models.target,
@@ -162,13 +148,14 @@ def _costs(models: _Models, batch_size: int, max_draft_tokens: int, context: int
 
 def _decode(
     config: MeasureConfig,
-    models: _Models,
+    models: Models,
     prompts: Sequence[Prompt],
     encoded: list[list[int]],
     predicted: dict[int, float],
     costs: Costs,
     progress: Progress,
-) -> _Timed:
+    stop: Interruption,
+) -> Timed:
     settings, asked = config.acceptance, config.num_draft_tokens
     chosen = asked or _best_length(predicted, costs)
     decoder = SpeculativeDecoder(
@@ -182,9 +169,15 @@ def _decode(
     if settings.draft_length == "auto" or (not asked and settings.draft_length == "confidence"):
         chosen = settings.max_draft_tokens
     timed = min(config.timing.latency_prompts or len(prompts), len(prompts))
-    runs = _time(models.target, decoder, encoded[:timed], config.timing, config.max_new_tokens, progress)
-    differences = [] if config.lossy else _differences(config, models, prompts[:timed], encoded, runs, chosen)
-    return _Timed(chosen, runs, differences)
+    runs = _time(models.target, decoder, encoded[:timed], config.timing, config.max_new_tokens, progress, stop)
+    done = sum(len(run.plain) for run in runs)
+    if stop and done < FEWEST:
+        return Timed(chosen, timed, [], None)
+    differences = None
+    if not config.lossy and (config.sampling.greedy or not stop):
+        with stop.caught():
+            differences = _differences(config, models, prompts[:done], encoded, runs, chosen)
+    return Timed(chosen, timed, runs, differences)
 
 
 def _best_length(predicted: dict[int, float], costs: Costs) -> int:
@@ -212,6 +205,7 @@ def _time(
     settings: TimedRunSettings,
     max_new_tokens: int,
     progress: Progress,
+    stop: Interruption,
 ) -> list[TimedRun]:
     latency.warm_up(target, decoder, encoded[0])
     with progress.task("plain against speculative", 2 * len(encoded) * max_new_tokens, "tokens") as task:
@@ -223,12 +217,13 @@ def _time(
             max_new_tokens=max_new_tokens,
             seeds=settings.prompt_seeds(range(len(encoded))),
             on_tokens=lambda row, ids: task.advance(len(ids)),
+            on_interrupt=stop,
         )
 
 
 def _differences(
     config: MeasureConfig,
-    models: _Models,
+    models: Models,
     prompts: Sequence[Prompt],
     encoded: list[list[int]],
     runs: list[TimedRun],
@@ -245,55 +240,4 @@ def _differences(
         encoded[:few],
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=min(48, config.max_new_tokens),
-    )
-
-
-def _report(
-    config: MeasureConfig,
-    models: _Models,
-    prompts: Sequence[Prompt],
-    scores: _Scores,
-    costs: Costs,
-    timed: _Timed,
-) -> Report:
-    rule, length = config.predicting_rule, timed.num_draft_tokens
-    speed = latency_section(timed.runs)
-    alpha = ratio(*acceptance.alpha_sums(scores.draft, rule)).mean
-    compared = None
-    if models.compared is not None and scores.compared is not None:
-        compared = compare_section(models.compared, scores.draft, scores.compared, rule, length)
-    return Report(
-        target=model_facts(models.target),
-        draft=model_facts(models.draft),
-        setup=_setup(config, models, length, len(prompts), timed.runs),
-        acceptance=Acceptance(
-            **vars(counted_section(timed.runs, length)),
-            **vars(scored_section(prompts, scores.draft, rule, length, scores.predicted)),
-        ),
-        latency=speed,
-        economics=economics.judge(costs, scores.predicted, length, alpha, speed.speedup),
-        lossless=lossless_section(config.lossy, timed.differences),
-        compare=compared,
-    )
-
-
-def _setup(
-    config: MeasureConfig, models: _Models, num_draft_tokens: int, prompts: int, runs: list[TimedRun]
-) -> DecoderSetup:
-    shared = setup_section(
-        config,
-        engine="specdistill",
-        device=str(models.target.device),
-        # Packed to int8, tokens that share a pass share a scale: checking several decides otherwise than one by one.
-        lossy=config.lossy or config.weights.pack == "int8",
-        num_draft_tokens=num_draft_tokens,
-        prompts=prompts,
-        latency_prompts=sum(len(run.plain) for run in runs),
-    )
-    return DecoderSetup(
-        **vars(shared),
-        lenience=config.acceptance.lenience,
-        draft_length=config.acceptance.draft_length,
-        pack=config.weights.pack,
-        packing_seconds=models.packing_seconds,
     )

@@ -106,14 +106,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """A run that an engine's failure ended early."""
+    """A run that Ctrl-C or an engine's failure ended early."""
 
     prompts_done: int
     """Prompts that the report covers."""
     prompts_asked: int
     """Prompts of the whole run."""
     why: str
-    """The failure."""
+    """What ended it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Report:
     compare: Comparison | None = None
     """The draft of --compare."""
     partial: Partial | None = None
-    """Present where an engine failed before all prompts were done."""
+    """Present where the run ended before all prompts were done."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from specdistill.errors import OutputError
 
+LOCK_FILE = ".specdistill.lock"
+"""File in an output directory that a run holds a lock on; one that a kill leaves behind is no result."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to a temporary file, syncs it and renames it to `path`.
@@ -84,13 +87,31 @@ def claim_output_directory(path: Path) -> None:
     Raises:
         OutputError: `path` already holds files, is a file, or can't be written.
     """
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(file.name != LOCK_FILE for file in path.iterdir()):
         raise OutputError(f"{path} already holds files; choose another --output, or move the old result away first")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; --output must name a directory")
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         _probe(path / ".write-probe")
+
+
+@contextmanager
+def emptied_on_failure(path: Path) -> Iterator[None]:
+    """Removes what the block wrote to a claimed directory if it fails or is interrupted: half a model is none.
+
+    Args:
+        path: A directory that `claim_output_directory` found empty.
+    """
+    try:
+        yield
+    except BaseException:
+        for file in path.iterdir() if path.is_dir() else ():
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name != LOCK_FILE:
+                file.unlink(missing_ok=True)
+        raise
 
 
 def refuse_existing_file(path: Path | None, flag: str) -> None:

@@ -30,8 +30,12 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     atomic.write_with(path, lambda temporary: _write(temporary, rows))
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     """Reads all rows of a file.
+
+    Args:
+        path: The file.
+        columns: Columns to read; those that the file lacks are left out. None reads all.
 
     Raises:
         DataError: The file is damaged.
@@ -40,9 +44,25 @@ def read(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            return file.read(columns and [name for name in columns if name in names]).to_pylist()
     except FileNotFoundError:
         raise
+    except Exception as error:
+        raise DataError(f"{path} can't be read ({first_line(error)}); remove it") from error
+
+
+def num_rows(path: Path) -> int:
+    """Counts the rows of a file without reading them.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows
     except Exception as error:
         raise DataError(f"{path} can't be read ({first_line(error)}); remove it") from error
 

@@ -14,6 +14,9 @@ from specdistill.files import atomic
 CONFIG_FILE = "specdistill.yaml"
 """Name of the settings file inside an output directory."""
 
+PROMPTS_FILE = "prompts.sha256"
+"""Name of the file with a hash of a run's prompts: a resumed run must have the same ones."""
+
 FlatSettings = dict[str, Any]
 """Flat name of each setting -> its value, as YAML holds it."""
 
@@ -71,7 +74,9 @@ def claim(output: Path, settings: FlatSettings, content: str) -> None:
             raise OutputError(f"{output} holds {content} made with another {flags}; choose another --output")
 
 
-def claim_run(output: Path, settings: FlatSettings, resume: bool, may_change: Collection[str], finished: str) -> None:
+def claim_run(
+    output: Path, settings: FlatSettings, resume: bool, may_change: Collection[str], finished: str, prompts: str
+) -> None:
     """Makes the output directory of a run, or proves that the run in it is this one and may go on.
 
     Args:
@@ -80,9 +85,10 @@ def claim_run(output: Path, settings: FlatSettings, resume: bool, may_change: Co
         resume: Whether to go on with a run that is there.
         may_change: Settings that may differ from those of the run.
         finished: File that a finished run has.
+        prompts: Hash of the run's prompts.
 
     Raises:
-        OutputError: The directory holds something else, a finished run, or one of other settings.
+        OutputError: The directory holds something else, a finished run, or one of other settings or prompts.
     """
     if not (resume and exists(output)):
         atomic.claim_output_directory(output)
@@ -93,3 +99,9 @@ def claim_run(output: Path, settings: FlatSettings, resume: bool, may_change: Co
     if flags:
         own = output / CONFIG_FILE
         raise OutputError(f"the run in {output} has another {flags}; resume it with --config {own} --resume")
+    # Runs of older versions have no such file.
+    if (output / PROMPTS_FILE).is_file() and (output / PROMPTS_FILE).read_text().strip() != prompts:
+        raise OutputError(
+            f"{settings['prompts']} has changed since the run in {output} began; restore its prompts to resume, or "
+            "start again with another --output"
+        )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from specdistill.evaluation.summaries import AnnotateSummary, GenerateSummary, TrainSummary
+from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate
 
 
 def training_table(summary: TrainSummary) -> None:
     """Prints the summary that `train_draft` returned."""
-    console = Console()
+    console = plain_console()
     alpha = summary.measure == "alpha"
     table = Table(title=f"held-out {summary.measure}, {summary.heldout_prompts} prompts that training never saw")
     for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
@@ -28,12 +27,12 @@ def training_table(summary: TrainSummary) -> None:
 
 def generation_table(summary: GenerateSummary) -> None:
     """Prints the summary that `generate` returned."""
-    console = Console()
+    console = plain_console()
     generators = summary.generators
-    table = Table(title=f"answers in {escape(summary.output)}")
+    table = Table(title=f"answers in {summary.output}")
     table.add_column("")
     for role, generator in generators.items():
-        table.add_column(f"{role}: {escape(generator.name)}", justify="right")
+        table.add_column(f"{role}: {generator.name}", justify="right")
     unit = {None: "sampling FLOPs", "compute": "sampling FLOPs", "cost": "price"}[summary.match]
     lines = {
         "prompts": ("prompts", "{:,}"),

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from specdistill.evaluation.plan import MemoryUse, Plan
+from specdistill.report.console import plain_console
 
 
 def plan_tables(plan: Plan) -> None:
     """Prints a plan."""
-    console, settings = Console(), plan.settings
+    console, settings = plain_console(), plan.settings
     console.print(
         f"target of {settings.target_params}, draft of {settings.draft_params}, {settings.gpus} x "
         f"{settings.gpu}: {_count(plan.tokens.trained)} answer tokens in {plan.steps:,} steps",
-        highlight=False,
     )
     console.print(_work_table(plan))
-    console.print(f"wall time on {settings.gpus}: {plan.wall_hours:,.1f} hours", highlight=False)
+    console.print(f"wall time on {settings.gpus}: {plan.wall_hours:,.1f} hours")
     console.print(_memory_table(plan.memory_per_gpu))
     console.print(
         f"stored labels ('specdistill annotate --top-k {settings.training.label_top_k}'): "
         f"{plan.storage.label_bytes_per_token:.0f} bytes a token, {plan.storage.labels / 1e9:,.1f} GB",
-        highlight=False,
     )
     for line in plan.assumptions:
-        console.print(f"assumed: {line}", highlight=False, soft_wrap=True)
+        console.print(f"assumed: {line}", soft_wrap=True)
 
 
 def _work_table(plan: Plan) -> Table:

@@ -23,6 +23,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Deterministic element ids, so that equal reports are equal files.
     "svg.hashsalt": "specdistill",
+    # A dollar in a category's name is a dollar.
+    "text.parse_math": False,
     "font.size": 13,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -44,19 +46,22 @@ def all_plots(report: Report) -> list[tuple[str, str, str]]:
                 "that kept i-1 which also kept the i-th. From real decoding.",
             )
         )
-    plots += [
-        (
-            "Speed-up over draft length",
-            _draw(_speedups, report),
-            "Predicted from one scoring pass and measured step costs; the dot is the measured run with its 95 % "
-            "interval. Below the line at 1 the draft slows serving down.",
-        ),
+    if report.economics.predicted_speedup:
+        plots.append(
+            (
+                "Speed-up over draft length",
+                _draw(_speedups, report),
+                "Predicted from one scoring pass and measured step costs; the dot is the measured run with its 95 % "
+                "interval. Below the line at 1 the draft slows serving down.",
+            )
+        )
+    plots.append(
         (
             "Alpha by rule",
             _draw(_alphas, report),
             "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts.",
-        ),
-    ]
+        )
+    )
     if len(report.acceptance.by_category) > 1:
         plots.append(("Alpha by category", _draw(_categories, report), "Kinds of prompts that the draft is good at."))
     return plots

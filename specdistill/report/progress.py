@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +19,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from specdistill.progress import Task
+from specdistill.report.console import plain_console
 
 
 class _Speed(ProgressColumn):
@@ -37,7 +37,7 @@ class _Bar:
         self._progress.advance(self._id, amount)
 
     def note(self, text: str) -> None:
-        self._progress.update(self._id, note=escape(text))
+        self._progress.update(self._id, note=text)
 
 
 class _Lines:
@@ -53,7 +53,7 @@ class _Lines:
         if fifths > self._shown:
             self._shown = fifths
             text = f"{self._name}: {self._done}/{self._total} {self._unit}  {self._note}".rstrip()
-            self._console.print(escape(text), highlight=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._note = text
@@ -63,10 +63,10 @@ class TerminalProgress:
     """Draws `specdistill.progress.Progress` with rich; plain lines where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = plain_console(stderr=True)
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Task]:
@@ -74,14 +74,14 @@ class TerminalProgress:
             yield _Lines(self.console, name, total, unit)
             return
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
             _Speed(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         ]
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            yield _Bar(progress, progress.add_task(escape(name), total=total, note=""))
+            yield _Bar(progress, progress.add_task(name, total=total, note=""))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from specdistill.report.console import plain_console
 
 
 class Verdict(Protocol):
@@ -64,26 +66,26 @@ class Exported(Protocol):
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> None:
     """Prints a block per engine."""
-    console = Console()
+    console = plain_console()
     for verdict in verdicts:
         _verdict_lines(console, verdict)
 
 
 def exported_lines(exported: Exported) -> None:
     """Prints where the draft was written, what changed, and the engine's verdict."""
-    console = Console()
-    console.print(f"wrote {escape(exported.path)}", soft_wrap=True, highlight=False)
+    console = plain_console()
+    console.print(f"wrote {exported.path}", soft_wrap=True)
     for line in exported.changes:
-        console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+        console.print(f"  {line}", soft_wrap=True)
     _verdict_lines(console, exported.verdict)
 
 
 def _verdict_lines(console: Console, verdict: Verdict) -> None:
-    word = "[bold green]loads[/]" if verdict.loads else "[bold red]refuses[/]"
-    console.print(f"[bold]{escape(verdict.engine)}[/]: {word}", highlight=False)
+    word = ("loads", "bold green") if verdict.loads else ("refuses", "bold red")
+    console.print(Text.assemble((verdict.engine, "bold"), ": ", word))
     for mark, lines in (("because", verdict.refusals), ("beware", verdict.warnings)):
         for line in lines:
-            console.print(f"  {mark}: {escape(line)}", soft_wrap=True, highlight=False)
+            console.print(f"  {mark}: {line}", soft_wrap=True)
     if verdict.loads:
-        console.print(f"  accepts by: {escape(verdict.rule)}", soft_wrap=True, highlight=False)
-        console.print(f"  {escape(verdict.command)}", soft_wrap=True, highlight=False)
+        console.print(f"  accepts by: {verdict.rule}", soft_wrap=True)
+        console.print(f"  {verdict.command}", soft_wrap=True)

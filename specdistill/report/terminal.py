@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from specdistill.evaluation.report import Latency, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
+from specdistill.report.console import plain_console
 from specdistill.report.wording import alpha_rows, estimate, lossless_line, prediction_warning
 
 
 def bench_tables(report: Report) -> None:
     """Prints the bench report."""
-    console = Console()
+    console = plain_console()
     _headline(console, report)
     _alpha_table(console, report)
     _positions(console, report)
     _categories(console, report.acceptance, report.setup.predicting_rule)
-    _speed(console, report.latency, report.setup)
+    if report.economics.predicted_speedup:
+        _speed(console, report.latency, report.setup)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
-        console.print(fact, soft_wrap=True, highlight=False)
+        console.print(fact, soft_wrap=True)
     economics = report.economics
-    console.print(
-        f"[bold]verdict: {economics.verdict}[/bold] - {escape(economics.why)}", soft_wrap=True, highlight=False
-    )
+    console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:
@@ -33,20 +33,21 @@ def _headline(console: Console, report: Report) -> None:
     head = "" if draft.head_size is None else f", head of {draft.head_size:,} ids"
     engine = ""
     if isinstance(setup, EngineSetup):
-        engine = f"   in {escape(setup.engine_version)}, which accepts by {setup.rule}"
+        engine = f"   in {setup.engine_version}, which accepts by {setup.rule}"
     console.print(
-        f"target {escape(target.name)} ({target.parameters / 1e6:.1f}M)   "
-        f"draft {escape(draft.name)} ({draft.parameters / 1e6:.1f}M{head})   "
+        f"target {target.name} ({target.parameters / 1e6:.1f}M)   "
+        f"draft {draft.name} ({draft.parameters / 1e6:.1f}M{head})   "
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
     partial = report.partial
     if partial is not None:
         console.print(
-            f"[bold]INCOMPLETE[/bold]: {partial.prompts_done} of {partial.prompts_asked} prompts; "
-            f"{escape(partial.why)}",
+            Text.assemble(
+                ("INCOMPLETE", "bold"),
+                f": {partial.prompts_done} of {partial.prompts_asked} prompts; {partial.why}",
+            ),
             soft_wrap=True,
-            highlight=False,
         )
 
 
@@ -55,7 +56,7 @@ def _alpha_table(console: Console, report: Report) -> None:
     table.add_column("rule")
     table.add_column("alpha [95 %]", justify="right")
     if report.compare is not None:
-        table.add_column(escape(report.compare.draft.name), justify="right")
+        table.add_column(report.compare.draft.name, justify="right")
         table.add_column("paired difference", justify="right")
     table.add_column("means")
     for row in alpha_rows(report):
@@ -81,11 +82,10 @@ def _positions(console: Console, report: Report) -> None:
         f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {predicted:.3f}; "
         f"accepted/proposed {estimate(acceptance.acceptance_rate)}",
         soft_wrap=True,
-        highlight=False,
     )
     warning = prediction_warning(report)
     if warning:
-        console.print(f"[bold red]BEWARE[/]: {warning}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("BEWARE", "bold red"), f": {warning}"), soft_wrap=True)
 
 
 def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
@@ -94,7 +94,7 @@ def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
         table.add_column(name, justify="left" if name == "category" else "right")
     for name, scores in acceptance.by_category.items():
         numbers = f"{scores.alpha(rule):.3f}", f"{scores.mean_acceptance_length:.3f}"
-        table.add_row(escape(name), str(scores.prompts), *numbers)
+        table.add_row(name, str(scores.prompts), *numbers)
     console.print(table)
 
 
@@ -115,6 +115,8 @@ def _speed(console: Console, latency: Latency, setup: Setup) -> None:
 def _costs(report: Report) -> list[str]:
     """Speed-up and costs, a line each; of a real engine only whole rounds are known."""
     economics, latency, length = report.economics, report.latency, report.setup.num_draft_tokens
+    if not economics.predicted_speedup:
+        return []
     predicted, perfect = economics.predicted_speedup[length], economics.perfect_draft_speedup
     threshold = economics.break_even_alpha
     needed = "none" if threshold is None else f"{threshold:.3f}"

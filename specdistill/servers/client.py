@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from specdistill.errors import ConfigError, ServerAwayError, ServerError
+from specdistill.errors import ConfigError, ServerAwayError, ServerError, first_line
+from specdistill.servers import proxies
 
 JsonObject = dict[str, Any]
 """A JSON object whose keys the server decides: the body of a request, an answer, or one event of a stream."""
@@ -47,7 +49,7 @@ class ModelServer:
         say: Called with a line of text when a request has to wait.
 
     Raises:
-        ConfigError: `url` is not an HTTP URL.
+        ConfigError: `url` is not an HTTP URL, or the environment's proxy can't be used.
         ServerError: The server stays away or does not serve the model.
     """
 
@@ -62,18 +64,13 @@ class ModelServer:
         remedy: str = "start it again, then the same command with --resume goes on",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        import httpx2
-
         check_url(url)
         self.url = url.rstrip("/").removesuffix("/v1")
+        self._via = proxies.remedy_for(self.url)
+        """Names the proxy in between, for errors; empty without one."""
         self._concurrency, self._patience, self._say = concurrency, patience, say
         self._timeout, self._remedy = timeout, remedy
-        key = os.environ.get(API_KEY_VARIABLE)
-        self._client = httpx2.Client(
-            timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx2.Limits(max_connections=concurrency),
-        )
+        self._client = self._open()
         self._random = random.Random()
         served = {entry["id"]: entry for entry in self._listing()}
         if model is None and len(served) != 1:
@@ -85,14 +82,34 @@ class ModelServer:
         self.owner = str(served[self.model].get("owned_by", ""))
         """The software that serves the model, such as vllm or sglang; empty if the server does not tell."""
 
+    def _open(self) -> Any:
+        import httpx2
+
+        key = os.environ.get(API_KEY_VARIABLE)
+        try:
+            return httpx2.Client(
+                timeout=httpx2.Timeout(self._timeout, connect=min(10.0, self._timeout)),
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx2.Limits(max_connections=self._concurrency),
+                trust_env=not proxies.is_loopback(self.url),
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            # A SOCKS proxy without its package, or no URL at all.
+            raise ConfigError(f"can't reach {self.url}{self._via}: {first_line(error)}") from error
+
     def ask(self, path: str, bodies: list[JsonObject]) -> list[JsonObject]:
         """Sends several requests at the same time and returns the answers in order.
 
         Raises:
             ServerError: The server stays away, refuses, or sends something other than a JSON object.
         """
+        ended = threading.Event()
         with ThreadPoolExecutor(self._concurrency) as threads:
-            return list(threads.map(lambda body: self._request("POST", path, body), bodies))
+            try:
+                return list(threads.map(lambda body: self._request("POST", path, body, ended), bodies))
+            finally:
+                # On Ctrl-C, or where one request is refused, the others must not wait for a server that is away.
+                ended.set()
 
     def stream(self, path: str, body: JsonObject) -> Iterator[JsonObject]:
         """Yields the events of one streamed answer as they arrive.
@@ -113,14 +130,16 @@ class ModelServer:
                     raise self._refusal(path, response)
                 for line in response.iter_lines():
                     if time.monotonic() > end:
-                        raise ServerAwayError(f"{self.url}{path} took over {self._timeout:.0f} s for one answer")
+                        raise ServerAwayError(
+                            f"{self.url}{path}{self._via} took over {self._timeout:.0f} s for one answer"
+                        )
                     if line.startswith("data:") and line[5:].strip() != "[DONE]":
                         yield self._event(path, line[5:])
                     elif line.strip() and not line.startswith(("data:", ":", "event:", "id:", "retry:")):
                         raise self._garbage(path, line)
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise ServerAwayError(f"{self.url}{path} broke off ({reason})") from error
+            raise ServerAwayError(f"{self.url}{path}{self._via} broke off ({reason})") from error
 
     def wait(self) -> None:
         """Waits until the server lists its models.
@@ -141,7 +160,7 @@ class ModelServer:
         try:
             response = self._client.get(self.url + path)
         except httpx2.TransportError as error:
-            raise ServerAwayError(f"{self.url}{path} gives no answer ({error})") from error
+            raise ServerAwayError(f"{self.url}{path}{self._via} gives no answer ({error})") from error
         return response.text if response.is_success else None
 
     def close(self) -> None:
@@ -175,26 +194,32 @@ class ModelServer:
 
     def _garbage(self, path: str, answer: Any) -> ServerError:
         return ServerError(
-            f"{self.url}{path} answered {str(answer)[:80]!r}, which no OpenAI-compatible server does; is the URL right?"
+            f"{self.url}{path}{self._via} answered {str(answer)[:80]!r}, which no OpenAI-compatible server does; "
+            "is the URL right?"
         )
 
-    def _request(self, method: str, path: str, body: JsonObject | None) -> JsonObject:
-        """Sends a request again and again while the server is away, for at most `patience` seconds."""
+    def _request(
+        self, method: str, path: str, body: JsonObject | None, ended: threading.Event | None = None
+    ) -> JsonObject:
+        """Sends a request again and again while the server is away, for at most `patience` seconds or until `ended`."""
+        ended = ended or threading.Event()
         started, pause, announced = time.monotonic(), _FIRST_PAUSE, False
         while True:
             answer = self._try_once(method, path, body)
             if not isinstance(answer, _Away):
                 return answer
             waited = time.monotonic() - started
-            if waited >= self._patience:
-                raise ServerError(f"{self.url} gives no answer since {waited:.0f} s ({answer.reason}); {self._remedy}")
+            if waited >= self._patience or ended.is_set():
+                raise ServerError(
+                    f"{self.url}{self._via} gives no answer since {waited:.0f} s ({answer.reason}); {self._remedy}"
+                )
             if not announced:
-                self._say(f"{self.url}: {answer.reason}; trying again for {self._patience:.0f} s")
+                self._say(f"{self.url}{self._via}: {answer.reason}; trying again for {self._patience:.0f} s")
                 announced = True
             asked_for = answer.retry_after
             # Random pauses keep threads that failed together from coming back together.
             delay = float(asked_for) if asked_for and asked_for.isdigit() else pause * self._random.uniform(0.5, 1.0)
-            time.sleep(min(delay, max(0.0, self._patience - waited)))
+            ended.wait(min(delay, max(0.0, self._patience - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _try_once(self, method: str, path: str, body: JsonObject | None) -> JsonObject | _Away:
@@ -215,7 +240,7 @@ class ModelServer:
     def _refusal(self, path: str, response: Any) -> ServerError:
         temporary = response.status_code >= 500 or response.status_code in _TEMPORARY_STATUSES
         kind = ServerAwayError if temporary else ServerError
-        return kind(f"{self.url}{path} refused: {_reason(response)}", response.status_code)
+        return kind(f"{self.url}{path}{self._via} refused: {_reason(response)}", response.status_code)
 
     def _event(self, path: str, text: str) -> JsonObject:
         try:

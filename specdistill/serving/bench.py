@@ -9,6 +9,7 @@ from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, s
 from specdistill.errors import ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
@@ -39,6 +40,8 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 
     Raises:
         SpecdistillError: Bad input, or an engine that failed before two prompts were done; nothing is kept then.
+        BenchInterruptedError: After Ctrl-C, with the report of what was measured.
+        KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
     if config.engine_kind.place == "decoder":
         return measure_draft(config, progress)
@@ -62,9 +65,11 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, pair.target.tokenizer, room, pair.target.vocab_size)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
+    stop = Interruption(progress.say)
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
-        runs, failure = _time(config, plain, drafting, pair.target, encoded, progress)
+        runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
     done = sum(len(run.plain) for run in runs)
+    stop.check(done)
     if failure is not None and done < 2:
         raise failure
     if not in_process:
@@ -75,6 +80,8 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         judge = pair.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
+    if stop:
+        raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
         return report
     partial = Partial(prompts_done=done, prompts_asked=len(prompts), why=str(failure))
@@ -113,11 +120,12 @@ def _time(
     target: LanguageModel,
     encoded: list[list[int]],
     progress: Progress,
+    stop: Interruption,
 ) -> tuple[list[EngineRun], ServerError | None]:
     """Asks both engines batch by batch, alternating which goes first.
 
     Returns:
-        The batches that were done, and the failure that ended the run early or None.
+        The batches that were done before a Ctrl-C, and the failure that ended the run early or None.
     """
     runs: list[EngineRun] = []
     sampling, tokens, size = config.sampling, config.max_new_tokens, config.timing.batch_size
@@ -132,10 +140,13 @@ def _time(
             try:
                 for engine in (drafting, plain) if number % 2 else (plain, drafting):
                     answered[engine] = engine.answer(chunk, sampling, tokens, seeds, task.advance)
+                speculative = answered[drafting]
+                runs.append(EngineRun(answered[plain].answers, speculative.answers, speculative.speculation))
             except ServerError as error:
                 return runs, error
-            speculative = answered[drafting]
-            runs.append(EngineRun(answered[plain].answers, speculative.answers, speculative.speculation))
+            except KeyboardInterrupt as error:
+                stop(error)
+                return runs, None
     return runs, None
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from specdistill.errors import ModelError
-from specdistill.files import atomic
+from specdistill.files import atomic, locks
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
+from specdistill.progress import Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.export_config import ExportConfig
@@ -52,9 +53,16 @@ def export(config: ExportConfig) -> Exported:
         load.check_exists(name, role)
     if config.format == "gguf":
         _check_served(Path(config.served_gguf))
-        atomic.refuse_existing_file(output, "--output")
-    else:
+        with locks.file_lock(output, "--output", Quiet().say):
+            atomic.refuse_existing_file(output, "--output")
+            return _export(config, output)
+    with locks.output_lock(output, Quiet().say):
         atomic.claim_output_directory(output)
+        with atomic.emptied_on_failure(output):
+            return _export(config, output)
+
+
+def _export(config: ExportConfig, output: Path) -> Exported:
     target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
     vocabulary.check_same_vocabulary(
         target_source.tokenizer,

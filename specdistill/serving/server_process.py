@@ -57,7 +57,8 @@ class ServerProcess:
         while True:
             self.check_alive()
             with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(url + "/health", timeout=5.0).is_success:
+                # The server is on this machine: no proxy of the environment may come between.
+                if httpx2.get(url + "/health", timeout=5.0, trust_env=False).is_success:
                     return
             if time.monotonic() > end:
                 raise ServerError(

@@ -17,12 +17,13 @@ from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
+from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.shards import SHARD, find_shards, rollout_seed, to_example
-from specdistill.distill.processes.ranks import join
+from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import DataError, OutputError, out_of_memory_named, smaller_batch
 from specdistill.evaluation.acceptance import answer_hidden_states, logit_blocks
 from specdistill.evaluation.summaries import AnnotateSummary
-from specdistill.files import parquet, run_settings
+from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
 from specdistill.models.answer_end import answer_end
 from specdistill.models.pair import resolve_device, resolve_dtype
@@ -54,6 +55,21 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
+    with (
+        locks.output_lock(output, progress.say, wanted=ranks.is_main),
+        reported_interrupt(output, "labels", progress),
+    ):
+        return _annotate(config, paths, prompts, output, progress, ranks)
+
+
+def _annotate(
+    config: AnnotateConfig,
+    paths: list[Path] | None,
+    prompts: Sequence[Prompt],
+    output: Path,
+    progress: Progress,
+    ranks: Ranks,
+) -> AnnotateSummary:
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
     ranks.wait()
@@ -150,7 +166,8 @@ class LabelWriter:
     def write(self, number: int) -> int:
         """Labels a part where its shard is missing; its tokens."""
         rows, path = self._parts[number], self._output / SHARD.format(number)
-        if not path.exists():
+        # A shard of a set that has grown since lacks its last answers, and is written again.
+        if not path.exists() or parquet.num_rows(path) != len(rows):
             with out_of_memory_named(smaller_batch(self._config.batch_size)):
                 parquet.write(path, label_rows(self._config, self._target, rows))
         return sum(len(row["answer_ids"]) for row in rows)
@@ -239,8 +256,22 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
             own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
             if own != list(rows[0]["prompt_ids"]):
                 raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        _check_labelled(Path(config.output) / SHARD.format(number), rows)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
+    _check_labelled(Path(config.output) / SHARD.format(len(parts)), ())
     return answers, tokens
+
+
+def _check_labelled(path: Path, rows: Sequence[AnswerRow]) -> None:
+    """Refuses to go on where a finished shard labels other answers than those that are there now."""
+    if not path.exists():
+        return
+    labelled = [(row["prompt_ids"], row["answer_ids"]) for row in parquet.read(path, ("prompt_ids", "answer_ids"))]
+    if labelled != [(list(row["prompt_ids"]), list(row["answer_ids"])) for row in rows[: len(labelled)]]:
+        raise OutputError(
+            f"{path} labels other answers than those that are to be labelled now; they have changed since it was "
+            "written: choose another --output"
+        )
 
 
 def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:

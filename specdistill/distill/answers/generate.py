@@ -11,9 +11,11 @@ from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import ComparisonSettings, GenerateConfig
+from specdistill.distill.answers.interrupts import reported_interrupt
+from specdistill.distill.answers.shard_plan import ShardPlan, ShardWork, plan_shards
 from specdistill.errors import out_of_memory_named, smaller_batch
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
-from specdistill.files import run_settings
+from specdistill.files import locks, run_settings
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
@@ -53,6 +55,18 @@ def generate(
     progress = progress or Quiet()
     prompts, scorer = _check_before_loading(config, make_engine)
     output = Path(config.output)
+    with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
+        return _generate(config, prompts, scorer, output, progress, make_engine)
+
+
+def _generate(
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    scorer: scorers.Scorer | None,
+    output: Path,
+    progress: Progress,
+    make_engine: MakeEngine | None,
+) -> GenerateSummary:
     run_settings.claim(output, _settings(config), "answers")
     config.machine.limit_threads()
     models = _load(config, progress.say)
@@ -126,8 +140,8 @@ class _Writer:
         config, output = self._config, Path(self._config.output)
         directory = output if config.comparison.other is None else output / role
         if config.cluster.ray is not None:
-            num_shards = self._settings.num_shards(len(self._prompts), copies)
-            _write_on_ray(config, self._make_engine, num_shards, len(self._prompts), self._progress)
+            plan = plan_shards(self._prompts, self._encoded, self._settings.shard_size, copies, directory)
+            _write_on_ray(config, self._make_engine, plan, len(self._prompts), self._progress)
         else:
             uses_engine, batch_size = config.engine.uses_engine, config.batches.batch_size
             with out_of_memory_named("change --engine-memory" if uses_engine else smaller_batch(batch_size)):
@@ -152,9 +166,11 @@ class AnswerWriter:
     Args:
         config: Its paths are absolute: a worker starts in another folder.
         make_engine: Makes the engine that answers, or None.
+        work: All shards; `write` takes a place in this list.
     """
 
-    def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
+    def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
+        self._work = work
         model = _load_target(config, print)
         prompts = load_prompts(config.prompts)
         room = model.max_context - config.max_new_tokens
@@ -165,12 +181,14 @@ class AnswerWriter:
 
     def write(self, number: int) -> int:
         """Writes a shard where it is missing; the tokens it may hold."""
-        return self._job.write_shard(number, Quiet())
+        return self._job.write_shard(self._work[number], Quiet())
 
 
 def _write_on_ray(
-    config: GenerateConfig, make_engine: MakeEngine | None, num_shards: int, num_prompts: int, progress: Progress
+    config: GenerateConfig, make_engine: MakeEngine | None, plan: ShardPlan, num_prompts: int, progress: Progress
 ) -> None:
+    if remark := plan.remark(Path(config.output)):
+        progress.say(remark)
     assert config.cluster.ray is not None
     local = {name: str(Path(getattr(config, name)).absolute()) for name in ("target", "prompts", "output")}
     existing = {name: path for name, path in local.items() if Path(path).exists()}
@@ -178,8 +196,8 @@ def _write_on_ray(
     with progress.task("target rollouts", total, "tokens") as task:
         on_ray.write_shards(
             AnswerWriter,
-            (config.replace(**existing), make_engine),
-            range(num_shards),
+            (config.replace(**existing), make_engine, plan.shards),
+            range(len(plan.shards)),
             address=config.cluster.ray,
             workers=config.cluster.ray_workers,
             on_done=task.advance,

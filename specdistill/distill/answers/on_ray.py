@@ -6,8 +6,10 @@ left alone once it has it, so nothing is lost or done twice. The output folder m
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,10 +63,11 @@ def write_shards(
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": True}
     try:
-        if address == "local":
-            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with _own_sigterm():
+            if address == "local":
+                ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError) as error:
         raise SpecdistillError(f"--ray {address}: no cluster there ({str(error).splitlines()[0]})") from error
     context = ray.data.DataContext.get_current()
@@ -87,6 +90,18 @@ def write_shards(
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise SpecdistillError(f"Ray gave up: {reason}; the same command goes on where it was") from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps the handler of SIGTERM that is set before the block; Ray's own would end the process without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Only the main thread may set handlers.
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Worker:

@@ -19,6 +19,10 @@ from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
 from specdistill.decoding.generation import as_example
+from specdistill.distill.answers.matching import select_rows
+from specdistill.distill.answers.matching import to_example as to_example
+from specdistill.distill.answers.shard_plan import SHARD as SHARD
+from specdistill.distill.answers.shard_plan import ShardWork, plan_shards
 from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.errors import DataError
 from specdistill.files import parquet
@@ -27,8 +31,6 @@ from specdistill.progress import Progress, Task
 
 Write = Callable[[list[list[int]], Sampling, int, list[int]], list[Generation]]
 """(prompts' ids, sampling, max_new_tokens, seeds) -> an answer to each prompt, by whatever writes them."""
-
-SHARD = "train-{:05d}.parquet"
 
 
 def text_sequences(texts: Sequence[str], tokenizer, eos_token_id: int, block: int) -> list[Example]:
@@ -84,13 +86,13 @@ def sample_rollouts(
     ranks: Ranks = ALONE,
     write: Write | None = None,
 ) -> None:
-    """Lets a model answer every prompt `copies` times, shard by shard; shards that are there already are left alone.
+    """Lets a model answer every prompt `copies` times, shard by shard; answers that are there already are left alone.
 
     Args:
         model: Writes the answers.
         prompts, encoded: What to answer.
         settings: Sampling; must be those of the shards already there.
-        copies: Answers per prompt. Raising it later only adds shards: all first answers come first, then all second.
+        copies: Answers per prompt. Raising it later only adds shards, and so does adding prompts; see `plan_shards`.
         directory: Where the shards go.
         progress: Where the bar goes.
         name: Name of the bar.
@@ -98,15 +100,19 @@ def sample_rollouts(
         write: Answers in the model's place, where it is only a shell: a server, an engine.
     """
     job = RolloutJob(model, prompts, encoded, settings, directory, write)
-    shards = ranks.share(range(settings.num_shards(len(prompts), copies)))
+    plan = plan_shards(prompts, encoded, settings.shard_size, copies, directory) if ranks.is_main else None
+    # One plan for all: another rank may look when the first answers are already there.
+    plan = next(found for found in ranks.gather([plan]) if found is not None)
+    if remark := plan.remark(directory):
+        progress.say(remark)
     with progress.task(name, copies * len(prompts) * settings.max_new_tokens // ranks.world, "tokens") as task:
-        for shard in shards:
+        for shard in ranks.share(plan.shards):
             job.write_shard(shard, task)
     ranks.wait()
 
 
 class RolloutJob:
-    """All answers to a set of prompts, split into shards; arguments as in `sample_rollouts`."""
+    """Writes the answers of one shard at a time; arguments as in `sample_rollouts`."""
 
     def __init__(
         self,
@@ -119,23 +125,22 @@ class RolloutJob:
     ) -> None:
         self._model, self._prompts, self._encoded = model, prompts, encoded
         self._settings, self._directory, self._write = settings, directory, write
-        # Prompts of like length share a batch: padding costs as much as tokens.
-        self._order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
 
-    def write_shard(self, shard: int, task: Task) -> int:
+    def write_shard(self, shard: ShardWork, task: Task) -> int:
         """Writes a shard where it is missing; the tokens it may hold."""
-        settings = self._settings
-        copy, part = divmod(shard, settings.num_shards(len(self._order), copies=1))
-        chosen = self._order[part * settings.shard_size : (part + 1) * settings.shard_size]
-        path = self._directory / SHARD.format(shard)
-        most = len(chosen) * settings.max_new_tokens
-        if path.exists():
+        settings, chosen = self._settings, list(shard.chosen)
+        path = self._directory / SHARD.format(shard.number)
+        known = shard.answered * settings.max_new_tokens
+        most = known + len(chosen) * settings.max_new_tokens
+        # A Ray worker that died may have finished it.
+        if not chosen or path.exists():
             task.advance(most)
             return most
+        task.advance(known)
         rows: list[AnswerRow] = []
         for start in range(0, len(chosen), settings.batch_size):
             batch = chosen[start : start + settings.batch_size]
-            rows += _answer(self._model, self._prompts, self._encoded, settings, batch, copy, task, self._write)
+            rows += _answer(self._model, self._prompts, self._encoded, settings, batch, shard.copy, task, self._write)
         parquet.write(path, rows)
         return most
 
@@ -235,34 +240,3 @@ def load_rollouts(
     """
     rows = read_rollouts(source)
     return [sequence for _, sequence in select_rows(rows, source, prompts, encoded, vocab_size, copies)]
-
-
-def to_example(row: AnswerRow) -> Example:
-    """A row as an example, without its labels."""
-    prompt, answer, provenance = tuple(row["prompt_ids"]), tuple(row["answer_ids"]), tuple(row["provenance"])
-    return Example(row["prompt_id"], prompt, answer, provenance)
-
-
-def select_rows(
-    rows: Sequence[AnswerRow],
-    source: Path,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
-    vocab_size: int,
-    copies: int | None = None,
-) -> list[tuple[int, Example]]:
-    """Finds the rows that answer the given prompts: number and example of each; see `load_rollouts`."""
-    known = {prompt.id: tuple(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
-    selected = []
-    for number, row in enumerate(rows):
-        if known.get(row["prompt_id"]) != tuple(row["prompt_ids"]) or (copies and row.get("copy", 0) >= copies):
-            continue
-        example = to_example(row)
-        if max(example.answer_ids, default=0) >= vocab_size:
-            raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
-        selected.append((number, example))
-    if not selected:
-        raise DataError(
-            f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
-        )
-    return selected

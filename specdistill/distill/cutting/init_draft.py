@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
+from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states, logit_blocks
 from specdistill.evaluation.summaries import CutSummary
-from specdistill.files import atomic
+from specdistill.files import atomic, locks
 from specdistill.models import LanguageModel, cut_draft, families, load
 from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.models.pair import resolve_device
@@ -42,7 +42,14 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     load.check_exists(config.target, "target")
     prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
     output = Path(config.output)
-    atomic.claim_output_directory(output)
+    with locks.output_lock(output, progress.say):
+        atomic.claim_output_directory(output)
+        with atomic.emptied_on_failure(output):
+            return _cut(config, prompts, output, progress)
+
+
+def _cut(config: InitDraftConfig, prompts: Sequence[Prompt], output: Path, progress: Progress) -> CutSummary:
+    choice = config.choice
     config.machine.limit_threads()
     target = _load_target(config, progress)
     room = target.max_context - choice.calibration_tokens

@@ -11,7 +11,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, check_ids
 from specdistill.data.texts import load_texts
 from specdistill.decoding import Guidance
-from specdistill.distill.answers import scorers, shards
+from specdistill.distill.answers import matching, scorers, shards
 from specdistill.distill.answers.engine import RolloutEngine
 from specdistill.distill.answers.given import AnswerCounts, given_answers, without_empty
 from specdistill.distill.methods import Method
@@ -83,6 +83,8 @@ def build_source(inputs: SequenceInputs) -> Built:
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
         stored = target.stored.select(inputs.prompts, inputs.encoded)
+        for line in matching.remarks("--soft-labels", (), stored, inputs.prompts, inputs.pair.target.name):
+            inputs.progress.say(line)
         examples, answers = without_empty(stored, inputs.progress.say)
         return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
     built = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
@@ -223,25 +225,32 @@ def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts
 
 def _target_answers(inputs: SequenceInputs) -> list[Example]:
     settings, target = inputs.settings, inputs.pair.target
-    directory = inputs.output / ROLLOUTS_DIRECTORY
     if settings.rollouts is not None:
-        directory = Path(settings.rollouts)
-    else:
-        sampled = shards.RolloutSettings(
-            inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance
-        )
-        shards.sample_rollouts(
-            target,
-            inputs.prompts,
-            inputs.encoded,
-            sampled,
-            copies=settings.rollouts_per_prompt,
-            directory=directory,
-            progress=inputs.progress,
-            ranks=inputs.ranks,
-            write=inputs.target.write,
-        )
+        return _stored_answers(inputs, Path(settings.rollouts))
+    directory = inputs.output / ROLLOUTS_DIRECTORY
+    sampled = shards.RolloutSettings(inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance)
+    shards.sample_rollouts(
+        target,
+        inputs.prompts,
+        inputs.encoded,
+        sampled,
+        copies=settings.rollouts_per_prompt,
+        directory=directory,
+        progress=inputs.progress,
+        ranks=inputs.ranks,
+        write=inputs.target.write,
+    )
     return shards.load_rollouts(directory, inputs.prompts, inputs.encoded, target.vocab_size)
+
+
+def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
+    target, rows = inputs.pair.target, shards.read_rollouts(directory)
+    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size)
+    examples = [example for _, example in selected]
+    remedy = "; 'specdistill generate' adds them where --output is that directory"
+    for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):
+        inputs.progress.say(line)
+    return examples
 
 
 def target_fraction(fraction: float | None, draft: LanguageModel) -> float:

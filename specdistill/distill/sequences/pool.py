@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from specdistill.data.batch import Example
@@ -38,6 +41,26 @@ class Pool(SampledSource):
 
     def next_batch(self, step: int) -> list[Example]:
         return [self._sequences[index] for index in self._ranks.share(self._sampler.next())]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"content": self._content}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Checkpoints of older versions don't say it.
+        if state.get("content", self._content) != self._content:
+            raise DataError(
+                "the texts to train on are no longer those of the checkpoint: prompts, answers, labels or --text have "
+                "changed; restore them to resume, or start again with another --output"
+            )
+        super().load_state_dict(state)
+
+    @cached_property
+    def _content(self) -> str:
+        """Hash of all sequences in order, without their labels."""
+        digest = hashlib.sha256()
+        for row in self._sequences:
+            digest.update(json.dumps([row.prompt_ids, row.answer_ids]).encode())
+        return digest.hexdigest()
 
 
 class EpochSampler:

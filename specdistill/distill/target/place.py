@@ -74,7 +74,7 @@ class StoredAnswers:
         Raises:
             DataError: There are none.
         """
-        from specdistill.distill.answers.shards import select_rows
+        from specdistill.distill.answers.matching import select_rows
 
         rows = select_rows(self._store.rows(), self._directory, prompts, encoded, self._vocab_size, copies)
         for number, example in rows:

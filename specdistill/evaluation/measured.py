@@ -1,0 +1,126 @@
+"""Puts the bench report of our own decoder together from what was measured, all of it or a part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specdistill.data.prompts import Prompt
+from specdistill.decoding.costs import Costs
+from specdistill.evaluation import acceptance, economics
+from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.interruption import counted_or_unknown, latency_or_unknown, unknown_economics
+from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.report import GreedyDifference, Lossless, Report
+from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_setup import DecoderSetup
+from specdistill.evaluation.sections import (
+    compare_section,
+    lossless_section,
+    model_facts,
+    scored_section,
+    setup_section,
+)
+from specdistill.evaluation.statistics import ratio
+from specdistill.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of one measurement."""
+
+    target: LanguageModel
+    draft: LanguageModel
+    compared: LanguageModel | None
+    packing_seconds: float | None
+    """None where weights were not packed."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One pass of the models over the target's answers."""
+
+    draft: list[PromptAcceptance]
+    compared: list[PromptAcceptance] | None
+    predicted: dict[int, float]
+    """Draft length -> predicted tokens per target call."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The timed run and the comparison of greedy outputs."""
+
+    num_draft_tokens: int
+    """Draft length; the most where it varies."""
+    asked: int
+    """Prompts that were to be timed."""
+    runs: list[TimedRun]
+    differences: list[GreedyDifference | None] | None
+    """None where outputs were not compared."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that were timed."""
+        return sum(len(run.plain) for run in self.runs)
+
+
+def build_report(
+    config: MeasureConfig,
+    models: Models,
+    prompts: Sequence[Prompt],
+    scores: Scores,
+    costs: Costs | None,
+    timed: Timed | None,
+) -> Report:
+    """Puts the report together; costs and timed runs are missing where Ctrl-C came before them."""
+    rule, runs = config.predicting_rule, timed.runs if timed else []
+    length = timed.num_draft_tokens if timed else config.num_draft_tokens or config.acceptance.max_draft_tokens
+    speed = latency_or_unknown(runs)
+    alpha = ratio(*acceptance.alpha_sums(scores.draft, rule)).mean
+    compared = None
+    if models.compared is not None and scores.compared is not None:
+        compared = compare_section(models.compared, scores.draft, scores.compared, rule, length)
+    return Report(
+        target=model_facts(models.target),
+        draft=model_facts(models.draft),
+        setup=_setup(config, models, length, len(prompts), runs),
+        acceptance=Acceptance(
+            **vars(counted_or_unknown(runs, length)),
+            **vars(scored_section(prompts, scores.draft, rule, length, scores.predicted)),
+        ),
+        latency=speed,
+        economics=economics.judge(costs, scores.predicted, length, alpha, speed.speedup)
+        if costs is not None and runs
+        else unknown_economics(length),
+        lossless=_lossless(config, timed),
+        compare=compared,
+    )
+
+
+def _lossless(config: MeasureConfig, timed: Timed | None) -> Lossless:
+    if config.lossy or (timed is not None and timed.differences is not None):
+        return lossless_section(config.lossy, timed.differences or [] if timed else [])
+    return Lossless(checked=False, lossy=False, greedy_identical=False, prompts_compared=0, differences=[])
+
+
+def _setup(
+    config: MeasureConfig, models: Models, num_draft_tokens: int, prompts: int, runs: list[TimedRun]
+) -> DecoderSetup:
+    shared = setup_section(
+        config,
+        engine="specdistill",
+        device=str(models.target.device),
+        # Packed to int8, tokens that share a pass share a scale: checking several decides otherwise than one by one.
+        lossy=config.lossy or config.weights.pack == "int8",
+        num_draft_tokens=num_draft_tokens,
+        prompts=prompts,
+        latency_prompts=sum(len(run.plain) for run in runs),
+    )
+    return DecoderSetup(
+        **vars(shared),
+        lenience=config.acceptance.lenience,
+        draft_length=config.acceptance.draft_length,
+        pack=config.weights.pack,
+        packing_seconds=models.packing_seconds,
+    )
