@@ -40,8 +40,10 @@ def command(pair, name: str) -> list[str]:
         *{
             "bench": [*draft, *short, "--max-new-tokens", "4", "--num-prompts", "2", "--num-draft-tokens", "2"],
             "init-draft": ["--layers", "1", "--calibration-tokens", "4", *short, *output],
-            "train-draft": ["--method", "seqkd", "--steps", "1", "--heldout-prompts", "2", "--max-new-tokens", "4"]
-            + [*draft, *short, *output],
+            "train-draft": [
+                *("--method", "seqkd", "--steps", "1", "--heldout-prompts", "2", "--max-new-tokens", "4"),
+                *(*draft, *short, *output),
+            ],
             "generate": [*short, "--max-new-tokens", "4", *output],
             "export": [*draft, "--format", "vllm", *output],
         }[name],

@@ -100,8 +100,10 @@ def run(command: str, folder, **models: str) -> int:
     words = {
         "bench": ["--draft", draft, *prompts, *short, "--num-prompts", "2", "--num-draft-tokens", "2"],
         "init-draft": ["--layers", "1", "--calibration-tokens", "4", *prompts, *output],
-        "train-draft": ["--method", "sft", "--steps", "1", "--heldout-prompts", "2", "--draft", draft, *prompts]
-        + [*short, *output],
+        "train-draft": [
+            *("--method", "sft", "--steps", "1", "--heldout-prompts", "2", "--draft", draft),
+            *(*prompts, *short, *output),
+        ],
         "generate": [*prompts, *short, *output],
         "annotate": [*prompts, *short, *output],
         "export": ["--draft", draft, "--format", "vllm", *output],
