@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
@@ -67,9 +68,11 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, output_loading_info=True
         )
+        # A pair, because of `output_loading_info`.
+        model, report = loaded
     except Exception as error:
         raise ModelError(f"transformers can't read {path}: {first_line(error)}") from error
     weights.check_report(report, str(path))

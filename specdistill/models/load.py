@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -115,7 +116,8 @@ def _why_not(error: Exception, location: str, name: str, role: str) -> str:
     if directory.is_dir():
         only_pieces = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
         if only_pieces and importlib.util.find_spec("sentencepiece") is None:
-            return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: pip install sentencepiece protobuf"
+            needed = "pip install sentencepiece protobuf"
+            return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: {needed}"
         return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
     adapter = _cached(location, checkpoint_files.ADAPTER_FILE)
     if adapter is not None:
@@ -192,7 +194,7 @@ def load_model(
     model = _read_weights(source, role, device, dtype, keep)
     vocab_size = vocabulary.usable_size(source.tokenizer, model.config.vocab_size)
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
-    moves = keep == "whole" and not getattr(model, "is_quantized", False)
+    moves = keep == "whole" and not quantised.stays(source.config)
     loaded = LanguageModel(
         model=(_on(model, device) if moves else model).eval(),
         tokenizer=source.tokenizer,
@@ -214,10 +216,11 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     quantisation = memory.quantisation(keep, dtype) or quantised.loading_settings(source.config)
     method = quantised.method_of(source.config)
     # Quantised weights can't be moved later.
-    placed = keep in memory.QUANTISED or method not in (None, *quantised.DEQUANTISED)
+    placed = keep in memory.QUANTISED or quantised.stays(source.config)
     try:
         with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            # A pair, because of `output_loading_info`.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,
                 config=source.config,
@@ -229,6 +232,7 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+        model, report = loaded
     except Exception as error:
         raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
     weights.check_report(report, f"--{role} {source.name}", dequantised=method in quantised.DEQUANTISED)

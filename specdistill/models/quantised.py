@@ -41,6 +41,11 @@ def method_of(config: PretrainedConfig) -> str | None:
     return str(getattr(method, "value", method))
 
 
+def stays(config: PretrainedConfig) -> bool:
+    """Whether a checkpoint's weights stay quantised when they are loaded."""
+    return method_of(config) not in (None, *DEQUANTISED)
+
+
 def check(config: PretrainedConfig, side_file: str | None, where: str) -> None:
     """Checks that transformers can load a checkpoint's quantised weights on this machine.
 
@@ -79,11 +84,10 @@ def check_plain(config: PretrainedConfig, where: str) -> None:
     Raises:
         ModelError: The weights stay quantised.
     """
-    method = method_of(config)
-    if method is not None and method not in DEQUANTISED:
+    if stays(config):
         raise ModelError(
-            f"{where} is quantised by {method}, and quantised weights can't be cut, trained or exported; name the "
-            "checkpoint that it was quantised from"
+            f"{where} is quantised by {method_of(config)}, and quantised weights can't be cut, trained or exported; "
+            "name the checkpoint that it was quantised from"
         )
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specdistill.errors import IncompatibleModelsError, ModelError
 from specdistill.files import atomic
@@ -45,13 +45,13 @@ def check_ordinary_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: 
     """
     if real_vocab_size(tokenizer) <= rows:
         return
-    added = tokenizer.get_added_vocab()
+    added = cast(PreTrainedTokenizerFast, tokenizer).get_added_vocab()
     beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in added}
     if beyond:
         first = min(beyond)
         raise ModelError(
-            f"{where}: the tokenizer produces id {first} ({beyond[first]!r}) but the head has {rows} rows; the tokenizer "
-            "files belong to another model"
+            f"{where}: the tokenizer produces id {first} ({beyond[first]!r}) but the head has {rows} rows; the "
+            "tokenizer files belong to another model"
         )
 
 

@@ -208,7 +208,8 @@ def _checkpoints_only(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -
     for role, side in (("target", target), ("draft", draft)):
         if side.is_gguf:
             verdict.refusals.append(
-                f"the {role} is a .gguf file, and this engine's gate takes checkpoints; name the one that it was made from"
+                f"the {role} is a .gguf file, and this engine's gate takes checkpoints; name the one that "
+                "it was made from"
             )
 
 

@@ -1,7 +1,7 @@
 """The commands that `check` and `export` print, run as they are printed: each server must draft.
 
-`make test-engines` runs this. Where llama.cpp's program is not installed, a stand-in of its name takes the same flags and
-serves by xllamacpp; like the program it drafts only where --spec-type says so.
+`make test-engines` runs this. Where llama.cpp's program is not installed, a stand-in of its name takes the same
+flags and serves by xllamacpp; like the program it drafts only where --spec-type says so.
 """
 
 from __future__ import annotations

@@ -29,12 +29,6 @@ def quantise_by(directory, method: str, **settings) -> None:
     wild.change_json(directory / "config.json", quantization_config={"quant_method": method} | settings)
 
 
-def one_line(capsys) -> str:
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1 and line.startswith("specdistill: ") and "unexpected" not in line
-    return line
-
-
 def command(pair, name: str) -> list[str]:
     short = ["--prompts", str(pair / "prompts.txt")]
     (pair / "prompts.txt").write_text("".join(f"w{i} w{i + 1}\n" for i in range(6)))
@@ -46,8 +40,10 @@ def command(pair, name: str) -> list[str]:
         *{
             "bench": [*draft, *short, "--max-new-tokens", "4", "--num-prompts", "2", "--num-draft-tokens", "2"],
             "init-draft": ["--layers", "1", "--calibration-tokens", "4", *short, *output],
-            "train-draft": [*draft, *short, "--method", "seqkd", "--steps", "1", "--heldout-prompts", "2", *output]
-            + ["--max-new-tokens", "4"],
+            "train-draft": [
+                *("--method", "seqkd", "--steps", "1", "--heldout-prompts", "2", "--max-new-tokens", "4"),
+                *(*draft, *short, *output),
+            ],
             "generate": [*short, "--max-new-tokens", "4", *output],
             "export": [*draft, "--format", "vllm", *output],
         }[name],
@@ -109,7 +105,7 @@ def test_the_missing_package_is_named(pair, name, method, settings, package, cap
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else found(name, *more))
     quantise_by(pair / "target", method, **settings)
     assert main(command(pair, name)) == 2
-    error = one_line(capsys)
+    error = wild.one_line(capsys)
     assert f"is quantised by {method}, which needs: pip install {package}" in error
     assert not list((pair / "out").rglob("*"))
 
@@ -123,7 +119,7 @@ def test_modelopt_is_refused_and_not_measured_without_its_scales(pair, name, pla
         side = {"producer": {"name": "modelopt", "version": "0.33"}, "quantization": {"quant_algo": "FP8"}}
         (pair / "target" / place).write_text(json.dumps(side))
     assert main(command(pair, name)) == 2
-    error = one_line(capsys)
+    error = wild.one_line(capsys)
     assert "--target" in error and "quantised by modelopt, which transformers can't read" in error
     assert not list((pair / "out").rglob("*"))
 
@@ -133,7 +129,7 @@ def test_fp8_weights_under_a_plain_configuration_are_refused(pair, capsys):
     wild.block_fp8(pair / "target")
     wild.change_json(pair / "target/config.json", quantization_config=None)
     assert main(command(pair, "generate")) == 2
-    assert "no place for: model.layers.0.mlp.down_proj.weight_scale_inv" in one_line(capsys)
+    assert "no place for: model.layers.0.mlp.down_proj.weight_scale_inv" in wild.one_line(capsys)
 
 
 # ---- bitsandbytes
@@ -168,7 +164,7 @@ def test_weights_that_stay_quantised_are_not_cut_trained_or_exported(pair, saved
         (pair / "draft").rename(pair / "target")
         (pair / "small").rename(pair / "draft")
     assert main(command(pair, name)) == 2
-    error = one_line(capsys)
+    error = wild.one_line(capsys)
     assert "is quantised by bitsandbytes, and quantised weights can't be cut, trained or exported" in error
     assert f"--{'target' if name == 'init-draft' else 'draft'} " in error
     assert not list((pair / "out").rglob("*"))
@@ -177,4 +173,4 @@ def test_weights_that_stay_quantised_are_not_cut_trained_or_exported(pair, saved
 def test_a_quantised_target_is_not_quantised_again(pair, capsys):
     wild.block_fp8(pair / "target")
     assert main([*command(pair, "train-draft"), "--target-memory", "nf4"]) == 2
-    assert "is quantised already, by fp8; leave out --target-memory nf4" in one_line(capsys)
+    assert "is quantised already, by fp8; leave out --target-memory nf4" in wild.one_line(capsys)

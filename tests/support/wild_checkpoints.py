@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import write_rows
 from torch import Tensor
+
+from specdistill.cli import main
 
 WEIGHTS = "model.safetensors"
 BLOCK = 128
@@ -44,7 +47,11 @@ def add_token(directory: Path, token: str = "<image>") -> int:
 
 
 def block_fp8(directory: Path, scales: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """Stores the layers' matrices as FP8 with a scale for each block, as Qwen3-8B-FP8 does; the values they stand for."""
+    """Stores the layers' matrices as FP8 with a scale for each block, as Qwen3-8B-FP8 does.
+
+    Returns:
+        Every weight's value, which the stored numbers stand for.
+    """
     meant: dict[str, Tensor] = {}
 
     def change(weights: dict[str, Tensor]) -> None:
@@ -78,3 +85,40 @@ def adapter(directory: Path, base: str = "org/base-8b") -> Path:
     (directory / "adapter_config.json").write_text(json.dumps(settings))
     save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(8, 4)}, directory / "adapter_model.safetensors")
     return directory
+
+
+COMMANDS = ("bench", "init-draft", "train-draft", "generate", "annotate", "export")
+
+
+def run(command: str, folder, **models: str) -> int:
+    """Runs a command on the folder's models at its smallest."""
+    target, draft = (models.get(role, str(folder / role)) for role in ("target", "draft"))
+    prompts = ["--prompts", str(folder / "prompts.jsonl")]
+    if not (folder / "prompts.jsonl").exists():
+        write_rows(folder / "prompts.jsonl", [{"prompt": f"w{i} w{i + 1}", "answer": "w3"} for i in range(6)])
+    output, short = ["--output", str(folder / "out")], ["--max-new-tokens", "4"]
+    words = {
+        "bench": ["--draft", draft, *prompts, *short, "--num-prompts", "2", "--num-draft-tokens", "2"],
+        "init-draft": ["--layers", "1", "--calibration-tokens", "4", *prompts, *output],
+        "train-draft": [
+            *("--method", "sft", "--steps", "1", "--heldout-prompts", "2", "--draft", draft),
+            *(*prompts, *short, *output),
+        ],
+        "generate": [*prompts, *short, *output],
+        "annotate": [*prompts, *short, *output],
+        "export": ["--draft", draft, "--format", "vllm", *output],
+        "check": ["--draft", draft],
+    }[command]
+    return main([command, "--target", target, *words])
+
+
+def one_line(capsys) -> str:
+    """The error, which is one line and never says that something was unexpected."""
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and line.startswith("specdistill: ") and "unexpected" not in line
+    return line
+
+
+def written(folder) -> list[str]:
+    """Files that a refused command has left in its output."""
+    return sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
