@@ -111,6 +111,7 @@ def run_full(pair: list[str], draft: str) -> None:
     """Replaces the committed results and the tables."""
     run_script("ops/loss_op.py")
     run_script("decoding/growth.py")
+    run_script("decoding/long_prompts.py")
     run_script("decoding/decoder_peers.py", *pair)
     run_script("decoding/decoder_speed.py", "--draft", draft)
     run_script("decoding/verify_cost.py")

@@ -120,8 +120,10 @@ def fill_empty_places(ids: Tensor) -> Tensor:
     return torch.where(empty, unused_ids_first.gather(1, nth_empty_place), ids)
 
 
-MOST_TOKENS = 16_384
-"""Tokens of one pass, padding included: 8 examples of 2,048."""
+ROW_TOKENS = 2048
+"""Tokens up to which a row counts as one of its batch; longer rows make the batch smaller."""
+MOST_TOKENS = 8 * ROW_TOKENS
+"""Tokens of one pass over 8 rows, padding included."""
 
 
 def split_by_tokens(lengths: Sequence[int], most_rows: int, most_tokens: int = MOST_TOKENS) -> list[range]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import make_model, perturbed
-from tiny_runs import cut_config, generate_config, standard_models, write_folder
+from tiny_runs import annotate_config, cut_config, generate_config, standard_models, write_folder
 
-from specdistill import generate, init_draft
+from specdistill import annotate, generate, init_draft
 from specdistill.cli import main
 from specdistill.data import Prompt
 from specdistill.data.batch import split_by_tokens
 from specdistill.decoding import CachedModel, Guidance, Sampling, SpeculativeDecoder, answers, generate_plain
 from specdistill.decoding.answers import write_answers
+from specdistill.distill.answers import shards
 from specdistill.errors import OutOfMemoryError, SpecdistillError, out_of_memory_named
-from specdistill.models import packed
+from specdistill.models import LanguageModel, packed
 from specdistill.progress import Quiet
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3_text", "gpt2")
@@ -150,6 +154,22 @@ def test_the_target_answers_long_prompts_a_few_at_a_time(monkeypatch):
     assert asked == [[20, 30, 5000], [5000, 5000, 5000]]
 
 
+def test_rollouts_of_long_prompts_are_written_a_few_at_a_time(monkeypatch, tmp_path):
+    model = make_model(layers=1, context=9000)
+    asked, original = [], shards.generate_plain
+
+    def counting(target, encoded, **named):
+        asked.append([len(ids) for ids in encoded])
+        return original(target, encoded, **named)
+
+    monkeypatch.setattr(shards, "generate_plain", counting)
+    rows = prompts([20, 30, 40, 3000, 3000, 3000])
+    given = [Prompt(str(number), ()) for number in range(len(rows))]
+    settings = shards.RolloutSettings(GREEDY, 2, 0, batch_size=3)
+    shards.sample_rollouts(model, given, rows, settings, copies=1, directory=tmp_path, progress=Quiet())
+    assert asked == [[20, 30, 40], [3000, 3000], [3000]]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("models"), standard_models())
@@ -179,6 +199,18 @@ def test_at_batch_size_one_the_texts_are_named(folder, tmp_path, monkeypatch):
     exhaust(monkeypatch, MemoryError())
     with pytest.raises(SpecdistillError, match=r"^out of memory; lower --max-new-tokens or shorten"):
         generate(generate_config(folder, tmp_path / "answers", batch_size=1))
+
+
+def test_annotate_names_its_batch_size_when_memory_ends(folder, tmp_path, monkeypatch):
+    generate(generate_config(folder, tmp_path / "answers"))
+
+    def failing(*arguments, **named):
+        raise EXHAUSTED[0]
+
+    monkeypatch.setattr(LanguageModel, "hidden_states", failing)
+    config = annotate_config(folder, tmp_path / "labels", rollouts=str(tmp_path / "answers"), batch_size=6)
+    with pytest.raises(SpecdistillError, match="out of memory; lower --batch-size to 3"):
+        annotate(config)
 
 
 def test_init_draft_names_its_calibration_when_memory_ends(folder, tmp_path, monkeypatch):
@@ -214,3 +246,10 @@ def test_the_inner_remedy_wins_and_other_errors_pass():
         raise MemoryError
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory_named("outer"):
         raise RuntimeError("shapes differ")
+
+
+def test_the_measured_peak_is_within_the_goal():
+    """benchmarks/decoding/long_prompts.py: 20,000 tokens within 1.5 times transformers' memory."""
+    result = json.loads((Path(__file__).parents[2] / "benchmarks/results/long_prompts.json").read_text())
+    assert {(row["tokens"], row["prompts"]) for row in result["rows"]} >= {(20_000, 1), (12_000, 8)}
+    assert all(row["ratio"] <= result["goal"] == 1.5 for row in result["rows"])

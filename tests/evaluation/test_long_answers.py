@@ -203,5 +203,6 @@ def test_a_difference_behind_a_long_prompt_is_judged_in_passes(watched):
     found = first_difference(target, Prompt("p", ()), prompt, Generation([7, 8]), Generation([7, 9]))
     with torch.inference_mode():
         best = target.logits(target.base_model(torch.tensor([[*prompt, 7]])).last_hidden_state[0, -1]).topk(2).values
-    assert found.position == 1 and found.logit_gap == pytest.approx(float(best[0] - best[1]), abs=1e-3)
+    assert found is not None and found.position == 1
+    assert found.logit_gap == pytest.approx(float(best[0] - best[1]), abs=1e-3)
     assert watched["passes"] == []

@@ -49,7 +49,7 @@ class BatchSettings:
     """How answers are written."""
 
     batch_size: int = 16
-    """Answers written at a time; vLLM takes a file's together."""
+    """Answers written at a time, fewer where texts exceed 2,048 tokens; vLLM takes a file's together."""
     shard_size: int = 64
     """Answers per file; a kill costs at most these."""
     seed: int = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from specdistill.data.answer_rows import AnswerRow
-from specdistill.data.batch import Example, Provenance
+from specdistill.data.batch import ROW_TOKENS, Example, Provenance, split_by_tokens
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
 from specdistill.decoding.generation import as_example
@@ -138,8 +138,11 @@ class RolloutJob:
             return most
         task.advance(known)
         rows: list[AnswerRow] = []
-        for start in range(0, len(chosen), settings.batch_size):
-            batch = chosen[start : start + settings.batch_size]
+        lengths = [len(self._encoded[index]) + settings.max_new_tokens for index in chosen]
+        # Servers and engines batch by themselves.
+        row_tokens = ROW_TOKENS if self._write is None else max(lengths)
+        for places in split_by_tokens(lengths, settings.batch_size, settings.batch_size * row_tokens):
+            batch = [chosen[place] for place in places]
             rows += _answer(self._model, self._prompts, self._encoded, settings, batch, shard.copy, task, self._write)
         parquet.write(path, rows)
         return most
