@@ -30,8 +30,12 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     atomic.write_with(path, lambda temporary: _write(temporary, rows))
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, *columns: str) -> list[Row]:
     """Reads all rows of a file.
+
+    Args:
+        path: The file.
+        *columns: Columns to read; none named reads all.
 
     Raises:
         DataError: The file is damaged.
@@ -40,7 +44,7 @@ def read(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        return pyarrow.parquet.read_table(path, columns=list(columns) or None).to_pylist()
     except FileNotFoundError:
         raise
     except Exception as error:

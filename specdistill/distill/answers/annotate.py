@@ -14,21 +14,25 @@ from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.data.texts import check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
 from specdistill.distill.answers.shards import SHARD, find_shards, rollout_seed, to_example
-from specdistill.distill.processes.ranks import join
+from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts, write_blocks
+from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import parquet, run_settings
 from specdistill.models import LanguageModel, load
-from specdistill.models.answer_end import answer_end
+from specdistill.models.answer_end import answer_end, document_end
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet, Task
 
 _SHARD_SIZE = 64
+_BLOCKS = "blocks"
+"""Folder of a text's blocks while they are labelled."""
 _MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
 _LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
 
@@ -50,7 +54,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     if config.cluster.ray is not None:
         on_ray.check_installed()
     paths = _find_answers(config)
-    prompts = [] if paths is not None else _answered(config)
+    prompts = [] if paths is not None or config.text is not None else _answered(config)
+    counts = None if config.text is None else check_texts(config.text)
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
@@ -60,8 +65,13 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
     shell = load.load_shell(source)
-    given, counts = _given(config, prompts, shell) if paths is None else ([], AnswerCounts())
-    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    given, left_out = [], AnswerCounts()
+    if config.text is not None:
+        paths = _cut_text(config, config.text, shell, ranks)
+        left_out = text_counts(config.text, counts, progress.say)
+    elif paths is None:
+        given, left_out = _given(config, prompts, shell)
+        left_out.say(progress.say, len(prompts), config.max_new_tokens)
     parts = Parts(paths, given)
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
@@ -76,7 +86,9 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
                 task.advance(writer.write(number))
     ranks.wait()
     measured = [_measure(output / SHARD.format(number)) for number in range(len(parts))]
-    size, labels = (sum(counts[index] for counts in measured) for index in (0, 1))
+    if ranks.is_main:
+        shutil.rmtree(output / _BLOCKS, ignore_errors=True)
+    size, labels = (sum(part[index] for part in measured) for index in (0, 1))
     return AnnotateSummary(
         output=str(output),
         answers=answers,
@@ -84,8 +96,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         labels_per_token=labels / max(1, tokens),
         bytes_per_token=size / max(1, tokens),
         planned_bytes_per_token=planned,
-        answers_cut=counts.cut,
-        answers_empty=counts.empty,
+        answers_cut=left_out.cut,
+        answers_empty=left_out.empty,
     )
 
 
@@ -190,6 +202,19 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
             )
     check_some_text(prompts)
     return prompts
+
+
+def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: Ranks) -> list[Path]:
+    """Writes the text's blocks beside the labels, so that ranks and Ray's workers find each by its number."""
+    output = Path(config.output)
+    block = block_size(config.text_block, target.max_context, target.tokenizer)
+    if ranks.is_main:
+        # Before the blocks, so that the same command may go on with them after a kill.
+        run_settings.write(output, _settings(config))
+        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block)
+        write_blocks(blocks, output / _BLOCKS, SHARD, _SHARD_SIZE)
+    ranks.wait()
+    return find_shards(output / _BLOCKS)
 
 
 def _given(
