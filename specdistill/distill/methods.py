@@ -36,8 +36,8 @@ class Method:
 
 METHOD_SETTINGS = {
     "divergence": "replaces the method's own loss",
-    "text": "trains on raw text",
     "text_block": "cuts raw text into blocks",
+    "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
     "scorer": "chooses the best answer",
     "lmbda": "mixes in the draft's own answers",

@@ -14,7 +14,7 @@ from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
-from specdistill.data.texts import check_texts, read_pieces
+from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
@@ -34,7 +34,6 @@ _SHARD_SIZE = 64
 _BLOCKS = "blocks"
 """Folder of a text's blocks while they are labelled."""
 _MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
-_LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
 
 
 def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateSummary:
@@ -65,14 +64,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
     shell = load.load_shell(source)
-    given, left_out = [], AnswerCounts()
-    if config.text is not None:
-        paths = _cut_text(config, config.text, shell, ranks)
-        left_out = text_counts(config.text, counts, progress.say)
-    elif paths is None:
-        given, left_out = _given(config, prompts, shell)
-        left_out.say(progress.say, len(prompts), config.max_new_tokens)
-    parts = Parts(paths, given)
+    parts, left_out = _parts(config, paths, prompts, counts, shell, ranks, progress)
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
@@ -81,11 +73,11 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         if config.cluster.ray is not None:
             _write_on_ray(config, parts, output, task)
         else:
-            writer = LabelWriter(config, paths, output, parts.given, source, ranks.device)
+            writer = LabelWriter(config, parts.shards, output, parts.given, source, ranks.device)
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
     ranks.wait()
-    measured = [_measure(output / SHARD.format(number)) for number in range(len(parts))]
+    measured = [soft_labels.measure(output / SHARD.format(number)) for number in range(len(parts))]
     if ranks.is_main:
         shutil.rmtree(output / _BLOCKS, ignore_errors=True)
     size, labels = (sum(part[index] for part in measured) for index in (0, 1))
@@ -204,6 +196,26 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
     return prompts
 
 
+def _parts(
+    config: AnnotateConfig,
+    paths: list[Path] | None,
+    prompts: Sequence[Prompt],
+    documents: TextCounts | None,
+    target: LanguageModel,
+    ranks: Ranks,
+    progress: Progress,
+) -> tuple[Parts, AnswerCounts]:
+    """The answers or blocks to label, and how many were cut or left out."""
+    if config.text is not None:
+        shards = _cut_text(config, config.text, target, ranks)
+        return Parts(shards, []), text_counts(config.text, documents, progress.say)
+    if paths is not None:
+        return Parts(paths, []), AnswerCounts()
+    given, counts = _given(config, prompts, target)
+    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    return Parts(None, given), counts
+
+
 def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: Ranks) -> list[Path]:
     """Writes the text's blocks beside the labels, so that ranks and Ray's workers find each by its number."""
     output = Path(config.output)
@@ -276,18 +288,6 @@ def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, p
             "--top-k, or take --labels sampled"
         )
     return size
-
-
-def _measure(shard: Path) -> tuple[int, int]:
-    """Bytes of a shard's label columns on disk, and its labels."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(shard) as file:
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-        ours = [column for column in columns if column.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
-        labels = [column.num_values for column in columns if column.path_in_schema.startswith("label_ids")]
-    return sum(column.total_compressed_size for column in ours), sum(labels)
 
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:

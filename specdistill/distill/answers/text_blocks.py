@@ -16,7 +16,7 @@ from specdistill.files import parquet
 
 _Item = TypeVar("_Item")
 _DEFAULT_BLOCK = 512
-_PIECES = 32
+_PIECES = 16
 """Pieces that are tokenised together."""
 
 
