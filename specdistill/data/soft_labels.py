@@ -142,6 +142,18 @@ def padded(labels: TokenLabels, weights: Tensor) -> SoftLabels:
     return SoftLabels(fill_empty_places(ids), log_probs)
 
 
+def measure(shard: Path) -> tuple[int, int]:
+    """Bytes of a shard's label columns on disk, and its labels."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(shard) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        ours = [column for column in columns if column.path_in_schema.partition(".")[0] in (*COLUMNS, DRAWS_COLUMN)]
+        labels = [column.num_values for column in columns if column.path_in_schema.startswith("label_ids")]
+    return sum(column.total_compressed_size for column in ours), sum(labels)
+
+
 class LabelStore:
     """Soft labels of a directory of shards. They are read on demand, so memory does not grow with the data set.
 

@@ -36,6 +36,7 @@ class Method:
 
 METHOD_SETTINGS = {
     "divergence": "replaces the method's own loss",
+    "text_block": "cuts raw text into blocks",
     "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
     "scorer": "chooses the best answer",
@@ -67,7 +68,7 @@ METHODS: Mapping[str, Method] = {
             "sft",
             "given answers (field answer), or raw text",
             "ce",
-            settings=frozenset({"text", "guidance"}),
+            settings=frozenset({"text", "text_block", "guidance"}),
             given_answers=True,
         ),
         Method("seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED),
@@ -77,7 +78,7 @@ METHODS: Mapping[str, Method] = {
             "given answers (field answer), or raw text",
             "fkl",
             ("memory", "stored", "served"),
-            _MIXING | {"text"},
+            _MIXING | {"text", "text_block"},
             given_answers=True,
         ),
         Method(

@@ -23,7 +23,7 @@ agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose}
 {measured}
 ## Training
 
-Method `{method}`, divergence `{loss}`, {training_prompts} prompts from `{prompts}`, best step {best_step} of
+Method `{method}`, divergence `{loss}`, {trained_on}, best step {best_step} of
 {steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
 `history.jsonl`.
 {left_out}
@@ -101,7 +101,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
     parts = (_ALPHA, _SERVING) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
     template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
     return template.format(
-        **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method", "prompts")},
+        **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
         loss=settings["divergence"],
         whose="the target's" if pair.same_tokenizer else "its own",
         parameters=pair.draft.num_parameters,
@@ -111,7 +111,9 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         left_out=_left_out(summary, settings["max_new_tokens"]),
         ended=" (interrupted)" if summary.interrupted else "",
         heldout_prompts=summary.heldout_prompts,
-        training_prompts=summary.training_prompts,
+        trained_on=f"{summary.training_prompts} prompts from `{settings['prompts']}`"
+        if settings["text"] is None
+        else f"raw text from `{settings['text']}`",
         best_step=summary.best_step,
         steps=summary.steps,
         learning_rate=summary.learning_rate,
@@ -124,7 +126,7 @@ def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:
     if summary.answers_cut:
         sentences.append(f"Answers cut at {max_new_tokens} tokens: {summary.answers_cut}.")
     if summary.answers_empty:
-        sentences.append(f"Empty answers, left out: {summary.answers_empty}.")
+        sentences.append(f"Empty answers or documents, left out: {summary.answers_empty}.")
     return f"\n{' '.join(sentences)}\n" if sentences else ""
 
 

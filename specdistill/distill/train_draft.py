@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -21,7 +21,8 @@ from specdistill.distill.config import TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers
+from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers, text_block
+from specdistill.distill.sequences.run_prompts import RunPrompts
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
@@ -91,20 +92,11 @@ def train_draft(
 
 
 @dataclass(frozen=True)
-class _Prompts:
-    """Everything that was read before any model: the prompts' two sides, and the reward function."""
-
-    training: list[Prompt]
-    heldout: list[Prompt]
-    reward: scorers.Scorer | None
-
-
-@dataclass(frozen=True)
 class _Run:
     """A run with its models loaded."""
 
     config: TrainConfig
-    prompts: _Prompts
+    prompts: RunPrompts
     training: list[list[int]]
     """Training prompts in the target's ids."""
     heldout: list[list[int]]
@@ -123,7 +115,7 @@ class _Run:
         return self.config.processes.shards_target and self.ranks.world > 1
 
 
-def _check_before_loading(config: TrainConfig) -> _Prompts:
+def _check_before_loading(config: TrainConfig) -> RunPrompts:
     """Finds everything that can be wrong without looking at a model."""
     sequences, loss, objective = config.sequences, config.loss, config.objective
     sequences.check_files()
@@ -131,18 +123,18 @@ def _check_before_loading(config: TrainConfig) -> _Prompts:
         if name is not None:
             load.check_exists(name, role)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature)
-    training, heldout = split_prompts(load_prompts(config.prompts), sequences.heldout_prompts)
-    if takes_given_answers(config.recipe, sequences, training) and config.place.name != "stored":
-        check_answers(training, config.method)
+    prompts = RunPrompts.read(config.prompts, sequences, config.place)
+    if takes_given_answers(config.recipe, sequences, prompts.training) and config.place.name != "stored":
+        check_answers(prompts.training, config.method)
     if config.method == "best-of-n":
-        scorers.check_scorer(sequences.scorer, training)
+        scorers.check_scorer(sequences.scorer, prompts.training)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
     reward = scorers.load_function(loss.reward, "--reward") if loss.reward else None
-    return _Prompts(training, heldout, reward)
+    return dataclasses.replace(prompts, reward=reward)
 
 
-def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
+def _load(config: TrainConfig, prompts: RunPrompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
     """Loads the models, encodes the prompts, and writes the run's settings."""
     place = config.place
     # Before any weights are read: a server that is not there is found at once.
@@ -170,8 +162,9 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     guidance = build_guidance(config.target_settings, pair.target)
     target = place.open(pair.target, connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
-    training = encode_all(prompts.training, pair.target.tokenizer, room, pair.target.vocab_size)
-    heldout = encode_all(prompts.heldout, pair.target.tokenizer, room, pair.target.vocab_size)
+    training = prompts.encode(prompts.training, pair.target.tokenizer, room, pair.target.vocab_size)
+    heldout = prompts.encode(prompts.heldout, pair.target.tokenizer, room, pair.target.vocab_size)
+    text_block(config.sequences, pair)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
@@ -255,6 +248,7 @@ def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
             push_every=config.on_policy.push_every,
             needs_labels=config.objective.needs_target,
             ranks=run.ranks,
+            documents=run.prompts.documents,
         )
     )
 

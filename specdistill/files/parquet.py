@@ -30,12 +30,12 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     atomic.write_with(path, lambda temporary: _write(temporary, rows))
 
 
-def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+def read(path: Path, *columns: str) -> list[Row]:
     """Reads all rows of a file.
 
     Args:
         path: The file.
-        columns: Columns to read; those that the file lacks are left out. None reads all.
+        *columns: Columns to read; those that the file lacks are left out, none named reads all.
 
     Raises:
         DataError: The file is damaged.
@@ -46,7 +46,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            return file.read(columns and [name for name in columns if name in names]).to_pylist()
+            return file.read([name for name in columns if name in names] or None).to_pylist()
     except FileNotFoundError:
         raise
     except Exception as error:

@@ -27,6 +27,7 @@ SERVED = {"engine": "openai-server", "url": "http://h:1/v1", "baseline_url": "ht
 CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memory": 64.0}
 # Settings that need others beside them, or one value among few.
 TOGETHER = {
+    "annotate": {"text_block": {"text": "x.txt", "text_block": 64}},
     "bench": {
         "engine": {"engine": "transformers"},
         "url": SERVED,
@@ -66,6 +67,7 @@ TOGETHER = {
         "divergence": {"divergence": "rkl"},
         "method": {"method": "gkd"},
         "text": {"text": "x.txt", "method": "sft"},
+        "text_block": {"text": "x.txt", "method": "sft", "text_block": 64},
         "soft_labels": {"soft_labels": "x"},
         "target_server": {"target_server": "http://h:1/v1"},
         "guidance": {"guidance": 0.5, "negative_prompt": "no"},

@@ -271,7 +271,7 @@ def test_ctrl_c_in_generate_says_what_is_there_and_the_same_command_goes_on(fold
     assert main(command) == 0 and "160" in capsys.readouterr().out
     labels = ["annotate", "--target", str(folder / "target"), "--rollouts", str(output), "--top-k", "4"]
     labels += ["--output", str(tmp_path / "labels")]
-    code, _, errors = stopped(tmp_path, labels, "specdistill.distill.answers.annotate.label_rows", 2, sent)
+    code, _, errors = stopped(tmp_path, labels, "specdistill.distill.answers.label_writer.label_rows", 2, sent)
     assert code == 128 + sent and "2 finished files of labels; the same command goes on" in errors
     assert main(labels) == 0
 

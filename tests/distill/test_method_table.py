@@ -20,6 +20,7 @@ from specdistill_kernels.fused_divergence import KINDS
 ROOT = Path(__file__).parents[2]
 CHANGED = {
     "divergence": "rkl",
+    "text_block": 64,
     "text": "documents.txt",
     "rollouts": "answers",
     "scorer": "exact-match",
@@ -39,7 +40,7 @@ CHANGED = {
     "guidance": 0.5,
 }
 """A value of each setting that not every method takes."""
-TOGETHER = {"guidance": {"negative_prompt": "be rude"}}
+TOGETHER = {"guidance": {"negative_prompt": "be rude"}, "text_block": {"text": "documents.txt"}}
 PLACES = {"stored": {"soft_labels": "labels"}, "served": {"target_server": "http://host:8000"}}
 
 

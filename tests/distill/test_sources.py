@@ -10,8 +10,10 @@ from tiny_models import make_model, make_tokenizer, perturbed
 from tiny_runs import example, on_policy, skd_source
 
 from specdistill.data import Example, Prompt, Provenance
+from specdistill.data.texts import Piece
 from specdistill.decoding import Generation, Round, Sampling, generate_plain
 from specdistill.distill.answers import given, shards
+from specdistill.distill.answers.text_blocks import text_blocks
 from specdistill.distill.sequences.pool import Pool
 from specdistill.distill.sequences.skd import Rejections
 from specdistill.distill.sequences.sources import Mixture, Phases
@@ -113,11 +115,11 @@ def test_given_answers_end_with_eos_and_are_required():
 
 def test_raw_text_is_cut_into_blocks_that_cover_every_token_once():
     tokenizer = make_tokenizer()
-    blocks = shards.text_sequences(["w1 w2 w3", "w4 w5"], tokenizer, 1, 3)
+    blocks = list(text_blocks([Piece("w1 w2 w3"), Piece("w4 w5")], tokenizer, 1, 3))
     assert [(block.prompt_ids, block.answer_ids) for block in blocks] == [((6,), (7, 8, 1)), ((1,), (9, 10, 1))]
     assert set(blocks[0].provenance) == {Provenance.GIVEN}
     with pytest.raises(DataError, match="fewer than two tokens"):
-        shards.text_sequences([""], tokenizer, 1, 3)
+        list(text_blocks([Piece("")], tokenizer, 1, 3))
 
 
 def test_target_rollouts_are_saved_reloaded_and_filtered_by_prompt(tmp_path):

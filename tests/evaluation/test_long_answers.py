@@ -11,7 +11,7 @@ from tiny_runs import annotate_config, example, target_states
 from specdistill.data import soft_labels
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling
-from specdistill.distill.answers.annotate import label_rows
+from specdistill.distill.answers.label_writer import label_rows
 from specdistill.distill.cutting.init_draft import most_used_ids
 from specdistill.distill.cutting.layer_search import LayerScorer
 from specdistill.distill.target.hidden_states import TargetStates

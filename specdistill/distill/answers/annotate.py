@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
-
-import torch
 
 from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
 from specdistill.distill.answers.interrupts import reported_interrupt
-from specdistill.distill.answers.shards import SHARD, find_shards, rollout_seed, to_example
+from specdistill.distill.answers.label_writer import SHARD_SIZE, LabelWriter, Parts
+from specdistill.distill.answers.shards import SHARD, find_shards
+from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts, write_blocks
 from specdistill.distill.processes.ranks import Ranks, join
-from specdistill.errors import DataError, OutputError, out_of_memory_named, smaller_batch
-from specdistill.evaluation.acceptance import answer_hidden_states, logit_blocks
+from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
-from specdistill.models.answer_end import answer_end
-from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.models.answer_end import answer_end, document_end
 from specdistill.progress import Progress, Quiet, Task
 
-_SHARD_SIZE = 64
+_BLOCKS = "blocks"
+"""Folder of a text's blocks while they are labelled."""
 _MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
-_LABEL_COLUMNS = (*soft_labels.COLUMNS, soft_labels.DRAWS_COLUMN)
 
 
 def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateSummary:
@@ -51,7 +48,8 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     if config.cluster.ray is not None:
         on_ray.check_installed()
     paths = _find_answers(config)
-    prompts = [] if paths is not None else _answered(config)
+    prompts = [] if paths is not None or config.text is not None else _answered(config)
+    counts = None if config.text is None else check_texts(config.text)
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
@@ -59,13 +57,14 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         locks.output_lock(output, progress.say, wanted=ranks.is_main),
         reported_interrupt(output, "labels", progress),
     ):
-        return _annotate(config, paths, prompts, output, progress, ranks)
+        return _annotate(config, paths, prompts, counts, output, progress, ranks)
 
 
 def _annotate(
     config: AnnotateConfig,
     paths: list[Path] | None,
     prompts: Sequence[Prompt],
+    counts: TextCounts | None,
     output: Path,
     progress: Progress,
     ranks: Ranks,
@@ -78,9 +77,7 @@ def _annotate(
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
     shell = load.load_shell(source)
-    given, counts = _given(config, prompts, shell) if paths is None else ([], AnswerCounts())
-    counts.say(progress.say, len(prompts), config.max_new_tokens)
-    parts = Parts(paths, given)
+    parts, left_out = _parts(config, paths, prompts, counts, shell, ranks, progress)
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
@@ -89,12 +86,14 @@ def _annotate(
         if config.cluster.ray is not None:
             _write_on_ray(config, parts, output, task)
         else:
-            writer = LabelWriter(config, paths, output, parts.given, source, ranks.device)
+            writer = LabelWriter(config, parts.shards, output, parts.given, source, ranks.device)
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
     ranks.wait()
-    measured = [_measure(output / SHARD.format(number)) for number in range(len(parts))]
-    size, labels = (sum(counts[index] for counts in measured) for index in (0, 1))
+    measured = [soft_labels.measure(output / SHARD.format(number)) for number in range(len(parts))]
+    if ranks.is_main:
+        shutil.rmtree(output / _BLOCKS, ignore_errors=True)
+    size, labels = (sum(part[index] for part in measured) for index in (0, 1))
     return AnnotateSummary(
         output=str(output),
         answers=answers,
@@ -102,8 +101,8 @@ def _annotate(
         labels_per_token=labels / max(1, tokens),
         bytes_per_token=size / max(1, tokens),
         planned_bytes_per_token=planned,
-        answers_cut=counts.cut,
-        answers_empty=counts.empty,
+        answers_cut=left_out.cut,
+        answers_empty=left_out.empty,
     )
 
 
@@ -119,80 +118,6 @@ def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, task: Task
         workers=config.cluster.ray_workers,
         on_done=task.advance,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """The answers, one part per shard, read when they are asked for: memory does not grow with the set."""
-
-    shards: Sequence[Path] | None
-    given: Sequence[AnswerRow]
-    """Rows, where there are no shards."""
-
-    def __len__(self) -> int:
-        return len(self.shards) if self.shards is not None else -(-len(self.given) // _SHARD_SIZE)
-
-    def __getitem__(self, number: int) -> list[AnswerRow]:
-        if self.shards is not None:
-            return cast(list[AnswerRow], parquet.read(self.shards[number]))
-        return list(self.given[number * _SHARD_SIZE : (number + 1) * _SHARD_SIZE])
-
-
-class LabelWriter:
-    """Holds the target and labels one part at a time, here or in a Ray worker.
-
-    Args:
-        config: Settings.
-        shards, given: As in `Parts`.
-        output: Where labelled shards go.
-        source: The target, where it was found already.
-        device: This rank's, where there are several.
-    """
-
-    def __init__(
-        self,
-        config: AnnotateConfig,
-        shards: Sequence[Path] | None,
-        output: Path,
-        given: Sequence[AnswerRow],
-        source: load.ModelSource | None = None,
-        device: str | None = None,
-    ) -> None:
-        device = device or resolve_device(config.machine.device)
-        source = source or load.find(config.target, "target")
-        self._config, self._output, self._parts = config, output, Parts(shards, given)
-        self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
-
-    def write(self, number: int) -> int:
-        """Labels a part where its shard is missing; its tokens."""
-        rows, path = self._parts[number], self._output / SHARD.format(number)
-        # A shard of a set that has grown since lacks its last answers, and is written again.
-        if not path.exists() or parquet.num_rows(path) != len(rows):
-            with out_of_memory_named(smaller_batch(self._config.batch_size)):
-                parquet.write(path, label_rows(self._config, self._target, rows))
-        return sum(len(row["answer_ids"]) for row in rows)
-
-
-@torch.no_grad()
-def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[AnswerRow]) -> list[parquet.Row]:
-    """The rows with their label columns."""
-    settings, labelled = config.labels, []
-    for start in range(0, len(rows), config.batch_size):
-        chunk = rows[start : start + config.batch_size]
-        states = answer_hidden_states(target, [to_example(row) for row in chunk])
-        # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
-        for row, hidden in zip(chunk, states, strict=True):
-            seed = rollout_seed(settings.seed, row["prompt_id"], row.get("copy", 0))
-            generator, blocks = torch.Generator().manual_seed(seed), []
-            for block in logit_blocks(hidden, target.vocab_size):
-                log_probs = (target.logits(hidden[block]).float() / settings.temperature).log_softmax(-1)
-                if settings.drawn:
-                    blocks.append(soft_labels.drawn(log_probs, settings.draws, generator))
-                else:
-                    blocks.append(soft_labels.likeliest(log_probs, settings.top_k))
-            labels = soft_labels.joined(blocks)
-            labelled.append({**row} | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
-    return labelled
 
 
 def _find_answers(config: AnnotateConfig) -> list[Path] | None:
@@ -213,6 +138,39 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
             )
     check_some_text(prompts)
     return prompts
+
+
+def _parts(
+    config: AnnotateConfig,
+    paths: list[Path] | None,
+    prompts: Sequence[Prompt],
+    documents: TextCounts | None,
+    target: LanguageModel,
+    ranks: Ranks,
+    progress: Progress,
+) -> tuple[Parts, AnswerCounts]:
+    """The answers or blocks to label, and how many were cut or left out."""
+    if config.text is not None:
+        shards = _cut_text(config, config.text, target, ranks)
+        return Parts(shards, []), text_counts(config.text, documents, progress.say)
+    if paths is not None:
+        return Parts(paths, []), AnswerCounts()
+    given, counts = _given(config, prompts, target)
+    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    return Parts(None, given), counts
+
+
+def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: Ranks) -> list[Path]:
+    """Writes the text's blocks beside the labels, so that ranks and Ray's workers find each by its number."""
+    output = Path(config.output)
+    block = block_size(config.text_block, target.max_context, target.tokenizer)
+    if ranks.is_main:
+        # Before the blocks, so that the same command may go on with them after a kill.
+        run_settings.write(output, _settings(config))
+        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block)
+        write_blocks(blocks, output / _BLOCKS, SHARD, SHARD_SIZE)
+    ranks.wait()
+    return find_shards(output / _BLOCKS)
 
 
 def _given(
@@ -266,7 +224,7 @@ def _check_labelled(path: Path, rows: Sequence[AnswerRow]) -> None:
     """Refuses to go on where a finished shard labels other answers than those that are there now."""
     if not path.exists():
         return
-    labelled = [(row["prompt_ids"], row["answer_ids"]) for row in parquet.read(path, ("prompt_ids", "answer_ids"))]
+    labelled = [(row["prompt_ids"], row["answer_ids"]) for row in parquet.read(path, "prompt_ids", "answer_ids")]
     if labelled != [(list(row["prompt_ids"]), list(row["answer_ids"])) for row in rows[: len(labelled)]]:
         raise OutputError(
             f"{path} labels other answers than those that are to be labelled now; they have changed since it was "
@@ -288,18 +246,6 @@ def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, p
             "--top-k, or take --labels sampled"
         )
     return size
-
-
-def _measure(shard: Path) -> tuple[int, int]:
-    """Bytes of a shard's label columns on disk, and its labels."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(shard) as file:
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-        ours = [column for column in columns if column.path_in_schema.partition(".")[0] in _LABEL_COLUMNS]
-        labels = [column.num_values for column in columns if column.path_in_schema.startswith("label_ids")]
-    return sum(column.total_compressed_size for column in ours), sum(labels)
 
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:

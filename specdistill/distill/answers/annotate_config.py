@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from specdistill.distill.answers.settings import RaySettings
+from specdistill.distill.answers.settings import RaySettings, check_text_block
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
@@ -67,6 +67,10 @@ class AnnotateConfig(Config):
     target or by any other model of its tokenizer. Left out: the prompts' own answers (field answer)."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts with answers, where there are no --rollouts; same forms as in train-draft."""
+    text: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """Raw text to label instead of answers, in blocks; same forms as in train-draft. It is read as a stream."""
+    text_block: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
+    """Tokens per block of --text. Left out: 512, or the target's context where that is shorter."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
@@ -80,3 +84,6 @@ class AnnotateConfig(Config):
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
         at_least(self, 2, "max_new_tokens")
+        check_text_block(self.text, self.text_block)
+        if self.text is not None and self.rollouts is not None:
+            raise ConfigError("--text and --rollouts are two things to label; choose one")

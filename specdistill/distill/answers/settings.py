@@ -42,3 +42,15 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "ray_workers")
+
+
+def check_text_block(text: str | None, block: int | None) -> None:
+    """Refuses a block size without text, or below 1.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    if block is not None and text is None:
+        raise ConfigError("--text-block cuts raw text; name it with --text")
+    if block is not None and block < 1:
+        raise ConfigError(f"--text-block must be at least 1, got {block}")

@@ -94,7 +94,7 @@ def _answered(
 ) -> tuple[set[tuple[int, int]], int]:
     """(index of the prompt, copy) of every answer that is there, and the number of those to no prompt."""
     columns = ("prompt_id", "prompt_ids", "copy")
-    rows = [row for shard in sorted(directory.glob("*.parquet")) for row in parquet.read(shard, columns)]
+    rows = [row for shard in sorted(directory.glob("*.parquet")) for row in parquet.read(shard, *columns)]
     index = {prompt.id: number for number, prompt in enumerate(prompts)}
     names = prompts_of(rows, prompts, encoded)
     done = {(index[name], row.get("copy", 0)) for row, name in zip(rows, names, strict=True) if name is not None}

@@ -1,6 +1,6 @@
-"""Answers that the target samples, and raw text in blocks.
+"""Answers that the target samples.
 
-Sampled answers are kept in a directory of parquet shards, which `datasets` loads as it is. A shard holds a fixed part
+They are kept in a directory of parquet shards, which `datasets` loads as it is. A shard holds a fixed part
 of the work and takes its name only when it is whole: after a kill the run goes on with the first shard that is missing,
 and no prompt is lost or answered twice.
 """
@@ -31,29 +31,6 @@ from specdistill.progress import Progress, Task
 
 Write = Callable[[list[list[int]], Sampling, int, list[int]], list[Generation]]
 """(prompts' ids, sampling, max_new_tokens, seeds) -> an answer to each prompt, by whatever writes them."""
-
-
-def text_sequences(texts: Sequence[str], tokenizer, eos_token_id: int, block: int) -> list[Example]:
-    """Raw text as in pre-training: documents end with eos, follow each other, and are cut into blocks.
-
-    Args:
-        texts: Documents.
-        tokenizer, eos_token_id: The target's.
-        block: Predicted tokens per sequence; the token before them is its prompt. The last block may be shorter.
-
-    Raises:
-        DataError: Fewer than two tokens in all.
-    """
-    ids: list[int] = []
-    for text in texts:
-        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_token_id]
-    sequences = []
-    for number, start in enumerate(range(0, len(ids) - 1, block)):
-        answer = tuple(ids[start + 1 : start + 1 + block])
-        sequences.append(Example(f"text-{number}", (ids[start],), answer, (int(Provenance.GIVEN),) * len(answer)))
-    if not sequences:
-        raise DataError("--text holds fewer than two tokens")
-    return sequences
 
 
 @dataclass(frozen=True)

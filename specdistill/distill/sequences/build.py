@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, check_ids
-from specdistill.data.texts import load_texts
+from specdistill.data.texts import TextCounts, read_pieces
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import matching, scorers, shards
 from specdistill.distill.answers.engine import RolloutEngine
 from specdistill.distill.answers.given import AnswerCounts, given_answers, without_empty
+from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts
 from specdistill.distill.methods import Method
 from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.on_policy import OnPolicy
@@ -23,6 +24,7 @@ from specdistill.distill.sequences.retokenise import retokenise
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Source
+from specdistill.distill.sequences.text_stream import TextStream
 from specdistill.distill.target.place import OpenTarget
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
@@ -60,6 +62,8 @@ class SequenceInputs:
     needs_labels: bool = True
     """Whether the loss compares with the target's distributions: cross entropy needs its words only."""
     ranks: Ranks = ALONE
+    documents: TextCounts | None = None
+    """Documents of --text, where they were counted."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,31 @@ def build_source(inputs: SequenceInputs) -> Built:
     return built
 
 
+def _text(inputs: SequenceInputs, source: str) -> Built:
+    draft = inputs.pair.draft
+    block = text_block(inputs.settings, inputs.pair)
+
+    def read() -> Iterator[Example]:
+        return text_blocks(read_pieces(source), draft.tokenizer, document_end(draft), block)
+
+    # A corpus without two tokens is found now rather than at the first step.
+    next(read())
+    answers = text_counts(source, inputs.documents, inputs.progress.say)
+    return Built(TextStream(read, inputs.batch_size, inputs.seed, inputs.ranks), answers=answers)
+
+
+def text_block(settings: SequenceSettings, pair: ModelPair) -> int:
+    """Predicted tokens per block of --text.
+
+    Raises:
+        ConfigError: --text-block does not fit the models' context.
+    """
+    return block_size(settings.text_block, min(pair.target.max_context, pair.draft.max_context), pair.draft.tokenizer)
+
+
 def _fixed(inputs: SequenceInputs) -> Built:
+    if inputs.settings.text is not None:
+        return _text(inputs, inputs.settings.text)
     examples, answers = fixed_sequences(inputs)
     return Built(_pool(inputs, examples), frozenset(examples), answers)
 
@@ -203,12 +231,7 @@ def fixed_sequences(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts
 
 
 def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts]:
-    settings, target, draft = inputs.settings, inputs.pair.target, inputs.pair.draft
-    say = inputs.progress.say
-    if settings.text is not None:
-        texts = load_texts(settings.text)
-        end = document_end(draft)
-        return shards.text_sequences(texts, draft.tokenizer, end, settings.max_new_tokens), AnswerCounts()
+    settings, target, say = inputs.settings, inputs.pair.target, inputs.progress.say
     if takes_given_answers(inputs.method, settings, inputs.prompts):
         # Read by the target's tokenizer and template, and below by the draft's own where that is another.
         examples, counts = given_answers(

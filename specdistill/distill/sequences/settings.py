@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 # cyclopts reads the annotations of inherited settings in this module, so their names must be known here too.
-from specdistill.distill.answers.settings import EngineSettings
+from specdistill.distill.answers.settings import EngineSettings, check_text_block
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import DataError
 from specdistill.settings.checks import at_least, within_one
@@ -21,13 +21,16 @@ class SequenceSettings:
     """Where a run's sequences come from."""
 
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
-    """Tokens per answer, in rollouts and on the held-out prompts; with --text, tokens per block."""
+    """Tokens per answer, in rollouts and on the held-out prompts. Longer given answers are cut and counted."""
     heldout_prompts: int = 16
     """Prompts kept out of training to judge the draft; chosen by a hash of their text. Early stopping watches them."""
     text: str | None = None
     """Raw text to train on instead of answers, as in pre-training: a .txt file (blank lines between documents), a
-    .jsonl file or a datasets name[:split] with a field text. Prompts then only judge the draft. For sft and
-    supervised-kd."""
+    .jsonl file or a datasets name[:split] with a field text. It is read as a stream. Prompts then only judge the draft.
+    For sft and supervised-kd."""
+    text_block: int | None = None
+    """Tokens per block of --text. Longer blocks teach longer contexts and take more memory. Left out: 512, or the
+    models' context where that is shorter."""
     rollouts: str | None = None
     """Directory with the target's answers, written by 'specdistill generate' or an earlier run (its folder rollouts).
     Left out: the target samples them first."""
@@ -56,6 +59,7 @@ class SequenceSettings:
         at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "online_wait")
+        check_text_block(self.text, self.text_block)
         within_one(self, "lmbda", "target_fraction")
 
     def check_files(self) -> None:
@@ -64,7 +68,6 @@ class SequenceSettings:
         Raises:
             DataError: One is missing or holds something else.
         """
-        from specdistill.data.texts import check_texts
         from specdistill.distill.answers.shards import find_shards
 
         if self.rollouts is not None:
@@ -73,8 +76,6 @@ class SequenceSettings:
             find_shards(Path(self.rollouts))
         if self.online is not None and not Path(self.online).is_dir():
             raise DataError(f"--online {self.online} is no directory; the server's RejectionLog makes it")
-        if self.text is not None:
-            check_texts(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,20 @@ class Stored:
                 "0) and --loss-temperature to it, or annotate again"
             )
 
+    def blocks(self) -> dict[str, list[int]]:
+        """Ids before each labelled block of raw text, by the block's name; empty where answers to prompts are labelled.
+
+        Raises:
+            DataError: A shard can't be read.
+        """
+        if self._settings().get("text") is None:
+            return {}
+        from specdistill.distill.answers.shards import find_shards
+        from specdistill.files import parquet
+
+        rows = (row for shard in find_shards(self.directory) for row in parquet.read(shard, "prompt_id", "prompt_ids"))
+        return {row["prompt_id"]: row["prompt_ids"] for row in rows}
+
     def connect(self, say: Callable[[str], None]) -> None:
         """Has nothing to wait for."""
 
