@@ -113,7 +113,7 @@ class Partial:
     prompts_asked: int
     """Prompts of the whole run."""
     why: str
-    """What ended it."""
+    """Reason why it ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

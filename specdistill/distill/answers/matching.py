@@ -128,7 +128,7 @@ def remarks(
             f"{first!r}); they are not trained on{remedy}"
         )
     unanswered = {_text(prompt.messages) for prompt in prompts if prompt.id not in answered}
-    retold = sum(_text(row.get("messages", [])) in unanswered for row in rows if row.get("messages"))
+    retold = sum(_text(row.get("messages") or ()) in unanswered for row in rows)
     if retold:
         lines.append(
             f"warning: {source}: {retold} answers are to training prompts in another chat template or tokenizer, and "
