@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specdistill.decoding.costs import Costs
-from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
 
 def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
@@ -71,7 +71,7 @@ class Economics:
     perfect_draft_speedup: float
     """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
-    """`pays`, `does not pay` or `cannot pay`."""
+    """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval."""
     why: str
     """The verdict's reason in one sentence."""
     target_step_seconds: float | None = None
@@ -100,8 +100,8 @@ def judge(
         measured: Measured speed-up at `num_draft_tokens`.
 
     Returns:
-        Costs, predictions and the verdict: `pays` where the measured interval lies above 1, `cannot pay` where even a
-        perfect draft would be no faster, else `does not pay`.
+        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `undecided` where
+        the measurement has no interval, `pays` where its interval lies above 1, else `does not pay`.
 
     Raises:
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
@@ -145,11 +145,18 @@ def judge_rounds(
     drafts = _drafts(num_draft_tokens)
     threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens])
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
-    timed = f"measured {measured.mean:.2f}x [{measured.low:.2f}, {measured.high:.2f}] with {drafts}"
+    interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
+    timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
     why = f"{timed}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
     if cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
+    elif not measured.has_interval:
+        verdict = "undecided"
+        why = (
+            f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
+            "raise --num-prompts and --latency-prompts, or lower --batch-size"
+        )
     elif measured.low > 1:
         verdict = "pays"
     else:

@@ -54,9 +54,11 @@ def alpha_rows(report: Report) -> list[AlphaRow]:
 
 
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
-    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell."""
+    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell; `0.512 (too few)` without an interval."""
     if not math.isfinite(value.mean):
         return "unknown"
+    if not value.has_interval:
+        return f"{value.mean:{sign}.{digits}f} (too few)"
     return f"{value.mean:{sign}.{digits}f} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
 
 

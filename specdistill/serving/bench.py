@@ -9,7 +9,7 @@ from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, s
 from specdistill.errors import ServerError
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
-from specdistill.evaluation.latency import run_differences
+from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
 from specdistill.models import LanguageModel, load, vocabulary
@@ -117,6 +117,9 @@ def _time(
     """
     runs: list[EngineRun] = []
     sampling, tokens, size = config.sampling, config.max_new_tokens, config.timing.batch_size
+    remark = too_few_batches(len(encoded), size)
+    if remark is not None:
+        progress.say(remark)
     greeting = [encode(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), target.tokenizer)]
     for engine in (plain, drafting):
         engine.answer(greeting, sampling, 8, [0])

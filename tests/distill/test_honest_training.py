@@ -58,7 +58,7 @@ def runner(folder, tmp_path, draft, target, judge=None, **settings):
         config.objective,
         config.optimiser,
         ALONE,
-        reference=reference_model,
+        reference=judge,
     )
 
 
