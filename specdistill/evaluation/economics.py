@@ -100,8 +100,8 @@ def judge(
         measured: Measured speed-up at `num_draft_tokens`.
 
     Returns:
-        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `undecided` where
-        the measurement has no interval, `pays` where its interval lies above 1, else `does not pay`.
+        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `undecided`
+        where the measurement has no interval, `pays` where its interval lies above 1, else `does not pay`.
 
     Raises:
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-
 FEWEST_UNITS = 6
-"""Units (prompts, or batches that share a clock) below which there is no interval. A bootstrap never leaves the range of
-its units, and even the whole range of n holds a median with probability 1 - 2 / 2^n only: 0.94 for 5, 0.97 for 6."""
+"""Units (prompts, or batches that share a clock) below which there is no interval.
+
+A bootstrap never leaves the range of its units, and even the whole range of n units holds a median with probability
+1 - 2 / 2^n only: 0.94 for 5, 0.97 for 6.
+"""
 
 
 class Estimate(NamedTuple):

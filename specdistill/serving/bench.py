@@ -20,6 +20,7 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engines import engines
+from specdistill.serving.speculation import Speculation, another_length, total_of
 
 _LENGTH = 4
 """Draft tokens where the user names none: steps inside an engine can't be timed, so no length can be chosen."""
@@ -64,6 +65,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress)
     done = sum(len(run.plain) for run in runs)
+    wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
+    if wrong is not None:
+        progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
     if not in_process:
@@ -122,7 +126,9 @@ def _time(
         progress.say(remark)
     greeting = [encode(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), target.tokenizer)]
     for engine in (plain, drafting):
-        engine.answer(greeting, sampling, 8, [0])
+        wrong = _wrong_length(config, engine.answer(greeting, sampling, 8, [0]).speculation, answers=1)
+        if wrong is not None:
+            raise ServerError(wrong)
     with progress.task("plain against speculative", 2 * len(encoded) * tokens, "tokens") as task:
         for number, start in enumerate(range(0, len(encoded), size)):
             chunk = encoded[start : start + size]
@@ -136,6 +142,21 @@ def _time(
             speculative = answered[drafting]
             runs.append(EngineRun(answered[plain].answers, speculative.answers, speculative.speculation))
     return runs, None
+
+
+def _wrong_length(config: BenchConfig, counts: Speculation | None, answers: int) -> str | None:
+    """Says that a server drafts another number of tokens than --num-draft-tokens; None where its counters agree."""
+    length = config.num_draft_tokens or _LENGTH
+    # transformers drafts in this process, as it is told to; a draft of another tokenizer counts in other tokens.
+    if counts is None or config.engine_kind.place == "process":
+        return None
+    found = another_length(counts, length, answers)
+    if found is None:
+        return None
+    return (
+        f"the server drafts {found:.3g} tokens at a time by its own counters, but --num-draft-tokens is {length}; set "
+        "it to the number that the server was started with"
+    )
 
 
 def _answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]) -> list[Example]:

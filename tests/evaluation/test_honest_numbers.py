@@ -85,7 +85,7 @@ def test_a_bench_of_few_batches_never_pays(files, batch_size, monkeypatch):
     assert report.acceptance.alpha["greedy"].has_interval
 
 
-COSTS = economics.Costs(1.0, 0.1, {width: 1.0 for width in range(1, 10)})
+COSTS = economics.Costs(1.0, 0.1, dict.fromkeys(range(1, 10), 1.0))
 
 
 @pytest.mark.parametrize("engine", ["specdistill", "transformers"])

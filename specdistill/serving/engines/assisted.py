@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from specdistill.decoding import Generation, Sampling
@@ -43,8 +44,9 @@ class AssistedEngine:
     gave.
 
     Args:
-        target: The model that is served.
-        draft: Its draft, whose generation settings are replaced by `num_draft_tokens` per call; None decodes plainly.
+        target: The model that is served. Its generation settings are replaced by fresh ones, as are the draft's: what a
+            checkpoint's generation_config.json asks for (penalties, cut-offs, suppressed ids) is not applied.
+        draft: Its draft, which proposes `num_draft_tokens` per call; None decodes plainly.
         num_draft_tokens: Draft tokens per verification.
     """
 
@@ -54,8 +56,9 @@ class AssistedEngine:
     def __init__(self, target: LanguageModel, draft: LanguageModel | None, num_draft_tokens: int) -> None:
         self._target, self._draft, self._num_draft_tokens = target, draft, num_draft_tokens
         self.version = f"transformers {transformers.__version__}"
+        _refresh(target)
         if draft is not None:
-            settings: Any = draft.model.generation_config
+            settings: Any = _refresh(draft)
             settings.num_assistant_tokens = num_draft_tokens
             settings.num_assistant_tokens_schedule = "constant"
             # Always that many: its default stops where the draft doubts, by a threshold that drifts.
@@ -103,7 +106,6 @@ class AssistedEngine:
                 streamer=arrivals,
                 eos_token_id=sorted(self._target.eos_token_ids),
                 pad_token_id=min(self._target.eos_token_ids),
-                repetition_penalty=1.0,
                 **_sampling(sampling),
                 **drafting,
             )[0, len(prompt) :].tolist()
@@ -118,6 +120,15 @@ class AssistedEngine:
         # The first call reads the prompt and the draft, every later one the last token and the draft.
         proposed = [width - (len(prompt) if call == 0 else 1) for call, width in enumerate(widths)]
         return generation, _speculation(proposed, arrivals.counts, self._num_draft_tokens)
+
+
+def _refresh(model: LanguageModel) -> GenerationConfig:
+    """Replaces the settings that `generate` fills its gaps from; only the ids of the tokenizer stay."""
+    old: Any = model.model.generation_config
+    stops = sorted(model.eos_token_ids)
+    fresh = GenerationConfig(bos_token_id=old.bos_token_id, eos_token_id=stops, pad_token_id=min(stops))
+    model.model.generation_config = fresh
+    return fresh
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:
