@@ -6,7 +6,7 @@ import dataclasses
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
-from specdistill.errors import ServerError
+from specdistill.errors import ModelError, ServerError
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.latency import run_differences, too_few_batches
@@ -59,6 +59,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     pair = _load(config, progress) if in_process else _load_shells(config, progress)
+    _check_sizes(pair)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, pair.target.tokenizer, room)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
@@ -72,7 +73,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         raise failure
     if not in_process:
         pair = _load(config, progress)
-    records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
+    records = None
+    if pair.same_tokenizer:
+        records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
     differences = None
     if config.sampling.greedy:
         judge = pair.target if config.target_is_present else None
@@ -100,10 +103,23 @@ def _load(config: BenchConfig, progress: Progress) -> ModelPair:
         config.draft,
         device=config.machine.device,
         dtype=config.weights.dtype,
+        other_tokenizer=config.engine_kind.place == "process",
         target_weights=config.target_is_present,
         say=progress.say,
     )
-    return ModelPair(pair.target, dataclasses.replace(pair.draft, kept_ids=None))
+    return dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, kept_ids=None))
+
+
+def _check_sizes(pair: ModelPair) -> None:
+    """Refuses two tokenizers of one size, which transformers takes for the same one."""
+    if pair.same_tokenizer:
+        return
+    sizes = [model.model.config.get_text_config().vocab_size for model in (pair.target, pair.draft)]
+    if sizes[0] == sizes[1]:
+        raise ModelError(
+            f"target and draft have different tokenizers, but both configs say vocab_size {sizes[0]}: transformers "
+            "takes such a pair for one tokenizer and can't translate; pad one model's vocabulary by a row"
+        )
 
 
 def _time(

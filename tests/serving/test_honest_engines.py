@@ -6,7 +6,7 @@ import json
 
 import pytest
 from fake_vllm import FakeVllm
-from tiny_models import make_model, perturbed, save
+from tiny_models import make_model, make_tokenizer, perturbed, save
 from tiny_runs import write_rows
 
 from specdistill import BenchConfig, bench, load_model
@@ -24,6 +24,9 @@ def files(tmp_path_factory):
     target = make_model(layers=3)
     save(target, folder / "target")
     save(perturbed(target, 0.02), folder / "draft")
+    foreign = make_model(layers=1, seed=9, tokenizer=make_tokenizer(50, "other"), vocab_size=55)
+    save(foreign, folder / "foreign")
+    save(make_model(layers=1, seed=9, tokenizer=make_tokenizer(first_word="other")), folder / "as-large")
     rows = [{"id": f"p{i}", "prompt": f"w{i} w{(7 * i) % 60}", "category": "ab"[i % 2]} for i in range(10)]
     write_rows(folder / "prompts.jsonl", rows)
     return folder
@@ -167,3 +170,44 @@ def test_stop_ids_of_the_generation_config_stay(files, tmp_path):
     short = bench(config(files, engine="transformers", target=str(tmp_path)))
     whole = bench(config(files, engine="transformers"))
     assert short.acceptance.tokens_scored < whole.acceptance.tokens_scored
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_of_another_tokenizer_is_measured_by_universal_assisted_decoding(files, temperature):
+    asked = config(files, engine="transformers", draft=str(files / "foreign"), temperature=temperature)
+    report = bench(asked)
+    acceptance, counters = report.acceptance, report.acceptance.counters
+    assert acceptance.alpha == {} and acceptance.by_category == {} and acceptance.prediction is None
+    assert counters.rounds > 0 and counters.proposed > 0 and 0 <= counters.accepted <= counters.proposed
+    assert acceptance.mean_acceptance_length.mean >= 1
+    assert report.economics.verdict in ("pays", "does not pay") and "another tokenizer" in report.economics.why
+    content = report.to_json()
+    assert content["economics"]["perfect_draft_speedup"] != content["economics"]["perfect_draft_speedup"]
+    if temperature == 0:
+        assert report.lossless.greedy_identical and report.lossless.prompts_compared == 10
+
+
+def test_universal_assisted_decoding_is_shown_without_invented_numbers(files, tmp_path, capsys):
+    command = ["bench", "--target", str(files / "target"), "--draft", str(files / "foreign"), "--temperature", "0"]
+    command += ["--engine", "transformers", "--prompts", str(files / "prompts.jsonl"), "--max-new-tokens", "16"]
+    page, out = tmp_path / "page.html", tmp_path / "report.json"
+    assert main([*command, "--num-prompts", "0", "--html", str(page), "--json", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "alpha: unknown, for the draft has another tokenizer" in printed and "nan" not in printed
+    assert "another tokenizer" in page.read_text() and ">nan" not in page.read_text()
+    report = json.loads(out.read_text())
+    assert report["economics"]["break_even_alpha"] is None and report["economics"]["perfect_draft_speedup"] is None
+    assert report["acceptance"]["mean_acceptance_length"]["mean"] >= 1
+
+
+def test_our_decoder_sends_a_draft_of_another_tokenizer_to_transformers(files, capsys):
+    command = ["bench", "--target", str(files / "target"), "--draft", str(files / "foreign")]
+    assert main([*command, "--prompts", str(files / "prompts.jsonl")]) == 2
+    assert "bench --engine transformers' measures a draft of another tokenizer" in refusal(capsys)
+
+
+def test_two_tokenizers_of_one_size_are_refused_in_one_line(files, capsys):
+    """transformers compares sizes only, and would take the ids of one for the other's."""
+    command = ["bench", "--target", str(files / "target"), "--draft", str(files / "as-large")]
+    assert main([*command, "--engine", "transformers", "--prompts", str(files / "prompts.jsonl")]) == 2
+    assert "both configs say vocab_size 65" in refusal(capsys)

@@ -48,14 +48,26 @@ class AssistedEngine:
             checkpoint's generation_config.json asks for (penalties, cut-offs, suppressed ids) is not applied.
         draft: Its draft, which proposes `num_draft_tokens` per call; None decodes plainly.
         num_draft_tokens: Draft tokens per verification.
+        other_tokenizer: Whether the draft has another tokenizer, so that its text is encoded again for the target
+            (universal assisted decoding). The counts are in the target's tokens.
     """
 
     counters = "calls of the target and the tokens that each gave"
     first_drafted = True
 
-    def __init__(self, target: LanguageModel, draft: LanguageModel | None, num_draft_tokens: int) -> None:
+    def __init__(
+        self,
+        target: LanguageModel,
+        draft: LanguageModel | None,
+        num_draft_tokens: int,
+        *,
+        other_tokenizer: bool = False,
+    ) -> None:
         self._target, self._draft, self._num_draft_tokens = target, draft, num_draft_tokens
         self.version = f"transformers {transformers.__version__}"
+        self._drafting: dict[str, Any] = {} if draft is None else {"assistant_model": draft.model}
+        if draft is not None and other_tokenizer:
+            self._drafting |= {"tokenizer": target.tokenizer, "assistant_tokenizer": draft.tokenizer}
         _refresh(target)
         if draft is not None:
             settings: Any = _refresh(draft)
@@ -95,7 +107,6 @@ class AssistedEngine:
         hook = model.register_forward_pre_hook(
             lambda module, inputs, keywords: widths.append(keywords["input_ids"].shape[1]), with_kwargs=True
         )
-        drafting = {} if self._draft is None else {"assistant_model": self._draft.model}
         torch.manual_seed(seed % 2**63)
         start = time.perf_counter()
         try:
@@ -107,7 +118,7 @@ class AssistedEngine:
                 eos_token_id=sorted(self._target.eos_token_ids),
                 pad_token_id=min(self._target.eos_token_ids),
                 **_sampling(sampling),
-                **drafting,
+                **self._drafting,
             )[0, len(prompt) :].tolist()
         finally:
             hook.remove()
