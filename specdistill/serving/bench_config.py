@@ -57,10 +57,10 @@ class BenchConfig(MeasureConfig):
     engine: Annotated[
         Literal["specdistill", "transformers", "vllm", "llama-cpp", "openai-server"], Parameter(group=ESSENTIALS)
     ] = "specdistill"
-    """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process, also for
-    a draft of another tokenizer. vllm, llama-cpp: two servers are started here, with and without the draft, and stopped
-    afterwards. openai-server: two servers that run already, --url and --baseline-url. All get the same prompts in turn,
-    and the engine's own counters are read."""
+    """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process, also
+    for a draft of another tokenizer. vllm, llama-cpp: two servers are started here, with and without the draft, and
+    stopped afterwards. openai-server: two servers that run already, --url and --baseline-url. All get the same
+    prompts in turn, and the engine's own counters are read."""
     servers: Annotated[ServerSettings, box("Servers of a real engine")] = field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
