@@ -26,7 +26,8 @@ INTRODUCTION = """# The report
 added; they are never renamed.
 
 - An **estimate** is `{"mean": 0.51, "ci95": [0.48, 0.54]}`: a value with its 95 % interval from a bootstrap over
-  prompts. In Python it has `mean`, `low` and `high`.
+  prompts (for speed, over batches). In Python it has `mean`, `low` and `high`. Below 6 of them there is no interval:
+  `"ci95": [null, null]`.
 - *Optional* keys are absent where their value was not measured. In Python they are `None`.
 - A number that does not exist is `null`; in Python it is `None` or NaN.
 - Draft lengths are keys of JSON objects and so strings, as in `"predicted_speedup": {"1": 1.02, "2": 0.97}`. In Python

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.models import ModelPair
 
@@ -135,7 +136,10 @@ def _rows(summary: TrainSummary) -> str:
         # Stopped before the first evaluation: the weights were trained, but nobody measured them.
         return "| (interrupted before the first measurement) | | | |"
     return "\n".join(
-        f"| {rule} | {summary.before[rule]:.3f} | {summary.after[rule]:.3f} "
-        f"| {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] |"
+        f"| {rule} | {summary.before[rule]:.3f} | {summary.after[rule]:.3f} | {gain.mean:+.3f}{_interval(gain)} |"
         for rule, gain in summary.gain.items()
     )
+
+
+def _interval(gain: Estimate) -> str:
+    return f" [{gain.low:+.3f}, {gain.high:+.3f}]" if gain.has_interval else " (too few prompts for an interval)"

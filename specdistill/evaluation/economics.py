@@ -7,11 +7,12 @@ Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specdistill.decoding.costs import Costs
-from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
 
 def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
@@ -71,7 +72,8 @@ class Economics:
     perfect_draft_speedup: float
     """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
-    """`pays`, `does not pay` or `cannot pay`; `unknown` where Ctrl-C came before decoding was timed."""
+    """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval, `unknown`
+    where Ctrl-C came before decoding was timed."""
     why: str
     """The verdict's reason in one sentence."""
     target_step_seconds: float | None = None
@@ -100,8 +102,8 @@ def judge(
         measured: Measured speed-up at `num_draft_tokens`.
 
     Returns:
-        Costs, predictions and the verdict: `pays` where the measured interval lies above 1, `cannot pay` where even a
-        perfect draft would be no faster, else `does not pay`.
+        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `undecided`
+        where the measurement has no interval, `pays` where its interval lies above 1, else `does not pay`.
 
     Raises:
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
@@ -135,21 +137,32 @@ def judge_rounds(
         predicted_tau: Draft length -> predicted mean acceptance length, at least for the lengths of `round_cost`; NaN
             where nothing could be predicted.
         num_draft_tokens: Draft length that was timed.
-        alpha: Acceptance of one draft token under the served rule; only the sentence uses it.
+        alpha: Acceptance of one draft token under the served rule; NaN where the draft has another tokenizer. Then its
+            tokens are not the target's, and nothing bounds what a perfect draft would give.
         measured: Measured speed-up at `num_draft_tokens`.
         facts: The costs in words.
     """
+    is_scored = math.isfinite(alpha)
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
     best = max(predicted, key=lambda gamma: predicted[gamma])
-    cap = max((gamma + 1) / cost for gamma, cost in round_cost.items())
+    cap = max((gamma + 1) / cost for gamma, cost in round_cost.items()) if is_scored else float("nan")
     drafts = _drafts(num_draft_tokens)
-    threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens])
+    threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens]) if is_scored else float("nan")
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
-    timed = f"measured {measured.mean:.2f}x [{measured.low:.2f}, {measured.high:.2f}] with {drafts}"
+    interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
+    timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
     why = f"{timed}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
+    if not is_scored:
+        why = f"{timed}: {facts}; its alpha is unknown, for the draft has another tokenizer"
     if cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
+    elif not measured.has_interval:
+        verdict = "undecided"
+        why = (
+            f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
+            "raise --num-prompts and --latency-prompts, or lower --batch-size"
+        )
     elif measured.low > 1:
         verdict = "pays"
     else:

@@ -10,6 +10,7 @@ import torch
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import CachedModel, Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.evaluation.report import GreedyDifference
+from specdistill.evaluation.statistics import FEWEST_UNITS
 from specdistill.models import LanguageModel
 
 
@@ -72,6 +73,17 @@ def time_both(
             on_interrupt(error)
             break
     return runs
+
+
+def too_few_batches(prompts: int, batch_size: int) -> str | None:
+    """The remark that so few timed batches give no interval; None where they do."""
+    batches = -(-prompts // batch_size)
+    if batches >= FEWEST_UNITS:
+        return None
+    return (
+        f"{batches} timed batches are too few for an interval, and so for a verdict: {FEWEST_UNITS} are needed; raise "
+        "--num-prompts and --latency-prompts, or lower --batch-size"
+    )
 
 
 def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int]) -> None:

@@ -207,6 +207,9 @@ def _time(
     progress: Progress,
     stop: Interruption,
 ) -> list[TimedRun]:
+    remark = latency.too_few_batches(len(encoded), settings.batch_size)
+    if remark is not None:
+        progress.say(remark)
     latency.warm_up(target, decoder, encoded[0])
     with progress.task("plain against speculative", 2 * len(encoded) * max_new_tokens, "tokens") as task:
         return latency.time_both(

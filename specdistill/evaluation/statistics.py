@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+FEWEST_UNITS = 6
+"""Units (prompts, or batches that share a clock) below which there is no interval.
+
+A bootstrap never leaves the range of its units, and even the whole range of n units holds a median with probability
+1 - 2 / 2^n only: 0.94 for 5, 0.97 for 6.
+"""
+
 
 class Estimate(NamedTuple):
-    """A value and its 95 % percentile interval."""
+    """A value and its 95 % percentile interval; low and high are NaN where there are too few units for one."""
 
     mean: float
     low: float
     high: float
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there were enough units for an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def to_json(self) -> dict[str, object]:
-        """{"mean": ..., "ci95": [low, high]}."""
-        return {"mean": self.mean, "ci95": [self.low, self.high]}
+        """{"mean": ..., "ci95": [low, high]}; null where there is no number."""
+        mean, low, high = (value if math.isfinite(value) else None for value in self)
+        return {"mean": mean, "ci95": [low, high]}
 
 
 def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -29,6 +43,9 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
         columns: One value per prompt each, all of the same length.
         resamples: Bootstrap samples.
         seed: Random seed for the bootstrap.
+
+    Returns:
+        The value, with an interval where at least `FEWEST_UNITS` prompts hold something.
     """
     arrays = [np.asarray(column, dtype=float) for column in columns]
     rows = np.random.default_rng(seed).integers(0, len(arrays[0]), size=(resamples, len(arrays[0])))
@@ -37,7 +54,8 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
         mean = float(function(*(array.sum() for array in arrays)))
     # A resample without a single token of some kind has no value; it says nothing about the spread.
     values = values[np.isfinite(values)]
-    if not len(values):
+    # Prompts that are zero in every column add nothing to any sum.
+    if not len(values) or np.any(arrays, axis=0).sum() < FEWEST_UNITS:
         return Estimate(mean, float("nan"), float("nan"))
     low, high = np.percentile(values, [2.5, 97.5])
     return Estimate(mean, float(low), float(high))

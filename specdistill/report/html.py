@@ -8,7 +8,7 @@ from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.evaluation.to_json import to_json
 from specdistill.report.plots import all_plots
-from specdistill.report.wording import LOSSY, SAMPLED, alpha_rows, estimate, prediction_warning
+from specdistill.report.wording import LOSSY, SAMPLED, UNSCORED, alpha_rows, estimate, number, prediction_warning
 
 
 def html_report(report: Report) -> str:
@@ -17,6 +17,7 @@ def html_report(report: Report) -> str:
         loader=PackageLoader("specdistill", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["estimate"] = estimate
+    environment.filters["number"] = number
     template = environment.get_template("bench.html.jinja")
     return template.render(
         report=report,
@@ -26,5 +27,6 @@ def html_report(report: Report) -> str:
         alphas=alpha_rows(report),
         lossy=LOSSY,
         sampled=SAMPLED,
+        unscored=UNSCORED,
         warning=prediction_warning(report),
     )

@@ -55,13 +55,9 @@ def all_plots(report: Report) -> list[tuple[str, str, str]]:
                 "interval. Below the line at 1 the draft slows serving down.",
             )
         )
-    plots.append(
-        (
-            "Alpha by rule",
-            _draw(_alphas, report),
-            "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts.",
-        )
-    )
+    if report.acceptance.alpha:
+        caption = "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts."
+        plots.append(("Alpha by rule", _draw(_alphas, report), caption))
     if len(report.acceptance.by_category) > 1:
         plots.append(("Alpha by category", _draw(_categories, report), "Kinds of prompts that the draft is good at."))
     return plots

@@ -10,16 +10,20 @@ from specdistill.evaluation.report import Latency, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
-from specdistill.report.wording import alpha_rows, estimate, lossless_line, prediction_warning
+from specdistill.report.wording import UNSCORED, alpha_rows, estimate, lossless_line, number, prediction_warning
 
 
 def bench_tables(report: Report) -> None:
     """Prints the bench report."""
     console = plain_console()
     _headline(console, report)
-    _alpha_table(console, report)
+    if report.acceptance.alpha:
+        _alpha_table(console, report)
+    else:
+        console.print(UNSCORED)
     _positions(console, report)
-    _categories(console, report.acceptance, report.setup.predicting_rule)
+    if report.acceptance.by_category:
+        _categories(console, report.acceptance, report.setup.predicting_rule)
     if report.economics.predicted_speedup:
         _speed(console, report.latency, report.setup)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
@@ -77,9 +81,9 @@ def _positions(console: Console, report: Report) -> None:
         table.add_row("joint", *(f"{value:.3f}" for value in acceptance.by_position))
         table.add_row("conditional", *(f"{value:.3f}" for value in acceptance.by_position_conditional))
         console.print(table)
-    predicted = acceptance.predicted_mean_acceptance_length[report.setup.num_draft_tokens]
+    predicted = acceptance.predicted_mean_acceptance_length.get(report.setup.num_draft_tokens)
     console.print(
-        f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {predicted:.3f}; "
+        f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {number(predicted, 3)}; "
         f"accepted/proposed {estimate(acceptance.acceptance_rate)}",
         soft_wrap=True,
     )
@@ -119,12 +123,12 @@ def _costs(report: Report) -> list[str]:
         return []
     predicted, perfect = economics.predicted_speedup[length], economics.perfect_draft_speedup
     threshold = economics.break_even_alpha
-    needed = "none" if threshold is None else f"{threshold:.3f}"
+    needed = "none" if threshold is None else number(threshold, 3)
     measured = f"speed-up, measured: {estimate(latency.speedup, 2)} with {length} draft tokens"
     if economics.cost_ratio is None:
         return [
             measured,
-            f"speed-up, predicted: {predicted:.2f}; a perfect draft {perfect:.2f}",
+            f"speed-up, predicted: {number(predicted)}; a perfect draft {number(perfect)}",
             f"a round of {length} draft tokens and their check takes {economics.round_cost[length]:.2f} target steps; "
             f"break-even alpha {needed}",
         ]

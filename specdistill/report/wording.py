@@ -14,6 +14,7 @@ MEANING = {
     "argmax_draft": "p(argmax q): vLLM default, SGLang, llama.cpp above 0",
 }
 """Rule -> formula, and the servers that accept by it."""
+UNSCORED = "alpha: unknown, for the draft has another tokenizer; what follows was counted in the target's tokens"
 LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
 SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
 
@@ -54,10 +55,17 @@ def alpha_rows(report: Report) -> list[AlphaRow]:
 
 
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
-    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell."""
+    """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell; `0.512 (too few)` without an interval."""
     if not math.isfinite(value.mean):
         return "unknown"
+    if not value.has_interval:
+        return f"{value.mean:{sign}.{digits}f} (too few)"
     return f"{value.mean:{sign}.{digits}f} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`0.51`; `unknown` where it could not be found."""
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "unknown"
 
 
 def prediction_warning(report: Report) -> str | None:

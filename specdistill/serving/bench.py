@@ -6,11 +6,11 @@ import dataclasses
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
-from specdistill.errors import ServerError, out_of_memory_named, smaller_batch
+from specdistill.errors import ModelError, ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
-from specdistill.evaluation.latency import run_differences
+from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
 from specdistill.models import LanguageModel, load, vocabulary
@@ -21,6 +21,7 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engines import engines
+from specdistill.serving.speculation import Speculation, another_length, total_of
 
 _LENGTH = 4
 """Draft tokens where the user names none: steps inside an engine can't be timed, so no length can be chosen."""
@@ -62,6 +63,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     pair = _load(config, progress) if in_process else _load_shells(config, progress)
+    _check_sizes(pair)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, pair.target.tokenizer, room, pair.target.vocab_size)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
@@ -70,11 +72,16 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
     done = sum(len(run.plain) for run in runs)
     stop.check(done)
+    wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
+    if wrong is not None:
+        progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
     if not in_process:
         pair = _load(config, progress)
-    records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
+    records = None
+    if pair.same_tokenizer:
+        records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
     differences = None
     if config.sampling.greedy:
         judge = pair.target if config.target_is_present else None
@@ -107,10 +114,23 @@ def _load(config: BenchConfig, progress: Progress) -> ModelPair:
         config.draft,
         device=config.machine.device,
         dtype=config.weights.dtype,
+        other_tokenizer=config.engine_kind.place == "process",
         target_weights=config.target_is_present,
         say=progress.say,
     )
-    return ModelPair(pair.target, dataclasses.replace(pair.draft, kept_ids=None))
+    return dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, kept_ids=None))
+
+
+def _check_sizes(pair: ModelPair) -> None:
+    """Refuses two tokenizers of one size, which transformers takes for the same one."""
+    if pair.same_tokenizer:
+        return
+    sizes = [model.model.config.get_text_config().vocab_size for model in (pair.target, pair.draft)]
+    if sizes[0] == sizes[1]:
+        raise ModelError(
+            f"target and draft have different tokenizers, but both configs say vocab_size {sizes[0]}: transformers "
+            "takes such a pair for one tokenizer and can't translate; pad one model's vocabulary by a row"
+        )
 
 
 def _time(
@@ -129,9 +149,14 @@ def _time(
     """
     runs: list[EngineRun] = []
     sampling, tokens, size = config.sampling, config.max_new_tokens, config.timing.batch_size
+    remark = too_few_batches(len(encoded), size)
+    if remark is not None:
+        progress.say(remark)
     greeting = [encode(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), target.tokenizer)]
     for engine in (plain, drafting):
-        engine.answer(greeting, sampling, 8, [0])
+        wrong = _wrong_length(config, engine.answer(greeting, sampling, 8, [0]).speculation, answers=1)
+        if wrong is not None:
+            raise ServerError(wrong)
     with progress.task("plain against speculative", 2 * len(encoded) * tokens, "tokens") as task:
         for number, start in enumerate(range(0, len(encoded), size)):
             chunk = encoded[start : start + size]
@@ -148,6 +173,21 @@ def _time(
                 stop(error)
                 return runs, None
     return runs, None
+
+
+def _wrong_length(config: BenchConfig, counts: Speculation | None, answers: int) -> str | None:
+    """Says that a server drafts another number of tokens than --num-draft-tokens; None where its counters agree."""
+    length = config.num_draft_tokens or _LENGTH
+    # transformers drafts in this process, as it is told to; a draft of another tokenizer counts in other tokens.
+    if counts is None or config.engine_kind.place == "process":
+        return None
+    found = another_length(counts, length, answers)
+    if found is None:
+        return None
+    return (
+        f"the server drafts {found:.3g} tokens at a time by its own counters, but --num-draft-tokens is {length}; set "
+        "it to the number that the server was started with"
+    )
 
 
 def _answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]) -> list[Example]:

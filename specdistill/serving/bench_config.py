@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.servers.client import check_url
+from specdistill.servers.client import check_url, same_server
 from specdistill.serving.engine_table import ENGINES, EngineKind
 from specdistill.settings.checks import at_least
 from specdistill.settings.parts import ESSENTIALS, box
@@ -43,6 +43,11 @@ class ServerSettings:
         for url in (self.url, self.baseline_url):
             if url is not None:
                 check_url(url)
+        if self.url is not None and self.baseline_url is not None and same_server(self.url, self.baseline_url):
+            raise ConfigError(
+                f"--url and --baseline-url both name {self.url}: the speed-up would be that of a server over itself; "
+                "start a second server of the same target without a draft for --baseline-url"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +57,10 @@ class BenchConfig(MeasureConfig):
     engine: Annotated[
         Literal["specdistill", "transformers", "vllm", "llama-cpp", "openai-server"], Parameter(group=ESSENTIALS)
     ] = "specdistill"
-    """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process. vllm,
-    llama-cpp: two servers are started here, with and without the draft, and stopped afterwards. openai-server: two
-    servers that run already, --url and --baseline-url. All get the same prompts in turn, and the engine's own counters
-    are read."""
+    """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process, also
+    for a draft of another tokenizer. vllm, llama-cpp: two servers are started here, with and without the draft, and
+    stopped afterwards. openai-server: two servers that run already, --url and --baseline-url. All get the same
+    prompts in turn, and the engine's own counters are read."""
     servers: Annotated[ServerSettings, box("Servers of a real engine")] = field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:

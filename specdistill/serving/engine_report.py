@@ -14,7 +14,13 @@ from specdistill.evaluation.acceptance import PromptAcceptance, alpha_sums, pred
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
-from specdistill.evaluation.report_acceptance import Acceptance, CountedAcceptance, Counters, Prediction
+from specdistill.evaluation.report_acceptance import (
+    Acceptance,
+    CountedAcceptance,
+    Counters,
+    Prediction,
+    ScoredAcceptance,
+)
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.evaluation.sections import (
     counted,
@@ -31,6 +37,7 @@ from specdistill.serving.engine import Engine
 from specdistill.serving.speculation import Speculation, total_of
 
 _UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+_UNSCORED = ScoredAcceptance(tokens_scored=0, alpha={}, predicted_mean_acceptance_length={}, by_category={})
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def build(
     config: BenchConfig,
     pair: ModelPair,
     prompts: Sequence[Prompt],
-    records: Sequence[PromptAcceptance],
+    records: Sequence[PromptAcceptance] | None,
     runs: Sequence[EngineRun],
     num_draft_tokens: int,
     differences: list[GreedyDifference | None] | None,
@@ -57,21 +64,24 @@ def build(
         config: The command's configuration.
         pair: Target and draft, as scored.
         prompts: The prompts that were done.
-        records: Scores of the plain engine's answers.
+        records: Scores of the plain engine's answers; None where the draft's tokens are not the target's.
         runs: Both engines' answers, in batches.
         num_draft_tokens: Draft tokens per verification.
         differences: First difference of each prompt's greedy answers; None where the engines sampled.
         engine: The engine that drafted.
     """
     rule = config.served_rule
-    columns = predicted_tau(records, rule, num_draft_tokens, first_drafted=engine.first_drafted)
     speed = latency_section(runs)
-    longest = max(config.acceptance.max_draft_tokens, num_draft_tokens)
-    taus = {
-        length: ratio(*predicted_tau(records, rule, length, first_drafted=engine.first_drafted)).mean
-        for length in range(1, longest + 1)
-    }
-    alpha = ratio(*alpha_sums(records, rule)).mean
+    columns, scored, predicted, alpha = None, _UNSCORED, float("nan"), float("nan")
+    if records is not None:
+        columns = predicted_tau(records, rule, num_draft_tokens, first_drafted=engine.first_drafted)
+        longest = max(config.acceptance.max_draft_tokens, num_draft_tokens)
+        taus = {
+            length: ratio(*predicted_tau(records, rule, length, first_drafted=engine.first_drafted)).mean
+            for length in range(1, longest + 1)
+        }
+        scored = scored_section(prompts, records, rule, num_draft_tokens, taus)
+        predicted, alpha = ratio(*columns).mean, ratio(*alpha_sums(records, rule)).mean
     cost = _round_cost(runs, engine.first_drafted)
     return Report(
         target=model_facts(pair.target),
@@ -79,10 +89,10 @@ def build(
         setup=_setup(config, pair, num_draft_tokens, len(prompts), engine.version),
         acceptance=Acceptance(
             **vars(_counted(runs, engine, columns)),
-            **vars(scored_section(prompts, records, rule, num_draft_tokens, taus)),
+            **vars(scored),
         ),
         latency=speed,
-        economics=_judge(num_draft_tokens, cost, ratio(*columns).mean, alpha, speed.speedup),
+        economics=_judge(num_draft_tokens, cost, predicted, alpha, speed.speedup),
         lossless=_lossless(differences),
     )
 
@@ -97,7 +107,7 @@ def _judge(num_draft_tokens: int, cost: Estimate, predicted: float, alpha: float
 
 
 def _counted(
-    runs: Sequence[EngineRun], engine: Engine, predicted_columns: tuple[np.ndarray, np.ndarray]
+    runs: Sequence[EngineRun], engine: Engine, predicted_columns: tuple[np.ndarray, np.ndarray] | None
 ) -> CountedAcceptance:
     """Rates from the engine's own counts, and how far they are from the prediction of one pass over the answers."""
     counting = [(run, run.speculation) for run in runs if run.speculation is not None]
@@ -118,12 +128,14 @@ def _counted(
     joint = [kept / total.rounds for kept in total.accepted_by_position or () if total.rounds]
     conditional = [now / then if then else 0.0 for now, then in zip(joint, [1.0, *joint], strict=False)]
     rates = counted(joint, conditional, emitted, rounds, accepted, proposed)
+    rates = dataclasses.replace(rates, counters=_counters(total, engine.counters))
+    if predicted_columns is None:
+        return rates
     # Predicted and measured sums of the same batches: prompts of one batch share a counter.
     sizes = np.cumsum([len(run.plain) for run, _ in counting])[:-1]
     tokens, expected = ([part.sum() for part in np.split(column, sizes)] for column in predicted_columns)
     return dataclasses.replace(
         rates,
-        counters=_counters(total, engine.counters),
         prediction=Prediction(
             mean_acceptance_length=ratio(*predicted_columns),
             measured=rates.mean_acceptance_length.mean,

@@ -53,6 +53,7 @@ class ServedEngine:
     ) -> None:
         self._server, self._target, self._process, self._say = server, target, process, say
         self._num_draft_tokens = num_draft_tokens
+        self._is_checked = num_draft_tokens > 0
         self._dialect = stream_dialect_of(server.owner)
         self.owner = server.owner.lower()
         self.version = self._version()
@@ -92,7 +93,7 @@ class ServedEngine:
     def _answer(
         self, prompts: list[list[int]], sampling: Sampling, most: int, seeds: list[int], on_tokens: OnTokens
     ) -> Answered:
-        before = self._totals()
+        before = self._totals() if self._num_draft_tokens else None
         start = time.perf_counter()
         with ThreadPoolExecutor(len(prompts)) as threads:
             jobs = zip(prompts, seeds, strict=True)
@@ -153,7 +154,7 @@ class ServedEngine:
 
     def _totals(self) -> Speculation | None:
         """vLLM's running totals, read until two reads agree; None for other servers."""
-        if self.owner != "vllm" or not self._num_draft_tokens:
+        if self.owner != "vllm":
             return None
         last, waited = self._page(), 0.0
         while True:
@@ -169,6 +170,8 @@ class ServedEngine:
 
     def _speculation(self, before: Speculation | None, counts: list[dict[str, Any]]) -> Speculation | None:
         if not self._num_draft_tokens:
+            if not self._is_checked:
+                self._check_plain(counts)
             return None
         if self.owner == "vllm":
             after = self._totals()
@@ -176,13 +179,26 @@ class ServedEngine:
                 raise ServerError(f"{self._server.url} counts no drafts; was it started with --speculative-config?")
             # The first draft makes the counters appear.
             return after if before is None else after - before
-        if self.owner == "llamacpp":
-            total = total_of(map(from_llama_timings, counts))
-        else:
-            total = total_of(from_sglang_meta(meta, self._num_draft_tokens) for meta in counts)
+        total = self._total(counts)
         if total is None and self.owner in ("llamacpp", "sglang"):
             raise ServerError(f"{self._server.url} counts no drafts; was it started with a draft model?")
         return total
+
+    def _total(self, counts: list[dict[str, Any]]) -> Speculation | None:
+        """The sum of the counts that came with answers."""
+        if self.owner == "llamacpp":
+            return total_of(map(from_llama_timings, counts))
+        return total_of(from_sglang_meta(meta, self._num_draft_tokens) for meta in counts)
+
+    def _check_plain(self, counts: list[dict[str, Any]]) -> None:
+        """Refuses a baseline that drafts; its first answer tells."""
+        total = self._totals() if self.owner == "vllm" else self._total(counts)
+        if total is not None and (total.proposed or total.rounds):
+            raise ServerError(
+                f"{self._server.url} drafts, but is the baseline: its own counters moved; start it without a draft, or "
+                "the speed-up would be that of one draft over another"
+            )
+        self._is_checked = True
 
     def _version(self) -> str:
         if self.owner == "vllm":

@@ -53,6 +53,27 @@ def total_of(counts: Iterable[Speculation | None]) -> Speculation | None:
     return reduce(add, known) if known else None
 
 
+def another_length(counts: Speculation, num_draft_tokens: int, answers: int) -> float | None:
+    """Draft tokens per verification where the counts contradict `num_draft_tokens`; None where they agree.
+
+    Without positions the ends of answers blur the counts: each answer may have lost a draft there, or hide a round.
+
+    Args:
+        counts: Over the answers.
+        num_draft_tokens: Draft tokens that the server should propose.
+        answers: Number of answers.
+    """
+    if counts.accepted_by_position is not None:
+        found = len(counts.accepted_by_position)
+        return None if found == num_draft_tokens else float(found)
+    if not counts.rounds:
+        return None
+    mean = max(counts.proposed, counts.accepted) / counts.rounds
+    is_more = mean * counts.rounds > num_draft_tokens * (counts.rounds + answers)
+    is_fewer = counts.proposed + num_draft_tokens * answers <= (num_draft_tokens - 1) * counts.rounds
+    return mean if is_more or is_fewer else None
+
+
 def from_vllm_metrics(page: str) -> Speculation | None:
     """Reads the running totals on vLLM's /metrics page, over all of its engines; None where it does not speculate.
 

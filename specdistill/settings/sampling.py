@@ -47,6 +47,10 @@ class Sampling:
         """Whether every token is the argmax."""
         return self.temperature == 0
 
+    def distinct_copies(self, copies: int) -> int:
+        """How many of `copies` answers to one prompt can differ: greedy ones are all the same."""
+        return 1 if self.greedy else copies
+
     @property
     def filtered(self) -> bool:
         """Whether ids are left out by top-k, top-p or min-p."""

@@ -134,7 +134,6 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
     ("settings", "text"),
     [
         ({"rollouts_per_prompt": 0}, "--rollouts-per-prompt"),
-        ({"temperature": 0.0}, "--rollouts-per-prompt 1"),
         ({"match": "cost", "other": "x"}, "needs --target-price"),
         ({"target_price": 1.0}, "name it with --other"),
     ],

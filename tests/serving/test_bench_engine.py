@@ -63,7 +63,9 @@ def test_a_servers_own_counters_are_what_was_predicted(files, models, owner, bat
         assert counters.proposed < counted[1]
     assert acceptance.mean_acceptance_length.mean > 1.5
     off = acceptance.prediction.measured_over_predicted_minus_1
-    assert off.mean == pytest.approx(0) and [off.low, off.high] == pytest.approx([0, 0])
+    # Ten prompts in three batches are too few for an interval.
+    spread = [0, 0] if batch_size == 1 else [float("nan")] * 2
+    assert off.mean == pytest.approx(0) and [off.low, off.high] == pytest.approx(spread, nan_ok=True)
     assert report.to_json()["lossless"] == {
         "checked": True,
         "lossy": False,
@@ -253,7 +255,7 @@ def test_engines_that_are_not_there(files, monkeypatch, capsys):
 
 
 def test_another_tokenizer_is_found_before_a_server_is_asked(files, capsys):
-    urls = ["--engine", "openai-server", "--url", "http://127.0.0.1:9", "--baseline-url", "http://127.0.0.1:9"]
+    urls = ["--engine", "openai-server", "--url", "http://127.0.0.1:9", "--baseline-url", "http://127.0.0.1:8"]
     arguments = ["--target", str(files / "target"), "--draft", str(files / "foreign"), "--num-draft-tokens", "2"]
     assert main(["bench", *arguments, *urls]) == 2
     assert "target and draft have different tokenizers: id 5 is 'w0'" in one_line(capsys)

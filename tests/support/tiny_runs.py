@@ -22,7 +22,7 @@ from specdistill.decoding import Guidance, Sampling
 from specdistill.distill.sequences.on_policy import OnPolicy
 from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.target.hidden_states import TargetStates
-from specdistill.distill.training.loss import DistillationLoss, LossOutput, StepTotals
+from specdistill.distill.training.loss import DistillationLoss, LossOutput, StepTotals, select_tokens
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel, ModelPair
@@ -186,7 +186,10 @@ def loss_of(
     totals = totals or StepTotals(sum(len(one.answer_ids) for one in examples), len(examples))
     asked = module.kind != "ce" and soft_labels is None
     hidden = torch.cat(answer_hidden_states(target, examples)) if asked else None
-    return module(collate(examples), hidden, totals, advantages, soft_labels=soft_labels)
+    batch, selection = collate(examples), None
+    if reference_model is not None:
+        selection = select_tokens(module.lags(batch, hidden), any_config(**settings).objective.select_fraction)
+    return module(batch, hidden, totals, advantages, soft_labels=soft_labels, selection=selection)
 
 
 def gradient(value: torch.Tensor, draft: LanguageModel) -> torch.Tensor:

@@ -69,17 +69,19 @@ def _generate(
 ) -> GenerateSummary:
     run_settings.claim(output, _settings(config), "answers")
     config.machine.limit_threads()
+    if config.copies < config.rollouts_per_prompt:
+        progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
     models = _load(config, progress.say)
     target = models["target"]
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
-    answers = {"target": writer.write("target", config.rollouts_per_prompt)}
+    answers = {"target": writer.write("target", config.copies)}
     if config.comparison.other is not None:
         first = writer.write("other", 1)
         copies = matched_copies(config.comparison, models, answers["target"], first)
-        answers["other"] = writer.write("other", copies)
+        answers["other"] = writer.write("other", config.sampling.distinct_copies(copies))
     generators = {role: _summary(config, role, models, examples, prompts, scorer) for role, examples in answers.items()}
     match = config.comparison.match if config.comparison.other else None
     return GenerateSummary(output=str(output), match=match, generators=generators)
@@ -192,7 +194,7 @@ def _write_on_ray(
     assert config.cluster.ray is not None
     local = {name: str(Path(getattr(config, name)).absolute()) for name in ("target", "prompts", "output")}
     existing = {name: path for name, path in local.items() if Path(path).exists()}
-    total = config.rollouts_per_prompt * num_prompts * config.max_new_tokens
+    total = config.copies * num_prompts * config.max_new_tokens
     with progress.task("target rollouts", total, "tokens") as task:
         on_ray.write_shards(
             AnswerWriter,

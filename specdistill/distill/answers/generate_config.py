@@ -71,7 +71,8 @@ class GenerateConfig(Config):
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts to answer; same forms as in train-draft."""
     rollouts_per_prompt: Annotated[int, Parameter(group=ESSENTIALS)] = 4
-    """Answers per prompt. A finished directory can be taken further with a larger number."""
+    """Answers per prompt; always 1 at --temperature 0, where all would be the same. A finished directory can be taken
+    further with a larger number."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
@@ -92,5 +93,8 @@ class GenerateConfig(Config):
             raise ConfigError("--rollout-engine vllm writes one model's answers; leave --other away")
         if self.cluster.ray is not None and compares:
             raise ConfigError("--ray writes one model's answers; leave --other away")
-        if self.sampling.greedy and self.rollouts_per_prompt > 1:
-            raise ConfigError("at --temperature 0 all answers to a prompt are the same; set --rollouts-per-prompt 1")
+
+    @property
+    def copies(self) -> int:
+        """Answers per prompt of the target."""
+        return self.sampling.distinct_copies(self.rollouts_per_prompt)

@@ -257,7 +257,7 @@ def _target_answers(inputs: SequenceInputs) -> list[Example]:
         inputs.prompts,
         inputs.encoded,
         sampled,
-        copies=settings.rollouts_per_prompt,
+        copies=inputs.sampling.distinct_copies(settings.rollouts_per_prompt),
         directory=directory,
         progress=inputs.progress,
         ranks=inputs.ranks,

@@ -35,8 +35,8 @@ class SequenceSettings:
     """Directory with the target's answers, written by 'specdistill generate' or an earlier run (its folder rollouts).
     Left out: the target samples them first."""
     rollouts_per_prompt: int = 4
-    """Answers that the target samples per prompt. Several sampled ones teach more than one greedy one; best-of-n keeps
-    the best."""
+    """Answers that the target samples per prompt; always 1 at --temperature 0. Several sampled ones teach more than one
+    greedy one; best-of-n keeps the best."""
     scorer: str = "target-likelihood"
     """Chooses among best-of-n's answers: target-likelihood, exact-match (with the field answer), or module:function,
     your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties."""

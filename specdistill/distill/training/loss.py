@@ -62,6 +62,7 @@ class DistillationLoss(nn.Module):
         totals: StepTotals,
         advantages: Tensor | None = None,
         soft_labels: SoftLabels | None = None,
+        selection: Tensor | None = None,
     ) -> LossOutput:
         """The micro-batch's part of the step's loss.
 
@@ -71,18 +72,22 @@ class DistillationLoss(nn.Module):
             totals: Counts over the step.
             advantages: [batch], of answers that the draft wrote; None without a reward.
             soft_labels: Labels of the tokens, instead of the target's hidden states.
+            selection: [tokens] factors of AdaSPEC's selection, as by `select_tokens`; None trains on all tokens.
         """
         hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
             mean = torch.full((hidden.shape[0],), 1 / max(1, totals.tokens), device=hidden.device)
-            weights = mean * (self._selection(batch, hidden, target_hidden) if self._reference is not None else 1)
-            weights = weights * (self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1)
+            share = self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
             if self._objective.distill_weight is not None:
-                weights = weights * self._objective.distill_weight
+                share *= self._objective.distill_weight
+            weights = mean * share if selection is None else mean * selection * share
             output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels, soft_labels=soft_labels)
-            loss = output.loss
+            loss, alpha = output.loss, output.alpha
+            if selection is not None or not share:
+                # Tokens without weight were passed over, but the draft is judged on all of them.
+                alpha = self._alpha(hidden.detach(), target_hidden, batch.labels, soft_labels)
             if self._objective.ce_weight and self.kind != "ce":
                 # On its own tokens a model's cross entropy only makes it surer of what it says already.
                 own = batch.provenance[batch.response_mask] == Provenance.DRAFT
@@ -90,7 +95,7 @@ class DistillationLoss(nn.Module):
                 loss = loss + self._divergence("ce", hidden, None, labelled, batch.labels).loss
             if advantages is not None:
                 loss = loss + self._policy_loss(batch, hidden, advantages, totals.sequences)
-        return LossOutput(loss, output.alpha.sum())
+        return LossOutput(loss, alpha.sum())
 
     def _policy_loss(self, batch: Batch, hidden: Tensor, advantages: Tensor, sequences: int) -> Tensor:
         """REINFORCE: minus the mean over answers of advantage times log q(answer), at the temperature of sampling."""
@@ -100,23 +105,31 @@ class DistillationLoss(nn.Module):
         weights = (1 - objective.distill_weight) * advantages[row].to(hidden.dtype) / sequences
         return self._divergence("ce", hidden, None, weights, batch.labels, objective.sampling_temperature).loss
 
-    @torch.no_grad()
-    def _selection(self, batch: Batch, hidden: Tensor, target_hidden: Tensor | None) -> Tensor:
-        """[tokens]: 0, or the factor that makes the mean over tokens one over the selected tokens.
+    @property
+    def selects(self) -> bool:
+        """Whether a reference draft decides which tokens are trained on."""
+        return self._reference is not None
 
-        Source: Hu et al. 2025 (arXiv 2510.19779): the tokens whose KL(target || draft) exceeds the reference's most.
-        """
-        assert self._reference is not None
-        unweighted = torch.ones(hidden.shape[0], device=hidden.device)
-        theirs = self._reference.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
-        behind = (
-            self._divergence("fkl", hidden, target_hidden, unweighted, batch.labels).per_token
-            - self._divergence("fkl", theirs, target_hidden, unweighted, batch.labels, draft=self._reference).per_token
-        )
-        count = math.ceil(self._objective.select_fraction * len(behind))
-        chosen = torch.zeros_like(behind)
-        chosen[behind.topk(count).indices] = len(behind) / max(1, count)
-        return chosen
+    @torch.no_grad()
+    def lags(self, batch: Batch, target_hidden: Tensor | None) -> Tensor:
+        """KL(target || draft) minus the reference's, in nats, [tokens] in the order of `batch.labels`."""
+        assert self._reference is not None, "tokens are selected by a reference draft"
+        behind = []
+        for model in (self._draft, self._reference):
+            hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+            with torch.autocast(hidden.device.type, enabled=False):
+                hidden = hidden.to(model.head_weight.dtype)
+                ones = torch.ones(hidden.shape[0], device=hidden.device)
+                behind.append(self._divergence("fkl", hidden, target_hidden, ones, batch.labels, draft=model).per_token)
+        return behind[0] - behind[1]
+
+    @torch.no_grad()
+    def _alpha(
+        self, hidden: Tensor, target_hidden: Tensor | None, labels: Tensor, soft_labels: SoftLabels | None
+    ) -> Tensor:
+        """Alpha of every token, [tokens]."""
+        ones = torch.ones(hidden.shape[0], device=hidden.device)
+        return self._divergence(self.kind, hidden, target_hidden, ones, labels, soft_labels=soft_labels).alpha
 
     def _divergence(
         self,
@@ -153,14 +166,35 @@ def divergence_of(loss: str, beta: float | None) -> tuple[str, float | None, flo
 
     jsd(beta) as published tends to beta * fkl for a small beta, yet is defined as fkl itself at 0 (likewise at 1): near
     the ends beta is only a small learning rate, and the step to the end multiplies the loss by 1 / beta. Divided by
-    beta (1 - beta) it has no jump.
+    beta (1 - beta) it has no jump. jeffreys is a sum by definition; halved it lies between fkl and rkl, so that one
+    learning rate and one --ce-weight mean the same for all three.
     """
+    if loss == "jeffreys":
+        return loss, beta, 0.5
     if loss != "jsd":
         return loss, beta, 1.0
     beta = 0.5 if beta is None else beta
     if beta in (0, 1):
         return ("fkl" if beta == 0 else "rkl"), None, 1.0
     return loss, beta, 1 / (beta * (1 - beta))
+
+
+def select_tokens(lags: Tensor, fraction: float) -> Tensor:
+    """Chooses the tokens that lag most behind the reference.
+
+    Args:
+        lags: [tokens] of the whole step.
+        fraction: Share of the tokens to choose, in (0, 1].
+
+    Returns:
+        [tokens]: 0, or the factor that makes the mean over tokens one over the chosen tokens.
+
+    Source: Hu et al. 2025 (arXiv 2510.19779): the tokens whose KL(target || draft) exceeds the reference's most.
+    """
+    count = math.ceil(fraction * len(lags))
+    factors = torch.zeros_like(lags)
+    factors[lags.topk(count).indices] = len(lags) / max(1, count)
+    return factors
 
 
 def leave_one_out_advantages(rewards: list[float]) -> list[float]:

@@ -19,7 +19,8 @@ class LossSettings:
         "auto", "fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax"
     ] = "auto"
     """Divergence to minimise; auto takes the method's own. For a server that samples, lk_lambda comes nearest to alpha;
-    for one that drafts by argmax above temperature 0 (vLLM's default, SGLang, llama.cpp) lk_argmax, after fkl."""
+    for one that drafts by argmax above temperature 0 (vLLM's default, SGLang, llama.cpp) lk_argmax, after fkl. jeffreys
+    is half fkl and half rkl."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the divergence; 0 takes --temperature (1 where that is 0). The loss is not
     multiplied by its square."""
@@ -34,7 +35,7 @@ class LossSettings:
     """AdaSPEC: an already distilled draft of the same start. Only the tokens where this run's draft is furthest behind
     it are trained on; goes with fkl."""
     select_fraction: float = 0.4
-    """Share of a step's tokens that AdaSPEC trains on (0.4 as published)."""
+    """Share of a step's tokens, over all micro-batches and processes, that AdaSPEC trains on (0.4 as published)."""
     reward: str | None = None
     """Also maximise a reward on the draft's own answers: module:function, your function(prompt, text) -> float. The
     objective is (1 - a) reward - a divergence, by REINFORCE with a leave-one-out baseline; a is --distill-weight."""

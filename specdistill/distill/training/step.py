@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
 
 from specdistill.data.batch import Batch, Example, Provenance, collate, join_soft_labels
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
-from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages
+from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages, select_tokens
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.models import LanguageModel, ModelPair
@@ -26,6 +26,8 @@ from specdistill.models.checkpoint import is_fresh_cut
 from specdistill_kernels import SoftLabels
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+Inputs = tuple[Batch, Tensor | None, SoftLabels | None]
 
 Reward = Callable[[Example], float]
 """Judges an answer that the draft wrote; more is better."""
@@ -47,7 +49,7 @@ class StepMeasurement:
     grad_norm: float
     """Norm of the gradient before clipping."""
     learning_rate: float
-    """Learning rate of the next step."""
+    """Learning rate of the step."""
     tokens: int
     """Answer tokens trained on."""
     reward: float | None = None
@@ -105,7 +107,7 @@ class StepRunner:
         )
         if settings.gradient_checkpointing:
             _checkpoint_activations(pair.draft.model)
-        loss = DistillationLoss(pair.draft, pair.target, objective, reference)
+        self._module = loss = DistillationLoss(pair.draft, pair.target, objective, reference)
         self.shards = Shards(loss, ranks, pair.draft if shards_draft and ranks.world > 1 else None)
         if self.shards.sharded:
             self._claim_root(loss)
@@ -118,7 +120,8 @@ class StepRunner:
             self._loss, self.optimizer = loss, self._accelerator.prepare(optimizer)
         else:
             self._loss, self.optimizer = self._accelerator.prepare(loss, optimizer)
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        # This one's first step learns already; the plain warm-up starts at rate 0.
+        self.schedule = get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
             self.optimizer, math.ceil(settings.warmup * settings.steps), settings.steps, min_lr_rate=0.1
         )
 
@@ -144,6 +147,7 @@ class StepRunner:
         # float16's scaler meets infinite gradients on purpose, and skips such a step.
         if not (math.isfinite(loss) and (math.isfinite(norm) or self._settings.precision == "float16")):
             raise NotFiniteError(loss, norm)
+        rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,7 +156,7 @@ class StepRunner:
             loss=loss,
             alpha=None if math.isnan(alpha) else alpha / max(1, totals.tokens),
             grad_norm=norm,
-            learning_rate=float(self.schedule.get_last_lr()[0]),
+            learning_rate=rate,
             tokens=totals.tokens,
             reward=None if rewards is None else sum(rewards) / len(rewards),
         )
@@ -179,23 +183,39 @@ class StepRunner:
         # Every rank passes through the network equally often, or those with more would wait in a collective for ever.
         most = self._ranks.largest_share(self._settings.batch_size)
         size = self._settings.micro_batch_size or most
+        starts = range(0, most, size)
+        inputs = (self._inputs(examples[start : start + size]) for start in starts)
+        selections: Sequence[Tensor | None] = [None] * len(starts)
+        if self._module.selects:
+            # The target's states are kept: a second pass of the target would cost more than they do.
+            inputs = list(inputs)
+            selections = self._select(inputs)
         loss, alpha = 0.0, 0.0
-        for start in range(0, most, size):
-            chunk = examples[start : start + size]
-            own = None if advantages is None else advantages[start : start + len(chunk)]
-            batch, hidden, soft_labels = self._inputs(chunk)
+        for start, (batch, hidden, soft_labels), selection in zip(starts, inputs, selections, strict=True):
+            own = None if advantages is None else advantages[start : start + size]
             with self._summed(last=start + size >= most):
                 # prepare() wraps this in for whole modules; a sharded one never went through it. The target's pass is
                 # outside: it keeps its own precision.
                 with self._accelerator.autocast():
-                    part = self._loss(batch, hidden, totals, own, soft_labels)
+                    part = self._loss(batch, hidden, totals, own, soft_labels, selection)
                 # Wrappers average gradients over ranks; the loss is a sum over them.
                 self._accelerator.backward(part.loss * self._accelerator.num_processes)
             loss += float(part.loss.detach())
             alpha += float(part.alpha_sum)
         return loss, alpha
 
-    def _inputs(self, chunk: Sequence[Example]) -> tuple[Batch, Tensor | None, SoftLabels | None]:
+    def _select(self, inputs: Sequence[Inputs]) -> list[Tensor]:
+        """AdaSPEC's weights of this rank's tokens by micro-batch, chosen among the tokens of the whole step."""
+        lags: list[float] = []
+        for batch, hidden, _ in inputs:
+            with self._accelerator.autocast():
+                lags += self._module.lags(batch, hidden).tolist()
+        before = sum(self._ranks.gather([len(lags)])[: self._ranks.rank])
+        everyones = torch.tensor(self._ranks.gather(lags), device=self._draft.device)
+        own = select_tokens(everyones, self._objective.select_fraction)[before : before + len(lags)]
+        return list(own.split([len(batch.labels) for batch, _, _ in inputs]))
+
+    def _inputs(self, chunk: Sequence[Example]) -> Inputs:
         """Batch, target's hidden states and soft labels of a micro-batch, on the draft's device."""
         present = chunk or [NOTHING_LABELLED if self._labelled else NOTHING]
         device = self._draft.device

@@ -56,7 +56,10 @@ def engines(
     if config.engine_kind.place == "process":
         from specdistill.serving.engines.assisted import AssistedEngine
 
-        yield AssistedEngine(pair.target, None, 0), AssistedEngine(pair.target, pair.draft, num_draft_tokens)
+        yield (
+            AssistedEngine(pair.target, None, 0),
+            AssistedEngine(pair.target, pair.draft, num_draft_tokens, other_tokenizer=not pair.same_tokenizer),
+        )
         return
     if config.engine_kind.checked:
         _refuse_by_gate(config, pair, num_draft_tokens, context)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from specdistill.decoding import Generation, Sampling
@@ -43,19 +44,33 @@ class AssistedEngine:
     gave.
 
     Args:
-        target: The model that is served.
-        draft: Its draft, whose generation settings are replaced by `num_draft_tokens` per call; None decodes plainly.
+        target: The model that is served. Its generation settings are replaced by fresh ones, as are the draft's: what a
+            checkpoint's generation_config.json asks for (penalties, cut-offs, suppressed ids) is not applied.
+        draft: Its draft, which proposes `num_draft_tokens` per call; None decodes plainly.
         num_draft_tokens: Draft tokens per verification.
+        other_tokenizer: Whether the draft has another tokenizer, so that its text is encoded again for the target
+            (universal assisted decoding). The counts are in the target's tokens.
     """
 
     counters = "calls of the target and the tokens that each gave"
     first_drafted = True
 
-    def __init__(self, target: LanguageModel, draft: LanguageModel | None, num_draft_tokens: int) -> None:
+    def __init__(
+        self,
+        target: LanguageModel,
+        draft: LanguageModel | None,
+        num_draft_tokens: int,
+        *,
+        other_tokenizer: bool = False,
+    ) -> None:
         self._target, self._draft, self._num_draft_tokens = target, draft, num_draft_tokens
         self.version = f"transformers {transformers.__version__}"
+        self._drafting: dict[str, Any] = {} if draft is None else {"assistant_model": draft.model}
+        if draft is not None and other_tokenizer:
+            self._drafting |= {"tokenizer": target.tokenizer, "assistant_tokenizer": draft.tokenizer}
+        _refresh(target)
         if draft is not None:
-            settings: Any = draft.model.generation_config
+            settings: Any = _refresh(draft)
             settings.num_assistant_tokens = num_draft_tokens
             settings.num_assistant_tokens_schedule = "constant"
             # Always that many: its default stops where the draft doubts, by a threshold that drifts.
@@ -92,7 +107,6 @@ class AssistedEngine:
         hook = model.register_forward_pre_hook(
             lambda module, inputs, keywords: widths.append(keywords["input_ids"].shape[1]), with_kwargs=True
         )
-        drafting = {} if self._draft is None else {"assistant_model": self._draft.model}
         torch.manual_seed(seed % 2**63)
         start = time.perf_counter()
         try:
@@ -103,9 +117,8 @@ class AssistedEngine:
                 streamer=arrivals,
                 eos_token_id=sorted(self._target.eos_token_ids),
                 pad_token_id=min(self._target.eos_token_ids),
-                repetition_penalty=1.0,
                 **_sampling(sampling),
-                **drafting,
+                **self._drafting,
             )[0, len(prompt) :].tolist()
         finally:
             hook.remove()
@@ -118,6 +131,15 @@ class AssistedEngine:
         # The first call reads the prompt and the draft, every later one the last token and the draft.
         proposed = [width - (len(prompt) if call == 0 else 1) for call, width in enumerate(widths)]
         return generation, _speculation(proposed, arrivals.counts, self._num_draft_tokens)
+
+
+def _refresh(model: LanguageModel) -> GenerationConfig:
+    """Replaces the settings that `generate` fills its gaps from; only the ids of the tokenizer stay."""
+    old: Any = model.model.generation_config
+    stops = sorted(model.eos_token_ids)
+    fresh = GenerationConfig(bos_token_id=old.bos_token_id, eos_token_id=stops, pad_token_id=min(stops))
+    model.model.generation_config = fresh
+    return fresh
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:
