@@ -17,13 +17,12 @@ import torch
 from specdistill.data.batch import Example, collate, split_by_tokens
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.sampling import Sampling, process
+from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
 
 ALPHA_RULES = ("greedy", "sampled", "argmax_draft")
-_LOGITS = 2**26
-"""Logits that are held at once, of each model: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +97,6 @@ def _in_passes(model: LanguageModel, sequences: Sequence[Example]) -> list[torch
             first, end = len(sequence.prompt_ids) - 1 - start, len(ids) - 1 - start
             parts[row].append(hidden[row, max(0, first) : max(0, end)].clone())
     return [torch.cat(states) for states in parts]
-
-
-def logit_blocks(rows: torch.Tensor, vocab_size: int) -> Iterator[slice]:
-    """Splits an answer's hidden states, so that the logits of a block fit memory however long the answer is.
-
-    Args:
-        rows: [answer, hidden].
-        vocab_size: Logits per token.
-
-    Yields:
-        Slices of the answer; one for an answer of usual length.
-    """
-    size = max(64, _LOGITS // vocab_size)
-    yield from (slice(start, start + size) for start in range(0, max(1, len(rows)), size))
 
 
 @torch.no_grad()

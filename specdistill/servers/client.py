@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from specdistill.errors import ConfigError, ServerAwayError, ServerError, first_line
 from specdistill.servers import proxies
+from specdistill.servers.urls import check_url
 
 JsonObject = dict[str, Any]
 """A JSON object whose keys the server decides: the body of a request, an answer, or one event of a stream."""
@@ -25,7 +25,6 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the server's key, if it wants one."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries of one request; the pause doubles each time."""
-_LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
 _TEMPORARY_STATUSES = {408, 409, 425, 429}
 """HTTP refusals, next to those from 500 up, that a later try may not meet."""
 
@@ -263,33 +262,6 @@ class ModelServer:
         if not isinstance(answer, dict):
             raise self._garbage(path, answer)
         return answer
-
-
-def check_url(url: str) -> None:
-    """Checks the form of a server's URL; contacts no server.
-
-    Raises:
-        ConfigError: `url` does not start with http:// or https://.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"a server's URL starts with http:// or https://, got {url!r}")
-
-
-def same_server(one: str, other: str) -> bool:
-    """Whether two URLs name one server: /v1, a slash, the scheme's own port and loopback's names make no difference."""
-    return _place(one) == _place(other)
-
-
-def _place(url: str) -> tuple[str, int, str]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"the URL {url!r} has no valid port") from None
-    host = (parts.hostname or "").rstrip(".")
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    default = 443 if parts.scheme == "https" else 80
-    return "localhost" if host in _LOOPBACK else host, port or default, path
 
 
 def _reason(response: Any) -> str:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.servers.client import check_url, same_server
+from specdistill.servers.urls import check_url, same_server
 from specdistill.serving.engine_table import ENGINES, EngineKind
 from specdistill.settings.checks import at_least
 from specdistill.settings.parts import ESSENTIALS, box

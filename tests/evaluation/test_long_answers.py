@@ -16,9 +16,9 @@ from specdistill.distill.cutting.init_draft import most_used_ids
 from specdistill.distill.cutting.layer_search import LayerScorer
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.heldout import HeldOutLabels
-from specdistill.evaluation import acceptance
-from specdistill.evaluation.acceptance import answer_hidden_states, logit_blocks, score, score_draft
+from specdistill.evaluation.acceptance import answer_hidden_states, score, score_draft
 from specdistill.evaluation.latency import first_difference
+from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
 
 CONTEXT = 4400
@@ -119,7 +119,7 @@ def test_the_logits_of_a_long_answer_are_scored_in_blocks(watched, monkeypatch, 
     draft, sequences = perturbed(target, 0.3), long_examples()
     whole = score(target, draft, sequences, sampling), score_draft(draft, sequences, greedy=True)
     watched["logits"] = 0
-    monkeypatch.setattr(acceptance, "_LOGITS", 65 * 100)
+    monkeypatch.setattr("specdistill.evaluation.logit_blocks._LOGITS", 65 * 100)
     blocks = score(target, draft, sequences, sampling), score_draft(draft, sequences, greedy=True)
     assert watched["logits"] == 65 * 100
     for records, others in zip(whole, blocks, strict=True):
@@ -148,7 +148,7 @@ def test_a_long_answer_is_labelled_in_blocks_with_the_same_labels(watched, monke
     ]
     whole = label_rows(config, target, rows)
     watched["logits"] = 0
-    monkeypatch.setattr(acceptance, "_LOGITS", 65 * 100)
+    monkeypatch.setattr("specdistill.evaluation.logit_blocks._LOGITS", 65 * 100)
     blocks = label_rows(config, target, rows)
     assert watched["logits"] == 65 * 100
     for one, other in zip(whole, blocks, strict=True):
@@ -170,7 +170,7 @@ def test_held_out_labels_score_a_long_answer_in_blocks(watched, monkeypatch):
     scorer = HeldOutLabels(Labels(), sequences, 1.0, False, "sampled")
     whole = scorer.score(draft)
     watched["logits"] = 0
-    monkeypatch.setattr(acceptance, "_LOGITS", 65 * 100)
+    monkeypatch.setattr("specdistill.evaluation.logit_blocks._LOGITS", 65 * 100)
     for record, other in zip(whole, scorer.score(draft), strict=True):
         same(record.alpha, other.alpha)
         np.testing.assert_allclose(record.fkl, other.fkl, rtol=1e-4, atol=1e-5)
@@ -181,7 +181,7 @@ def test_the_ids_of_a_trimmed_head_are_counted_in_blocks(watched, monkeypatch):
     target = make_model(layers=1, context=CONTEXT)
     whole, share = most_used_ids(target, long_examples(), 20)
     watched["logits"] = 0
-    monkeypatch.setattr(acceptance, "_LOGITS", 65 * 100)
+    monkeypatch.setattr("specdistill.evaluation.logit_blocks._LOGITS", 65 * 100)
     blocks, other = most_used_ids(target, long_examples(), 20)
     assert whole.tolist() == blocks.tolist() and share == pytest.approx(other)
     assert watched["logits"] == 65 * 100

@@ -12,7 +12,7 @@ from tiny_runs import write_rows
 from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
 from specdistill.errors import ConfigError
-from specdistill.servers.client import same_server
+from specdistill.servers.urls import same_server
 from specdistill.serving.speculation import Speculation, another_length
 
 GAMMA = 3

@@ -14,7 +14,8 @@ from specdistill.data.answer_rows import AnswerRow
 from specdistill.distill.answers.annotate_config import AnnotateConfig
 from specdistill.distill.answers.shards import SHARD, rollout_seed, to_example
 from specdistill.errors import out_of_memory_named, smaller_batch
-from specdistill.evaluation.acceptance import answer_hidden_states, logit_blocks
+from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.files import parquet
 from specdistill.models import LanguageModel, load
 from specdistill.models.pair import resolve_device, resolve_dtype

@@ -14,7 +14,8 @@ from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
-from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states, logit_blocks
+from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
+from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic, locks
 from specdistill.models import LanguageModel, cut_draft, families, load

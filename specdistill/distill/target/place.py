@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from specdistill.distill.methods import PlaceName, methods_with
 from specdistill.errors import ConfigError, DataError
 from specdistill.files import run_settings
-from specdistill.servers.client import ModelServer, check_url
+from specdistill.servers.client import ModelServer
+from specdistill.servers.urls import check_url
 
 if TYPE_CHECKING:
     from specdistill.data.batch import Example

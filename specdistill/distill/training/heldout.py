@@ -21,9 +21,9 @@ from specdistill.evaluation.acceptance import (
     PromptAcceptance,
     alpha_sums,
     answer_hidden_states,
-    logit_blocks,
     score,
 )
+from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
 
