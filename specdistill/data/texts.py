@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specdistill.data.readers import Record, load_split, read_jsonl, read_text
+from specdistill.data.readers import Record, format_of, load_split, read_records, read_text
 from specdistill.errors import DataError, first_line
 
 
@@ -27,10 +27,10 @@ def load_texts(source: str) -> list[str]:
     """
     check_texts(source)
     path = Path(source)
-    if path.is_file() and path.suffix == ".txt":
+    if path.is_file() and format_of(path) == ".txt":
         texts = [document.strip() for document in read_text(path).split("\n\n")]
-    elif path.is_file() and path.suffix == ".jsonl":
-        texts = [_text(record, place) for place, record in read_jsonl(path)]
+    elif path.is_file() and format_of(path):
+        texts = [_text(record, place) for place, record in read_records(path)]
     elif path.is_file():
         raise DataError(f"--text {source} must be a .txt or .jsonl file, got {path.suffix or 'no suffix'!r}")
     else:

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
+from specdistill.data.prompts import Prompt, load_prompts, split_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -21,6 +21,7 @@ from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.distill.sequences.build import SequenceInputs, build_source
+from specdistill.distill.sequences.encoded import EncodedPrompts
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
@@ -36,6 +37,7 @@ from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.models.checkpoint import save_draft
+from specdistill.models.pair import find_pair
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
@@ -70,12 +72,16 @@ def train_draft(
     check_make_engine(config.on_policy, make_engine)
     ranks = _join(config)
     progress = progress if progress is not None and ranks.is_main else Quiet()
+    config.machine.limit_threads()
+    # A server's text is read by its own tokenizer only.
+    other_tokenizer = not config.objective.needs_target and config.place.has_weights
+    found = find_pair(config.target, config.draft, other_tokenizer=other_tokenizer, say=progress.say)
+    encoded = EncodedPrompts.of_sides(prompts.training, prompts.heldout, found, config.sequences.max_new_tokens)
     output = Path(config.output)
     if ranks.is_main:
         run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
-    config.machine.limit_threads()
     torch.manual_seed(config.seed)
-    run = _load(config, prompts, output, progress, ranks)
+    run = _load(config, prompts, encoded, output, progress, ranks)
     with guard_rails.reported_interrupt(output, progress):
         trainer = _build_trainer(run, callbacks, make_engine)
         summary = _train(run, trainer)
@@ -102,10 +108,7 @@ class _Run:
 
     config: TrainConfig
     prompts: _Prompts
-    training: list[list[int]]
-    """Training prompts in the target's ids."""
-    heldout: list[list[int]]
-    """Held-out prompts in the target's ids."""
+    encoded: EncodedPrompts
     pair: ModelPair
     target: OpenTarget
     reference: LanguageModel | None
@@ -150,25 +153,24 @@ def _join(config: TrainConfig) -> Ranks:
     return ranks
 
 
-def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
-    """Loads the models, encodes the prompts, and writes the run's settings."""
-    place = config.place
+def _load(
+    config: TrainConfig, prompts: _Prompts, encoded: EncodedPrompts, output: Path, progress: Progress, ranks: Ranks
+) -> _Run:
+    """Loads the models and writes the run's settings."""
+    place, shards_target = config.place, config.processes.shards_target
     # Before any weights are read: a server that is not there is found at once.
     connection = place.connect(progress.say)
-    shards_target = config.processes.shards_target
     pair = load_pair(
         config.target,
         config.draft,
+        found=encoded.found,
         device=ranks.device or config.machine.device,
         # Each layer moves to its device when it is sharded: the whole never lies there.
         target_device="cpu" if shards_target else None,
         dtype=config.target_settings.dtype,
         draft_dtype=torch.float32,
-        # A server's text is read by its own tokenizer only.
-        other_tokenizer=not config.objective.needs_target and place.has_weights,
         target_weights=place.has_weights,
         keep_target=place.memory,
-        say=progress.say,
     )
     pair.target.model.requires_grad_(False)
     if shards_target and ranks.world > 1:
@@ -176,15 +178,13 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
     guidance = build_guidance(config.target_settings, pair.target)
     target = place.open(pair.target, connection)
-    room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
-    training = encode_all(prompts.training, pair.target.tokenizer, room)
-    heldout = encode_all(prompts.heldout, pair.target.tokenizer, room)
+    encoded.check_room(prompts.training, prompts.heldout, target.max_context - config.sequences.max_new_tokens)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
     ranks.wait()
-    return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
+    return _Run(config, prompts, encoded, pair, target, reference, guidance, output, progress, ranks)
 
 
 def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None) -> DraftTrainer:
@@ -194,14 +194,14 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
     answers = heldout_answers(
         run.target,
         run.prompts.heldout,
-        run.heldout,
+        run.encoded.heldout,
         settings,
         run.output,
         run.progress,
         ranks,
         sharded=run.shares_target,
     )
-    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
+    engine = build_engine(config.on_policy, make_engine, pair.draft, run.encoded.training, max_new_tokens)
     source, reused = build_source(
         SequenceInputs(
             method=config.recipe,
@@ -209,7 +209,7 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
             pair=pair,
             target=run.target,
             prompts=run.prompts.training,
-            encoded=run.training,
+            encoded=run.encoded.training,
             sampling=config.sampling,
             batch_size=config.optimiser.batch_size,
             steps=config.optimiser.steps,

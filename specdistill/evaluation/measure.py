@@ -30,7 +30,7 @@ from specdistill.evaluation.sections import (
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.packed import check_packable, pack
-from specdistill.models.pair import load_pair, resolve_device
+from specdistill.models.pair import FoundPair, find_pair, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
 
@@ -85,10 +85,12 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     _check_input(config)
     prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     config.machine.limit_threads()
-    models = _load(config, progress)
-    target, draft = models.target, models.draft
-    room = min(target.max_context, draft.max_context) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room)
+    # Prompts are checked before any weights are read.
+    found = find_pair(config.target, config.draft, say=progress.say)
+    room = found.max_context - config.max_new_tokens
+    encoded = encode_all(prompts, found.target.tokenizer, room)
+    models = _load(config, found, progress)
+    target = models.target
     seed = config.timing.seed
     answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
     scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
@@ -108,9 +110,9 @@ def _check_input(config: MeasureConfig) -> None:
         check_packable(config.weights.pack, resolve_device(config.machine.device))
 
 
-def _load(config: MeasureConfig, progress: Progress) -> _Models:
+def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> _Models:
     device, weights = config.machine.device, config.weights
-    pair = load_pair(config.target, config.draft, device=device, dtype=weights.dtype, say=progress.say)
+    pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
         source = load.find(config.compare, "compare", progress.say)

@@ -36,6 +36,11 @@ class ModelSource:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def max_context(self) -> int:
+        """Largest number of positions that the model supports."""
+        return families.max_context(self.config)
+
+    @property
     def directory(self) -> Path | None:
         """Directory of the files; None for a hub id."""
         return Path(self.location) if Path(self.location).is_dir() else None

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ class ModelServer:
                 if not response.is_success:
                     response.read()
                     raise self._refusal(path, response)
-                for line in response.iter_lines():
+                for line in _lines(response.iter_bytes()):
                     if time.monotonic() > end:
                         raise ServerAwayError(f"{self.url}{path} took over {self._timeout:.0f} s for one answer")
                     if line.startswith("data:") and line[5:].strip() != "[DONE]":
@@ -246,6 +246,15 @@ def check_url(url: str) -> None:
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"a server's URL starts with http:// or https://, got {url!r}")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    r"""Splits a stream at \n or \r\n only; httpx would also split at U+2028, which the JSON of an event may hold."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.removesuffix(b"\r").decode(errors="replace") for line in lines)
+    yield rest.removesuffix(b"\r").decode(errors="replace")
 
 
 def _reason(response: Any) -> str:

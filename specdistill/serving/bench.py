@@ -12,8 +12,8 @@ from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.latency import run_differences
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
-from specdistill.models import LanguageModel, load, vocabulary
-from specdistill.models.pair import ModelPair, load_pair
+from specdistill.models import LanguageModel, load
+from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
@@ -57,9 +57,11 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     num_draft_tokens = config.num_draft_tokens or _LENGTH
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
-    pair = _load(config, progress) if in_process else _load_shells(config, progress)
-    room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
-    encoded = encode_all(prompts, pair.target.tokenizer, room)
+    # Prompts are checked before any weights are read.
+    found = find_pair(config.target, config.draft, say=progress.say)
+    room = found.max_context - config.max_new_tokens - num_draft_tokens - 1
+    encoded = encode_all(prompts, found.target.tokenizer, room)
+    pair = _load(config, found, progress) if in_process else _load_shells(found)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress)
@@ -67,7 +69,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     if failure is not None and done < 2:
         raise failure
     if not in_process:
-        pair = _load(config, progress)
+        pair = _load(config, found, progress)
     records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
     differences = None
     if config.sampling.greedy:
@@ -80,20 +82,17 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     return dataclasses.replace(report, partial=partial)
 
 
-def _load_shells(config: BenchConfig, progress: Progress) -> ModelPair:
+def _load_shells(found: FoundPair) -> ModelPair:
     """Both models without weights: names, tokenizers and lengths."""
-    sources = [
-        load.find(name, role, progress.say) for role, name in (("target", config.target), ("draft", config.draft))
-    ]
-    vocabulary.check_same_vocabulary(sources[0].tokenizer, sources[1].tokenizer, config.target, config.draft)
-    return ModelPair(load.load_shell(sources[0]), load.load_shell(sources[1], "draft"))
+    return ModelPair(load.load_shell(found.target), load.load_shell(found.draft, "draft"))
 
 
-def _load(config: BenchConfig, progress: Progress) -> ModelPair:
+def _load(config: BenchConfig, found: FoundPair, progress: Progress) -> ModelPair:
     """Both models with weights, the target's where the score needs them; engines use all rows of a trimmed head."""
     pair = load_pair(
         config.target,
         config.draft,
+        found=found,
         device=config.machine.device,
         dtype=config.weights.dtype,
         target_weights=config.target_is_present,

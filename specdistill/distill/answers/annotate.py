@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from specdistill.data import soft_labels
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
 from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.distill.answers import on_ray
@@ -52,15 +52,15 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     prompts = [] if paths is not None else _answered(config)
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
-    output = Path(config.output)
-    if ranks.is_main:
-        run_settings.claim(output, _settings(config), "labels")
-    ranks.wait()
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
     shell = load.load_shell(source)
     parts = Parts(paths, _given(config, prompts, shell) if paths is None else [])
     answers, tokens = _check(config, parts, shell)
+    output = Path(config.output)
+    if ranks.is_main:
+        run_settings.claim(output, _settings(config), "labels")
+    ranks.wait()
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
@@ -192,7 +192,7 @@ def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageMo
     return [
         {
             "prompt_id": prompt.id,
-            "messages": list(prompt.messages),
+            **kept,
             "answer": prompt.answer or "",
             "category": prompt.category,
             "copy": 0,
@@ -200,7 +200,7 @@ def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageMo
             "answer_ids": list(sequence.answer_ids),
             "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
         }
-        for prompt, sequence in zip(prompts, sequences, strict=True)
+        for prompt, kept, sequence in zip(prompts, asked_columns(prompts), sequences, strict=True)
     ]
 
 
@@ -219,10 +219,9 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
                 raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
-        if number == 0 and "messages" in rows[0]:
-            own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
-            if own != list(rows[0]["prompt_ids"]):
-                raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        asked = asked_prompt(rows[0])
+        if asked is not None and encode(asked, target.tokenizer) != list(rows[0]["prompt_ids"]):
+            raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
     return answers, tokens
 

@@ -14,7 +14,7 @@ from specdistill.distill.answers.generate_config import ComparisonSettings, Gene
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
 from specdistill.files import run_settings
 from specdistill.models import LanguageModel, load, load_pair
-from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.models.pair import FoundPair, find_pair, resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
 
 _MAY_CHANGE = {
@@ -51,13 +51,13 @@ def generate(
     """
     progress = progress or Quiet()
     prompts, scorer = _check_before_loading(config, make_engine)
+    config.machine.limit_threads()
+    found = _find(config, progress.say)
+    # Prompts are checked before any weights are read.
+    encoded = encode_all(prompts, found.target.tokenizer, found.max_context - config.max_new_tokens)
     output = Path(config.output)
     run_settings.claim(output, _settings(config), "answers")
-    config.machine.limit_threads()
-    models = _load(config, progress.say)
-    target = models["target"]
-    room = min(model.max_context for model in models.values()) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room)
+    models = _load(config, found)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
     answers = {"target": writer.write("target", config.rollouts_per_prompt)}
@@ -84,13 +84,22 @@ def _check_before_loading(
     return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
 
 
-def _load(config: GenerateConfig, say: Callable[[str], None]) -> dict[str, LanguageModel]:
+def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
+    """The models that answer; without another, the target stands for both."""
+    if config.comparison.other is not None:
+        return find_pair(config.target, config.comparison.other, say=say)
+    source = load.find(config.target, "target", say)
+    return FoundPair(source, source, same_tokenizer=True)
+
+
+def _load(config: GenerateConfig, found: FoundPair) -> dict[str, LanguageModel]:
     """The models by role; of a target that Ray's workers load only the shell."""
     if config.cluster.ray is not None:
-        return {"target": load.load_shell(load.find(config.target, "target", say))}
-    if config.comparison.other is None:
-        return {"target": _load_target(config, say)}
-    pair = load_pair(config.target, config.comparison.other, device=config.machine.device, dtype=config.dtype, say=say)
+        return {"target": load.load_shell(found.target)}
+    other, device = config.comparison.other, config.machine.device
+    if other is None:
+        return {"target": _load_target(config, found.target)}
+    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype)
     return {"target": pair.target, "other": pair.draft}
 
 
@@ -145,9 +154,10 @@ class AnswerWriter:
     """
 
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
-        model = _load_target(config, print)
+        source = load.find(config.target, "target")
         prompts = load_prompts(config.prompts)
-        encoded = encode_all(prompts, model.tokenizer, model.max_context - config.max_new_tokens)
+        encoded = encode_all(prompts, source.tokenizer, source.max_context - config.max_new_tokens)
+        model = _load_target(config, source)
         engine = build_engine(config.engine, make_engine, model, encoded, config.max_new_tokens)
         write = None if engine is None else engine.write
         self._job = shards.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)
@@ -186,9 +196,8 @@ def _rollout_settings(config: GenerateConfig) -> shards.RolloutSettings:
     )
 
 
-def _load_target(config: GenerateConfig, say: Callable[[str], None]) -> LanguageModel:
+def _load_target(config: GenerateConfig, source: load.ModelSource) -> LanguageModel:
     """The target; only its shell where an engine holds the weights."""
-    source = load.find(config.target, "target", say)
     if config.engine.uses_engine:
         return load.load_shell(source)
     device = resolve_device(config.machine.device)

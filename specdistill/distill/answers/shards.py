@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, Asked, asked_columns
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
+from specdistill.data.templates import answer_text
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
 from specdistill.decoding.generation import as_example
 from specdistill.distill.processes.ranks import ALONE, Ranks
@@ -52,7 +53,8 @@ def given_answers(
     sequences = []
     for prompt, ids in zip(prompts, encoded, strict=True):
         assert prompt.answer is not None, "check_answers comes first"
-        answer = [*tokenizer(prompt.answer, add_special_tokens=False)["input_ids"], eos_token_id][:max_new_tokens]
+        text = answer_text(prompt, tokenizer)
+        answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_token_id][:max_new_tokens]
         sequences.append(Example(prompt.id, tuple(ids), tuple(answer), (int(Provenance.GIVEN),) * len(answer)))
     return sequences
 
@@ -145,6 +147,7 @@ class RolloutJob:
     ) -> None:
         self._model, self._prompts, self._encoded = model, prompts, encoded
         self._settings, self._directory, self._write = settings, directory, write
+        self._asked = asked_columns(prompts)
         # Prompts of like length share a batch: padding costs as much as tokens.
         self._order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
 
@@ -161,7 +164,8 @@ class RolloutJob:
         rows: list[AnswerRow] = []
         for start in range(0, len(chosen), settings.batch_size):
             batch = chosen[start : start + settings.batch_size]
-            rows += _answer(self._model, self._prompts, self._encoded, settings, batch, copy, task, self._write)
+            asked = [self._asked[index] for index in batch]
+            rows += _answer(self._model, self._prompts, self._encoded, asked, settings, batch, copy, task, self._write)
         parquet.write(path, rows)
         return most
 
@@ -170,6 +174,7 @@ def _answer(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
+    columns: Sequence[Asked],
     settings: RolloutSettings,
     chosen: list[int],
     copy: int,
@@ -192,7 +197,7 @@ def _answer(
         written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
         task.advance(sum(len(generation.token_ids) for generation in written))
     rows = []
-    for index, seed, generation in zip(chosen, seeds, written, strict=True):
+    for index, kept, seed, generation in zip(chosen, columns, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
         task.advance(settings.max_new_tokens - len(generation.token_ids))
         prompt = prompts[index]
@@ -200,7 +205,7 @@ def _answer(
         rows.append(
             {
                 "prompt_id": prompt.id,
-                "messages": list(prompt.messages),
+                **kept,
                 "answer": model.decode(generation.token_ids),
                 "category": prompt.category,
                 "copy": copy,

@@ -41,11 +41,13 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     choice = config.choice
     load.check_exists(config.target, "target")
     prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
+    config.machine.limit_threads()
+    source = _find_target(config, progress)
+    # Prompts are checked before any weights are read.
+    encoded = encode_all(prompts, source.tokenizer, source.max_context - choice.calibration_tokens)
     output = Path(config.output)
     atomic.claim_output_directory(output)
-    config.machine.limit_threads()
-    target = _load_target(config, progress)
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - choice.calibration_tokens)
+    target = _load_target(config, source)
     answers = write_answers(
         target, prompts, encoded, Sampling(), choice.calibration_tokens, choice.seed, progress, "calibration answers"
     )
@@ -69,11 +71,15 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     return summary
 
 
-def _load_target(config: InitDraftConfig, progress: Progress) -> LanguageModel:
+def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
     source = load.find(config.target, "target", progress.say)
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
+    return source
+
+
+def _load_target(config: InitDraftConfig, source: load.ModelSource) -> LanguageModel:
     target = load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
     if config.vocab_keep > target.vocab_size:
         raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")
