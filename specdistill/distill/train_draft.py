@@ -73,15 +73,9 @@ def train_draft(
     ranks = _join(config)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     config.machine.limit_threads()
-    # A server's text is read by its own tokenizer only.
-    other_tokenizer = not config.objective.needs_target and config.place.has_weights
-    found = find_pair(config.target, config.draft, other_tokenizer=other_tokenizer, say=progress.say)
-    encoded = EncodedPrompts.of_sides(prompts.training, prompts.heldout, found, config.sequences.max_new_tokens)
     output = Path(config.output)
-    if ranks.is_main:
-        run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
     torch.manual_seed(config.seed)
-    run = _load(config, prompts, encoded, output, progress, ranks)
+    run = _load(config, prompts, output, progress, ranks)
     with guard_rails.reported_interrupt(output, progress):
         trainer = _build_trainer(run, callbacks, make_engine)
         summary = _train(run, trainer)
@@ -153,17 +147,21 @@ def _join(config: TrainConfig) -> Ranks:
     return ranks
 
 
-def _load(
-    config: TrainConfig, prompts: _Prompts, encoded: EncodedPrompts, output: Path, progress: Progress, ranks: Ranks
-) -> _Run:
-    """Loads the models and writes the run's settings."""
+def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
+    """Encodes the prompts, claims the output, then loads the models and writes the run's settings."""
     place, shards_target = config.place, config.processes.shards_target
     # Before any weights are read: a server that is not there is found at once.
     connection = place.connect(progress.say)
+    # A server's text is read by its own tokenizer only.
+    other_tokenizer = not config.objective.needs_target and place.has_weights
+    found = find_pair(config.target, config.draft, other_tokenizer=other_tokenizer, say=progress.say)
+    encoded = EncodedPrompts.of_sides(prompts.training, prompts.heldout, found, config.sequences.max_new_tokens)
+    if ranks.is_main:
+        run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE)
     pair = load_pair(
         config.target,
         config.draft,
-        found=encoded.found,
+        found=found,
         device=ranks.device or config.machine.device,
         # Each layer moves to its device when it is sharded: the whole never lies there.
         target_device="cpu" if shards_target else None,

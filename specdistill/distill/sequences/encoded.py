@@ -12,9 +12,8 @@ from specdistill.models.pair import FoundPair
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Both sides of the prompts, in order, and the models that they were encoded for."""
+    """Both sides of the prompts, in order."""
 
-    found: FoundPair
     training: list[list[int]]
     heldout: list[list[int]]
 
@@ -28,7 +27,7 @@ class EncodedPrompts:
             DataError: The chat template refuses a prompt, or an answer of `max_new_tokens` has no room after it.
         """
         room, tokenizer = found.max_context - max_new_tokens, found.target.tokenizer
-        return cls(found, encode_all(training, tokenizer, room), encode_all(heldout, tokenizer, room))
+        return cls(encode_all(training, tokenizer, room), encode_all(heldout, tokenizer, room))
 
     def check_room(self, training: Sequence[Prompt], heldout: Sequence[Prompt], max_prompt_tokens: int) -> None:
         """Raises DataError where a server's context is shorter than the models' and has no room for a prompt."""
