@@ -34,8 +34,8 @@ class TrainConfig(Config):
     method: Annotated[MethodName, Parameter(group=ESSENTIALS, help=method_help())] = "distillspec"
     """Which loss is minimised on whose text; a row of `METHODS`."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
-    """Prompts to train on: builtin:train, humaneval, a .jsonl or .txt file, or a datasets name[:split]. Prompts of the
-    kind that you serve are best."""
+    """Prompts to train on: builtin:train, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, or a datasets
+    name[:split]. Prompts of the kind that you serve are best."""
     resume: Annotated[bool, Parameter(group=ESSENTIALS)] = False
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
