@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
+
+from specdistill.data.prompt import Prompt
 
 
 class AnswerRow(TypedDict):
@@ -11,7 +15,9 @@ class AnswerRow(TypedDict):
     prompt_id: str
     """Id of the prompt within its set."""
     messages: NotRequired[list[dict[str, str]]]
-    """Chat turns of the prompt as {role, content}."""
+    """Chat turns of the prompt as {role, content}, where role and text say everything about every prompt of the set."""
+    asked: NotRequired[str]
+    """JSON text with the prompt's messages, tools and chat_template_kwargs, in sets where some prompts have more."""
     answer: NotRequired[str]
     """Text of the answer, without special tokens."""
     category: NotRequired[str]
@@ -30,3 +36,42 @@ class AnswerRow(TypedDict):
     """Random seed of the answer, if a model wrote it."""
     model: NotRequired[str]
     """Name of the model that wrote the answer."""
+
+
+class Asked(TypedDict, total=False):
+    """Columns that keep what was asked; a set has one of them in all its rows, so that its shards share a schema."""
+
+    messages: list[dict[str, str]]
+    asked: str
+
+
+def asked_columns(prompts: Sequence[Prompt]) -> list[Asked]:
+    """Columns of each prompt of a set."""
+    if all(prompt.is_plain for prompt in prompts):
+        return [{"messages": list(prompt.messages)} for prompt in prompts]
+    return [
+        {
+            "asked": json.dumps(
+                {
+                    "messages": prompt.messages,
+                    "tools": prompt.tools,
+                    "chat_template_kwargs": dict(prompt.chat_template_kwargs),
+                }
+            )
+        }
+        for prompt in prompts
+    ]
+
+
+def asked_prompt(row: AnswerRow) -> Prompt | None:
+    """The prompt that a row answers; None if the row does not keep it."""
+    name, messages, text = row["prompt_id"], row.get("messages"), row.get("asked")
+    if text is not None:
+        asked = json.loads(text)
+        return Prompt(
+            name,
+            tuple(asked["messages"]),
+            tools=tuple(asked["tools"]),
+            chat_template_kwargs=asked["chat_template_kwargs"],
+        )
+    return Prompt(name, tuple(messages)) if messages else None

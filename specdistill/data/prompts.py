@@ -1,4 +1,4 @@
-"""Reads prompts from the built-in set, HumanEval, a JSONL or text file, or a `datasets` name."""
+"""Reads prompts from the built-in set, HumanEval, a file, or a `datasets` name, and encodes them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from specdistill.data.readers import Record, load_split, read_jsonl, read_text
+from specdistill.data.conversations import FIELDS, read_prompt
+from specdistill.data.prompt import Message as Message
+from specdistill.data.prompt import Prompt as Prompt
+from specdistill.data.readers import (
+    FORMATS,
+    Record,
+    format_of,
+    load_split,
+    read_jsonl,
+    read_lines,
+    read_records,
+    without_gaps,
+)
+from specdistill.data.templates import encode as encode
 from specdistill.errors import DataError, first_line
 
 SOURCES_HELP = (
-    "builtin:train, builtin:heldout, humaneval, a .jsonl file (fields prompt or messages; optional id, category, "
-    "answer), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
+    "builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv or .parquet file (fields prompt, messages or "
+    "conversations; optional id, category, answer or completion, tools, chat_template_kwargs), a .txt file (one prompt "
+    "per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
 )
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: what a user asks, and for supervised methods the answer to learn."""
-
-    id: str
-    """Unique within its set. Errors name the prompt by it."""
-    messages: tuple[dict[str, str], ...]
-    """Chat turns as {role, content}; a plain prompt is one user turn."""
-    category: str = "all"
-    """Group of prompts that the report shows separately."""
-    answer: str | None = None
-    """Reference answer, for supervised methods and exact-match scoring."""
 
 
 def check_source(source: str) -> None:
@@ -51,10 +50,11 @@ def check_source(source: str) -> None:
         return
     path = Path(source)
     if path.exists():
-        if path.is_file() and path.suffix not in (".jsonl", ".txt"):
-            raise DataError(f"{source}: prompts must be a .jsonl or .txt file, got {path.suffix or 'no suffix'!r}")
+        if path.is_file() and format_of(path) is None:
+            kinds = ", ".join(FORMATS)
+            raise DataError(f"{source}: prompts must be a {kinds} file, got {path.suffix or 'no suffix'!r}")
         return
-    if path.suffix in (".jsonl", ".txt", ".json", ".csv") or source.startswith((".", "/", "~")):
+    if format_of(path) or source.startswith((".", "/", "~")):
         raise DataError(f"prompts file {source} does not exist")
 
 
@@ -71,13 +71,17 @@ def load_prompts(source: str) -> list[Prompt]:
     if source == "humaneval":
         prompts = _humaneval()
     else:
-        prompts = [_prompt(record, place, number) for number, (place, record) in enumerate(_records(source), start=1)]
+        rows = enumerate(_records(source), start=1)
+        prompts = [read_prompt(record, place, number) for number, (place, record) in rows]
     if not prompts:
         raise DataError(f"{source} holds no prompts")
-    ids = [prompt.id for prompt in prompts]
-    if len(set(ids)) < len(ids):
-        repeated = next(prompt_id for prompt_id in ids if ids.count(prompt_id) > 1)
-        raise DataError(f"{source}: the id {repeated!r} occurs more than once; ids must be unique")
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if first.setdefault(prompt.id, prompt) is not prompt:
+            raise DataError(
+                f"{prompt.where}: the id {prompt.id!r} occurs more than once (first at {first[prompt.id].where}); ids "
+                "must be unique"
+            )
     return prompts
 
 
@@ -105,20 +109,6 @@ def split_prompts(prompts: Sequence[Prompt], heldout: int) -> tuple[list[Prompt]
     return training, [prompt for prompt in prompts if _text(prompt) in heldout_texts]
 
 
-def encode(prompt: Prompt, tokenizer) -> list[int]:
-    """Token ids of a prompt, in the target's chat template if its tokenizer has one.
-
-    Args:
-        prompt: The prompt.
-        tokenizer: The target's tokenizer.
-    """
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        # The template already contains the special tokens.
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
-
-
 def encode_all(
     prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int, vocab_size: int | None = None
 ) -> list[list[int]]:
@@ -135,15 +125,21 @@ def encode_all(
             weights.
     """
     encoded = [encode(prompt, tokenizer) for prompt in prompts]
+    check_lengths(prompts, encoded, max_prompt_tokens)
+    if vocab_size is not None:
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            check_ids(ids, tokenizer, vocab_size, f"prompt {prompt.id!r}")
+    return encoded
+
+
+def check_lengths(prompts: Sequence[Prompt], encoded: Sequence[list[int]], max_prompt_tokens: int) -> None:
+    """Raises DataError if a prompt is longer than `max_prompt_tokens`; see `encode_all`."""
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
             raise DataError(
                 f"prompt {prompt.id!r} has {len(ids)} tokens, but only {max_prompt_tokens} fit the context next to the "
                 "new tokens; shorten or remove it, or lower --max-new-tokens"
             )
-        if vocab_size is not None:
-            check_ids(ids, tokenizer, vocab_size, f"prompt {prompt.id!r}")
-    return encoded
 
 
 def check_ids(ids: Sequence[int], tokenizer, vocab_size: int, place: str) -> None:
@@ -183,31 +179,10 @@ def _records(source: str) -> Iterable[tuple[str, Record]]:
         return [(place, record) for place, record in read_jsonl(builtin) if not half or record["split"] == half]
     if not path.is_file():
         return _dataset(source)
-    if path.suffix == ".txt":
-        return [(source, {"prompt": line.strip()}) for line in read_text(path).splitlines() if line.strip()]
-    return read_jsonl(path)
-
-
-def _prompt(record: Record, place: str, number: int) -> Prompt:
-    """Checks a record and makes it a prompt, whose id is `number` if the record has none."""
-    if "messages" in record:
-        messages = record["messages"]
-        well_formed = isinstance(messages, list) and all(
-            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-            for turn in messages
-        )
-        if not well_formed or not messages:
-            raise DataError(f'{place}: "messages" must be a list of {{"role", "content"}} objects')
-        turns = tuple({"role": turn["role"], "content": turn["content"]} for turn in messages)
-    else:
-        text = record.get("prompt")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f'{place}: needs a non-empty "prompt" string or "messages" list')
-        turns = ({"role": "user", "content": text},)
-    answer = record.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        raise DataError(f'{place}: "answer" must be a string, got {type(answer).__name__}')
-    return Prompt(str(record.get("id", number)), turns, str(record.get("category", "all")), answer)
+    if format_of(path) == ".txt":
+        lines = enumerate(read_lines(path), start=1)
+        return [(f"{source}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip()]
+    return read_records(path)
 
 
 def _humaneval() -> list[Prompt]:
@@ -230,18 +205,14 @@ def _humaneval() -> list[Prompt]:
 def _dataset(source: str) -> Iterable[tuple[str, Record]]:
     try:
         rows = load_split(source)
+        columns = rows.column_names or []
+        if not set(FIELDS) & set(columns):
+            raise DataError(
+                f"data set {source!r} has columns {columns}; it needs 'prompt' or 'messages' (or 'conversations')"
+            )
+        for number, row in enumerate(rows, start=1):
+            yield f"{source}, row {number}", without_gaps(dict(row))
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"can't load prompts {source!r}: {first_line(error)}; expected {SOURCES_HELP}") from error
-    columns = rows.column_names or []
-    if "prompt" not in columns and "messages" not in columns:
-        raise DataError(f"data set {source!r} has columns {columns}; it needs 'prompt' or 'messages'")
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", _split_off_answer(dict(row))
-
-
-def _split_off_answer(row: Record) -> Record:
-    """Chat data sets end with the assistant's turn; makes that turn the answer."""
-    messages = row.get("messages")
-    if isinstance(messages, list) and len(messages) > 1 and messages[-1].get("role") == "assistant":
-        return row | {"messages": messages[:-1], "answer": row.get("answer") or messages[-1]["content"]}
-    return row

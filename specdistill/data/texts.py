@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from specdistill.data.readers import Record, load_split
+from specdistill.data.readers import Record, format_of, load_split, read_records
 from specdistill.errors import DataError, first_line
 
 _PIECE = 2**16
@@ -90,6 +90,8 @@ def _documents(source: str) -> Iterator[Piece]:
         return
     elif path.suffix == ".jsonl":
         documents = _read(path, lambda file: _json_lines(file, source))
+    elif format_of(path) and format_of(path) != ".txt":
+        documents = (_text(record, place) for place, record in read_records(path))
     else:
         raise DataError(f"--text {source} must be a .txt or .jsonl file, got {path.suffix or 'no suffix'!r}")
     for text in documents:

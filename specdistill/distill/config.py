@@ -20,6 +20,13 @@ from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, default
 from specdistill.settings.sampling import Sampling
 
 
+MAY_CHANGE = {
+    *("resume", "device", "threads", "output", "report_to"),
+    *("target_server", "server_model", "server_concurrency", "server_patience"),
+}
+"""Settings that may change when a run is resumed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """Distil a draft (student) toward its target (teacher)."""
@@ -34,8 +41,8 @@ class TrainConfig(Config):
     method: Annotated[MethodName, Parameter(group=ESSENTIALS, help=method_help())] = "distillspec"
     """Which loss is minimised on whose text; a row of `METHODS`."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
-    """Prompts to train on: builtin:train, humaneval, a .jsonl or .txt file, or a datasets name[:split]. Prompts of the
-    kind that you serve are best."""
+    """Prompts to train on: builtin:train, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, or a datasets
+    name[:split]. Prompts of the kind that you serve are best."""
     resume: Annotated[bool, Parameter(group=ESSENTIALS)] = False
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""

@@ -17,12 +17,12 @@ from specdistill.distill.answers.engine import MakeEngine, build_engine, check_m
 from specdistill.distill.answers.given import AnswerCounts, check_answers
 from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.shards import RolloutSettings
-from specdistill.distill.config import TrainConfig
+from specdistill.distill.config import MAY_CHANGE, TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers, text_block
-from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
@@ -40,10 +40,6 @@ from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
-_MAY_CHANGE = {
-    *("resume", "device", "threads", "output", "report_to"),
-    *("target_server", "server_model", "server_concurrency", "server_patience"),
-}
 
 
 def train_draft(
@@ -69,17 +65,26 @@ def train_draft(
     """
     prompts = _check_before_loading(config)
     check_make_engine(config.on_policy, make_engine)
-    uses_engine = config.on_policy.uses_engine
-    ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=uses_engine)
+    engine = config.on_policy.uses_engine
+    ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=engine)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
+    config.machine.limit_threads()
+    found = prompts.find(
+        config.target,
+        config.draft,
+        config.place,
+        config.sequences.max_new_tokens,
+        # A server's text is read by its own tokenizer only.
+        other_tokenizer=not config.objective.needs_target and config.place.has_weights,
+        say=progress.say,
+    )
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             content = fingerprint([*prompts.training, *prompts.heldout])
-            run_settings.claim_run(output, config.to_flat(), config.resume, _MAY_CHANGE, SUMMARY_FILE, content)
-        config.machine.limit_threads()
+            run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, content)
         torch.manual_seed(config.seed)
-        run = _load(config, prompts, output, progress, ranks)
+        run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
             trainer, answers = _build_trainer(run, callbacks, make_engine)
             summary = _train(run, trainer, answers)
@@ -134,22 +139,21 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
     return dataclasses.replace(prompts, reward=reward)
 
 
-def _load(config: TrainConfig, prompts: RunPrompts, output: Path, progress: Progress, ranks: Ranks) -> _Run:
-    """Loads the models, encodes the prompts, and writes the run's settings."""
+def _load(
+    config: TrainConfig, prompts: RunPrompts, found: FoundRun, output: Path, progress: Progress, ranks: Ranks
+) -> _Run:
+    """Loads the models and writes the run's settings."""
     place = config.place
-    # Before any weights are read: a server that is not there is found at once.
-    connection = place.connect(progress.say)
     shards_target = config.processes.shards_target
     pair = load_pair(
         config.target,
         config.draft,
+        found=found.pair,
         device=ranks.device or config.machine.device,
         # Each layer moves to its device when it is sharded: the whole never lies there.
         target_device="cpu" if shards_target else None,
         dtype=config.target_settings.dtype,
         draft_dtype=torch.float32,
-        # A server's text is read by its own tokenizer only.
-        other_tokenizer=not config.objective.needs_target and place.has_weights,
         target_weights=place.has_weights,
         keep_target=place.memory,
         draft_answers=True,
@@ -160,10 +164,9 @@ def _load(config: TrainConfig, prompts: RunPrompts, output: Path, progress: Prog
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
     guidance = build_guidance(config.target_settings, pair.target)
-    target = place.open(pair.target, connection)
+    target = place.open(pair.target, found.connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
-    training = prompts.encode(prompts.training, pair.target.tokenizer, room, pair.target.vocab_size)
-    heldout = prompts.encode(prompts.heldout, pair.target.tokenizer, room, pair.target.vocab_size)
+    prompts.check_room(found.training, found.heldout, room)
     text_block(config.sequences, pair)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
@@ -172,7 +175,9 @@ def _load(config: TrainConfig, prompts: RunPrompts, output: Path, progress: Prog
         content = fingerprint([*prompts.training, *prompts.heldout])
         atomic.write_text(output / run_settings.PROMPTS_FILE, content + "\n")
     ranks.wait()
-    return _Run(config, prompts, training, heldout, pair, target, reference, guidance, output, progress, ranks)
+    return _Run(
+        config, prompts, found.training, found.heldout, pair, target, reference, guidance, output, progress, ranks
+    )
 
 
 def _build_trainer(

@@ -96,7 +96,8 @@ class MeasureConfig(Config):
     compare: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """A second draft, such as the one before training: its alpha and the paired difference are reported too."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:heldout"
-    """builtin:train, builtin:heldout, humaneval, a .jsonl or .txt file, or a datasets name[:split]."""
+    """builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, or a datasets
+    name[:split]."""
     num_prompts: Annotated[int, Parameter(group=ESSENTIALS)] = 32
     """Prompts to score, spread over the categories; 0 takes all."""
     num_draft_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 0

@@ -26,7 +26,7 @@ from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel, load
 from specdistill.models.packed import check_packable, pack
-from specdistill.models.pair import load_another, load_pair, resolve_device
+from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
 
@@ -52,10 +52,12 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     _check_input(config)
     prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     config.machine.limit_threads()
-    models = _load(config, progress)
-    target, draft = models.target, models.draft
-    room = min(target.max_context, draft.max_context) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
+    # Prompts are checked before any weights are read.
+    found = find_pair(config.target, config.draft, say=progress.say)
+    room = found.max_context - config.max_new_tokens
+    encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
+    models = _load(config, found, progress)
+    target = models.target
     seed = config.timing.seed
     stop = Interruption(progress.say)
     with out_of_memory_named(SHORTER_TEXTS):
@@ -89,9 +91,9 @@ def _check_input(config: MeasureConfig) -> None:
         check_packable(config.weights.pack, resolve_device(config.machine.device))
 
 
-def _load(config: MeasureConfig, progress: Progress) -> Models:
+def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models:
     device, weights = config.machine.device, config.weights
-    pair = load_pair(config.target, config.draft, device=device, dtype=weights.dtype, say=progress.say)
+    pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
         dtype = pair.target.model.dtype

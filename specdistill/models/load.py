@@ -42,6 +42,11 @@ class ModelSource:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def max_context(self) -> int:
+        """Largest number of positions that the model supports."""
+        return families.max_context(self.config)
+
+    @property
     def directory(self) -> Path | None:
         """Directory of the files; None for a hub id."""
         return Path(self.location) if Path(self.location).is_dir() else None
@@ -50,6 +55,11 @@ class ModelSource:
     def rows(self) -> int:
         """Rows of the embedding and of the output head: ids from here on have no weights."""
         return int(self.config.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the tokenizer produces and the model has weights for."""
+        return vocabulary.usable_size(self.tokenizer, self.rows)
 
 
 def check_exists(name: str, role: str) -> None:

@@ -22,10 +22,48 @@ class ModelPair:
     """False only if the caller allowed it. The ids then mean different tokens, and the models share only text."""
 
 
+@dataclass(frozen=True)
+class FoundPair:
+    """Configurations and tokenizers of a target and its draft: enough to check prompts before weights are read."""
+
+    target: load.ModelSource
+    draft: load.ModelSource
+    same_tokenizer: bool
+
+    @property
+    def max_context(self) -> int:
+        """Largest number of positions that both support."""
+        return min(self.target.max_context, self.draft.max_context)
+
+
+def find_pair(
+    target: str, draft: str, *, other_tokenizer: bool = False, say: Callable[[str], None] = print
+) -> FoundPair:
+    """Finds both models and compares their tokenizers.
+
+    Args:
+        target: Hub id, directory or .gguf file.
+        draft: Hub id, directory or .gguf file.
+        other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
+        say: Called with a line of text when a slow step starts.
+
+    Raises:
+        ModelError: A model can't be found or read.
+        IncompatibleModelsError: The tokenizers differ, and that is not allowed.
+    """
+    target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
+    rows = target_source.rows, draft_source.rows
+    same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
+    if not (same_tokenizer or other_tokenizer):
+        vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft, *rows)
+    return FoundPair(target_source, draft_source, same_tokenizer)
+
+
 def load_pair(
     target: str,
     draft: str,
     *,
+    found: FoundPair | None = None,
     device: str = "auto",
     target_device: str | None = None,
     dtype: str = "auto",
@@ -41,6 +79,7 @@ def load_pair(
     Args:
         target: Hub id, directory or .gguf file.
         draft: Hub id, directory or .gguf file.
+        found: Result of `find_pair` for these names, if the caller has it.
         device: A torch device, or `auto`; see `resolve_device`.
         target_device: Device of the target, if it differs from the draft's.
         dtype: Name of a torch dtype, or `auto`; see `resolve_dtype`.
@@ -58,30 +97,27 @@ def load_pair(
         IncompatibleModelsError: The tokenizers differ, and that is not allowed.
         ConfigError: The device can't be used.
     """
-    target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
-    rows = target_source.rows, draft_source.rows
-    same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
-    if draft_answers and not same_tokenizer:
-        stop_ids.check_stop_ids(draft, "draft", draft_source.location, draft_source.config, draft_source.tokenizer)
-    if not (same_tokenizer or other_tokenizer):
-        vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft, *rows)
+    found = found or find_pair(target, draft, other_tokenizer=other_tokenizer, say=say)
+    if draft_answers and not found.same_tokenizer:
+        other = found.draft
+        stop_ids.check_stop_ids(other.name, "draft", other.location, other.config, other.tokenizer)
     if target_weights:
-        load.check_loadable(target_source, "target", keep_target)
-    load.check_loadable(draft_source, "draft", plain=draft_dtype is not None)
+        load.check_loadable(found.target, "target", keep_target)
+    load.check_loadable(found.draft, "draft", plain=draft_dtype is not None)
     device = resolve_device(device)
     target_dtype = resolve_dtype(dtype, device)
     if target_weights:
         target_model = load.load_model(
-            target_source, "target", device=target_device or device, dtype=target_dtype, keep=keep_target
+            found.target, "target", device=target_device or device, dtype=target_dtype, keep=keep_target
         )
     else:
-        target_model = load.load_shell(target_source)
-    draft_model = load.load_model(draft_source, "draft", device=device, dtype=draft_dtype or target_dtype)
-    if same_tokenizer:
+        target_model = load.load_shell(found.target)
+    draft_model = load.load_model(found.draft, "draft", device=device, dtype=draft_dtype or target_dtype)
+    if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)
-    if draft_answers and same_tokenizer:
+    if draft_answers and found.same_tokenizer:
         draft_model.target_stop_ids = target_model.eos_token_ids
-    return ModelPair(target_model, draft_model, same_tokenizer)
+    return ModelPair(target_model, draft_model, found.same_tokenizer)
 
 
 def load_another(

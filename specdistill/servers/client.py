@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -129,7 +129,7 @@ class ModelServer:
                 if not response.is_success:
                     response.read()
                     raise self._refusal(path, response)
-                for line in response.iter_lines():
+                for line in _lines(response.iter_bytes()):
                     if time.monotonic() > end:
                         raise ServerAwayError(
                             f"{self.url}{path}{self._via} took over {self._timeout:.0f} s for one answer"
@@ -262,6 +262,15 @@ class ModelServer:
         if not isinstance(answer, dict):
             raise self._garbage(path, answer)
         return answer
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    r"""Splits a stream at \n or \r\n only; httpx would also split at U+2028, which the JSON of an event may hold."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.removesuffix(b"\r").decode(errors="replace") for line in lines)
+    yield rest.removesuffix(b"\r").decode(errors="replace")
 
 
 def _reason(response: Any) -> str:

@@ -13,8 +13,8 @@ from specdistill.evaluation.interruption import BenchInterruptedError, Interrupt
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
-from specdistill.models import LanguageModel, load, vocabulary
-from specdistill.models.pair import ModelPair, load_pair
+from specdistill.models import LanguageModel, load
+from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
@@ -62,10 +62,12 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     num_draft_tokens = config.num_draft_tokens or _LENGTH
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
-    pair = _load(config, progress) if in_process else _load_shells(config, progress)
+    # Prompts are checked before any weights are read.
+    found = find_pair(config.target, config.draft, other_tokenizer=in_process, say=progress.say)
+    room = found.max_context - config.max_new_tokens - num_draft_tokens - 1
+    encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
+    pair = _load(config, found, progress) if in_process else _load_shells(found)
     _check_sizes(pair)
-    room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
-    encoded = encode_all(prompts, pair.target.tokenizer, room, pair.target.vocab_size)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     stop = Interruption(progress.say)
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
@@ -78,7 +80,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     if failure is not None and done < 2:
         raise failure
     if not in_process:
-        pair = _load(config, progress)
+        pair = _load(config, found, progress)
     records = None
     if pair.same_tokenizer:
         records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
@@ -95,23 +97,17 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     return dataclasses.replace(report, partial=partial)
 
 
-def _load_shells(config: BenchConfig, progress: Progress) -> ModelPair:
+def _load_shells(found: FoundPair) -> ModelPair:
     """Both models without weights: names, tokenizers and lengths."""
-    sources = [
-        load.find(name, role, progress.say) for role, name in (("target", config.target), ("draft", config.draft))
-    ]
-    target, draft = sources
-    vocabulary.check_same_vocabulary(
-        target.tokenizer, draft.tokenizer, config.target, config.draft, target.rows, draft.rows
-    )
-    return ModelPair(load.load_shell(target), load.load_shell(draft, "draft"))
+    return ModelPair(load.load_shell(found.target), load.load_shell(found.draft, "draft"))
 
 
-def _load(config: BenchConfig, progress: Progress) -> ModelPair:
+def _load(config: BenchConfig, found: FoundPair, progress: Progress) -> ModelPair:
     """Both models with weights, the target's where the score needs them; engines use all rows of a trimmed head."""
     pair = load_pair(
         config.target,
         config.draft,
+        found=found,
         device=config.machine.device,
         dtype=config.weights.dtype,
         other_tokenizer=config.engine_kind.place == "process",

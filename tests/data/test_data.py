@@ -77,9 +77,9 @@ def test_other_bad_files(tmp_path):
         load_prompts(jsonl(tmp_path / "e.jsonl"))
     with pytest.raises(DataError, match="does not exist"):
         check_source(str(tmp_path / "missing.jsonl"))
-    (tmp_path / "p.csv").write_text("a")
-    with pytest.raises(DataError, match=r"\.jsonl or \.txt file"):
-        check_source(str(tmp_path / "p.csv"))
+    (tmp_path / "p.docx").write_text("a")
+    with pytest.raises(DataError, match=r"\.jsonl, .*\.txt file"):
+        check_source(str(tmp_path / "p.docx"))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match="not UTF-8"):
         load_prompts(str(tmp_path / "latin.txt"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specdistill.data import soft_labels
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
 from specdistill.data.batch import Provenance
 from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
@@ -53,15 +53,20 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
+    config.machine.limit_threads()
+    source = load.find(config.target, "target", progress.say)
+    # Prompts are checked before the output directory is made.
+    encode_all(prompts, source.tokenizer, source.max_context - config.max_new_tokens, source.vocab_size)
     with (
         locks.output_lock(output, progress.say, wanted=ranks.is_main),
         reported_interrupt(output, "labels", progress),
     ):
-        return _annotate(config, paths, prompts, counts, output, progress, ranks)
+        return _annotate(config, source, paths, prompts, counts, output, progress, ranks)
 
 
 def _annotate(
     config: AnnotateConfig,
+    source: load.ModelSource,
     paths: list[Path] | None,
     prompts: Sequence[Prompt],
     counts: TextCounts | None,
@@ -72,8 +77,6 @@ def _annotate(
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
     ranks.wait()
-    config.machine.limit_threads()
-    source = load.find(config.target, "target", progress.say)
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
     shell = load.load_shell(source)
@@ -179,10 +182,11 @@ def _given(
     encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
     end, known = answer_end(target), {prompt.id: prompt for prompt in prompts}
     sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
+    asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
     rows: list[AnswerRow] = [
         {
             "prompt_id": sequence.prompt_id,
-            "messages": list(known[sequence.prompt_id].messages),
+            **asked[sequence.prompt_id],
             "answer": known[sequence.prompt_id].answer or "",
             "category": known[sequence.prompt_id].category,
             "copy": 0,
@@ -210,10 +214,9 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
                 raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
-        if number == 0 and "messages" in rows[0]:
-            own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
-            if own != list(rows[0]["prompt_ids"]):
-                raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        asked = asked_prompt(rows[0])
+        if asked is not None and encode(asked, target.tokenizer) != list(rows[0]["prompt_ids"]):
+            raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
         _check_labelled(Path(config.output) / SHARD.format(number), rows)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
     _check_labelled(Path(config.output) / SHARD.format(len(parts)), ())

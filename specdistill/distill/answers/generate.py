@@ -9,15 +9,16 @@ from pathlib import Path
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
+from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
-from specdistill.distill.answers.generate_config import ComparisonSettings, GenerateConfig
+from specdistill.distill.answers.generate_config import GenerateConfig
 from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.shard_plan import ShardPlan, ShardWork, plan_shards
 from specdistill.errors import out_of_memory_named, smaller_batch
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
 from specdistill.files import locks, run_settings
 from specdistill.models import LanguageModel, load, load_pair
-from specdistill.models.pair import resolve_device, resolve_dtype
+from specdistill.models.pair import FoundPair, find_pair, resolve_device, resolve_dtype
 from specdistill.progress import Progress, Quiet
 
 _MAY_CHANGE = {
@@ -54,27 +55,31 @@ def generate(
     """
     progress = progress or Quiet()
     prompts, scorer = _check_before_loading(config, make_engine)
+    config.machine.limit_threads()
+    found = _find(config, progress.say)
+    # Prompts are checked before any weights are read.
+    encoded = encode_all(
+        prompts, found.target.tokenizer, found.max_context - config.max_new_tokens, found.target.vocab_size
+    )
     output = Path(config.output)
     with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
-        return _generate(config, prompts, scorer, output, progress, make_engine)
+        return _generate(config, found, prompts, encoded, scorer, output, progress, make_engine)
 
 
 def _generate(
     config: GenerateConfig,
+    found: FoundPair,
     prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
     scorer: scorers.Scorer | None,
     output: Path,
     progress: Progress,
     make_engine: MakeEngine | None,
 ) -> GenerateSummary:
     run_settings.claim(output, _settings(config), "answers")
-    config.machine.limit_threads()
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
-    models = _load(config, progress.say)
-    target = models["target"]
-    room = min(model.max_context for model in models.values()) - config.max_new_tokens
-    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
+    models = _load(config, found)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
     answers = {"target": writer.write("target", config.copies)}
@@ -101,20 +106,22 @@ def _check_before_loading(
     return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
 
 
-def _load(config: GenerateConfig, say: Callable[[str], None]) -> dict[str, LanguageModel]:
+def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
+    """The models that answer; without another, the target stands for both."""
+    if config.comparison.other is not None:
+        return find_pair(config.target, config.comparison.other, say=say)
+    source = load.find(config.target, "target", say)
+    return FoundPair(source, source, same_tokenizer=True)
+
+
+def _load(config: GenerateConfig, found: FoundPair) -> dict[str, LanguageModel]:
     """The models by role; of a target that Ray's workers load only the shell."""
     if config.cluster.ray is not None:
-        return {"target": load.load_shell(load.find(config.target, "target", say))}
-    if config.comparison.other is None:
-        return {"target": _load_target(config, say)}
-    pair = load_pair(
-        config.target,
-        config.comparison.other,
-        device=config.machine.device,
-        dtype=config.dtype,
-        draft_answers=True,
-        say=say,
-    )
+        return {"target": load.load_shell(found.target)}
+    other, device = config.comparison.other, config.machine.device
+    if other is None:
+        return {"target": _load_target(config, found.target)}
+    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True)
     return {"target": pair.target, "other": pair.draft}
 
 
@@ -173,10 +180,11 @@ class AnswerWriter:
 
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
         self._work = work
-        model = _load_target(config, print)
+        source = load.find(config.target, "target")
         prompts = load_prompts(config.prompts)
-        room = model.max_context - config.max_new_tokens
-        encoded = encode_all(prompts, model.tokenizer, room, model.vocab_size)
+        room = source.max_context - config.max_new_tokens
+        encoded = encode_all(prompts, source.tokenizer, room, source.vocab_size)
+        model = _load_target(config, source)
         engine = build_engine(config.engine, make_engine, model, encoded, config.max_new_tokens)
         write = None if engine is None else engine.write
         self._job = shards.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)
@@ -217,42 +225,12 @@ def _rollout_settings(config: GenerateConfig) -> shards.RolloutSettings:
     )
 
 
-def _load_target(config: GenerateConfig, say: Callable[[str], None]) -> LanguageModel:
+def _load_target(config: GenerateConfig, source: load.ModelSource) -> LanguageModel:
     """The target; only its shell where an engine holds the weights."""
-    source = load.find(config.target, "target", say)
     if config.engine.uses_engine:
         return load.load_shell(source)
     device = resolve_device(config.machine.device)
     return load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
-
-
-def token_cost(settings: ComparisonSettings, model: LanguageModel, role: str) -> float:
-    """Cost of one sampled token: FLOPs (2 x parameters), or its price.
-
-    Source: Bansal et al. 2024 (arXiv 2408.16737), compute-matched sampling.
-    """
-    if settings.match == "cost":
-        return settings.token_price(role)
-    return 2.0 * model.num_parameters
-
-
-def matched_copies(
-    settings: ComparisonSettings,
-    models: Mapping[str, LanguageModel],
-    target_answers: Sequence[Example],
-    first: Sequence[Example],
-) -> int:
-    """How often the other model may answer each prompt for what the target's answers cost; at least once.
-
-    Args:
-        settings: What is matched.
-        models: target and other.
-        target_answers: All of the target's.
-        first: The other model's first answers: how long its answers are is measured on them.
-    """
-    budget = _tokens(target_answers) * token_cost(settings, models["target"], "target")
-    once = _tokens(first) * token_cost(settings, models["other"], "other")
-    return max(1, int(budget / once))
 
 
 def _summary(
@@ -263,7 +241,7 @@ def _summary(
     prompts: Sequence[Prompt],
     scorer: scorers.Scorer | None,
 ) -> GeneratorSummary:
-    model, tokens = models[role], _tokens(examples)
+    model, tokens = models[role], num_tokens(examples)
     summary = GeneratorSummary(
         name=model.name,
         parameters=model.num_parameters,
@@ -287,10 +265,6 @@ def _summary(
     scores = [scorer(by_id[row.prompt_id], target.decode(row.answer_ids)) for row in examples]
     solved = {row.prompt_id for row, score in zip(examples, scores, strict=True) if score > 0}
     return dataclasses.replace(summary, mean_score=sum(scores) / len(scores), coverage=len(solved) / len(prompts))
-
-
-def _tokens(examples: Sequence[Example]) -> int:
-    return sum(len(example.answer_ids) for example in examples)
 
 
 def _settings(config: GenerateConfig) -> run_settings.FlatSettings:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
+from specdistill.data.templates import answer_text
 from specdistill.errors import DataError
 
 
@@ -90,7 +91,7 @@ def given_answers(
         if is_empty(prompt):
             empty += 1
             continue
-        whole = [*tokenizer(prompt.answer, add_special_tokens=False)["input_ids"], end]
+        whole = [*tokenizer(answer_text(prompt, tokenizer), add_special_tokens=False)["input_ids"], end]
         answer = whole[:max_new_tokens]
         cut += len(answer) < len(whole)
         examples.append(Example(prompt.id, tuple(ids), tuple(answer), (int(Provenance.GIVEN),) * len(answer)))

@@ -143,8 +143,14 @@ def remarks(
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hash of prompts with their answers, in order; ids don't count."""
-    content = [[prompt.messages, prompt.answer] for prompt in prompts]
+    content = [_content(prompt) for prompt in prompts]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content(prompt: Prompt) -> list[Any]:
+    """Everything of a prompt that training reads; plain prompts hash as they did before there were tools."""
+    extra = [] if prompt.is_plain else [prompt.tools, dict(prompt.chat_template_kwargs), prompt.reply]
+    return [prompt.messages, prompt.answer, *extra]
 
 
 def _text(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -30,8 +30,7 @@ def exact_match(prompt: Prompt, text: str) -> float:
     """
     assert prompt.answer is not None, "check_scorer comes first"
     wanted = _plain(prompt.answer.rpartition("####")[2])
-    lines = text.strip().splitlines()
-    last = lines[-1] if lines else ""
+    last = text.strip().rpartition("\n")[2]
     candidates = {_plain(text), _plain(last), _plain(last.rpartition("####")[2])}
     lowered = last.lower()
     if "answer is" in lowered:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, Asked, asked_columns
 from specdistill.data.batch import ROW_TOKENS, Example, Provenance, split_by_tokens
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
@@ -102,6 +102,7 @@ class RolloutJob:
     ) -> None:
         self._model, self._prompts, self._encoded = model, prompts, encoded
         self._settings, self._directory, self._write = settings, directory, write
+        self._asked = asked_columns(prompts)
 
     def write_shard(self, shard: ShardWork, task: Task) -> int:
         """Writes a shard where it is missing; the tokens it may hold."""
@@ -120,7 +121,10 @@ class RolloutJob:
         row_tokens = ROW_TOKENS if self._write is None else max(lengths)
         for places in split_by_tokens(lengths, settings.batch_size, settings.batch_size * row_tokens):
             batch = [chosen[place] for place in places]
-            rows += _answer(self._model, self._prompts, self._encoded, settings, batch, shard.copy, task, self._write)
+            asked = [self._asked[index] for index in batch]
+            rows += _answer(
+                self._model, self._prompts, self._encoded, asked, settings, batch, shard.copy, task, self._write
+            )
         parquet.write(path, rows)
         return most
 
@@ -129,6 +133,7 @@ def _answer(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
+    columns: Sequence[Asked],
     settings: RolloutSettings,
     chosen: list[int],
     copy: int,
@@ -151,7 +156,7 @@ def _answer(
         written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
         task.advance(sum(len(generation.token_ids) for generation in written))
     rows = []
-    for index, seed, generation in zip(chosen, seeds, written, strict=True):
+    for index, kept, seed, generation in zip(chosen, columns, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
         task.advance(settings.max_new_tokens - len(generation.token_ids))
         prompt = prompts[index]
@@ -159,7 +164,7 @@ def _answer(
         rows.append(
             {
                 "prompt_id": prompt.id,
-                "messages": list(prompt.messages),
+                **kept,
                 "answer": model.decode(generation.token_ids),
                 "category": prompt.category,
                 "copy": copy,

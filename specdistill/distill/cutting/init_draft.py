@@ -42,19 +42,27 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     choice = config.choice
     load.check_exists(config.target, "target")
     prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
+    config.machine.limit_threads()
+    source = _find_target(config, progress)
+    # Prompts are checked before any weights are read.
+    encoded = encode_all(prompts, source.tokenizer, source.max_context - choice.calibration_tokens, source.vocab_size)
     output = Path(config.output)
     with locks.output_lock(output, progress.say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
-            return _cut(config, prompts, output, progress)
+            return _cut(config, source, prompts, encoded, output, progress)
 
 
-def _cut(config: InitDraftConfig, prompts: Sequence[Prompt], output: Path, progress: Progress) -> CutSummary:
+def _cut(
+    config: InitDraftConfig,
+    source: load.ModelSource,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    output: Path,
+    progress: Progress,
+) -> CutSummary:
     choice = config.choice
-    config.machine.limit_threads()
-    target = _load_target(config, progress)
-    room = target.max_context - choice.calibration_tokens
-    encoded = encode_all(prompts, target.tokenizer, room, target.vocab_size)
+    target = _load_target(config, source)
     remedy = "lower --calibration-tokens or shorten the longest prompts; --probe-steps 0 trains no candidate"
     with out_of_memory_named(remedy):
         tokens, name = choice.calibration_tokens, "calibration answers"
@@ -79,12 +87,16 @@ def _cut(config: InitDraftConfig, prompts: Sequence[Prompt], output: Path, progr
     return summary
 
 
-def _load_target(config: InitDraftConfig, progress: Progress) -> LanguageModel:
+def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
     source = load.find(config.target, "target", progress.say)
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
     load.check_loadable(source, "target", plain=True)
+    return source
+
+
+def _load_target(config: InitDraftConfig, source: load.ModelSource) -> LanguageModel:
     target = load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
     if config.vocab_keep > target.vocab_size:
         raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")

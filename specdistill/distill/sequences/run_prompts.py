@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
+from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import TextCounts, check_texts
 from specdistill.distill.answers.scorers import Scorer
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.place import Stored, TargetPlace
+from specdistill.models.pair import FoundPair, find_pair
+from specdistill.servers.client import ModelServer
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """Everything that is known of a run before any weights are read."""
+
+    connection: ModelServer | None
+    """The target's server, where it is served."""
+    pair: FoundPair
+    training: list[list[int]]
+    """Training prompts in the target's ids."""
+    heldout: list[list[int]]
+    """Held-out prompts in the target's ids."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +63,38 @@ class RunPrompts:
         if self.blocks:
             return [self.blocks[prompt.id] for prompt in prompts]
         return encode_all(prompts, tokenizer, room, vocab_size)
+
+    def find(
+        self,
+        target: str,
+        draft: str,
+        place: TargetPlace,
+        max_new_tokens: int,
+        *,
+        other_tokenizer: bool,
+        say: Callable[[str], None],
+    ) -> FoundRun:
+        """Reaches the server, finds the models and encodes both sides, in this order.
+
+        Args:
+            target, draft: Names of the models.
+            place: Where the target is.
+            max_new_tokens: Room that an answer needs after its prompt.
+            other_tokenizer: Whether the draft may have another one.
+            say: Called with a line of text when a slow step starts.
+
+        Raises:
+            SpecdistillError: No server, no model, or a prompt that can't be encoded.
+        """
+        connection = place.connect(say)
+        pair = find_pair(target, draft, other_tokenizer=other_tokenizer, say=say)
+        tokenizer, vocab_size = pair.target.tokenizer, pair.target.vocab_size
+        room = pair.max_context - max_new_tokens
+        training, heldout = (self.encode(side, tokenizer, room, vocab_size) for side in (self.training, self.heldout))
+        return FoundRun(connection, pair, training, heldout)
+
+    def check_room(self, training: Sequence[list[int]], heldout: Sequence[list[int]], room: int) -> None:
+        """Raises DataError where a server's context is shorter than the models' and has no room for a prompt."""
+        if not self.blocks:
+            check_lengths(self.training, training, room)
+            check_lengths(self.heldout, heldout, room)

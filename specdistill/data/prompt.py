@@ -1,0 +1,43 @@
+"""One prompt: what is asked, with everything that its chat template may read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+"""One chat turn as its template reads it: role, content, and any other key (tool_calls, name, ...)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: what a user asks, and for supervised methods the answer to learn."""
+
+    id: str
+    """Unique within its set. Errors name the prompt by it."""
+    messages: tuple[Message, ...]
+    """Chat turns up to the answer; a plain prompt is one user turn."""
+    category: str = "all"
+    """Group of prompts that the report shows separately."""
+    answer: str | None = None
+    """Text of the reference answer, for supervised methods and exact-match scoring."""
+    tools: tuple[Message, ...] = ()
+    """Tools that the template describes to the model, as JSON schemas."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of this prompt's chat template, such as enable_thinking."""
+    reply: Message | None = field(default=None, compare=False)
+    """The assistant's turn that holds the answer, if it has more than text: tool calls, or its reasoning."""
+    place: str = field(default="", compare=False, repr=False)
+    """File and line that the prompt was read from, for messages."""
+
+    @property
+    def where(self) -> str:
+        """Names the prompt in an error: by its place if it has one, else by its id."""
+        return self.place or f"prompt {self.id!r}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether role and text of each turn say everything that was asked."""
+        plain = all(turn.keys() == {"role", "content"} and isinstance(turn["content"], str) for turn in self.messages)
+        return plain and not self.tools and not self.chat_template_kwargs

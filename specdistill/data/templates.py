@@ -1,0 +1,94 @@
+"""Token ids of prompts and answers in a model's chat template. Needs the tokenizer only, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specdistill.data.prompt import Message, Prompt
+from specdistill.errors import DataError, ModelError, first_line
+
+_PROBE = "specdistill"
+
+
+def encode(prompt: Prompt, tokenizer) -> list[int]:
+    """Token ids of a prompt, in the target's chat template if its tokenizer has one.
+
+    Args:
+        prompt: The prompt.
+        tokenizer: The target's tokenizer.
+
+    Raises:
+        DataError: The template refuses the prompt, or there is none and the prompt needs one.
+        ModelError: The template itself is broken.
+    """
+    if tokenizer.chat_template:
+        # The template already contains the special tokens.
+        return tokenizer(_render(prompt, prompt.messages, tokenizer), add_special_tokens=False)["input_ids"]
+    if prompt.tools or prompt.chat_template_kwargs or any(turn.get("tool_calls") for turn in prompt.messages):
+        raise DataError(
+            f"{prompt.where}: has tools or template arguments, but the tokenizer of {tokenizer.name_or_path} has no "
+            "chat template; remove them"
+        )
+    return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+
+
+def answer_text(prompt: Prompt, tokenizer) -> str:
+    """Text of a prompt's answer as the model would write it: tool calls and reasoning in the template's own form.
+
+    Args:
+        prompt: A prompt with an answer.
+        tokenizer: The target's tokenizer.
+
+    Raises:
+        DataError: The template can't write the answer after the prompt.
+    """
+    if prompt.reply is None or not tokenizer.chat_template:
+        return prompt.answer or ""
+    asked = _render(prompt, prompt.messages, tokenizer)
+    whole = _render(prompt, [*prompt.messages, prompt.reply], tokenizer, ends=True)
+    probe = _render(prompt, [*prompt.messages, {"role": "assistant", "content": _PROBE}], tokenizer, ends=True)
+    if not whole.startswith(asked):
+        raise DataError(
+            f"{prompt.where}: the chat template does not write the assistant's turn after the prompt; give its text in "
+            'the field "answer"'
+        )
+    return whole[len(asked) :].removesuffix(probe.rpartition(_PROBE)[2])
+
+
+def _render(prompt: Prompt, messages: Sequence[Message], tokenizer, *, ends: bool = False) -> str:
+    """Text of some turns. `ends` says that the last one is the assistant's, so none is asked for."""
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(prompt.tools) or None,
+            tokenize=False,
+            add_generation_prompt=not ends,
+            **prompt.chat_template_kwargs,
+        )
+    except Exception as error:
+        fault = _fault_of_template(tokenizer)
+        if fault is not None:
+            raise ModelError(fault) from error
+        raise DataError(
+            f"{prompt.where}: the chat template of {tokenizer.name_or_path} refuses the prompt: {first_line(error)}"
+        ) from error
+
+
+def _fault_of_template(tokenizer) -> str | None:
+    """Says what is wrong with a template that no prompt can use; None if it works for others."""
+    templates, name = tokenizer.chat_template, tokenizer.name_or_path
+    if isinstance(templates, dict) and "default" not in templates:
+        return (
+            f"{name} has the chat templates {', '.join(templates)} but no default; name one of them default in its "
+            "tokenizer files"
+        )
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        try:
+            _compile_jinja_template(template)
+        except TemplateSyntaxError as error:
+            line = (template.split("\n")[error.lineno - 1 :] or [""])[0].strip()
+            return f"{name}: its chat template is no valid Jinja, line {error.lineno}: {line[:80]!r}; repair it"
+    return None
