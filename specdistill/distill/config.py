@@ -19,7 +19,6 @@ from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
 from specdistill.settings.sampling import Sampling
 
-
 MAY_CHANGE = {
     *("resume", "device", "threads", "output", "report_to"),
     *("target_server", "server_model", "server_concurrency", "server_patience"),

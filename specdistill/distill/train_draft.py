@@ -15,7 +15,6 @@ from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.given import AnswerCounts, check_answers
-from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import MAY_CHANGE, TrainConfig
 from specdistill.distill.model_card import model_card
@@ -65,8 +64,9 @@ def train_draft(
     """
     prompts = _check_before_loading(config)
     check_make_engine(config.on_policy, make_engine)
-    engine = config.on_policy.uses_engine
-    ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=engine)
+    ranks = sharding.join_processes(
+        config.machine.device, config.processes.shard, uses_engine=config.on_policy.uses_engine
+    )
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     config.machine.limit_threads()
@@ -81,8 +81,7 @@ def train_draft(
     )
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
-            content = fingerprint([*prompts.training, *prompts.heldout])
-            run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, content)
+            run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
@@ -172,8 +171,7 @@ def _load(
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
-        content = fingerprint([*prompts.training, *prompts.heldout])
-        atomic.write_text(output / run_settings.PROMPTS_FILE, content + "\n")
+        atomic.write_text(output / run_settings.PROMPTS_FILE, prompts.hash + "\n")
     ranks.wait()
     return _Run(
         config, prompts, found.training, found.heldout, pair, target, reference, guidance, output, progress, ranks

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import TextCounts, check_texts
+from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.scorers import Scorer
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.sequences.settings import SequenceSettings
@@ -39,6 +40,11 @@ class RunPrompts:
     documents: TextCounts | None = None
     """Documents of --text."""
     reward: Scorer | None = None
+
+    @property
+    def hash(self) -> str:
+        """Hash of all prompts with their answers: a run is resumed on the same ones only."""
+        return fingerprint([*self.training, *self.heldout])
 
     @staticmethod
     def read(source: str, settings: SequenceSettings, place: TargetPlace) -> RunPrompts:
