@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
+from specdistill.data.prompts import Prompt
 
-class AnswerRow(TypedDict):
+
+class TemplateColumn(TypedDict):
+    """A column of answers to prompts with template arguments."""
+
+    chat_template_kwargs: NotRequired[str]
+    """Arguments of the chat template, as a JSON object; an empty one where the prompt has none."""
+
+
+class AnswerRow(TemplateColumn):
     """One answer in a parquet shard. Label columns are described in `specdistill.data.soft_labels`."""
 
     prompt_id: str
@@ -30,3 +41,10 @@ class AnswerRow(TypedDict):
     """Random seed of the answer, if a model wrote it."""
     model: NotRequired[str]
     """Name of the model that wrote the answer."""
+
+
+def template_columns(prompts: Sequence[Prompt]) -> list[TemplateColumn]:
+    """The template arguments of each prompt as a column, in every row or, where no prompt has any, in none."""
+    if not any(prompt.chat_template_kwargs for prompt in prompts):
+        return [{} for _ in prompts]
+    return [{"chat_template_kwargs": json.dumps(prompt.chat_template_kwargs, sort_keys=True)} for prompt in prompts]

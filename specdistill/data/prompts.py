@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from specdistill.data.readers import Record, load_split, read_jsonl, read_text
-from specdistill.errors import DataError, first_line
+from specdistill.errors import ConfigError, DataError, first_line
+from specdistill.settings.chat import ChatSettings, TemplateArguments, check_names
 
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl file (fields prompt or messages; optional id, category, "
-    "answer), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
+    "answer, chat_template_kwargs), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
 )
 
 
@@ -32,6 +34,10 @@ class Prompt:
     """Group of prompts that the report shows separately."""
     answer: str | None = None
     """Reference answer, for supervised methods and exact-match scoring."""
+    chat_template_kwargs: TemplateArguments = field(default_factory=dict)
+    """Arguments of the chat template: the row's own over those of the settings."""
+    raw: bool = False
+    """Whether the text is taken as it is, without the chat template."""
 
 
 def check_source(source: str) -> None:
@@ -58,20 +64,24 @@ def check_source(source: str) -> None:
         raise DataError(f"prompts file {source} does not exist")
 
 
-def load_prompts(source: str) -> list[Prompt]:
+def load_prompts(source: str, chat: ChatSettings | None = None) -> list[Prompt]:
     """Reads a prompt set.
 
     Args:
         source: One of `SOURCES_HELP`.
+        chat: How the prompts are rendered; they keep it, so that whoever encodes them does so alike.
 
     Raises:
         DataError: The source is missing, empty or malformed. Errors name a broken JSONL line by its number.
     """
     check_source(source)
     if source == "humaneval":
-        prompts = _humaneval()
+        prompts = [in_chat(prompt, chat, prompt.id) for prompt in _humaneval()]
     else:
-        prompts = [_prompt(record, place, number) for number, (place, record) in enumerate(_records(source), start=1)]
+        prompts = [
+            in_chat(_prompt(record, place, number), chat, place)
+            for number, (place, record) in enumerate(_records(source), start=1)
+        ]
     if not prompts:
         raise DataError(f"{source} holds no prompts")
     ids = [prompt.id for prompt in prompts]
@@ -79,6 +89,31 @@ def load_prompts(source: str) -> list[Prompt]:
         repeated = next(prompt_id for prompt_id in ids if ids.count(prompt_id) > 1)
         raise DataError(f"{source}: the id {repeated!r} occurs more than once; ids must be unique")
     return prompts
+
+
+def in_chat(prompt: Prompt, chat: ChatSettings | None, place: str) -> Prompt:
+    """Gives a prompt the settings' way of rendering; its own template arguments win.
+
+    Args:
+        prompt: As it was read.
+        chat: The settings; None leaves it alone.
+        place: Where it was read, for messages.
+
+    Raises:
+        DataError: A raw prompt has several messages, or arguments for a template that it does not use.
+    """
+    if chat is None:
+        return prompt
+    if not chat.raw_prompts:
+        return replace(prompt, chat_template_kwargs={**chat.template_arguments, **prompt.chat_template_kwargs})
+    if len(prompt.messages) > 1:
+        raise DataError(
+            f"{place}: --raw-prompts takes one text, but the prompt has {len(prompt.messages)} messages; write them as "
+            "one string in the field prompt, or leave --raw-prompts away"
+        )
+    if prompt.chat_template_kwargs:
+        raise DataError(f"{place}: --raw-prompts uses no chat template; remove the field chat_template_kwargs")
+    return replace(prompt, raw=True)
 
 
 def split_prompts(prompts: Sequence[Prompt], heldout: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -106,17 +141,22 @@ def split_prompts(prompts: Sequence[Prompt], heldout: int) -> tuple[list[Prompt]
 
 
 def encode(prompt: Prompt, tokenizer) -> list[int]:
-    """Token ids of a prompt, in the target's chat template if its tokenizer has one.
+    """Token ids of a prompt, in the target's chat template if its tokenizer has one and the prompt is not raw.
 
     Args:
         prompt: The prompt.
         tokenizer: The target's tokenizer.
     """
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    if tokenizer.chat_template and not prompt.raw:
+        text = tokenizer.apply_chat_template(
+            list(prompt.messages), tokenize=False, add_generation_prompt=True, **prompt.chat_template_kwargs
+        )
         # The template already contains the special tokens.
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+    ids = tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+    # A text that begins with BOS gets no second one.
+    doubled = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
+    return ids[1:] if doubled else ids
 
 
 def encode_all(prompts: Sequence[Prompt], tokenizer, max_prompt_tokens: int) -> list[list[int]]:
@@ -181,7 +221,24 @@ def _prompt(record: Record, place: str, number: int) -> Prompt:
     answer = record.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise DataError(f'{place}: "answer" must be a string, got {type(answer).__name__}')
-    return Prompt(str(record.get("id", number)), turns, str(record.get("category", "all")), answer)
+    return Prompt(
+        str(record.get("id", number)), turns, str(record.get("category", "all")), answer, _arguments(record, place)
+    )
+
+
+def _arguments(record: Record, place: str) -> TemplateArguments:
+    """The record's own template arguments; a table may hold them as JSON text."""
+    arguments = record.get("chat_template_kwargs") or {}
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    if not isinstance(arguments, dict):
+        raise DataError(f'{place}: "chat_template_kwargs" must be an object, got {type(arguments).__name__}')
+    try:
+        check_names(arguments, f"{place}, chat_template_kwargs")
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    return arguments
 
 
 def _humaneval() -> list[Prompt]:
@@ -210,7 +267,15 @@ def _dataset(source: str) -> Iterable[tuple[str, Record]]:
     if "prompt" not in columns and "messages" not in columns:
         raise DataError(f"data set {source!r} has columns {columns}; it needs 'prompt' or 'messages'")
     for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", _split_off_answer(dict(row))
+        yield f"{source}, row {number}", _split_off_answer(_without_gaps(dict(row)))
+
+
+def _without_gaps(row: Record) -> Record:
+    """Columns have one type, so `datasets` gives each row all template arguments of the set, None where it has none."""
+    arguments = row.get("chat_template_kwargs")
+    if not isinstance(arguments, dict):
+        return row
+    return row | {"chat_template_kwargs": {name: value for name, value in arguments.items() if value is not None}}
 
 
 def _split_off_answer(row: Record) -> Record:

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, split_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
@@ -103,9 +104,8 @@ class _Run:
     config: TrainConfig
     prompts: _Prompts
     training: list[list[int]]
-    """Training prompts in the target's ids."""
     heldout: list[list[int]]
-    """Held-out prompts in the target's ids."""
+    """Both sides of the prompts, in the target's ids."""
     pair: ModelPair
     target: OpenTarget
     reference: LanguageModel | None
@@ -123,12 +123,12 @@ class _Run:
 def _check_before_loading(config: TrainConfig) -> _Prompts:
     """Finds everything that can be wrong without looking at a model."""
     sequences, loss, objective = config.sequences, config.loss, config.objective
-    sequences.check_files()
+    sequences.check_files(config.chat)
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
         if name is not None:
             load.check_exists(name, role)
-    config.place.check(objective.kind, objective.temperature, config.sampling.temperature)
-    training, heldout = split_prompts(load_prompts(config.prompts), sequences.heldout_prompts)
+    config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
+    training, heldout = split_prompts(load_prompts(config.prompts, config.chat), sequences.heldout_prompts)
     if config.recipe.given_answers and sequences.text is None and config.place.name != "stored":
         check_answers(training, config.method)
     if config.method == "best-of-n":
@@ -174,11 +174,12 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
-    guidance = build_guidance(config.target_settings, pair.target)
+    guidance = build_guidance(config.target_settings, pair.target, config.chat)
     target = place.open(pair.target, connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     training = encode_all(prompts.training, pair.target.tokenizer, room)
     heldout = encode_all(prompts.heldout, pair.target.tokenizer, room)
+    warn_about_prompts([*prompts.training, *prompts.heldout], [*training, *heldout], pair.target, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
@@ -189,8 +190,7 @@ def _load(config: TrainConfig, prompts: _Prompts, output: Path, progress: Progre
 
 def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None) -> DraftTrainer:
     config, pair, ranks = run.config, run.pair, run.ranks
-    max_new_tokens = config.sequences.max_new_tokens
-    settings = RolloutSettings(config.sampling, max_new_tokens, config.seed, guidance=run.guidance)
+    settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
     answers = heldout_answers(
         run.target,
         run.prompts.heldout,
@@ -201,7 +201,7 @@ def _build_trainer(run: _Run, callbacks: Sequence[TrainerCallback], make_engine:
         ranks,
         sharded=run.shares_target,
     )
-    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
+    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, settings.max_new_tokens)
     source, reused = build_source(
         SequenceInputs(
             method=config.recipe,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder
 from specdistill.decoding.answers import write_answers
@@ -28,6 +29,7 @@ from specdistill.evaluation.sections import (
     setup_section,
 )
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import load_pair, resolve_device
@@ -83,12 +85,14 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     """
     progress = progress or Quiet()
     _check_input(config)
-    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
+    trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     models = _load(config, progress)
     target, draft = models.target, models.draft
     room = min(target.max_context, draft.max_context) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
+    warn_about_prompts(prompts, encoded, target, progress.say)
     seed = config.timing.seed
     answers = write_answers(target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress)
     scores = _score(models, answers, config.sampling, config.predicting_rule, config.acceptance, progress)
@@ -96,7 +100,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
     costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
     timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress)
-    return _report(config, models, prompts, scores, costs, timed)
+    return replace(_report(config, models, prompts, scores, costs, timed), training_prompts=trained)
 
 
 def _check_input(config: MeasureConfig) -> None:
@@ -254,8 +258,7 @@ def _report(
     costs: Costs,
     timed: _Timed,
 ) -> Report:
-    rule, length = config.predicting_rule, timed.num_draft_tokens
-    speed = latency_section(timed.runs)
+    rule, length, speed = config.predicting_rule, timed.num_draft_tokens, latency_section(timed.runs)
     alpha = ratio(*acceptance.alpha_sums(scores.draft, rule)).mean
     compared = None
     if models.compared is not None and scores.compared is not None:

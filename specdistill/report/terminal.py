@@ -9,7 +9,14 @@ from rich.table import Table
 from specdistill.evaluation.report import Latency, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
-from specdistill.report.wording import alpha_rows, estimate, lossless_line, prediction_warning
+from specdistill.report.wording import (
+    alpha_rows,
+    chat_lines,
+    estimate,
+    lossless_line,
+    prediction_warning,
+    training_lines,
+)
 
 
 def bench_tables(report: Report) -> None:
@@ -40,6 +47,8 @@ def _headline(console: Console, report: Report) -> None:
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
+    for remark in (*chat_lines(setup), *training_lines(report)):
+        console.print(escape(remark), soft_wrap=True, highlight=False)
     partial = report.partial
     if partial is not None:
         console.print(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from specdistill.data.batch import Example, Provenance
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
+from specdistill.data.prompt_checks import warn_about_prompts
+from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts, spread_over_categories
 from specdistill.errors import ServerError
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.latency import run_differences
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
+from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, vocabulary
 from specdistill.models.pair import ModelPair, load_pair
 from specdistill.progress import Progress, Quiet
@@ -51,8 +53,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         load.check_exists(name, role)
     if config.engine_kind.launcher:
         config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
-    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
     prompts = prompts[: config.timing.latency_prompts or None]
+    trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     num_draft_tokens = config.num_draft_tokens or _LENGTH
     # Servers are measured first: our own copies of the models would take their memory.
@@ -60,6 +63,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     pair = _load(config, progress) if in_process else _load_shells(config, progress)
     room = min(pair.target.max_context, pair.draft.max_context) - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, pair.target.tokenizer, room)
+    warn_about_prompts(prompts, encoded, pair.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress)
@@ -74,6 +78,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         judge = pair.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
+    report = dataclasses.replace(report, training_prompts=trained)
     if failure is None:
         return report
     partial = Partial(prompts_done=done, prompts_asked=len(prompts), why=str(failure))
@@ -117,7 +122,8 @@ def _time(
     """
     runs: list[EngineRun] = []
     sampling, tokens, size = config.sampling, config.max_new_tokens, config.timing.batch_size
-    greeting = [encode(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), target.tokenizer)]
+    warm_up = in_chat(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), config.chat, "warm-up")
+    greeting = [encode(warm_up, target.tokenizer)]
     for engine in (plain, drafting):
         engine.answer(greeting, sampling, 8, [0])
     with progress.task("plain against speculative", 2 * len(encoded) * tokens, "tokens") as task:

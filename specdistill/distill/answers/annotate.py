@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import cast
 import torch
 
 from specdistill.data import soft_labels
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, template_columns
 from specdistill.data.batch import Provenance
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.data.prompt_checks import warn_about_prompts
+from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
+from specdistill.distill.answers.same_chat import check_same_chat
 from specdistill.distill.answers.shards import SHARD, find_shards, given_answers, rollout_seed, to_example
 from specdistill.distill.processes.ranks import join
 from specdistill.errors import DataError, OutputError
@@ -59,7 +62,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
     shell = load.load_shell(source)
-    parts = Parts(paths, _given(config, prompts, shell) if paths is None else [])
+    parts = Parts(paths, _given(config, prompts, shell, progress) if paths is None else [])
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     if ranks.is_main:
@@ -172,11 +175,12 @@ def _find_answers(config: AnnotateConfig) -> list[Path] | None:
         return None
     if not Path(config.rollouts).is_dir():
         raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+    check_same_chat("--rollouts", Path(config.rollouts), config.chat)
     return find_shards(Path(config.rollouts))
 
 
 def _answered(config: AnnotateConfig) -> list[Prompt]:
-    prompts = load_prompts(config.prompts)
+    prompts = load_prompts(config.prompts, config.chat)
     for prompt in prompts:
         if prompt.answer is None:
             raise DataError(
@@ -186,8 +190,12 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
     return prompts
 
 
-def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel) -> list[AnswerRow]:
+def _given(
+    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel, progress: Progress
+) -> list[AnswerRow]:
     encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens)
+    warn_about_prompts(prompts, encoded, target, progress.say)
+    columns = template_columns(prompts)
     sequences = given_answers(prompts, encoded, target.tokenizer, end_of(target), config.max_new_tokens)
     return [
         {
@@ -199,8 +207,9 @@ def _given(config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageMo
             "prompt_ids": list(sequence.prompt_ids),
             "answer_ids": list(sequence.answer_ids),
             "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
+            **column,
         }
-        for prompt, sequence in zip(prompts, sequences, strict=True)
+        for prompt, sequence, column in zip(prompts, sequences, columns, strict=True)
     ]
 
 
@@ -219,12 +228,20 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
                 raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
-        if number == 0 and "messages" in rows[0]:
-            own = encode(Prompt(rows[0]["prompt_id"], tuple(rows[0]["messages"])), target.tokenizer)
-            if own != list(rows[0]["prompt_ids"]):
-                raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        if number == 0 and "messages" in rows[0] and _encoded_again(config, rows[0], target) != rows[0]["prompt_ids"]:
+            raise DataError(
+                f"{where} was made with another tokenizer or chat template than {config.target} has, or with other "
+                "--chat-template-kwargs or --raw-prompts"
+            )
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
     return answers, tokens
+
+
+def _encoded_again(config: AnnotateConfig, row: AnswerRow, target: LanguageModel) -> list[int]:
+    """Ids of a row's prompt as this run renders it; the row's own template arguments win."""
+    own = json.loads(row.get("chat_template_kwargs") or "{}")
+    prompt = Prompt(row["prompt_id"], tuple(row.get("messages", ())), chat_template_kwargs=own)
+    return encode(in_chat(prompt, config.chat, f"--rollouts {config.rollouts}"), target.tokenizer)
 
 
 def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.distill.answers.settings import RaySettings
 from specdistill.errors import ConfigError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
@@ -69,6 +70,7 @@ class AnnotateConfig(Config):
     """Prompts with answers, where there are no --rollouts; same forms as in train-draft."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
+    chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
     cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
     batch_size: Annotated[int, Parameter(group=MACHINE)] = 8

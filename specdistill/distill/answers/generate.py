@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -58,6 +59,7 @@ def generate(
     target = models["target"]
     room = min(model.max_context for model in models.values()) - config.max_new_tokens
     encoded = encode_all(prompts, target.tokenizer, room)
+    warn_about_prompts(prompts, encoded, target, progress.say)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
     answers = {"target": writer.write("target", config.rollouts_per_prompt)}
@@ -80,7 +82,7 @@ def _check_before_loading(
     for role, name in (("target", config.target), ("other", config.comparison.other)):
         if name is not None:
             load.check_exists(name, role)
-    prompts = load_prompts(config.prompts)
+    prompts = load_prompts(config.prompts, config.chat)
     return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
 
 
@@ -146,7 +148,7 @@ class AnswerWriter:
 
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None) -> None:
         model = _load_target(config, print)
-        prompts = load_prompts(config.prompts)
+        prompts = load_prompts(config.prompts, config.chat)
         encoded = encode_all(prompts, model.tokenizer, model.max_context - config.max_new_tokens)
         engine = build_engine(config.engine, make_engine, model, encoded, config.max_new_tokens)
         write = None if engine is None else engine.write

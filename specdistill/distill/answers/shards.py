@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from specdistill.data.answer_rows import AnswerRow
+from specdistill.data.answer_rows import AnswerRow, template_columns
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
@@ -191,7 +191,7 @@ def _answer(
     else:
         written = write(asked, settings.sampling, settings.max_new_tokens, seeds)
         task.advance(sum(len(generation.token_ids) for generation in written))
-    rows = []
+    rows, columns = [], template_columns(prompts)
     for index, seed, generation in zip(chosen, seeds, written, strict=True):
         # Answers that ended early leave their share of the bar.
         task.advance(settings.max_new_tokens - len(generation.token_ids))
@@ -210,6 +210,7 @@ def _answer(
                 "finish_reason": generation.finish_reason,
                 "seed": seed,
                 "model": model.name,
+                **columns[index],
             }
         )
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
@@ -40,12 +41,13 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     progress = progress or Quiet()
     choice = config.choice
     load.check_exists(config.target, "target")
-    prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     output = Path(config.output)
     atomic.claim_output_directory(output)
     config.machine.limit_threads()
     target = _load_target(config, progress)
     encoded = encode_all(prompts, target.tokenizer, target.max_context - choice.calibration_tokens)
+    warn_about_prompts(prompts, encoded, target, progress.say)
     answers = write_answers(
         target, prompts, encoded, Sampling(), choice.calibration_tokens, choice.seed, progress, "calibration answers"
     )
