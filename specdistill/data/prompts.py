@@ -18,7 +18,8 @@ from specdistill.settings.chat import ChatSettings, TemplateArguments, check_nam
 
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl file (fields prompt or messages; optional id, category, "
-    "answer, chat_template_kwargs), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
+    "answer, chat_template_kwargs), a .txt file (one prompt per line), a folder written by datasets' save_to_disk, or "
+    "a datasets name[:split]"
 )
 
 

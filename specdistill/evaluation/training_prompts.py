@@ -36,9 +36,9 @@ def training_prompts(
 
 
 def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> TrainingPrompts | None:
-    settings = run_settings.read(Path(draft)) if run_settings.exists(Path(draft)) else None
-    source = settings.get("prompts") if isinstance(settings, dict) else None
-    if not isinstance(settings, dict) or not isinstance(source, str):
+    settings = run_settings.read(Path(draft)) if run_settings.exists(Path(draft)) else {}
+    source = settings.get("prompts")
+    if not isinstance(source, str):
         return None
     # Raw text and rejection logs have no prompts: those of --prompts only judged the draft.
     learned_prompts = settings.get("text") is None and settings.get("online") is None
@@ -53,8 +53,8 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
         )
     elif learned_prompts and config.prompts.startswith("builtin") and not source.startswith("builtin"):
         remark = (
-            f"{draft} was trained on {source}, but this bench runs on the built-in prompts, which are of another domain; "
-            "set --prompts to new prompts of the kind that it was trained on"
+            f"{draft} was trained on {source}, but this bench runs on the built-in prompts, which are of another "
+            "domain; set --prompts to new prompts of the kind that it was trained on"
         )
     elif chat != config.chat:
         remark = (

@@ -29,10 +29,7 @@ def check_same_chat(flag: str, directory: Path, chat: ChatSettings) -> None:
         settings = directory.absolute().parent
     if not run_settings.exists(settings):
         return
-    stored = run_settings.read(settings)
-    if not isinstance(stored, dict):
-        return
-    theirs: ChatSettings = pick(ChatSettings, stored)
+    theirs: ChatSettings = pick(ChatSettings, run_settings.read(settings))
     if theirs != chat:
         raise DataError(
             f"{flag} {directory} was made with {_flags(theirs)}, but this run has {_flags(chat)}; its prompts would be "
