@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from specdistill.serving.export import export
     from specdistill.serving.export_config import ExportConfig
     from specdistill.serving.gates import check
+    from specdistill.settings.chat import ChatSettings
     from specdistill.settings.machine import Machine
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _HOME = {
     "AcceptanceSettings": "specdistill.evaluation.config",
     "AnnotateConfig": "specdistill.distill.answers.annotate_config",
     "BenchConfig": "specdistill.serving.bench_config",
+    "ChatSettings": "specdistill.settings.chat",
     "CheckConfig": "specdistill.serving.check_config",
     "EvaluationSettings": "specdistill.distill.training.settings",
     "ExportConfig": "specdistill.serving.export_config",
@@ -96,6 +98,7 @@ __all__ = [
     "AcceptanceSettings",
     "AnnotateConfig",
     "BenchConfig",
+    "ChatSettings",
     "CheckConfig",
     "EvaluationSettings",
     "ExportConfig",

@@ -6,9 +6,10 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 
 from specdistill import __version__
 from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
@@ -39,6 +40,8 @@ _COMMANDS = {
     "check": check,
     "export": export,
 }
+_MAPPINGS = ("chat_template_kwargs", "chat-template-kwargs")
+"""The settings whose value is a mapping; all others are flat."""
 for _position, (_name, _module) in enumerate(_COMMANDS.items()):
     app.command(_module.command, name=_name, sort_key=_position)
 
@@ -92,7 +95,7 @@ def _run(arguments: list[str], received: Received) -> int:
     return 0
 
 
-def _config_files(arguments: list[str]) -> list[Yaml]:
+def _config_files(arguments: list[str]) -> list[Dict]:
     """Takes --config FILE out of the arguments.
 
     Raises:
@@ -109,12 +112,13 @@ def _config_files(arguments: list[str]) -> list[Yaml]:
         if "=" not in flag and index >= len(arguments):
             raise ConfigError("--config needs a file name")
         path = Path(flag.partition("=")[2] if "=" in flag else arguments.pop(index))
-        _check_yaml(path)
-        files.append(Yaml(path, must_exist=True, search_parents=False, use_commands_as_keys=False))
+        files.append(Dict(_read_yaml(path), source=str(path.absolute()), use_commands_as_keys=False))
 
 
-def _check_yaml(path: Path) -> None:
-    """Refuses what is no flat mapping, before cyclopts reads it."""
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Reads the settings; refuses what is no flat mapping."""
+    import json
+
     import yaml
 
     try:
@@ -126,8 +130,12 @@ def _check_yaml(path: Path) -> None:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold a mapping of settings, got {type(content).__name__}")
     for name, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name in _MAPPINGS:
+            # cyclopts would take a mapping for nested flags.
+            content[name] = json.dumps(value, default=str)
+        elif isinstance(value, dict):
             inner = next(iter(value), "setting")
             raise ConfigError(
                 f"--config {path}: settings are flat, but {name} holds a mapping; write '{inner}: ...' at the top level"
             )
+    return content

@@ -26,6 +26,8 @@ class Prompt:
     """Tools that the template describes to the model, as JSON schemas."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of this prompt's chat template, such as enable_thinking."""
+    raw: bool = False
+    """Whether the text is taken as it is, without the chat template."""
     reply: Message | None = field(default=None, compare=False)
     """The assistant's turn that holds the answer, if it has more than text: tool calls, or its reasoning."""
     place: str = field(default="", compare=False, repr=False)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from specdistill.data.readers import (
 )
 from specdistill.data.templates import encode as encode
 from specdistill.errors import DataError, first_line
+from specdistill.settings.chat import ChatSettings
 
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv or .parquet file (fields prompt, messages or "
@@ -58,21 +60,22 @@ def check_source(source: str) -> None:
         raise DataError(f"prompts file {source} does not exist")
 
 
-def load_prompts(source: str) -> list[Prompt]:
+def load_prompts(source: str, chat: ChatSettings | None = None) -> list[Prompt]:
     """Reads a prompt set.
 
     Args:
         source: One of `SOURCES_HELP`.
+        chat: How the prompts are rendered; they keep it, so that whoever encodes them does so alike.
 
     Raises:
         DataError: The source is missing, empty or malformed. Errors name a broken JSONL line by its number.
     """
     check_source(source)
     if source == "humaneval":
-        prompts = _humaneval()
+        prompts = [in_chat(prompt, chat, prompt.id) for prompt in _humaneval()]
     else:
         rows = enumerate(_records(source), start=1)
-        prompts = [read_prompt(record, place, number) for number, (place, record) in rows]
+        prompts = [in_chat(read_prompt(record, place, number), chat, place) for number, (place, record) in rows]
     if not prompts:
         raise DataError(f"{source} holds no prompts")
     first: dict[str, Prompt] = {}
@@ -83,6 +86,32 @@ def load_prompts(source: str) -> list[Prompt]:
                 "must be unique"
             )
     return prompts
+
+
+def in_chat(prompt: Prompt, chat: ChatSettings | None, place: str) -> Prompt:
+    """Gives a prompt the settings' way of rendering; its own template arguments win.
+
+    Args:
+        prompt: As it was read.
+        chat: The settings; None leaves it alone.
+        place: Where it was read, for messages.
+
+    Raises:
+        DataError: A raw prompt has several messages, or arguments for a template that it does not use.
+    """
+    if chat is None:
+        return prompt
+    if not chat.raw_prompts:
+        return replace(prompt, chat_template_kwargs={**chat.template_arguments, **prompt.chat_template_kwargs})
+    if len(prompt.messages) > 1:
+        raise DataError(
+            f"{place}: --raw-prompts takes one text, but the prompt has {len(prompt.messages)} messages; write them as "
+            "one string in the field prompt, or leave --raw-prompts away"
+        )
+    if prompt.chat_template_kwargs or prompt.tools:
+        field = "chat_template_kwargs" if prompt.chat_template_kwargs else "tools"
+        raise DataError(f"{place}: --raw-prompts uses no chat template; remove the field {field}")
+    return replace(prompt, raw=True)
 
 
 def split_prompts(prompts: Sequence[Prompt], heldout: int) -> tuple[list[Prompt], list[Prompt]]:

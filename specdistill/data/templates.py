@@ -11,7 +11,7 @@ _PROBE = "specdistill"
 
 
 def encode(prompt: Prompt, tokenizer) -> list[int]:
-    """Token ids of a prompt, in the target's chat template if its tokenizer has one.
+    """Token ids of a prompt, in the target's chat template if its tokenizer has one and the prompt is not raw.
 
     Args:
         prompt: The prompt.
@@ -21,7 +21,7 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
         DataError: The template refuses the prompt, or there is none and the prompt needs one.
         ModelError: The template itself is broken.
     """
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not prompt.raw:
         # The template already contains the special tokens.
         return tokenizer(_render(prompt, prompt.messages, tokenizer), add_special_tokens=False)["input_ids"]
     if prompt.tools or prompt.chat_template_kwargs or any(turn.get("tool_calls") for turn in prompt.messages):
@@ -29,7 +29,10 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
             f"{prompt.where}: has tools or template arguments, but the tokenizer of {tokenizer.name_or_path} has no "
             "chat template; remove them"
         )
-    return tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+    ids = tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+    # A text that begins with BOS gets no second one.
+    doubled = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
+    return ids[1:] if doubled else ids
 
 
 def answer_text(prompt: Prompt, tokenizer) -> str:
@@ -42,7 +45,7 @@ def answer_text(prompt: Prompt, tokenizer) -> str:
     Raises:
         DataError: The template can't write the answer after the prompt.
     """
-    if prompt.reply is None or not tokenizer.chat_template:
+    if prompt.reply is None or prompt.raw or not tokenizer.chat_template:
         return prompt.answer or ""
     asked = _render(prompt, prompt.messages, tokenizer)
     whole = _render(prompt, [*prompt.messages, prompt.reply], tokenizer, ends=True)

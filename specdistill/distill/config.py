@@ -15,6 +15,7 @@ from specdistill.distill.target.settings import TargetSettings
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
 from specdistill.settings.sampling import Sampling
@@ -45,6 +46,7 @@ class TrainConfig(Config):
     resume: Annotated[bool, Parameter(group=ESSENTIALS)] = False
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
+    chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sequences: Annotated[SequenceSettings, box("Text to train on")] = field(default_factory=SequenceSettings)
     sampling: Annotated[Sampling, box("Sampling of all rollouts")] = field(default_factory=Sampling)
     on_policy: Annotated[OnPolicySettings, box("Engine for the draft's own answers")] = field(

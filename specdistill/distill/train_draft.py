@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -102,9 +103,8 @@ class _Run:
     config: TrainConfig
     prompts: RunPrompts
     training: list[list[int]]
-    """Training prompts in the target's ids."""
     heldout: list[list[int]]
-    """Held-out prompts in the target's ids."""
+    """Both sides of the prompts, in the target's ids."""
     pair: ModelPair
     target: OpenTarget
     reference: LanguageModel | None
@@ -122,12 +122,12 @@ class _Run:
 def _check_before_loading(config: TrainConfig) -> RunPrompts:
     """Finds everything that can be wrong without looking at a model."""
     sequences, loss, objective = config.sequences, config.loss, config.objective
-    sequences.check_files()
+    sequences.check_files(config.chat)
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
         if name is not None:
             load.check_exists(name, role)
-    config.place.check(objective.kind, objective.temperature, config.sampling.temperature)
-    prompts = RunPrompts.read(config.prompts, sequences, config.place)
+    config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
+    prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place)
     if takes_given_answers(config.recipe, sequences, prompts.training) and config.place.name != "stored":
         check_answers(prompts.training, config.method)
     if config.method == "best-of-n":
@@ -162,11 +162,14 @@ def _load(
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
-    guidance = build_guidance(config.target_settings, pair.target)
+    guidance = build_guidance(config.target_settings, pair.target, config.chat)
     target = place.open(pair.target, found.connection)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     prompts.check_room(found.training, found.heldout, room)
     text_block(config.sequences, pair)
+    if not prompts.blocks:
+        sides = [*prompts.training, *prompts.heldout], [*found.training, *found.heldout]
+        warn_about_prompts(*sides, pair.target, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
@@ -109,6 +110,7 @@ class MeasureConfig(Config):
     """Write the report as JSON to this file (schema: the page 'The report' of the documentation)."""
     html: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Write the report as one self-contained HTML page with plots to this file."""
+    chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sampling: Annotated[ServedSampling, box("Sampling")] = field(default_factory=ServedSampling)
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
         default_factory=AcceptanceSettings

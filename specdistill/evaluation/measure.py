@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder
 from specdistill.decoding.answers import write_answers
@@ -24,6 +25,7 @@ from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
@@ -50,7 +52,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     """
     progress = progress or Quiet()
     _check_input(config)
-    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
+    trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say)
@@ -58,6 +61,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
     target = models.target
+    warn_about_prompts(prompts, encoded, target, progress.say)
     seed = config.timing.seed
     stop = Interruption(progress.say)
     with out_of_memory_named(SHORTER_TEXTS):
@@ -75,7 +79,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
     scored = [prompt for prompt in prompts if prompt.id in answered]
-    report = build_report(config, models, scored, scores, costs, timed)
+    report = replace(build_report(config, models, scored, scores, costs, timed), training_prompts=trained)
     if not stop:
         return report
     counts = (timed.prompts, timed.asked) if timed else (0, 0)

@@ -105,6 +105,20 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingPrompts:
+    """A draft whose training prompts make its numbers here say less, by the specdistill.yaml in its directory."""
+
+    draft: str
+    """Name of the draft, of --draft or --compare."""
+    prompts: str
+    """Value of --prompts of its training."""
+    shared_prompts: int
+    """How many of the scored prompts are among them."""
+    remark: str
+    """The reason, and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Partial:
     """A run that Ctrl-C or an engine's failure ended early."""
 
@@ -138,6 +152,8 @@ class Report:
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
     """The draft of --compare."""
+    training_prompts: list[TrainingPrompts] | None = None
+    """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
 

@@ -63,6 +63,10 @@ class Setup:
     """Prompts timed."""
     prompt_source: str
     """Value of --prompts."""
+    chat_template_kwargs: str | None = None
+    """Value of --chat-template-kwargs, as JSON text; absent without one."""
+    raw_prompts: bool | None = None
+    """Present, and true, with --raw-prompts: no chat template was used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,8 @@ def setup_section(
         prompts=prompts,
         latency_prompts=latency_prompts,
         prompt_source=config.prompts,
+        chat_template_kwargs=config.chat.chat_template_kwargs,
+        raw_prompts=config.chat.raw_prompts or None,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from specdistill.errors import OutputError
+from specdistill.errors import DataError, OutputError, first_line
 from specdistill.files import atomic
 
 CONFIG_FILE = "specdistill.yaml"
@@ -36,8 +36,23 @@ def exists(output: Path) -> bool:
 
 
 def read(output: Path) -> FlatSettings:
-    """Reads the settings that `write` wrote."""
-    return yaml.safe_load((output / CONFIG_FILE).read_text())
+    """Reads the settings that `write` wrote; empty where the file holds no mapping.
+
+    Raises:
+        DataError: The file is damaged, or can't be read.
+    """
+    path = output / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} can't be read as settings ({first_line(error)}); mend or remove it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def copy(source: Path, output: Path) -> None:
+    """Takes the settings along where a directory's content is written elsewhere; does nothing where there are none."""
+    if exists(source):
+        atomic.write_text(output / CONFIG_FILE, (source / CONFIG_FILE).read_text())
 
 
 def changed_flags(output: Path, settings: FlatSettings) -> str:
@@ -51,7 +66,7 @@ def changed_flags(output: Path, settings: FlatSettings) -> str:
         "--seed, --temperature", say; empty if no value differs.
     """
     before = read(output)
-    changed = [name for name, value in settings.items() if not isinstance(before, dict) or before.get(name) != value]
+    changed = [name for name, value in settings.items() if before.get(name) != value]
     return ", ".join(f"--{name.replace('_', '-')}" for name in changed)
 
 

@@ -10,7 +10,16 @@ from specdistill.evaluation.report import Latency, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
-from specdistill.report.wording import UNSCORED, alpha_rows, estimate, lossless_line, number, prediction_warning
+from specdistill.report.wording import (
+    UNSCORED,
+    alpha_rows,
+    chat_lines,
+    estimate,
+    lossless_line,
+    number,
+    prediction_warning,
+    training_lines,
+)
 
 
 def bench_tables(report: Report) -> None:
@@ -44,6 +53,8 @@ def _headline(console: Console, report: Report) -> None:
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
+    for remark in (*chat_lines(setup), *training_lines(report)):
+        console.print(remark, soft_wrap=True)
     partial = report.partial
     if partial is not None:
         console.print(

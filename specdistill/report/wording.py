@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from specdistill.evaluation.report import Lossless, Report
+from specdistill.evaluation.report_setup import Setup
 from specdistill.evaluation.statistics import Estimate
 
 MEANING = {
@@ -80,6 +81,20 @@ def prediction_warning(report: Report) -> str | None:
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
+
+
+def chat_lines(setup: Setup) -> list[str]:
+    """How prompts were rendered, where that was set."""
+    if setup.raw_prompts:
+        return ["prompts: taken as they are, without the chat template (--raw-prompts)"]
+    if setup.chat_template_kwargs:
+        return [f"prompts: chat template arguments {setup.chat_template_kwargs}"]
+    return []
+
+
+def training_lines(report: Report) -> list[str]:
+    """Drafts whose training prompts make these numbers say less."""
+    return [f"BEWARE: {entry.remark}" for entry in report.training_prompts or ()]
 
 
 def lossless_line(lossless: Lossless) -> str:

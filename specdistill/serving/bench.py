@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from specdistill.data.batch import Example, Provenance
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts, spread_over_categories
+from specdistill.data.prompt_checks import warn_about_prompts
+from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts, spread_over_categories
 from specdistill.errors import ModelError, ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
@@ -13,6 +14,7 @@ from specdistill.evaluation.interruption import BenchInterruptedError, Interrupt
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
+from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
 from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair
 from specdistill.progress import Progress, Quiet
@@ -56,8 +58,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         load.check_exists(name, role)
     if config.engine_kind.launcher:
         config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
-    prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
     prompts = prompts[: config.timing.latency_prompts or None]
+    trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     num_draft_tokens = config.num_draft_tokens or _LENGTH
     # Servers are measured first: our own copies of the models would take their memory.
@@ -68,6 +71,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     pair = _load(config, found, progress) if in_process else _load_shells(found)
     _check_sizes(pair)
+    warn_about_prompts(prompts, encoded, pair.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     stop = Interruption(progress.say)
     with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
@@ -89,6 +93,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         judge = pair.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
+    report = dataclasses.replace(report, training_prompts=trained)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
@@ -148,7 +153,8 @@ def _time(
     remark = too_few_batches(len(encoded), size)
     if remark is not None:
         progress.say(remark)
-    greeting = [encode(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), target.tokenizer)]
+    warm_up = in_chat(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), config.chat, "warm-up")
+    greeting = [encode(warm_up, target.tokenizer)]
     for engine in (plain, drafting):
         wrong = _wrong_length(config, engine.answer(greeting, sampling, 8, [0]).speculation, answers=1)
         if wrong is not None:

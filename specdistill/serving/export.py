@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from specdistill.errors import ModelError
-from specdistill.files import atomic, locks
+from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Quiet
@@ -90,6 +90,8 @@ def _export(config: ExportConfig, output: Path) -> Exported:
         draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.files.type])
         changes.append(f"weights in {config.files.type}")
     save_draft(draft, target, output)
+    # A bench of the exported draft still knows what it was trained on.
+    run_settings.copy(Path(config.draft), output)
     verdicts = check(CheckConfig.flat(target=target_source.location, draft=config.output))
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 

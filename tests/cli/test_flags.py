@@ -88,6 +88,9 @@ TOGETHER = {
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
     },
 }
+TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}
+for encoding in ("annotate", "bench", "generate", "init-draft", "train-draft"):
+    TOGETHER.setdefault(encoding, {})["chat_template_kwargs"] = TEMPLATE
 CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
 from specdistill.data.batch import Provenance
-from specdistill.data.prompts import Prompt, encode, encode_all, load_prompts
+from specdistill.data.prompt_checks import warn_about_prompts
+from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
 from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.label_writer import SHARD_SIZE, LabelWriter, Parts
+from specdistill.distill.answers.same_chat import check_same_chat
 from specdistill.distill.answers.shards import SHARD, find_shards
 from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts, write_blocks
 from specdistill.distill.processes.ranks import Ranks, join
@@ -128,11 +130,12 @@ def _find_answers(config: AnnotateConfig) -> list[Path] | None:
         return None
     if not Path(config.rollouts).is_dir():
         raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
+    check_same_chat("--rollouts", Path(config.rollouts), config.chat)
     return find_shards(Path(config.rollouts))
 
 
 def _answered(config: AnnotateConfig) -> list[Prompt]:
-    prompts = load_prompts(config.prompts)
+    prompts = load_prompts(config.prompts, config.chat)
     for prompt in prompts:
         if prompt.answer is None:
             raise DataError(
@@ -158,7 +161,7 @@ def _parts(
         return Parts(shards, []), text_counts(config.text, documents, progress.say)
     if paths is not None:
         return Parts(paths, []), AnswerCounts()
-    given, counts = _given(config, prompts, target)
+    given, counts = _given(config, prompts, target, progress)
     counts.say(progress.say, len(prompts), config.max_new_tokens)
     return Parts(None, given), counts
 
@@ -177,9 +180,10 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
 
 
 def _given(
-    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel
+    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel, progress: Progress
 ) -> tuple[list[AnswerRow], AnswerCounts]:
     encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
+    warn_about_prompts(prompts, encoded, target, progress.say)
     end, known = answer_end(target), {prompt.id: prompt for prompt in prompts}
     sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
     asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
@@ -214,9 +218,11 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
                 raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
-        asked = asked_prompt(rows[0])
-        if asked is not None and encode(asked, target.tokenizer) != list(rows[0]["prompt_ids"]):
-            raise DataError(f"{where} was made with another tokenizer or chat template than {config.target} has")
+        if _encoded_again(config, rows[0], target) not in (None, list(rows[0]["prompt_ids"])):
+            raise DataError(
+                f"{where} was made with another tokenizer or chat template than {config.target} has, or with other "
+                "--chat-template-kwargs or --raw-prompts"
+            )
         _check_labelled(Path(config.output) / SHARD.format(number), rows)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
     _check_labelled(Path(config.output) / SHARD.format(len(parts)), ())
@@ -233,6 +239,14 @@ def _check_labelled(path: Path, rows: Sequence[AnswerRow]) -> None:
             f"{path} labels other answers than those that are to be labelled now; they have changed since it was "
             "written: choose another --output"
         )
+
+
+def _encoded_again(config: AnnotateConfig, row: AnswerRow, target: LanguageModel) -> list[int] | None:
+    """Ids of a row's prompt as this run renders it, its own template arguments first; None if the row keeps none."""
+    asked = asked_prompt(row)
+    if asked is None:
+        return None
+    return encode(in_chat(asked, config.chat, f"--rollouts {config.rollouts}"), target.tokenizer)
 
 
 def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:

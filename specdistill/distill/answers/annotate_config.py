@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.distill.answers.settings import RaySettings, check_text_block
 from specdistill.errors import ConfigError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
@@ -73,6 +74,7 @@ class AnnotateConfig(Config):
     """Tokens per block of --text. Left out: 512, or the target's context where that is shorter."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
+    chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
     cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
     batch_size: Annotated[int, Parameter(group=MACHINE)] = 8

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
@@ -80,6 +81,7 @@ def _generate(
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
     models = _load(config, found)
+    warn_about_prompts(prompts, encoded, models["target"], progress.say)
     run_settings.write(output, _settings(config))
     writer = _Writer(config, models, prompts, encoded, make_engine, progress)
     answers = {"target": writer.write("target", config.copies)}
@@ -102,7 +104,7 @@ def _check_before_loading(
     for role, name in (("target", config.target), ("other", config.comparison.other)):
         if name is not None:
             load.check_exists(name, role)
-    prompts = load_prompts(config.prompts)
+    prompts = load_prompts(config.prompts, config.chat)
     return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
 
 
@@ -181,7 +183,7 @@ class AnswerWriter:
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
         self._work = work
         source = load.find(config.target, "target")
-        prompts = load_prompts(config.prompts)
+        prompts = load_prompts(config.prompts, config.chat)
         room = source.max_context - config.max_new_tokens
         encoded = encode_all(prompts, source.tokenizer, room, source.vocab_size)
         model = _load_target(config, source)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.distill.answers.settings import EngineSettings, RaySettings
 from specdistill.errors import ConfigError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
@@ -75,6 +76,7 @@ class GenerateConfig(Config):
     further with a larger number."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
+    chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
     comparison: Annotated[ComparisonSettings, box("A second model for the same budget")] = field(
         default_factory=ComparisonSettings

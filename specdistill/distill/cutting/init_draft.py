@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
@@ -41,7 +42,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     progress = progress or Quiet()
     choice = config.choice
     load.check_exists(config.target, "target")
-    prompts = spread_over_categories(load_prompts(config.prompts), choice.calibration_prompts)
+    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
     source = _find_target(config, progress)
     # Prompts are checked before any weights are read.
@@ -63,6 +64,7 @@ def _cut(
 ) -> CutSummary:
     choice = config.choice
     target = _load_target(config, source)
+    warn_about_prompts(prompts, encoded, target, progress.say)
     remedy = "lower --calibration-tokens or shorten the longest prompts; --probe-steps 0 trains no candidate"
     with out_of_memory_named(remedy):
         tokens, name = choice.calibration_tokens, "calibration answers"

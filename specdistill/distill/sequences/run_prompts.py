@@ -14,6 +14,7 @@ from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.place import Stored, TargetPlace
 from specdistill.models.pair import FoundPair, find_pair
 from specdistill.servers.client import ModelServer
+from specdistill.settings.chat import ChatSettings
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class RunPrompts:
         return fingerprint([*self.training, *self.heldout])
 
     @staticmethod
-    def read(source: str, settings: SequenceSettings, place: TargetPlace) -> RunPrompts:
+    def read(source: str, chat: ChatSettings, settings: SequenceSettings, place: TargetPlace) -> RunPrompts:
         """Reads the prompts, or the names of labelled blocks.
 
         Args:
             source: --prompts.
+            chat: How prompts are rendered.
             settings: How many are held out, and --text.
             place: Labels of raw text bring their own blocks along.
 
@@ -60,7 +62,7 @@ class RunPrompts:
         """
         documents = None if settings.text is None else check_texts(settings.text)
         blocks = place.blocks() if isinstance(place, Stored) else {}
-        prompts = [as_prompt(name) for name in blocks] if blocks else load_prompts(source)
+        prompts = [as_prompt(name) for name in blocks] if blocks else load_prompts(source, chat)
         training, heldout = split_prompts(prompts, settings.heldout_prompts)
         return RunPrompts(training, heldout, blocks, documents)
 

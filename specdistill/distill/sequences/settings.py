@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from specdistill.distill.answers.settings import EngineSettings, check_text_block
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import DataError
+from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, within_one
 from specdistill.settings.parts import ESSENTIALS
 
@@ -62,18 +63,23 @@ class SequenceSettings:
         check_text_block(self.text, self.text_block)
         within_one(self, "lmbda", "target_fraction")
 
-    def check_files(self) -> None:
+    def check_files(self, chat: ChatSettings) -> None:
         """Finds the named files and directories, before any model is loaded.
+
+        Args:
+            chat: How this run renders prompts; stored answers must have been rendered alike.
 
         Raises:
             DataError: One is missing or holds something else.
         """
+        from specdistill.distill.answers.same_chat import check_same_chat
         from specdistill.distill.answers.shards import find_shards
 
         if self.rollouts is not None:
             if not Path(self.rollouts).is_dir():
                 raise DataError(f"--rollouts {self.rollouts} is no directory of rollouts")
             find_shards(Path(self.rollouts))
+            check_same_chat("--rollouts", Path(self.rollouts), chat)
         if self.online is not None and not Path(self.online).is_dir():
             raise DataError(f"--online {self.online} is no directory; the server's RejectionLog makes it")
 

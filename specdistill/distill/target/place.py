@@ -16,6 +16,7 @@ from specdistill.errors import ConfigError, DataError
 from specdistill.files import run_settings
 from specdistill.servers.client import ModelServer
 from specdistill.servers.urls import check_url
+from specdistill.settings.chat import ChatSettings
 
 if TYPE_CHECKING:
     from specdistill.data.batch import Example
@@ -95,7 +96,7 @@ class InMemory:
     def refuse_settings(self, method: str, settings: Mapping[str, Any]) -> None:
         """Allows every setting."""
 
-    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+    def check(self, kind: str, temperature: float, sampling_temperature: float, chat: ChatSettings) -> None:
         """Raises ModelError where the package that quantises is missing."""
         from specdistill.models import memory
 
@@ -130,22 +131,25 @@ class Stored:
         if settings["rollouts"] is not None:
             raise ConfigError("--soft-labels brings its answers along; leave --rollouts away")
 
-    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+    def check(self, kind: str, temperature: float, sampling_temperature: float, chat: ChatSettings) -> None:
         """Proves that labels are there and fit the run.
 
         Args:
             kind: The divergence, or `ce`.
             temperature: Temperature of the divergence.
             sampling_temperature: Temperature of the rollouts; 0 is allowed, for a server that decodes greedily.
+            chat: How the run renders prompts.
 
         Raises:
-            DataError: The directory holds no labels.
+            DataError: The directory holds no labels, or prompts that were rendered otherwise.
             ConfigError: They were drawn and the divergence is not fkl, or they are at another temperature.
         """
+        from specdistill.distill.answers.same_chat import check_same_chat
         from specdistill.distill.answers.shards import find_shards
 
         settings = self._settings()
         find_shards(self.directory)
+        check_same_chat("--soft-labels", self.directory, chat)
         if settings["labels"] == "sampled" and kind != "fkl":
             raise ConfigError(
                 f"drawn labels train fkl only, but {kind} is minimised; annotate with --labels top-k for it"
@@ -223,7 +227,7 @@ class Served:
                 "a server tells probabilities at temperature 1 only; set --temperature 1 or 0, and --loss-temperature 1"
             )
 
-    def check(self, kind: str, temperature: float, sampling_temperature: float) -> None:
+    def check(self, kind: str, temperature: float, sampling_temperature: float, chat: ChatSettings) -> None:
         """Raises ConfigError where the URL is none."""
         check_url(self.url)
 
