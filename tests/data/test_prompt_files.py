@@ -14,10 +14,16 @@ from tiny_runs import write_rows
 
 from specdistill.data import Prompt, load_prompts
 from specdistill.data.prompts import check_source, encode
-from specdistill.data.texts import load_texts
+from specdistill.data.texts import read_pieces
 from specdistill.distill.answers.scorers import exact_match
 from specdistill.errors import DataError, ModelError
 from specdistill.servers.client import _lines
+
+
+def texts_of(source: str) -> list[str]:
+    """All documents of a short --text."""
+    return [piece.text for piece in read_pieces(source)]
+
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 """Characters at which str.splitlines splits and neither JSON nor a text editor does."""
@@ -40,9 +46,9 @@ def test_only_a_line_feed_ends_a_line_of_any_file(tmp_path, separator):
     raw = json.dumps({"prompt": text, "text": text}, ensure_ascii=False)
     (tmp_path / "p.jsonl").write_bytes(f"{raw}\r\n{raw}\n".encode())
     assert contents(tmp_path / "p.jsonl") == [text, text]
-    assert load_texts(str(tmp_path / "p.jsonl")) == [text, text]
+    assert texts_of(str(tmp_path / "p.jsonl")) == [text, text]
     (tmp_path / "d.txt").write_bytes(f"{text}\r\n\r\nw3".encode())
-    assert load_texts(str(tmp_path / "d.txt")) == [text, "w3"]
+    assert texts_of(str(tmp_path / "d.txt")) == [text, "w3"]
     events = list(_lines([f"data: {text}\r".encode(), f"\ndata: {text}".encode()]))
     assert events == [f"data: {text}", f"data: {text}"]
     assert exact_match(Prompt("p", (USER,), answer=text), f"thinking\n{text}") == 1
@@ -78,7 +84,7 @@ def test_half_a_surrogate_pair_is_named_by_line(tmp_path):
         load_prompts(str(tmp_path / "p.jsonl"))
     (tmp_path / "t.jsonl").write_text('{"text": "\\udc00"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl, line 1: \\udc00"):
-        load_texts(str(tmp_path / "t.jsonl"))
+        texts_of(str(tmp_path / "t.jsonl"))
 
 
 def test_a_wrong_encoding_is_named_by_line(tmp_path):
@@ -225,4 +231,4 @@ def test_a_missing_table_is_said_before_a_name_is_looked_up(tmp_path):
 def test_documents_are_read_from_tables_too(tmp_path):
     write_as(tmp_path / "d.parquet", [{"text": "w1"}, {"text": "w2"}])
     write_as(tmp_path / "d.jsonl.gz", [{"text": "w1"}, {"text": "w2"}])
-    assert load_texts(str(tmp_path / "d.parquet")) == load_texts(str(tmp_path / "d.jsonl.gz")) == ["w1", "w2"]
+    assert texts_of(str(tmp_path / "d.parquet")) == texts_of(str(tmp_path / "d.jsonl.gz")) == ["w1", "w2"]
