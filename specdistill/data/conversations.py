@@ -12,6 +12,7 @@ from typing import Any
 from specdistill.data.prompt import Message, Prompt
 from specdistill.data.readers import Record
 from specdistill.errors import DataError
+from specdistill.settings.chat import OURS
 
 FIELDS = ("prompt", "messages", "conversations")
 """A row needs one of these."""
@@ -21,12 +22,6 @@ _SHAREGPT_ROLES = {
 }
 _BEYOND_TEXT = {"tool_calls", "reasoning_content", "reasoning", "thinking"}
 """Keys of an answer next to its text; only the chat template says how they are written."""
-_TEMPLATE_ARGUMENTS = {
-    *("conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
-    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
-    "tokenizer_kwargs",
-}
-"""Arguments of `apply_chat_template` that this package sets itself."""
 
 
 def read_prompt(record: Record, place: str, number: int) -> Prompt:
@@ -159,8 +154,10 @@ def _template_arguments(record: Record, place: str) -> dict[str, Any]:
     if arguments is None or arguments == "":
         return {}
     if not isinstance(arguments, dict):
-        raise DataError(f'{place}: "chat_template_kwargs" must be an object, such as {{"enable_thinking": false}}')
-    ours = _TEMPLATE_ARGUMENTS & arguments.keys()
-    if ours:
-        raise DataError(f'{place}: "chat_template_kwargs" can\'t set {min(ours)}, which specdistill sets itself')
+        kind = type(arguments).__name__
+        example = '{"enable_thinking": false}'
+        raise DataError(f'{place}: "chat_template_kwargs" must be an object, got {kind}; write it as {example}')
+    for name in arguments:
+        if name in OURS:
+            raise DataError(f'{place}: "chat_template_kwargs" can\'t set {name}: {name!r} is set by specdistill itself')
     return arguments

@@ -24,9 +24,9 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
     if tokenizer.chat_template and not prompt.raw:
         # The template already contains the special tokens.
         return tokenizer(_render(prompt, prompt.messages, tokenizer), add_special_tokens=False)["input_ids"]
-    if prompt.tools or prompt.chat_template_kwargs or any(turn.get("tool_calls") for turn in prompt.messages):
+    if prompt.tools or any(turn.get("tool_calls") for turn in prompt.messages):
         raise DataError(
-            f"{prompt.where}: has tools or template arguments, but the tokenizer of {tokenizer.name_or_path} has no "
+            f"{prompt.where}: has tools for a chat template, but the tokenizer of {tokenizer.name_or_path} has no "
             "chat template; remove them"
         )
     ids = tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -167,9 +166,7 @@ def _load(
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     prompts.check_room(found.training, found.heldout, room)
     text_block(config.sequences, pair)
-    if not prompts.blocks:
-        sides = [*prompts.training, *prompts.heldout], [*found.training, *found.heldout]
-        warn_about_prompts(*sides, pair.target, progress.say)
+    prompts.warn(found, pair.target, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:

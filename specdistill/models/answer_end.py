@@ -6,18 +6,23 @@ from transformers import PreTrainedTokenizerBase
 
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.stop_ids import eos_ids
+from specdistill.settings.chat import TemplateArguments
 
 _ANSWER = "specdistill4answer"
 """Content of the assistant's turn that is rendered; no template contains it."""
 
 
-def answer_end(model: LanguageModel) -> int:
+def answer_end(model: LanguageModel, arguments: TemplateArguments | None = None) -> int:
     """Id that ends an answer: the one that the chat template writes after an assistant's turn.
 
     Without a template that ends turns it is the tokenizer's, if the generation config agrees, else the generation
     config's first.
+
+    Args:
+        model: Its template and stop ids are looked at.
+        arguments: Arguments of the chat template.
     """
-    closing = _after_assistant_turn(model.tokenizer)
+    closing = _after_assistant_turn(model.tokenizer, arguments or {})
     stop = model.eos_token_ids
     # What follows the end, such as a line break, belongs to the template and is never written by the model.
     for ending in (stop, set(model.tokenizer.all_special_ids)):
@@ -36,13 +41,13 @@ def document_end(model: LanguageModel) -> int:
     return own if isinstance(own, int) else min(model.eos_token_ids)
 
 
-def _after_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _after_assistant_turn(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments) -> list[int]:
     """Ids that the chat template writes after the content of the last turn; none where that can't be told."""
     if not tokenizer.chat_template:
         return []
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **arguments)
     except Exception:
         # Templates may refuse anything, in whatever way their author chose: such a one says nothing about ends.
         return []

@@ -13,7 +13,7 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 TemplateArguments = Mapping[str, Json]
 """Argument of a chat template -> its value."""
 
-_OURS = (
+OURS = (
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
@@ -70,5 +70,5 @@ def canonical(given: str | TemplateArguments | None) -> str | None:
 def check_names(arguments: TemplateArguments, place: str) -> None:
     """Raises ConfigError for a name that is specdistill's own; `place` begins the message."""
     for name in arguments:
-        if name in _OURS:
+        if name in OURS:
             raise ConfigError(f"{place}: {name!r} is set by specdistill and is no argument of a template; remove it")

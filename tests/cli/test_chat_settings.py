@@ -27,6 +27,7 @@ from specdistill import BenchConfig, annotate, bench, generate, init_draft, load
 from specdistill.cli import main
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError, ServerError
+from specdistill.evaluation.interruption import Interruption
 from specdistill.files import run_settings
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
@@ -143,7 +144,7 @@ def test_an_engines_warm_up_is_rendered_like_its_prompts(folder, rendered):
     engine = SimpleNamespace(answer=answer)
     config = bench_config(folder, engine="transformers", **QUICK)
     with pytest.raises(ServerError, match="enough"):
-        engine_bench._time(config, engine, engine, target, [[3]], SimpleNamespace())  # pyright: ignore
+        engine_bench._time(config, engine, engine, target, [[3]], SimpleNamespace(say=print), Interruption(print))  # pyright: ignore
     assert [ids[-1] for ids in asked] == [DOES_NOT]
 
 
@@ -191,7 +192,7 @@ def test_a_rows_own_arguments_survive_generate_and_annotate(folder, tmp_path):
     annotate(annotate_config(folder, tmp_path / "labels", rollouts=str(tmp_path / "answers"), **QUICK))
     stored = {row["prompt_id"]: row for row in read_rollouts(tmp_path / "labels")}
     assert stored["p0"]["prompt_ids"][-1] == THINKS and stored["p1"]["prompt_ids"][-1] == DOES_NOT
-    arguments = [json.loads(stored[name].get("chat_template_kwargs", "")) for name in ("p0", "p1")]
+    arguments = [json.loads(stored[name].get("asked", ""))["chat_template_kwargs"] for name in ("p0", "p1")]
     assert arguments == [{"enable_thinking": True}, {"enable_thinking": False}]
 
 

@@ -15,7 +15,7 @@ from specdistill.data import Prompt, Provenance, load_prompts
 from specdistill.data.answer_rows import asked_columns, asked_prompt
 from specdistill.data.prompts import encode
 from specdistill.data.templates import answer_text
-from specdistill.distill.answers import shards
+from specdistill.distill.answers.given import given_answers
 from specdistill.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}
@@ -165,7 +165,7 @@ def test_an_answer_of_tool_calls_and_reasoning_is_written_by_the_template(tmp_pa
     assert text.split() == ["(w5", "w6)", "CALL", "w7", "w8"], "without the end of the turn"
     tokenizer = make_tokenizer()
     tokenizer.chat_template = RICH_TEMPLATE
-    (example,) = shards.given_answers([prompt], [[5]], tokenizer, 1, 16)
+    ((example,), _) = given_answers([prompt], [[5]], tokenizer, 1, 16)
     assert tokenizer.convert_ids_to_tokens(example.answer_ids)[-3:] == ["w7", "w8", "<eos>"]
     plain = Prompt("p", (USER,), answer="w2")
     assert answer_text(plain, Spy()) == "w2"
@@ -262,7 +262,7 @@ def test_supervised_training_learns_the_closing_turn(folder, tmp_path):
     closing = [{"messages": [USER, {"role": "assistant", "content": f"w{i}"}]} for i in range(3)]
     prompts = load(tmp_path, *closing)
     tokenizer = make_tokenizer()
-    examples = shards.given_answers(prompts, [encode(one, tokenizer) for one in prompts], tokenizer, 1, 8)
+    examples, _ = given_answers(prompts, [encode(one, tokenizer) for one in prompts], tokenizer, 1, 8)
     words = tokenizer.convert_ids_to_tokens
     for number, example in enumerate(examples):
         assert words(example.prompt_ids) == ["<user>", "w1", "<bot>"]

@@ -184,7 +184,7 @@ def _given(
 ) -> tuple[list[AnswerRow], AnswerCounts]:
     encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
     warn_about_prompts(prompts, encoded, target, progress.say)
-    end, known = answer_end(target), {prompt.id: prompt for prompt in prompts}
+    end, known = answer_end(target, prompts[0].chat_template_kwargs), {prompt.id: prompt for prompt in prompts}
     sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
     asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
     rows: list[AnswerRow] = [

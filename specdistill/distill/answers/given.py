@@ -39,7 +39,7 @@ class AnswerCounts:
 
 def is_empty(prompt: Prompt) -> bool:
     """Whether the prompt's given answer holds no text."""
-    return prompt.answer is not None and not prompt.answer.strip()
+    return prompt.answer is not None and not prompt.answer.strip() and prompt.reply is None
 
 
 def check_answers(prompts: Sequence[Prompt], method: str) -> None:

@@ -234,9 +234,8 @@ def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts
     settings, target, say = inputs.settings, inputs.pair.target, inputs.progress.say
     if takes_given_answers(inputs.method, settings, inputs.prompts):
         # Read by the target's tokenizer and template, and below by the draft's own where that is another.
-        examples, counts = given_answers(
-            inputs.prompts, inputs.encoded, target.tokenizer, answer_end(target), settings.max_new_tokens
-        )
+        end = answer_end(target, inputs.prompts[0].chat_template_kwargs)
+        examples, counts = given_answers(inputs.prompts, inputs.encoded, target.tokenizer, end, settings.max_new_tokens)
         counts.say(say, len(inputs.prompts), settings.max_new_tokens)
     else:
         examples, counts = without_empty(_target_answers(inputs), say)

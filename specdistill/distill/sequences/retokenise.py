@@ -25,7 +25,9 @@ def retokenise(
     """
     known = {prompt.id: prompt for prompt in prompts}
     # A template may end turns with an id that the model's files don't name as a stop id.
-    ends, own_end = pair.target.eos_token_ids | {answer_end(pair.target)}, answer_end(pair.draft)
+    arguments = prompts[0].chat_template_kwargs if prompts else {}
+    ends = pair.target.eos_token_ids | {answer_end(pair.target, arguments)}
+    own_end = answer_end(pair.draft, arguments)
     examples, num_bytes = [], []
     for sequence in sequences:
         ended = bool(sequence.answer_ids) and sequence.answer_ids[-1] in ends

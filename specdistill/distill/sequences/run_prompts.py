@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
 from specdistill.data.texts import TextCounts, check_texts
 from specdistill.distill.answers.matching import fingerprint
@@ -12,6 +13,7 @@ from specdistill.distill.answers.scorers import Scorer
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.place import Stored, TargetPlace
+from specdistill.models import LanguageModel
 from specdistill.models.pair import FoundPair, find_pair
 from specdistill.servers.client import ModelServer
 from specdistill.settings.chat import ChatSettings
@@ -100,6 +102,12 @@ class RunPrompts:
         room = pair.max_context - max_new_tokens
         training, heldout = (self.encode(side, tokenizer, room, vocab_size) for side in (self.training, self.heldout))
         return FoundRun(connection, pair, training, heldout)
+
+    def warn(self, found: FoundRun, target: LanguageModel, say: Callable[[str], None]) -> None:
+        """Remarks on prompts that look as if they were meant otherwise; see `warn_about_prompts`."""
+        if not self.blocks:
+            prompts, encoded = [*self.training, *self.heldout], [*found.training, *found.heldout]
+            warn_about_prompts(prompts, encoded, target, say)
 
     def check_room(self, training: Sequence[list[int]], heldout: Sequence[list[int]], room: int) -> None:
         """Raises DataError where a server's context is shorter than the models' and has no room for a prompt."""
