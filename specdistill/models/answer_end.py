@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from specdistill.models.language_model import LanguageModel
@@ -46,8 +48,9 @@ def _after_assistant_turn(tokenizer: PreTrainedTokenizerBase, arguments: Templat
     if not tokenizer.chat_template:
         return []
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}]
+    options: Any = dict(arguments)
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, **arguments)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception:
         # Templates may refuse anything, in whatever way their author chose: such a one says nothing about ends.
         return []

@@ -238,7 +238,13 @@ def test_an_inserted_line_costs_no_rollout(folder, tmp_path, monkeypatch):
     write_rows(prompts, numbered(1, 200) + numbered(30))
     used = []
     original = build.fixed_sequences
-    monkeypatch.setattr(build, "fixed_sequences", lambda inputs: used.extend(original(inputs)) or used)
+
+    def kept(inputs):
+        examples, counts = original(inputs)
+        used.extend(examples)
+        return examples, counts
+
+    monkeypatch.setattr(build, "fixed_sequences", kept)
     said = Said()
     config = train_config(
         folder, tmp_path / "out", prompts=str(prompts), rollouts=str(tmp_path / "answers"), method="seqkd", steps=4

@@ -15,6 +15,11 @@ from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.errors import DataError
 
+TEXTS_CHANGED = (
+    "the texts to train on are no longer those of the checkpoint: prompts, answers, labels or --text have changed; "
+    "restore them to resume, or start again with another --output"
+)
+
 
 class SampledSource:
     """Base of sources that draw from a sampler: their state is the sampler's."""
@@ -48,10 +53,7 @@ class Pool(SampledSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Checkpoints of older versions don't say it.
         if state.get("content", self._content) != self._content:
-            raise DataError(
-                "the texts to train on are no longer those of the checkpoint: prompts, answers, labels or --text have "
-                "changed; restore them to resume, or start again with another --output"
-            )
+            raise DataError(TEXTS_CHANGED)
         super().load_state_dict(state)
 
     @cached_property
