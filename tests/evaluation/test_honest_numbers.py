@@ -76,7 +76,7 @@ def test_a_bench_of_few_batches_never_pays(files, batch_size, monkeypatch):
                 fast.seconds = plain.seconds / 2
         return latency_section(runs)
 
-    monkeypatch.setattr("specdistill.evaluation.measured.latency_section", lucky)
+    monkeypatch.setattr("specdistill.evaluation.interruption.latency_section", lucky)
     monkeypatch.setattr("specdistill.evaluation.measure.measure_costs", lambda *_, **__: COSTS)
     report = bench(asked(files, batch_size=batch_size))
     assert report.latency.speedup.mean > 1.5 and report.economics.verdict == "undecided"
