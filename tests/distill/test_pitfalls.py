@@ -308,10 +308,11 @@ def test_pitfall_ranks_draw_different_coins():
 
 def test_pitfall_resume_forgets_the_coin_and_the_data_position():
     """The coins and the order of the data go on where they were."""
-    uncut, first = (Mixture(Named("own"), Pool(list("abcdefgh"), 3, 0), 0.5, seed=7) for _ in range(2))
+    texts = [Example(letter, (ord(letter),), (), ()) for letter in "abcdefgh"]
+    uncut, first = (Mixture(Named("own"), Pool(texts, 3, 0), 0.5, seed=7) for _ in range(2))
     seen = [uncut.next_batch(step) for step in range(20)]
     assert [first.next_batch(step) for step in range(9)] == seen[:9]
-    resumed = Mixture(Named("own"), Pool(list("abcdefgh"), 3, 99), 0.5, seed=99)
+    resumed = Mixture(Named("own"), Pool(texts, 3, 99), 0.5, seed=99)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [resumed.next_batch(step) for step in range(9, 20)] == seen[9:]
 
