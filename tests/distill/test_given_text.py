@@ -244,6 +244,7 @@ def test_blocks_read_no_further_than_they_must():
 
     def pieces():
         nonlocal read
+        # How far it has counted is read outside.
         for read in range(1, 10**6):  # noqa: B007
             yield Piece("w1 w2 w3")
 

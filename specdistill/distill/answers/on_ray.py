@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from specdistill.errors import ConfigError, SpecdistillError
+from specdistill.errors import ConfigError, SpecdistillError, first_line
 
 
 class ShardWriter(Protocol):
@@ -69,7 +69,7 @@ def write_shards(
             else:
                 ray.init(address=address, **quiet)
     except (ConnectionError, ValueError) as error:
-        raise SpecdistillError(f"--ray {address}: no cluster there ({str(error).splitlines()[0]})") from error
+        raise SpecdistillError(f"--ray {address}: no cluster there ({first_line(error)})") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -88,7 +88,7 @@ def write_shards(
                 raise SpecdistillError(f"a Ray worker failed: {row['error']}; the same command goes on where it was")
             on_done(int(row["done"]))
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise SpecdistillError(f"Ray gave up: {reason}; the same command goes on where it was") from error
 
 

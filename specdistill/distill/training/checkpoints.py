@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from specdistill.distill.processes import sharding
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.training.step import StepRunner
-from specdistill.errors import OutputError
+from specdistill.errors import OutputError, first_line
 from specdistill.files import atomic
 
 DIRECTORY = "checkpoints"
@@ -209,7 +209,7 @@ def read(
                 }
     except Exception as error:
         raise OutputError(
-            f"the checkpoint {folders[-1]} can't be used ({str(error).splitlines()[0]}); remove it to go on from the "
+            f"the checkpoint {folders[-1]} can't be used ({first_line(error)}); remove it to go on from the "
             "one before, or start again with another --output"
         ) from error
     torch.set_rng_state(streams["cpu"])

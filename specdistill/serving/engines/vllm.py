@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from specdistill.decoding import Generation, Sampling
-from specdistill.errors import ModelError
+from specdistill.errors import ModelError, first_line
 from specdistill.models import LanguageModel
 
 
@@ -55,7 +55,7 @@ class VllmEngine:
                 disable_log_stats=True,
             )
         except Exception as error:
-            raise ModelError(f"vLLM can't load {model.name}: {str(error).strip().splitlines()[0]}") from error
+            raise ModelError(f"vLLM can't load {model.name}: {first_line(error)}") from error
         self._allowed = None if model.kept_ids is None else model.kept_ids.tolist()
 
     def write(
