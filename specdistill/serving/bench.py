@@ -130,8 +130,8 @@ def _check_sizes(pair: ModelPair) -> None:
     if sizes[0] == sizes[1]:
         raise ModelError(
             f"target and draft have different tokenizers, but both configs say vocab_size {sizes[0]}: transformers "
-            "takes such a pair for one tokenizer and can't translate; 'specdistill export --format transformers' pads the "
-            "draft by a row"
+            "takes such a pair for one tokenizer and can't translate; 'specdistill export --format transformers' pads "
+            "the draft by a row"
         )
 
 

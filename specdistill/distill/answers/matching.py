@@ -141,7 +141,7 @@ def remarks(
 
 
 def labels_by_another(labelled_by: str, target: str) -> list[str]:
-    """Warns where soft labels are the distributions of another model than the target; no line where they are its own."""
+    """Warns where soft labels are the distributions of another model than the target."""
     return [
         f"warning: --soft-labels holds the distributions of {name}, not of --target {target}"
         for name in _others({labelled_by}, target)
