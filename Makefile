@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 ENGINES := .venv-vllm
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo docs bench bench-quick test test-fast test-engines check lint format clean
+.PHONY: setup demo docs bench bench-quick test test-fast test-engines planted-errors check lint format clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,10 @@ test: setup check
 # Everything that needs no real model: a few minutes.
 test-fast: setup
 	$(BIN)/python -m pytest -m "not smollm2" $(SIDE_BY_SIDE)
+
+# Breaks every wire of tests/distill/wiring/planted_errors.json and asks its test whether it sees it: some minutes.
+planted-errors: setup
+	$(BIN)/python tests/support/planted_errors.py
 
 # Inside real vLLM and llama.cpp, in an environment of their own (some minutes the first time); not part of .ci/run.
 test-engines: $(ENGINES)/.installed

@@ -65,6 +65,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         check_method(self.method, self.to_flat(), defaults(type(self)))
+        _ = self.sequences.judge
         if (self.method == "online") != (self.sequences.online is not None):
             raise ConfigError("--method online and --online DIR go together")
         self.place.refuse_settings(self.method, self.to_flat())

@@ -40,6 +40,9 @@ METHOD_SETTINGS = {
     "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
     "scorer": "chooses the best answer",
+    "score_threshold": "tells right answers from wrong ones",
+    "keep_correct": "keeps every right answer",
+    "strict_scorer": "judges right answers again",
     "lmbda": "mixes in the draft's own answers",
     "target_fraction": "says when the draft's own answers begin",
     "skd_top_k": "decides which draft tokens are replaced",
@@ -72,7 +75,12 @@ METHODS: Mapping[str, Method] = {
             given_answers=True,
         ),
         Method("seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED),
-        Method("best-of-n", "the best of N of the target's answers", "ce", settings=_MIXING | _SAMPLED | {"scorer"}),
+        Method(
+            "best-of-n",
+            "the best of N of the target's answers, or all right ones",
+            "ce",
+            settings=_MIXING | _SAMPLED | {"scorer", "score_threshold", "keep_correct", "strict_scorer"},
+        ),
         Method(
             "supervised-kd",
             "given answers (field answer), or raw text",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from transformers import TrainerCallback
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
-from specdistill.distill.answers.given import AnswerCounts, check_answers
 from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import MAY_CHANGE, TrainConfig
 from specdistill.distill.model_card import model_card
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers, text_block
+from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
@@ -85,8 +83,8 @@ def train_draft(
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
-            trainer, answers = _build_trainer(run, callbacks, make_engine)
-            summary = _train(run, trainer, answers)
+            trainer, built = _build_trainer(run, callbacks, make_engine)
+            summary = _train(run, trainer, built)
         ranks.wait()
         if ranks.is_main:
             # Only now: whatever ended the run before can be resumed from.
@@ -127,14 +125,9 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
             load.check_exists(name, role)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
     prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place)
-    if takes_given_answers(config.recipe, sequences, prompts.training) and config.place.name != "stored":
-        check_answers(prompts.training, config.method)
-    if config.method == "best-of-n":
-        scorers.check_scorer(sequences.scorer, prompts.training)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
-    reward = scorers.load_function(loss.reward, "--reward") if loss.reward else None
-    return dataclasses.replace(prompts, reward=reward)
+    return prompts.judged(config.recipe, sequences, config.place, loss.reward)
 
 
 def _load(
@@ -180,8 +173,8 @@ def _load(
 
 def _build_trainer(
     run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None
-) -> tuple[DraftTrainer, AnswerCounts]:
-    """The trainer, and which answers it does not see as they were given."""
+) -> tuple[DraftTrainer, Built]:
+    """The trainer, and what was counted of the answers that it trains on."""
     config, pair, ranks = run.config, run.pair, run.ranks
     settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
     answers = heldout_answers(
@@ -225,7 +218,7 @@ def _build_trainer(
         labelled=not config.place.has_weights,
         resume=config.resume,
     )
-    return trainer, built.answers
+    return trainer, built
 
 
 def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
@@ -252,11 +245,12 @@ def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
             needs_labels=config.objective.needs_target,
             ranks=run.ranks,
             documents=run.prompts.documents,
+            judge=run.prompts.judge,
         )
     )
 
 
-def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSummary:
+def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
     """Trains, and writes what the run ended with however it ended."""
     interrupted = False
     try:
@@ -266,11 +260,11 @@ def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSumm
         raise
     finally:
         if trainer.best is not None:
-            summary = _finish(run, trainer, answers, interrupted)
+            summary = _finish(run, trainer, built, interrupted)
     return summary
 
 
-def _finish(run: _Run, trainer: DraftTrainer, answers: AnswerCounts, interrupted: bool) -> TrainSummary:
+def _finish(run: _Run, trainer: DraftTrainer, built: Built, interrupted: bool) -> TrainSummary:
     """Writes the model card, and the start where nothing beat it."""
     pair, scorer = run.pair, trainer.scorer
     if trainer.best_step == 0 and not interrupted and run.ranks.is_main:
@@ -290,8 +284,9 @@ def _finish(run: _Run, trainer: DraftTrainer, answers: AnswerCounts, interrupted
         before=scorer.means(trainer.start_records),
         after=scorer.means(trainer.best),
         gain=scorer.gains(trainer.best, trainer.start_records),
-        answers_cut=answers.cut,
-        answers_empty=answers.empty,
+        answers_cut=built.answers.cut,
+        answers_empty=built.answers.empty,
+        right_answers=built.right,
     )
     if run.ranks.is_main:
         settings = run.config.to_flat() | {"divergence": run.config.objective.kind}

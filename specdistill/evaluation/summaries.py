@@ -11,6 +11,48 @@ from specdistill.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
+class RightAnswers:
+    """Right answers among those that a model sampled, as Bansal et al. 2024 (arXiv 2408.16737) count them."""
+
+    prompts: int
+    """Prompts that were answered."""
+    answers: int
+    """Answers that were sampled."""
+    right: int
+    """Answers that the scorer calls right."""
+    covered: int
+    """Prompts with at least one right answer."""
+    distinct_right: int
+    """Different texts among the right answers to a prompt, summed over prompts."""
+    false_positives: int | None = None
+    """Right answers that the stricter scorer rejects; None without one."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of prompts with at least one right answer."""
+        return self.covered / self.prompts
+
+    @property
+    def distinct_right_per_prompt(self) -> float:
+        """Different right answers per prompt, over all prompts."""
+        return self.distinct_right / self.prompts
+
+    @property
+    def false_positive_share(self) -> float | None:
+        """Share of right answers that the stricter scorer rejects; None without one, or without a right answer."""
+        return None if self.false_positives is None or not self.right else self.false_positives / self.right
+
+    def shares(self) -> dict[str, float | None]:
+        """The numbers of a report, by name; false_positive_share only where it was measured."""
+        values = {"coverage": self.coverage, "distinct_right_per_prompt": self.distinct_right_per_prompt}
+        return values | ({} if self.false_positives is None else {"false_positive_share": self.false_positive_share})
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and shares."""
+        return dataclasses.asdict(self) | self.shares()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSummary:
     """Result of `train_draft`, as in summary.json."""
 
@@ -38,11 +80,15 @@ class TrainSummary:
     """Given answers that were longer than --max-new-tokens."""
     answers_empty: int = 0
     """Answers without text, which were left out."""
+    right_answers: RightAnswers | None = None
+    """Right answers among best-of-n's samples; None where no scorer tells right from wrong."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary for summary.json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"gain": {rule: estimate.to_json() for rule, estimate in self.gain.items()}}
+        right = None if self.right_answers is None else self.right_answers.to_json()
+        gain = {rule: estimate.to_json() for rule, estimate in self.gain.items()}
+        return values | {"gain": gain, "right_answers": right}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +110,8 @@ class GeneratorSummary:
     """Mean log-likelihood per token under the target, in nats, over answers."""
     mean_score: float | None = None
     """Mean score; None without a scorer."""
-    coverage: float | None = None
-    """Share of prompts with an answer that scored above 0; None without a scorer."""
+    right_answers: RightAnswers | None = None
+    """Right answers among them; None without a scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,8 @@ TOGETHER = {
         "match": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
         "target_price": {"other": "x", "target_price": 2.0},
         "other_price": {"other": "x", "other_price": 2.0},
+        "score_threshold": {"scorer": "m:f", "score_threshold": 0.5},
+        "strict_scorer": {"scorer": "m:f", "strict_scorer": "exact-match"},
         "top_p": {"top_p": 0.9},
     },
     "plan": {
@@ -84,6 +86,9 @@ TOGETHER = {
         "lmbda": {"lmbda": 0.25, "method": "gkd"},
         "online_wait": {"online_wait": 30.0, "online": "log", "method": "online"},
         "scorer": {"scorer": "exact-match", "method": "best-of-n"},
+        "score_threshold": {"scorer": "m:f", "method": "best-of-n", "score_threshold": 0.5},
+        "keep_correct": {"scorer": "m:f", "method": "best-of-n", "keep_correct": True},
+        "strict_scorer": {"scorer": "m:f", "method": "best-of-n", "strict_scorer": "exact-match"},
         "skd_top_k": {"skd_top_k": 9, "method": "skd"},
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
     },

@@ -24,6 +24,9 @@ CHANGED = {
     "text": "documents.txt",
     "rollouts": "answers",
     "scorer": "exact-match",
+    "score_threshold": 0.5,
+    "keep_correct": True,
+    "strict_scorer": "exact-match",
     "lmbda": 0.25,
     "target_fraction": 0.3,
     "skd_top_k": 7,
@@ -41,6 +44,8 @@ CHANGED = {
 }
 """A value of each setting that not every method takes."""
 TOGETHER = {"guidance": {"negative_prompt": "be rude"}, "text_block": {"text": "documents.txt"}}
+JUDGED = {"score_threshold", "keep_correct", "strict_scorer"}
+"""Settings that need a scorer which tells right from wrong."""
 PLACES = {"stored": {"soft_labels": "labels"}, "served": {"target_server": "http://host:8000"}}
 
 
@@ -63,6 +68,8 @@ def test_a_setting_is_taken_or_refused_by_name(method, setting):
         if setting == "reference" and METHODS[method].loss != "fkl":
             # AdaSPEC selects for forward KL only, whatever the method.
             settings["divergence"] = "fkl"
+        if setting in JUDGED:
+            settings["scorer"] = "rewards:length"
         config(method, **settings)
         return
     with pytest.raises(ConfigError, match=rf"{flag} .*goes with --method .*not with {method}") as error:

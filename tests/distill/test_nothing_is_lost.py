@@ -238,9 +238,9 @@ def test_an_inserted_line_costs_no_rollout(folder, tmp_path, monkeypatch):
     original = build.fixed_sequences
 
     def kept(inputs):
-        examples, counts = original(inputs)
-        used.extend(examples)
-        return examples, counts
+        found = original(inputs)
+        used.extend(found.examples)
+        return found
 
     monkeypatch.setattr(build, "fixed_sequences", kept)
     said = Said()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from specdistill.distill.answers.settings import EngineSettings, RaySettings
+from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, RaySettings
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least
@@ -30,15 +30,26 @@ class ComparisonSettings:
     other_price: float = 0.0
     """Price of a token of the other model, in the same unit; for --match cost."""
     scorer: str = "target-likelihood"
-    """How the report judges both models' answers: target-likelihood, exact-match, or module:function (then it also says
-    for how many prompts some answer scored above 0)."""
+    """How the report judges the answers: target-likelihood (of two models), exact-match, or module:function. The last
+    two also say for how many prompts some answer is right, and how many different right ones there are."""
+    score_threshold: float | None = None
+    """Score from which on an answer is right. Left out: 1."""
+    strict_scorer: str | None = None
+    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold;
+    the report says which share it rejects (false positives)."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "target_price", "other_price")
+        _ = self.judge
         if self.match == "cost" and not (self.target_price > 0 and self.other_price > 0):
             raise ConfigError("--match cost needs --target-price and --other-price above 0")
         if self.other is None and (self.target_price or self.other_price):
             raise ConfigError("--target-price and --other-price compare with a second model: name it with --other")
+
+    @property
+    def judge(self) -> JudgeSettings:
+        """The scorers of the report."""
+        return JudgeSettings(scorer=self.scorer, score_threshold=self.score_threshold, strict_scorer=self.strict_scorer)
 
     def token_price(self, role: str) -> float:
         """Price of a token of the target or of the other model."""

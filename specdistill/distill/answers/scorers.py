@@ -67,7 +67,7 @@ def load_function(name: str, flag: str) -> Scorer:
     return checked
 
 
-def check_scorer(name: str, prompts: Sequence[Prompt]) -> Scorer | None:
+def check_scorer(name: str, prompts: Sequence[Prompt], flag: str = "--scorer") -> Scorer | None:
     """Finds a scorer before any model is loaded; None for `target-likelihood`, which the target itself is.
 
     Raises:
@@ -81,12 +81,12 @@ def check_scorer(name: str, prompts: Sequence[Prompt]) -> Scorer | None:
             if prompt.answer is None or is_empty(prompt):
                 problem = "has no" if prompt.answer is None else "has an empty"
                 raise DataError(
-                    f'prompt {prompt.id!r} {problem} field "answer", which --scorer exact-match compares with'
+                    f'prompt {prompt.id!r} {problem} field "answer", which {flag} exact-match compares with'
                 )
         return exact_match
     if ":" not in name:
-        raise ConfigError(f"unknown --scorer {name!r}; choose target-likelihood, exact-match or module:function")
-    return load_function(name, "--scorer")
+        raise ConfigError(f"unknown {flag} {name!r}; choose target-likelihood, exact-match or module:function")
+    return load_function(name, flag)
 
 
 @torch.no_grad()

@@ -44,6 +44,29 @@ class RaySettings:
         at_least(self, 1, "ray_workers")
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """The scorers that judge answers, as the settings of a command name them."""
+
+    scorer: str
+    """target-likelihood, which knows no right and wrong, or one that does."""
+    score_threshold: float | None
+    """Score of a right answer."""
+    strict_scorer: str | None
+    """Judges the right answers again."""
+
+    def __post_init__(self) -> None:
+        if self.strict_scorer == "target-likelihood":
+            raise ConfigError("--strict-scorer must tell right from wrong: name exact-match or module:function")
+        if self.scorer != "target-likelihood":
+            return
+        for flag, value in (("--score-threshold", self.score_threshold), ("--strict-scorer", self.strict_scorer)):
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} needs a --scorer that tells right from wrong: name exact-match or module:function"
+                )
+
+
 def check_text_block(text: str | None, block: int | None) -> None:
     """Refuses a block size without text, or below 1.
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 # cyclopts reads the annotations of inherited settings in this module, so their names must be known here too.
-from specdistill.distill.answers.settings import EngineSettings, check_text_block
+from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, check_text_block
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
-from specdistill.errors import DataError
+from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, within_one
 from specdistill.settings.parts import ESSENTIALS
@@ -40,7 +40,17 @@ class SequenceSettings:
     greedy one; best-of-n keeps the best."""
     scorer: str = "target-likelihood"
     """Chooses among best-of-n's answers: target-likelihood, exact-match (with the field answer), or module:function,
-    your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties."""
+    your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties. exact-match
+    leaves out prompts that no answer is right for, and so does a function with --score-threshold."""
+    score_threshold: float | None = None
+    """Score from which on an answer is right. Left out: 1 for exact-match and with --keep-correct; else the best answer
+    of a function is kept whatever it scores."""
+    keep_correct: bool = False
+    """best-of-n trains on every right answer to a prompt instead of the best one, each text once. More answers per
+    prompt (--rollouts-per-prompt) then teach more ways to the same result."""
+    strict_scorer: str | None = None
+    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold.
+    The share that it rejects, the false positives, is reported; they are trained on all the same."""
     lmbda: float = 0.5
     """Share of gkd's steps that train on the draft's own answers."""
     target_fraction: float | None = None
@@ -62,6 +72,19 @@ class SequenceSettings:
         at_least(self, 0, "online_wait")
         check_text_block(self.text, self.text_block)
         within_one(self, "lmbda", "target_fraction")
+
+    @property
+    def judge(self) -> JudgeSettings:
+        """The scorers of best-of-n's answers.
+
+        Raises:
+            ConfigError: They contradict each other.
+        """
+        if self.scorer == "target-likelihood" and self.keep_correct:
+            raise ConfigError(
+                "--keep-correct needs a --scorer that tells right from wrong: name exact-match or module:function"
+            )
+        return JudgeSettings(scorer=self.scorer, score_threshold=self.score_threshold, strict_scorer=self.strict_scorer)
 
     def check_files(self, chat: ChatSettings) -> None:
         """Finds the named files and directories, before any model is loaded.

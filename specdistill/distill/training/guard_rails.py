@@ -12,7 +12,7 @@ from torch import nn
 
 from specdistill import errors
 from specdistill.data.batch import Example
-from specdistill.distill.sequences.build import ROLLOUTS_DIRECTORY
+from specdistill.distill.sequences.inputs import ROLLOUTS_DIRECTORY
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.files import atomic
