@@ -39,7 +39,6 @@ METHOD_SETTINGS = {
     "text_block": "cuts raw text into blocks",
     "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
-    "scorer": "chooses the best answer",
     "lmbda": "mixes in the draft's own answers",
     "target_fraction": "says when the draft's own answers begin",
     "skd_top_k": "decides which draft tokens are replaced",
@@ -72,7 +71,7 @@ METHODS: Mapping[str, Method] = {
             given_answers=True,
         ),
         Method("seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED),
-        Method("best-of-n", "the best of N of the target's answers", "ce", settings=_MIXING | _SAMPLED | {"scorer"}),
+        Method("best-of-n", "the best of N of the target's answers", "ce", settings=_MIXING | _SAMPLED),
         Method(
             "supervised-kd",
             "given answers (field answer), or raw text",

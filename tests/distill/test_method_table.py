@@ -23,7 +23,6 @@ CHANGED = {
     "text_block": 64,
     "text": "documents.txt",
     "rollouts": "answers",
-    "scorer": "exact-match",
     "lmbda": 0.25,
     "target_fraction": 0.3,
     "skd_top_k": 7,

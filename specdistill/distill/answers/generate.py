@@ -9,6 +9,7 @@ from pathlib import Path
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts
+from specdistill.data.scorers import Scorer, check_scorer
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
@@ -72,7 +73,7 @@ def _generate(
     found: FoundPair,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
-    scorer: scorers.Scorer | None,
+    scorer: Scorer | None,
     output: Path,
     progress: Progress,
     make_engine: MakeEngine | None,
@@ -94,9 +95,7 @@ def _generate(
     return GenerateSummary(output=str(output), match=match, generators=generators)
 
 
-def _check_before_loading(
-    config: GenerateConfig, make_engine: MakeEngine | None
-) -> tuple[list[Prompt], scorers.Scorer | None]:
+def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None) -> tuple[list[Prompt], Scorer | None]:
     """Finds what can be wrong without looking at a model; the prompts, and the scorer of a comparison."""
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
@@ -105,7 +104,7 @@ def _check_before_loading(
         if name is not None:
             load.check_exists(name, role)
     prompts = load_prompts(config.prompts, config.chat)
-    return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
+    return prompts, check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
 
 
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
@@ -241,7 +240,7 @@ def _summary(
     models: Mapping[str, LanguageModel],
     examples: Sequence[Example],
     prompts: Sequence[Prompt],
-    scorer: scorers.Scorer | None,
+    scorer: Scorer | None,
 ) -> GeneratorSummary:
     model, tokens = models[role], num_tokens(examples)
     summary = GeneratorSummary(

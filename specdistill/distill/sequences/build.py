@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt, check_ids
+from specdistill.data.scorers import check_scorer
 from specdistill.data.texts import TextCounts, read_pieces
 from specdistill.decoding import Guidance
 from specdistill.distill.answers import matching, scorers, shards
@@ -240,7 +241,7 @@ def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts
     else:
         examples, counts = without_empty(_target_answers(inputs), say)
     if inputs.method.name == "best-of-n":
-        scorer = scorers.check_scorer(settings.scorer, inputs.prompts)
+        scorer = check_scorer(settings.scorer, inputs.prompts)
         examples = scorers.best_of_n(examples, inputs.prompts, target, scorer)
     return examples if inputs.pair.same_tokenizer else retokenise(examples, inputs.prompts, inputs.pair)[0], counts
 

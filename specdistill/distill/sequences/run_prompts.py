@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
+from specdistill.data.scorers import Scorer
 from specdistill.data.texts import TextCounts, check_texts
 from specdistill.distill.answers.matching import fingerprint
-from specdistill.distill.answers.scorers import Scorer
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.place import Stored, TargetPlace
@@ -43,6 +43,9 @@ class RunPrompts:
     documents: TextCounts | None = None
     """Documents of --text."""
     reward: Scorer | None = None
+    """Judges the draft's own answers in training."""
+    scorer: Scorer | None = None
+    """Judges the draft's own answers to the held-out prompts."""
 
     @property
     def hash(self) -> str:
