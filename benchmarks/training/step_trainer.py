@@ -16,6 +16,7 @@ from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.sequences.sources import Source
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.heldout import HeldOut
+from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.models import ModelPair, load_pair
 from specdistill.progress import Quiet
@@ -88,5 +89,5 @@ def load_step_trainer(draft: str, method: Literal["distillspec", "skd"], output:
     states = TargetStates(pair.target)
     heldout = HeldOut(pair.target, [], Sampling(), "sampled")
     settings = (config.objective, config.optimiser, config.evaluation)
-    trainer = DraftTrainer(pair, source, states, heldout, *settings, output, Quiet())
+    trainer = DraftTrainer(pair, source, states, HeldOutMeasures(heldout), *settings, output, Quiet())
     return StepTrainer(trainer, source, states, pair)

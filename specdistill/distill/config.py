@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -19,6 +20,7 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import CHOICES
 
 MAY_CHANGE = {
     *("resume", "device", "threads", "output", "report_to"),
@@ -72,7 +74,15 @@ class TrainConfig(Config):
         objective = self.objective
         if self.method == "online" and objective.temperature != 1:
             raise ConfigError("a rejection log holds the target at temperature 1; set --loss-temperature 1")
+        self._check_watch()
         self._check_sharing()
+
+    def _check_watch(self) -> None:
+        """Refuses to watch what nothing measures."""
+        if self.watch == "score" and not self.sequences.judges_text:
+            raise ConfigError(f"--watch score needs --scorer {CHOICES}")
+        if self.watch == "reward" and self.loss.reward is None:
+            raise ConfigError("--watch reward needs --reward module:function")
 
     def _check_sharing(self) -> None:
         """Refuses what goes against shared weights, or against an engine that takes whole ones."""
@@ -100,6 +110,22 @@ class TrainConfig(Config):
                 "a sharded target would write its answers in lockstep; let 'specdistill generate' write them, and name "
                 "the directory with --rollouts"
             )
+
+    @property
+    def watch(self) -> str:
+        """Held-out number that is watched, with `auto` resolved."""
+        watch = self.evaluation.watch
+        if watch != "auto":
+            return watch
+        if self.loss.reward is not None:
+            return "reward"
+        # A model that is its own target starts at alpha 1, which its training can only lower.
+        if self.recipe.learns_from_text and Path(self.target) == Path(self.draft):
+            if self.sequences.judges_text:
+                return "score"
+            if self.recipe.given_answers and self.sequences.text is None:
+                return "loss"
+        return "alpha"
 
     @property
     def recipe(self) -> Method:

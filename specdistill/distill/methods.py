@@ -39,7 +39,6 @@ METHOD_SETTINGS = {
     "text_block": "cuts raw text into blocks",
     "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
-    "scorer": "chooses the best answer",
     "score_threshold": "tells right answers from wrong ones",
     "keep_correct": "keeps every right answer",
     "strict_scorer": "judges right answers again",
@@ -79,7 +78,7 @@ METHODS: Mapping[str, Method] = {
             "best-of-n",
             "the best of N of the target's answers, or all right ones",
             "ce",
-            settings=_MIXING | _SAMPLED | {"scorer", "score_threshold", "keep_correct", "strict_scorer"},
+            settings=_MIXING | _SAMPLED | {"score_threshold", "keep_correct", "strict_scorer"},
         ),
         Method(
             "supervised-kd",

@@ -69,12 +69,13 @@ def test_names_and_ids_are_printed_as_they_are(capsys, monkeypatch):
     assert "[/i] [bold]x :smile: $x_$" in html_report(report)
     scores = {"greedy": 0.5}
     summary = TrainSummary(
-        output=name, steps=1, best_step=1, interrupted=False, learning_rate=1.0, heldout_prompts=1, training_prompts=1,
+        output=name, steps=1, kept_step=1, best_step=1, keep="best", watched="alpha (greedy)",
+        why="best held-out alpha", interrupted=False, learning_rate=1.0, heldout_prompts=1, training_prompts=1,
         processes=1, measure="alpha", before=scores, after=scores,
         gain={"greedy": report.acceptance.acceptance_rate},
     )  # fmt: skip
     training_table(summary)
-    assert f"draft: {name} (best" in capsys.readouterr().out
+    assert f"draft: {name} (step 1 of 1 kept: best held-out alpha)" in capsys.readouterr().out
 
 
 def test_progress_prints_names_as_they_are(capsys):

@@ -26,9 +26,10 @@ from specdistill import annotate, load_model
 from specdistill.cli import main
 from specdistill.data import Example, Prompt
 from specdistill.data.prompts import encode
+from specdistill.data.scorers import check_scorer
 from specdistill.data.soft_labels import LabelStore
 from specdistill.data.texts import Piece, check_texts, read_pieces
-from specdistill.distill.answers import given, scorers
+from specdistill.distill.answers import given
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.answers.text_blocks import block_size, document_start, text_blocks
 from specdistill.distill.processes.ranks import Ranks
@@ -187,7 +188,7 @@ def test_a_set_without_any_token_is_refused():
 def test_an_empty_reference_answer_is_no_exact_match():
     """An answer without text scored 1 against it."""
     with pytest.raises(DataError, match="'x' has an empty field \"answer\""):
-        scorers.check_scorer("exact-match", [Prompt("x", (), answer=" ")])
+        check_scorer("exact-match", [Prompt("x", (), answer=" ")])
 
 
 # ---- raw text

@@ -23,7 +23,6 @@ CHANGED = {
     "text_block": 64,
     "text": "documents.txt",
     "rollouts": "answers",
-    "scorer": "exact-match",
     "score_threshold": 0.5,
     "keep_correct": True,
     "strict_scorer": "exact-match",

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from specdistill import load_model
 from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
+from specdistill.data.scorers import check_scorer, exact_match
 from specdistill.decoding import Guidance, Sampling, generate_plain
 from specdistill.distill.answers import scorers
 from specdistill.distill.training import lora
@@ -253,7 +254,7 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     tokenizer = target.tokenizer
     texts = ["w5 w6", "w7", "w0 w3"]
     answers = [example((3, 5, 4), tokenizer(text, add_special_tokens=False)["input_ids"], name="0") for text in texts]
-    assert scorers.best_of_n(answers, PROMPTS, target, scorers.exact_match) == [answers[2]]
+    assert scorers.best_of_n(answers, PROMPTS, target, exact_match) == [answers[2]]
     likelihoods = scorers.mean_log_likelihoods(target, answers)
     logits, labels = answer_logits(target, answers[:1])
     wanted = logits.log_softmax(-1).gather(1, labels[:, None]).mean()
@@ -276,7 +277,7 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     ],
 )
 def test_exact_match(answer, text, score):
-    assert scorers.exact_match(Prompt("p", (), answer=answer), text) == score
+    assert exact_match(Prompt("p", (), answer=answer), text) == score
 
 
 def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
@@ -284,14 +285,14 @@ def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
         "def good(prompt, text):\n    return len(text)\n\ndef bad(prompt, text):\n    return float('nan')\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert scorers.check_scorer("scorers_of_test:good", PROMPTS)(PROMPTS[0], "abc") == 3
+    assert check_scorer("scorers_of_test:good", PROMPTS)(PROMPTS[0], "abc") == 3
     with pytest.raises(DataError, match="gave nan for prompt '0'"):
-        scorers.check_scorer("scorers_of_test:bad", PROMPTS)(PROMPTS[0], "abc")
+        check_scorer("scorers_of_test:bad", PROMPTS)(PROMPTS[0], "abc")
     for name, text in (("magic", "unknown --scorer"), ("scorers_of_test:none", "has no function none")):
         with pytest.raises(ConfigError, match=text):
-            scorers.check_scorer(name, PROMPTS)
+            check_scorer(name, PROMPTS)
     with pytest.raises(DataError, match='no field "answer"'):
-        scorers.check_scorer("exact-match", [Prompt("x", ())])
+        check_scorer("exact-match", [Prompt("x", ())])
 
 
 def test_raw_text_is_trained_on(tiny, tmp_path):

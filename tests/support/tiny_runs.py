@@ -75,6 +75,11 @@ def standard_models() -> dict[str, LanguageModel]:
     }
 
 
+def count_w7(prompt: Prompt, text: str) -> float:
+    """A reward, as `--reward tiny_runs:count_w7`: how often the answer says w7."""
+    return text.split().count("w7")
+
+
 # ---- configurations and runs
 
 

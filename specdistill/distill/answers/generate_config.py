@@ -30,13 +30,14 @@ class ComparisonSettings:
     other_price: float = 0.0
     """Price of a token of the other model, in the same unit; for --match cost."""
     scorer: str = "target-likelihood"
-    """How the report judges the answers: target-likelihood (of two models), exact-match, or module:function. The last
-    two also say for how many prompts some answer is right, and how many different right ones there are."""
+    """How the report judges the answers: target-likelihood (of two models); exact-match, number (the last one in the
+    text) or json, which compare with the field answer; or module:function. All but the first also say for how many
+    prompts some answer is right, and how many different right ones there are."""
     score_threshold: float | None = None
     """Score from which on an answer is right. Left out: 1."""
     strict_scorer: str | None = None
-    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold;
-    the report says which share it rejects (false positives)."""
+    """A stricter scorer, of the same kinds, that judges the right answers again, with the same threshold; the
+    report says which share it rejects (false positives)."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "target_price", "other_price")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+from specdistill.settings.scoring import CHOICES, LIKELIHOOD
 
 RolloutEngineName = Literal["transformers", "vllm"]
 
@@ -56,15 +57,13 @@ class JudgeSettings:
     """Judges the right answers again."""
 
     def __post_init__(self) -> None:
-        if self.strict_scorer == "target-likelihood":
-            raise ConfigError("--strict-scorer must tell right from wrong: name exact-match or module:function")
-        if self.scorer != "target-likelihood":
+        if self.strict_scorer == LIKELIHOOD:
+            raise ConfigError(f"--strict-scorer must tell right from wrong: name {CHOICES}")
+        if self.scorer != LIKELIHOOD:
             return
         for flag, value in (("--score-threshold", self.score_threshold), ("--strict-scorer", self.strict_scorer)):
             if value is not None:
-                raise ConfigError(
-                    f"{flag} needs a --scorer that tells right from wrong: name exact-match or module:function"
-                )
+                raise ConfigError(f"{flag} needs a --scorer that tells right from wrong: name {CHOICES}")
 
 
 def check_text_block(text: str | None, block: int | None) -> None:

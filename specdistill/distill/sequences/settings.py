@@ -15,6 +15,7 @@ from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, within_one
 from specdistill.settings.parts import ESSENTIALS
+from specdistill.settings.scoring import LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +39,20 @@ class SequenceSettings:
     rollouts_per_prompt: int = 4
     """Answers that the target samples per prompt; always 1 at --temperature 0. Several sampled ones teach more than one
     greedy one; best-of-n keeps the best."""
-    scorer: str = "target-likelihood"
-    """Chooses among best-of-n's answers: target-likelihood, exact-match (with the field answer), or module:function,
-    your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties. exact-match
-    leaves out prompts that no answer is right for, and so does a function with --score-threshold."""
+    scorer: str = LIKELIHOOD
+    """Judges the text of answers: exact-match, number (the last number in the text) or json (equal values) compare with
+    the field answer; module:function is your own function(prompt, text) -> float. Each evaluation then scores answers
+    that the draft writes itself, greedily, to the held-out prompts. best-of-n also chooses by it, and leaves
+    out prompts that no answer is right for; target-likelihood chooses by the target's likelihood, which also decides
+    ties, and scores nothing."""
     score_threshold: float | None = None
-    """Score from which on an answer is right. Left out: 1 for exact-match and with --keep-correct; else the best answer
-    of a function is kept whatever it scores."""
+    """Score from which on an answer is right. Left out: 1 for exact-match, number and json, and with --keep-correct;
+    else the best answer of a function is kept whatever it scores."""
     keep_correct: bool = False
     """best-of-n trains on every right answer to a prompt instead of the best one, each text once. More answers per
     prompt (--rollouts-per-prompt) then teach more ways to the same result."""
     strict_scorer: str | None = None
-    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold.
+    """A stricter scorer, of the same kinds as --scorer, that judges the right answers again, with the same threshold.
     The share that it rejects, the false positives, is reported; they are trained on all the same."""
     lmbda: float = 0.5
     """Share of gkd's steps that train on the draft's own answers."""
@@ -65,6 +68,11 @@ class SequenceSettings:
     that finds a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
     online_wait: float = 600.0
     """Seconds that --method online waits for a first record before the run ends."""
+
+    @property
+    def judges_text(self) -> bool:
+        """Whether the scorer reads texts, and so can judge the draft's own answers."""
+        return self.scorer != LIKELIHOOD
 
     def __post_init__(self) -> None:
         at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
