@@ -97,7 +97,7 @@ def test_a_row_that_fails_is_recorded_and_the_next_goes_on(tmp_path, record_modu
     assert found["complete"] and found["failures"] == 1
 
 
-def test_a_part_that_is_cut_off_says_so_and_takes_its_children_along(tmp_path):
+def test_a_part_that_is_cut_off_says_so(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
         "from pathlib import Path; from benchmarks.gpu import run\n"

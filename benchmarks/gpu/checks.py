@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
+import re
 import subprocess
 import sys
 import tempfile
-import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33, 34], [9]]
 LARGEST_TIE = 1e-3
 """Two logits of float32 models that are closer than this are a tie; theirs are some units apart."""
-TEST_SECONDS = 120
 WORKERS = 12
+OUTCOMES = ("PASSED", "FAILED", "SKIPPED", "ERROR")
 SAMPLINGS = (Sampling(), Sampling(temperature=1.3, top_k=6, top_p=0.9))
 
 
@@ -101,39 +99,38 @@ class KernelTests:
     """pytest over tests/ops, in processes of its own while the other checks run."""
 
     def __init__(self, dry: bool, folder: Path) -> None:
-        self._report, log = folder / "junit.xml", folder / "log"
         tests = ["tests/ops/test_topk_membership.py", "-p", "no:xdist"] if dry else ["tests/ops", "-n", str(WORKERS)]
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-p", "no:cacheprovider", *tests]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        self._log, self._start = log.open("w+"), time.perf_counter()
-        self._process = subprocess.Popen(
-            [*command, f"--junitxml={self._report}"], cwd=ROOT, env=environment, stdout=self._log, stderr=self._log
-        )
+        self._path = folder / "log"
+        with self._path.open("w") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
-    def result(self) -> dict[str, Any]:
-        """Counts, and the first failures.
+    def result(self, seconds: float) -> dict[str, Any]:
+        """Counts, and the failures.
+
+        Args:
+            seconds: How long to wait at most.
 
         Raises:
-            AssertionError: A test failed, or they were not done in time.
+            AssertionError: A test failed, or they were not done in time; it says how many were.
         """
-        stopped = ""
         try:
-            self._process.wait(max(1.0, TEST_SECONDS - (time.perf_counter() - self._start)))
+            self._process.wait(max(1.0, seconds))
+            stopped = ""
         except subprocess.TimeoutExpired:
-            # pytest then reports the tests that are done.
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(20)
-            stopped = f"stopped after {TEST_SECONDS} seconds; "
-        self._log.seek(0)
-        assert self._report.is_file(), self._log.read()[-2000:]
-        cases = list(ElementTree.parse(self._report).iter("testcase"))
-        counts = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error", "skipped")}
-        bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-        listed = [f"{case.get('classname')}.{case.get('name')}" for case in bad]
-        self._log.seek(0)
-        tail = self._log.read()[-1500:]
-        assert self._process.returncode == 0, f"{stopped}{len(cases)} tests, {counts}: {listed[:30]}\n{tail}"
-        return {"tests": len(cases), "passed": len(cases) - sum(counts.values()), **counts}
+            stopped = "stopped for want of time; "
+            self._process.kill()
+            self._process.wait()
+        text = self._path.read_text()
+        # A line per test that is done, with or without the name of a worker in front.
+        before = re.findall(r"^(tests/\S+.*?) (PASSED|FAILED|SKIPPED|ERROR)\b", text, re.MULTILINE)
+        behind = re.findall(r"^\[gw\d+\] .*?\b(PASSED|FAILED|SKIPPED|ERROR) (tests/.*\S)", text, re.MULTILINE)
+        outcomes = [*before, *((name, outcome) for outcome, name in behind)]
+        counts = {kind: sum(kind == outcome for _, outcome in outcomes) for kind in OUTCOMES}
+        bad = [name for name, outcome in outcomes if outcome in ("FAILED", "ERROR")]
+        assert self._process.returncode == 0 and outcomes, f"{stopped}{counts}: {bad[:30]}\n{text[-1500:]}"
+        return {"tests": len(outcomes), **{kind.lower(): count for kind, count in counts.items()}}
 
 
 def measure(record: Record) -> None:
@@ -144,7 +141,8 @@ def measure(record: Record) -> None:
             _decoding(record)
             commands.measure(record)
         finally:
-            record.attempt("tests", {"folder": "tests/ops"}, kernels.result)
+            # Some seconds are left for the report of tests that are not done by then.
+            record.attempt("tests", {"folder": "tests/ops"}, lambda: kernels.result(record.seconds_left - 15))
 
 
 def _decoding(record: Record) -> None:

@@ -79,10 +79,11 @@ class Record:
         path: The part's file.
         device: `cuda`, or `cpu` in a dry run.
         vllm: Folder of vLLM's package, for its Triton files.
+        limit: Seconds after which the part's process is ended.
     """
 
-    def __init__(self, path: Path, device: str, vllm: Path | None = None) -> None:
-        self._path, self.device, self.vllm = path, device, vllm
+    def __init__(self, path: Path, device: str, vllm: Path | None = None, limit: int = 480) -> None:
+        self._path, self.device, self.vllm, self._limit = path, device, vllm, limit
         self._start = time.perf_counter()
         self._content: dict[str, Any] = machine(device == "cpu") | {"complete": False, "failures": 0, "seconds": 0.0}
         self._write()
@@ -91,6 +92,11 @@ class Record:
     def dry(self) -> bool:
         """Whether this is a walk on a CPU with tiny sizes."""
         return self.device == "cpu"
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the part's process is ended."""
+        return self._limit - (time.perf_counter() - self._start)
 
     @property
     def failures(self) -> int:

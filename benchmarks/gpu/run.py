@@ -39,9 +39,9 @@ PARTS = {
 LIMIT = 480
 
 
-def run_part(name: str, output: Path, dry: bool, vllm: Path | None) -> int:
+def run_part(name: str, output: Path, dry: bool, vllm: Path | None = None, limit: int = LIMIT) -> int:
     """Runs one part in this process; the number of failures."""
-    record = Record(part_file(output, name), "cpu" if dry else "cuda", vllm)
+    record = Record(part_file(output, name), "cpu" if dry else "cuda", vllm, limit)
     try:
         importlib.import_module(PARTS[name]).measure(record)
         record.finish()
@@ -57,7 +57,7 @@ def part_file(output: Path, name: str) -> Path:
 
 def start_part(name: str, limit: int, output: Path, dry: bool, vllm: Path | None) -> bool:
     """Runs one part in a process of its own; whether nothing failed."""
-    command = [sys.executable, __file__, "--worker", name, "--output", str(output)]
+    command = [sys.executable, __file__, "--worker", name, "--limit", str(limit), "--output", str(output)]
     command += (["--dry"] if dry else []) + (["--vllm", str(vllm)] if vllm else [])
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -94,9 +94,11 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--vllm", type=Path, help="folder of vLLM's package, for its Triton files")
     parser.add_argument("--worker", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, default=LIMIT, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        sys.exit(int(run_part(options.worker, options.output, options.dry, options.vllm) > 0))
+        failures = run_part(options.worker, options.output, options.dry, options.vllm, options.limit)
+        sys.exit(int(failures > 0))
     limits = parse_limits(options.parts)
     if card(options.dry) == "no GPU":
         sys.exit("make gpu needs an NVIDIA GPU; make gpu DRY=1 walks through every part on a CPU")
@@ -106,7 +108,7 @@ def main() -> None:
         if is_done(part_file(options.output, name), options.dry):
             print(f"==> {name}: measured already", flush=True)
         elif options.dry:
-            wrong += [name] if run_part(name, options.output, dry=True, vllm=None) else []
+            wrong += [name] if run_part(name, options.output, dry=True) else []
         elif not start_part(name, limit, options.output, options.dry, options.vllm):
             wrong.append(name)
     if wrong:
