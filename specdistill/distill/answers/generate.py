@@ -96,7 +96,7 @@ def _generate(
 
 
 def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None) -> tuple[list[Prompt], Scorer | None]:
-    """Finds what can be wrong without looking at a model; the prompts, and the scorer of a comparison."""
+    """Finds what can be wrong without looking at a model; the prompts, and the scorer of the report."""
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()
@@ -104,7 +104,7 @@ def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None
         if name is not None:
             load.check_exists(name, role)
     prompts = load_prompts(config.prompts, config.chat)
-    return prompts, check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
+    return prompts, check_scorer(config.comparison.scorer, prompts)
 
 
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
@@ -251,19 +251,17 @@ def _summary(
         tokens=tokens,
         budget=tokens * token_cost(config.comparison, model, role),
     )
-    if config.comparison.other is None:
-        return summary
-    target = models["target"]
-    likelihoods = scorers.mean_log_likelihoods(target, examples)
-    summary = dataclasses.replace(
-        summary,
-        distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),
-        target_log_likelihood=sum(likelihoods) / len(likelihoods),
-    )
+    if config.comparison.other is not None:
+        likelihoods = scorers.mean_log_likelihoods(models["target"], examples)
+        summary = dataclasses.replace(
+            summary,
+            distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),
+            target_log_likelihood=sum(likelihoods) / len(likelihoods),
+        )
     if scorer is None:
         return summary
     by_id = {prompt.id: prompt for prompt in prompts}
-    scores = [scorer(by_id[row.prompt_id], target.decode(row.answer_ids)) for row in examples]
+    scores = [scorer(by_id[row.prompt_id], model.decode(row.answer_ids)) for row in examples]
     solved = {row.prompt_id for row, score in zip(examples, scores, strict=True) if score > 0}
     return dataclasses.replace(summary, mean_score=sum(scores) / len(scores), coverage=len(solved) / len(prompts))
 

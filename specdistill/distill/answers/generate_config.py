@@ -14,6 +14,7 @@ from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,11 @@ class ComparisonSettings:
     """Price of a token of the target, in any unit; for --match cost."""
     other_price: float = 0.0
     """Price of a token of the other model, in the same unit; for --match cost."""
-    scorer: str = "target-likelihood"
-    """How the report judges both models' answers: target-likelihood, exact-match, or module:function (then it also says
-    for how many prompts some answer scored above 0)."""
+    scorer: str = LIKELIHOOD
+    """Score the answers in the report, also those of one model: exact-match, number (the last number in the text) or
+    json (equal values) compare with the field answer; module:function is your own function(prompt, text) -> float. It
+    says the mean score, and for how many prompts some answer scored above 0. target-likelihood scores nothing: the
+    target's likelihood is reported for two models anyway."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "target_price", "other_price")
@@ -78,7 +81,7 @@ class GenerateConfig(Config):
     """Tokens per answer."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
-    comparison: Annotated[ComparisonSettings, box("A second model for the same budget")] = field(
+    comparison: Annotated[ComparisonSettings, box("Scores, and a second model for the same budget")] = field(
         default_factory=ComparisonSettings
     )
     batches: Annotated[BatchSettings, box("Batches and files")] = field(default_factory=BatchSettings)
