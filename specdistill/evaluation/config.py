@@ -51,6 +51,16 @@ class AcceptanceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """How finished answers are judged."""
+
+    scorer: str | None = None
+    """Also score the finished answers of the target alone, the draft alone and speculative decoding: exact-match,
+    number (the last number in the text) or json (equal values) compare with the prompts' field answer; module:function
+    is your own function(prompt, text) -> float. Shows what a lossy rule costs, and how good the draft is by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimedRunSettings:
     """How speculative and plain decoding are timed against each other."""
 
@@ -115,6 +125,7 @@ class MeasureConfig(Config):
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
         default_factory=AcceptanceSettings
     )
+    score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)

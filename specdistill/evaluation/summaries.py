@@ -124,9 +124,9 @@ class GeneratorSummary:
     budget: float
     """Sampling FLOPs, or the price of the tokens."""
     distinct_per_prompt: float | None = None
-    """Different answers per prompt; this and the rest only where two models are compared."""
+    """Different answers per prompt; only where two models are compared."""
     target_log_likelihood: float | None = None
-    """Mean log-likelihood per token under the target, in nats, over answers."""
+    """Mean log-likelihood per token under the target, in nats, over answers; only where two models are compared."""
     mean_score: float | None = None
     """Mean score; None without a scorer."""
     right_answers: RightAnswers | None = None

@@ -46,7 +46,7 @@ def test_a_path_that_looks_like_markup_does_not_end_a_finished_run(folder, tmp_p
     command = ["train-draft", "--target", str(folder / "target"), "--draft", str(folder / "draft"), "--steps", "2"]
     command += ["--prompts", str(folder / "prompts.jsonl"), "--output", str(output), "--max-new-tokens", "4"]
     assert main([*command, "--eval-every", "2", "--heldout-prompts", "2", "--rollouts-per-prompt", "1"]) == 0
-    assert f"draft: {output} (best step" in capsys.readouterr().out
+    assert f"draft: {output} (step 2 of 2 kept: best held-out alpha" in capsys.readouterr().out
 
 
 def test_names_and_ids_are_printed_as_they_are(capsys, monkeypatch):

@@ -14,6 +14,7 @@ from specdistill.settings.checks import at_least
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ComparisonSettings:
     """Price of a token of the target, in any unit; for --match cost."""
     other_price: float = 0.0
     """Price of a token of the other model, in the same unit; for --match cost."""
-    scorer: str = "target-likelihood"
+    scorer: str = LIKELIHOOD
     """How the report judges the answers: target-likelihood (of two models); exact-match, number (the last one in the
     text) or json, which compare with the field answer; or module:function. All but the first also say for how many
     prompts some answer is right, and how many different right ones there are."""
@@ -90,7 +91,7 @@ class GenerateConfig(Config):
     """Tokens per answer."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
-    comparison: Annotated[ComparisonSettings, box("A second model for the same budget")] = field(
+    comparison: Annotated[ComparisonSettings, box("Scores, and a second model for the same budget")] = field(
         default_factory=ComparisonSettings
     )
     batches: Annotated[BatchSettings, box("Batches and files")] = field(default_factory=BatchSettings)

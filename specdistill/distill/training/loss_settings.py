@@ -38,9 +38,12 @@ class LossSettings:
     """Share of a step's tokens, over all micro-batches and processes, that AdaSPEC trains on (0.4 as published)."""
     reward: str | None = None
     """Also maximise a reward on the draft's own answers: module:function, your function(prompt, text) -> float. The
-    objective is (1 - a) reward - a divergence, by REINFORCE with a leave-one-out baseline; a is --distill-weight."""
+    objective is the mean over answers of (1 - a) reward - a divergence (GKD), by REINFORCE with a leave-one-out
+    baseline; a is --distill-weight. Answers that others wrote count with a times their divergence only."""
     distill_weight: float = 0.5
-    """Weight a of the divergence in (1 - a) reward - a divergence."""
+    """Weight a of the divergence in (1 - a) reward - a divergence. Both are one number per answer: the reward as your
+    function gives it, the divergence as the mean over the answer's tokens, in nats. Lower a, or multiply the reward,
+    where the divergence outweighs it."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "loss_temperature", "eta")
