@@ -86,6 +86,8 @@ TOGETHER = {
         "scorer": {"scorer": "exact-match", "method": "best-of-n"},
         "skd_top_k": {"skd_top_k": 9, "method": "skd"},
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
+        "skd_target_temperature": {"skd_target_temperature": 0.2, "method": "skd"},
+        "skd_target_top_p": {"skd_target_top_p": 0.5, "method": "skd"},
     },
 }
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}
