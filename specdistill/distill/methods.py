@@ -46,6 +46,8 @@ METHOD_SETTINGS = {
     "target_fraction": "says when the draft's own answers begin",
     "skd_top_k": "decides which draft tokens are replaced",
     "skd_num_draft_tokens": "counts draft tokens between checks",
+    "skd_target_temperature": "samples the replacements of skd's target",
+    "skd_target_top_p": "samples the replacements of skd's target",
     "online": "names a server's rejection log",
     "online_wait": "waits for a server's rejection log",
     "reward": "judges the draft's own answers",
@@ -61,6 +63,7 @@ METHOD_SETTINGS = {
 
 _MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance"})
 _SAMPLED = frozenset({"rollouts"})
+_SKD = frozenset({"skd_top_k", "skd_num_draft_tokens", "skd_target_temperature", "skd_target_top_p"})
 _ON_POLICY = frozenset({"reward", "distill_weight", "rollout_engine", "push_every", "engine_memory"})
 
 METHODS: Mapping[str, Method] = {
@@ -106,7 +109,7 @@ METHODS: Mapping[str, Method] = {
             "skd",
             "answers that draft and target write together (speculative KD)",
             "fkl",
-            settings=frozenset({"divergence", "ce_weight", "reference", "skd_top_k", "skd_num_draft_tokens"}),
+            settings=frozenset({"divergence", "ce_weight", "reference"}) | _SKD,
         ),
         Method(
             "online",

@@ -91,6 +91,8 @@ TOGETHER = {
         "strict_scorer": {"scorer": "m:f", "method": "best-of-n", "strict_scorer": "exact-match"},
         "skd_top_k": {"skd_top_k": 9, "method": "skd"},
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
+        "skd_target_temperature": {"skd_target_temperature": 0.2, "method": "skd"},
+        "skd_target_top_p": {"skd_target_top_p": 0.5, "method": "skd"},
     },
 }
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}

@@ -30,6 +30,8 @@ CHANGED = {
     "target_fraction": 0.3,
     "skd_top_k": 7,
     "skd_num_draft_tokens": 2,
+    "skd_target_temperature": 0.2,
+    "skd_target_top_p": 0.5,
     "online": "log",
     "online_wait": 5.0,
     "reward": "rewards:length",

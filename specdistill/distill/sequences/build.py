@@ -117,6 +117,7 @@ def _skd(inputs: SequenceInputs) -> Built:
         inputs.prompts,
         inputs.encoded,
         inputs.sampling,
+        target_sampling=inputs.settings.skd_target_sampling(inputs.sampling),
         top_k=inputs.settings.skd_top_k,
         num_draft_tokens=inputs.settings.skd_num_draft_tokens,
         max_new_tokens=inputs.settings.max_new_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, within_one
 from specdistill.settings.parts import ESSENTIALS
+from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import LIKELIHOOD
 
 
@@ -63,6 +64,11 @@ class SequenceSettings:
     """skd replaces a draft token that is not among the target's K likeliest (25 as published)."""
     skd_num_draft_tokens: int = 5
     """Draft tokens between two checks of skd's target (5 as published)."""
+    skd_target_temperature: float | None = None
+    """Temperature at which skd's target samples its replacements (0.2 as published). Left out: --temperature, at which
+    the draft writes."""
+    skd_target_top_p: float | None = None
+    """Top-p with which skd's target samples its replacements (0.5 as published). Left out: --top-p."""
     online: str | None = None
     """Directory where a server's specdistill.serving.online.RejectionLog writes; for --method online. Each evaluation
     that finds a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
@@ -79,7 +85,26 @@ class SequenceSettings:
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "online_wait")
         check_text_block(self.text, self.text_block)
-        within_one(self, "lmbda", "target_fraction")
+        within_one(self, "lmbda", "target_fraction", "skd_target_top_p")
+        if self.skd_target_temperature is not None:
+            at_least(self, 0, "skd_target_temperature")
+        if self.skd_target_top_p == 0:
+            raise ConfigError(
+                "--skd-target-top-p must be above 0; --skd-target-temperature 0 keeps the likeliest token"
+            )
+
+    def skd_target_sampling(self, sampling: Sampling) -> Sampling:
+        """How skd's target samples its replacements.
+
+        Args:
+            sampling: How the draft writes; the target follows it in what is not set for itself.
+        """
+        temperature, top_p = self.skd_target_temperature, self.skd_target_top_p
+        return replace(
+            sampling,
+            temperature=sampling.temperature if temperature is None else temperature,
+            top_p=sampling.top_p if top_p is None else top_p,
+        )
 
     @property
     def judge(self) -> JudgeSettings:
@@ -88,7 +113,7 @@ class SequenceSettings:
         Raises:
             ConfigError: They contradict each other.
         """
-        if self.scorer == "target-likelihood" and self.keep_correct:
+        if self.scorer == LIKELIHOOD and self.keep_correct:
             raise ConfigError(
                 "--keep-correct needs a --scorer that tells right from wrong: name exact-match or module:function"
             )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from by_hand import DRAFT, TARGET, answer_logits, frozen_run, plain_model
+from by_hand import DRAFT, TARGET, ByHand, answer_logits, close, frozen_run, plain_model
 from scipy.stats import chisquare
+from tiny_runs import any_config
 from torch import Tensor
 
 from specdistill.decoding import Sampling
 from specdistill.decoding.drafting import Proposal
 from specdistill.decoding.sampling import Keys
 from specdistill.distill.sequences.skd import TopKAcceptance
+from specdistill.errors import ConfigError
 
 LOGITS = (2.0, 1.5, 1.0, 0.0, -1.0, -8.0)
 
@@ -96,3 +98,62 @@ def test_skd_num_draft_tokens_is_what_the_draft_writes_between_two_checks(tiny, 
 def test_skd_with_a_whole_vocabulary_is_the_drafts_own_text(tiny, tmp_path):
     run = frozen_run(tiny, tmp_path / "out", method="skd", skd_top_k=65)
     assert run.writers == [{DRAFT}] * 2
+
+
+# ---- sampling of their own
+
+
+def own_argmax_share(run, folder) -> float:
+    """Share of the draft's tokens that are its own likeliest ones."""
+    draft = plain_model(folder / "draft")
+    hits = [
+        token == int(row.argmax())
+        for one in run.examples
+        for row, token, writer in zip(answer_logits(draft, one), one.answer_ids, one.provenance, strict=True)
+        if writer == DRAFT
+    ]
+    return sum(hits) / len(hits)
+
+
+def skd_run(tiny, output, **settings):
+    return frozen_run(tiny, output, method="skd", skd_top_k=2, batch_size=18, max_new_tokens=20, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"skd_target_temperature": 0.0}, {"skd_target_top_p": 1e-6}], ids=str)
+def test_the_target_samples_its_replacements_in_its_own_way(tiny, tmp_path, settings):
+    """The target writes its argmax alone, while the draft still samples at --temperature."""
+    run = skd_run(tiny, tmp_path / "out", **settings)
+    _, replaced, _ = ranks(run, plain_model(tiny / "target"))
+    assert len(replaced) > 100 and set(replaced) == {1}
+    assert own_argmax_share(run, tiny) < 0.9
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0, "rule": "greedy"}, {"top_p": 1e-6}], ids=str)
+def test_the_draft_writes_in_its_own_way(tiny, tmp_path, settings):
+    """The draft writes its argmax alone; the target samples as it was told, and follows the draft unless it was."""
+    own = skd_run(tiny, tmp_path / "own", skd_target_temperature=1.0, skd_target_top_p=1.0, **settings)
+    assert own_argmax_share(own, tiny) == 1
+    _, replaced, highest = ranks(own, plain_model(tiny / "target"))
+    share = sum(rank == 1 for rank in replaced) / len(replaced)
+    assert share == pytest.approx(sum(highest) / len(highest), abs=4 * (0.25 / len(replaced)) ** 0.5) and share < 0.9
+    following = skd_run(tiny, tmp_path / "following", **settings)
+    assert set(ranks(following, plain_model(tiny / "target"))[1]) == {1}
+
+
+def test_the_targets_sampling_does_not_reach_the_loss(tiny, tmp_path):
+    hand = ByHand(tiny)
+    run = skd_run(tiny, tmp_path / "out", temperature=0.5, skd_target_temperature=0.2, skd_target_top_p=0.5)
+    assert run.losses == [close(hand.loss("fkl", step, temperature=0.5)) for step in run.steps]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"skd_target_temperature": -1.0}, "--skd-target-temperature must be at least 0"),
+        ({"skd_target_top_p": 0.0}, "--skd-target-top-p must be above 0"),
+        ({"skd_target_top_p": 1.5}, "--skd-target-top-p must be in"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        any_config(method="skd", **settings)
