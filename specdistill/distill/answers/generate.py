@@ -98,6 +98,7 @@ def _check_before_loading(
     config: GenerateConfig, make_engine: MakeEngine | None
 ) -> tuple[list[Prompt], scorers.Scorer | None]:
     """Finds what can be wrong without looking at a model; the prompts, and the scorer of a comparison."""
+    resolve_device(config.machine.device)
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs
 
 RolloutEngineName = Literal["transformers", "vllm"]
 
@@ -23,6 +23,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.uses_engine and not 0 < self.engine_memory < 1:
             raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        needs(self, self.uses_engine, "--rollout-engine vllm", "engine_memory")
 
     @property
     def uses_engine(self) -> bool:
@@ -42,6 +46,7 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "ray_workers")
+        needs(self, self.ray is not None, "--ray", "ray_workers")
 
 
 def check_text_block(text: str | None, block: int | None) -> None:
