@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specdistill.data.prompt import Prompt
-from specdistill.errors import ConfigError, DataError
+from specdistill.errors import ConfigError, DataError, first_line
 from specdistill.settings.scoring import CHOICES, LIKELIHOOD, TEXT_SCORERS
 
 Scorer = Callable[[Prompt, str], float]
@@ -70,7 +70,7 @@ def load_function(name: str, flag: str) -> Scorer:
         ConfigError: Not of that form, or there is no such function.
     """
     module, _, function = name.partition(":")
-    if not module or not function:
+    if not module or not function or module.startswith("."):
         raise ConfigError(f"{flag} must be module:function, got {name!r}")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -78,13 +78,20 @@ def load_function(name: str, flag: str) -> Scorer:
         scorer = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(f"{flag} {name}: can't import {module} ({error}); is it in the current folder?") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{flag} {name}: importing {module} fails ({reason}); mend the module") from error
     finally:
         sys.path.remove(here)
     if not callable(scorer):
         raise ConfigError(f"{flag} {name}: {module} has no function {function}")
 
     def checked(prompt: Prompt, text: str) -> float:
-        value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
+        try:
+            value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"{flag} {name} fails for prompt {prompt.id!r} ({reason}); mend the function") from error
         if not math.isfinite(value):
             raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return a finite number")
         return value

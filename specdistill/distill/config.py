@@ -16,6 +16,7 @@ from specdistill.distill.target.settings import TargetSettings
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
+from specdistill.settings import checks
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
@@ -66,8 +67,12 @@ class TrainConfig(Config):
     processes: Annotated[ProcessSettings, box(MACHINE)] = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.check_seed(self.seed)
+        self.sampling.refuse_idle_filters()
         check_method(self.method, self.to_flat(), defaults(type(self)))
         _ = self.sequences.judge
+        self.on_policy.refuse_idle()
         if (self.method == "online") != (self.sequences.online is not None):
             raise ConfigError("--method online and --online DIR go together")
         self.place.refuse_settings(self.method, self.to_flat())

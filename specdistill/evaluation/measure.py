@@ -95,11 +95,12 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
 
 def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
+    device = resolve_device(config.machine.device)
     for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":
-        check_packable(config.weights.pack, resolve_device(config.machine.device))
+        check_packable(config.weights.pack, device)
 
 
 def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models:

@@ -19,7 +19,7 @@ from specdistill.evaluation.report import Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
-from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair
+from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
@@ -57,6 +57,7 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 
 def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     """Measures a draft in a real engine; see `bench`."""
+    resolve_device(config.machine.device)
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     if config.engine_kind.launcher:

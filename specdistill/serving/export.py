@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.pair import find_pair
-from specdistill.progress import Quiet
+from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.export_config import ExportConfig
@@ -35,11 +36,12 @@ class Exported:
     """The engine's own conditions, checked on the files that were written."""
 
 
-def export(config: ExportConfig) -> Exported:
+def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     """Writes a draft as one serving engine wants it.
 
     Args:
         config: The pair, the format and the output.
+        progress: Where remarks go.
 
     Returns:
         The output's path, the changes made, and the engine's verdict on the files.
@@ -49,23 +51,23 @@ def export(config: ExportConfig) -> Exported:
         IncompatibleModelsError: The tokenizers differ, and the format is not transformers.
         OutputError: The output exists or can't be written.
     """
-    output = Path(config.output)
+    output, say = Path(config.output), (progress or Quiet()).say
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     if config.format == "gguf":
         _check_served(Path(config.served_gguf))
-        with locks.file_lock(output, "--output", Quiet().say):
+        with locks.file_lock(output, "--output", say):
             atomic.refuse_existing_file(output, "--output")
-            return _export(config, output)
-    with locks.output_lock(output, Quiet().say):
+            return _export(config, output, say)
+    with locks.output_lock(output, say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
-            return _export(config, output)
+            return _export(config, output, say)
 
 
-def _export(config: ExportConfig, output: Path) -> Exported:
+def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> Exported:
     # transformers alone drafts with another tokenizer, whose files the draft then keeps.
-    pair = find_pair(config.target, config.draft, other_tokenizer=config.format == "transformers", say=Quiet().say)
+    pair = find_pair(config.target, config.draft, other_tokenizer=config.format == "transformers", say=say)
     target_source, draft_source = pair.target, pair.draft
     load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "gguf":

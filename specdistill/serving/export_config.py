@@ -38,6 +38,7 @@ class ExportConfig(Config):
     files: Annotated[ExportedFiles, box("Weights and tokenizer")] = field(default_factory=ExportedFiles)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         gguf = self.format == "gguf"
         if gguf != self.output.endswith(".gguf"):
             raise ConfigError(

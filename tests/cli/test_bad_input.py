@@ -123,7 +123,7 @@ def test_one_clear_line_and_exit_code_two(name, in_folder, capsys):
     ("content", "text"),
     [
         ("target: target\nnum_draft_tokns: 3\n", "num_draft_tokns"),
-        ("- a\n", "must hold a mapping"),
+        ("- a\n", "holds a list in place of settings"),
         ("a: [1\n", "not valid YAML"),
     ],
 )

@@ -113,7 +113,8 @@ def generate_config(folder: Path, output: Path, **settings: Any) -> GenerateConf
 def annotate_config(folder: Path, output: Path, **settings: Any) -> AnnotateConfig:
     """Configuration of `annotate` on a folder's target and answers."""
     given = {"target": str(folder / "target"), "rollouts": str(folder / "answers"), "output": str(output)}
-    return AnnotateConfig.flat(**(given | {"top_k": 8} | settings))
+    drawn = settings.get("labels") == "sampled"
+    return AnnotateConfig.flat(**(given | ({} if drawn else {"top_k": 8}) | settings))
 
 
 def cut_config(folder: Path, output: Path, **settings: Any) -> InitDraftConfig:

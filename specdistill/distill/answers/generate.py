@@ -99,6 +99,7 @@ def _generate(
 
 def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None) -> tuple[list[Prompt], Judge]:
     """Finds what can be wrong without looking at a model; the prompts, and the report's judge."""
+    resolve_device(config.machine.device)
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()

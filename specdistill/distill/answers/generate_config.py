@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, RaySettings
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
@@ -42,11 +42,11 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "target_price", "other_price")
+        needs(self, self.other is not None, "a second model, --other", "match", "target_price", "other_price")
         _ = self.judge
         if self.match == "cost" and not (self.target_price > 0 and self.other_price > 0):
             raise ConfigError("--match cost needs --target-price and --other-price above 0")
-        if self.other is None and (self.target_price or self.other_price):
-            raise ConfigError("--target-price and --other-price compare with a second model: name it with --other")
+        needs(self, self.match == "cost", "--match cost", "target_price", "other_price")
 
     @property
     def judge(self) -> JudgeSettings:
@@ -71,6 +71,7 @@ class BatchSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "shard_size")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,12 @@ class GenerateConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "rollouts_per_prompt", "max_new_tokens")
+        self.sampling.refuse_idle_filters()
+        self.engine.refuse_idle()
         compares = self.comparison.other is not None
+        needs(self.batches, not self.engine.uses_engine, "--rollout-engine transformers", "batch_size")
         if self.engine.uses_engine and compares:
             raise ConfigError("--rollout-engine vllm writes one model's answers; leave --other away")
         if self.cluster.ray is not None and compares:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs
 from specdistill.settings.scoring import CHOICES, LIKELIHOOD
 
 RolloutEngineName = Literal["transformers", "vllm"]
@@ -24,6 +24,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.uses_engine and not 0 < self.engine_memory < 1:
             raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        needs(self, self.uses_engine, "--rollout-engine vllm", "engine_memory")
 
     @property
     def uses_engine(self) -> bool:
@@ -43,6 +47,7 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "ray_workers")
+        needs(self, self.ray is not None, "--ray", "ray_workers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, 
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.checks import at_least, needs, within_one
 from specdistill.settings.parts import ESSENTIALS
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import LIKELIHOOD
@@ -152,3 +152,8 @@ class OnPolicySettings(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "push_every")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        super().refuse_idle()
+        needs(self, self.uses_engine, "--rollout-engine vllm", "push_every")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from specdistill.distill.methods import Method
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.sampling import Sampling
 
 
@@ -47,6 +47,7 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "loss_temperature", "eta")
+        check_temperature(self, "loss_temperature")
         within_one(self, "beta", "ce_weight", "distill_weight")
         if not 0 < self.select_fraction <= 1:
             raise ConfigError(f"--select-fraction must be in (0, 1], got {self.select_fraction}")
@@ -71,6 +72,10 @@ class LossSettings:
         kind = self.kind(method)
         if self.beta is not None and kind not in ("jsd", "skewed_kl"):
             raise ConfigError(f"--beta belongs to jsd and skewed_kl, but {kind} is minimised")
+        needs(self, self.reference is not None, "--reference", "select_fraction")
+        needs(self, self.reward is not None, "--reward", "distill_weight")
+        needs(self, kind == "lk_lambda", f"--divergence lk_lambda, but {kind} is minimised", "eta")
+        needs(self, kind != "ce", "a divergence, but cross entropy is the whole loss", "ce_weight")
         if kind == "skewed_kl" and self.beta in (0, 1):
             raise ConfigError("--beta must be inside (0, 1) for skewed_kl; at 0 it is fkl, at 1 nothing is learned")
         if self.reference is not None and kind != "fkl":
