@@ -1,4 +1,4 @@
-"""What `tests/cli/test_never_unexpected.py` hands to commands: (command, changed flags, parts of the line they get)."""
+"""Bad inputs that `tests/cli/test_never_unexpected.py` hands to commands: (command, changed flags, parts of the line they get)."""
 
 from __future__ import annotations
 
