@@ -23,6 +23,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,19 +113,25 @@ def claimed(file: Path) -> Iterator[bool]:
         yield True
 
 
-def work(studies: list[Study], jobs: list[tuple[str, str, int, int]]) -> None:
-    """Trains and scores every job that is not done and that no other worker has in hand."""
-    by_name, judges = {study.task.name: study for study in studies}, {}
+def work(studies: list[Study], jobs: list[tuple[str, str, int, int]]) -> int:
+    """Trains and scores every job that is not done and that no other worker has in hand; the number that failed."""
+    by_name, judges, failed = {study.task.name: study for study in studies}, {}, 0
     for task, row, depth, seed in jobs:
         study = by_name[task]
         run = study.run(row, depth, seed)
         with claimed(run.with_suffix(".job")) as mine:
             if not mine or (run / "scores.json").exists():
                 continue
-            train_row(study, row, depth, seed)
-            if task not in judges:
-                judges[task] = Judge(study)
-            judges[task].judge(run)
+            try:
+                train_row(study, row, depth, seed)
+                if task not in judges:
+                    judges[task] = Judge(study)
+                judges[task].judge(run)
+            except Exception:
+                # One row's fault must not cost the others a night.
+                traceback.print_exc()
+                failed += 1
+    return failed
 
 
 def start_workers(options: argparse.Namespace) -> None:
@@ -132,7 +139,7 @@ def start_workers(options: argparse.Namespace) -> None:
     command = [sys.executable, *sys.argv, "--trained", "--workers", "0"]
     workers = []
     for number in range(options.workers):
-        log = (options.output / f"worker-{number}.log").open("w")
+        log = (options.output / f"worker-{'-'.join(options.tasks)}-{number}.log").open("w")
         workers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
     failed = [number for number, worker in enumerate(workers) if worker.wait()]
     if failed:
@@ -174,7 +181,8 @@ def main() -> None:
         for seed in options.seeds
         for study in studies
     ]
-    work(studies, jobs)
+    if work(studies, jobs):
+        sys.exit("some runs failed: see above")
 
 
 if __name__ == "__main__":

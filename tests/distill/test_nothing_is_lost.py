@@ -409,7 +409,7 @@ def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(tmp_path,
     with locks.output_lock(tmp_path / "out", said.append):
         assert (tmp_path / "out").is_dir()
     assert len(said) == 1 and "no locks (No locks available); start no other run on this output" in said[0]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [], "neither lock nor directory is left"
 
 
 def test_a_lock_that_is_released_while_another_waits_to_open_it_is_not_shared(tmp_path):

@@ -1,4 +1,4 @@
-"""Bad inputs that `tests/cli/test_never_unexpected.py` hands to commands: (command, changed flags, parts of the line they get)."""
+"""Cases of `tests/cli/test_never_unexpected.py`: (command, changed flags, parts of the line that it answers with)."""
 
 from __future__ import annotations
 
