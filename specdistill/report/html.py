@@ -8,7 +8,17 @@ from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.evaluation.to_json import to_json
 from specdistill.report.plots import all_plots
-from specdistill.report.wording import LOSSY, SAMPLED, UNSCORED, alpha_rows, estimate, number, prediction_warning
+from specdistill.report.wording import (
+    LOSSY,
+    SAMPLED,
+    UNSCORED,
+    alpha_rows,
+    estimate,
+    guidance_lines,
+    lenience_name,
+    number,
+    prediction_warning,
+)
 
 
 def html_report(report: Report) -> str:
@@ -18,6 +28,7 @@ def html_report(report: Report) -> str:
     )
     environment.filters["estimate"] = estimate
     environment.filters["number"] = number
+    environment.filters["lenience_name"] = lenience_name
     template = environment.get_template("bench.html.jinja")
     return template.render(
         report=report,
@@ -29,4 +40,5 @@ def html_report(report: Report) -> str:
         sampled=SAMPLED,
         unscored=UNSCORED,
         warning=prediction_warning(report),
+        guidance=guidance_lines(report.setup),
     )

@@ -29,6 +29,9 @@ CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memo
 TOGETHER = {
     "annotate": {"text_block": {"text": "x.txt", "text_block": 64}},
     "bench": {
+        "lenience_sweep": {"lenience_sweep": [0.5, 0.25], "temperature": 1.0},
+        "guidance": {"guidance": 0.5, "negative_prompt": "no"},
+        "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
         "engine": {"engine": "transformers"},
         "url": SERVED,
         "baseline_url": SERVED,
