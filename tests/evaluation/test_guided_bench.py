@@ -14,6 +14,7 @@ from specdistill import BenchConfig
 from specdistill.decoding import Guidance, Sampling, SpeculativeDecoder, build_guidance, generate_plain
 from specdistill.decoding.costs import measure_costs
 from specdistill.errors import ConfigError
+from specdistill.evaluation import measure
 from specdistill.evaluation.measure import measure_draft
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.guidance import GuidanceSettings
@@ -59,6 +60,24 @@ def test_speculative_answers_are_the_guided_targets_own(folder, length):
     alone = generate_plain(target, prompts, sampling=greedy, max_new_tokens=20, seeds=[0, 0, 0])
     assert [answer.token_ids for answer in alone] != [answer.token_ids for answer in plain]
     assert sum(entry.accepted for answer in written for entry in answer.rounds) > 0
+
+
+def test_rows_that_end_early_leave_the_others_as_they_are():
+    """The first row ends at its third word; the twins of the others, of other lengths, go on."""
+    target, draft, guidance = make_model(layers=3), perturbed(make_model(layers=3), 0.05), Guidance(NEGATIVE, 0.8)
+    prompts = [[3, *range(20, 30), 4], [3, 9, 4], list(prompt_of("p3"))]
+    arguments = {"max_new_tokens": 16, "seeds": [0, 0, 0]}
+    greedy = {"sampling": Sampling(temperature=0.0), "guidance": guidance}
+    whole = generate_plain(target, prompts, **greedy, **arguments)
+    stop = (target.tokenizer.decode(whole[0].token_ids[2:3]),)
+    written = SpeculativeDecoder(target, draft, num_draft_tokens=2, **greedy).generate(
+        prompts, stop_strings=stop, **arguments
+    )
+    plain = generate_plain(target, prompts, stop_strings=stop, **greedy, **arguments)
+    for cut, slow, full in zip(written, plain, whole, strict=True):
+        assert cut.token_ids == slow.token_ids == full.token_ids[: len(cut.token_ids)]
+    lengths = [len(answer.token_ids) for answer in written]
+    assert lengths[0] <= 3 < max(lengths)
 
 
 @pytest.mark.parametrize("rule", ["sampled", "block", "argmax_draft"])
@@ -113,6 +132,24 @@ def test_bench_measures_the_guided_target(folder):
 def test_sampling_is_measured_and_checked_under_guidance(folder):
     report = bench(folder, temperature=0.7, top_p=0.9, **GUIDED)
     assert report.lossless.greedy_identical and report.lossless.prompts_compared == 4
+
+
+def test_costs_and_the_greedy_check_are_the_guided_targets(folder, monkeypatch):
+    seen = []
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def watched(*arguments, **named):
+            seen.append((name, named["guidance"]))
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(measure, "measure_costs")
+    watch(measure.latency, "greedy_check")
+    bench(folder, temperature=0.7, **GUIDED)
+    assert seen == [("measure_costs", Guidance(NEGATIVE, 0.8)), ("greedy_check", Guidance(NEGATIVE, 0.8))]
 
 
 def test_a_target_step_costs_twice_the_rows():

@@ -16,7 +16,7 @@ from tiny_runs import prompt_rows, write_folder
 
 from specdistill import BenchConfig
 from specdistill.data.prompts import load_prompts
-from specdistill.decoding import Sampling
+from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.decoding.answers import write_answers
 from specdistill.errors import ConfigError
 from specdistill.evaluation.lenience_sweep import emitted_law, lenience_rows
@@ -82,11 +82,11 @@ def by_hand(folder, lenience):
     prompts = load_prompts(str(folder / "prompts.jsonl"))
     target = load_model(str(folder / "target"))
     encoded = [[3, *target.tokenizer(row["prompt"])["input_ids"], 4] for row in prompt_rows(8)]
-    answers = write_answers(target, prompts, encoded, Sampling(), 16, 0, Quiet())
+    answers = write_answers(target, prompts, encoded, Sampling(temperature=0.7), 16, 0, Quiet())
     models = [plain_model(folder / name) for name in ("target", "draft")]
     shares = []
     for answer in answers:
-        p, q = (answer_logits(model, answer).softmax(-1) for model in models)
+        p, q = ((answer_logits(model, answer) / 0.7).softmax(-1) for model in models)
         kept = torch.minimum(q, p / lenience)
         left = (p - lenience * q).clamp(min=0)
         law = kept + (1 - kept.sum(-1, keepdim=True)) * left / left.sum(-1, keepdim=True)
@@ -95,7 +95,7 @@ def by_hand(folder, lenience):
 
 
 def test_a_sweep_trades_the_targets_distribution_for_accepted_tokens(folder):
-    report = measure_draft(config(folder, lenience_sweep=(0.2, 0.7)))
+    report = measure_draft(config(folder, lenience_sweep=(0.2, 0.7), temperature=0.7))
     rows = report.lenience_sweep
     assert [row.lenience for row in rows] == [1.0, 0.7, 0.2]
     changed = [row.changed_tokens.mean for row in rows]
@@ -124,13 +124,21 @@ def test_a_judge_scores_the_answers_of_every_lenience(folder):
     seen = []
 
     def judge(example):
-        seen.append((example.prompt_id, example.prompt_ids))
+        seen.append((example.prompt_id, list(example.answer_ids)))
         return float(len(example.answer_ids))
 
-    settings = config(folder, lenience_sweep=(0.5,), max_new_tokens=6)
+    settings = config(folder, lenience_sweep=(0.2,), max_new_tokens=6)
     answers = write_answers(models.target, prompts, encoded, Sampling(), 6, 0, Quiet())
     rows = lenience_rows(models, settings, prompts, encoded, answers, 2, Quiet(), judge)
-    assert seen == [(prompt.id, tuple(ids)) for prompt, ids in zip(prompts, encoded, strict=True)] * 2
+    expected = []
+    for rule, lenience in (("sampled", 1.0), ("lenient", 0.2)):
+        decoder = SpeculativeDecoder(
+            models.target, models.draft, num_draft_tokens=2, sampling=Sampling(), rule=rule, lenience=lenience
+        )
+        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
+            (written,) = decoder.generate([ids], max_new_tokens=6, seeds=[number])
+            expected.append((prompt.id, written.token_ids))
+    assert seen == expected and expected[:3] != expected[3:]
     assert all(1 <= row.score.mean <= 6 for row in rows)
 
 
