@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 ENGINES := .venv-vllm
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo docs bench bench-quick test test-fast test-engines planted-errors check lint format clean
+.PHONY: setup demo docs bench bench-quick gpu test test-fast test-engines planted-errors check lint format clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,12 @@ bench: setup
 bench-quick: setup
 	$(BIN)/python benchmarks/run_all.py --output bench --quick
 
+# What only a GPU can prove, in real shapes with random weights, at most 8 minutes per part, resumable: JSON in gpu/.
+# It takes the installed torch, since `make setup` installs a CPU build: PYTHON must have torch and specdistill.
+# `make gpu DRY=1` walks through every part on a CPU.
+gpu: $(if $(DRY),setup)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) benchmarks/gpu/run.py --output $(if $(DRY),gpu/dry,gpu) $(if $(DRY),--dry)
+
 # The documentation, warnings as errors: docs/_build/html/index.html.
 docs: setup
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -84,4 +90,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench gpu build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis

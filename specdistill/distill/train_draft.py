@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,29 +11,28 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.decoding import Guidance, build_guidance
-from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
-from specdistill.distill.answers.given import AnswerCounts, check_answers
+from specdistill.distill.answers.scorers import example_scorer
 from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import MAY_CHANGE, TrainConfig
-from specdistill.distill.model_card import model_card
+from specdistill.distill.ending import finish
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, takes_given_answers, text_block
+from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.callbacks import check_trackers
-from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
 from specdistill.distill.training.loss import load_reference
+from specdistill.distill.training.measures import HeldOutMeasures
+from specdistill.distill.training.run_measures import MeasureInputs, build_measures
 from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
-from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
@@ -58,8 +56,8 @@ def train_draft(
         Steps, and the held-out scores before and after with their paired difference.
 
     Raises:
-        SpecdistillError: Bad input (nothing was trained then), or training that diverged (the best draft is saved).
-        KeyboardInterrupt: After the best draft so far was saved.
+        SpecdistillError: Bad input (nothing was trained then), or training that diverged (the draft so far is saved).
+        KeyboardInterrupt: After the draft so far was saved.
     """
     prompts = _check_before_loading(config)
     check_make_engine(config.on_policy, make_engine)
@@ -84,8 +82,8 @@ def train_draft(
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
-            trainer, answers = _build_trainer(run, callbacks, make_engine)
-            summary = _train(run, trainer, answers)
+            trainer, built = _build_trainer(run, callbacks, make_engine)
+            summary = _train(run, trainer, built)
         ranks.wait()
         if ranks.is_main:
             # Only now: whatever ended the run before can be resumed from.
@@ -126,14 +124,9 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
             load.check_exists(name, role)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
     prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place)
-    if takes_given_answers(config.recipe, sequences, prompts.training) and config.place.name != "stored":
-        check_answers(prompts.training, config.method)
-    if config.method == "best-of-n":
-        scorers.check_scorer(sequences.scorer, prompts.training)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
-    reward = scorers.load_function(loss.reward, "--reward") if loss.reward else None
-    return dataclasses.replace(prompts, reward=reward)
+    return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
 
 
 def _load(
@@ -179,35 +172,17 @@ def _load(
 
 def _build_trainer(
     run: _Run, callbacks: Sequence[TrainerCallback], make_engine: MakeEngine | None
-) -> tuple[DraftTrainer, AnswerCounts]:
-    """The trainer, and which answers it does not see as they were given."""
+) -> tuple[DraftTrainer, Built]:
+    """The trainer, and what was counted of the answers that it trains on."""
     config, pair, ranks = run.config, run.pair, run.ranks
-    settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
-    answers = heldout_answers(
-        run.target,
-        run.prompts.heldout,
-        run.heldout,
-        settings,
-        run.output,
-        run.progress,
-        ranks,
-        sharded=run.shares_target,
-    )
+    # First: whatever is wrong with the held-out prompts ends the run before rollouts are sampled.
+    measures = _build_measures(run)
     built = _build_source(run, make_engine)
     trainer = DraftTrainer(
         pair,
         built.source,
         TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
-        heldout_scorer(
-            pair,
-            run.target,
-            run.prompts.heldout,
-            answers,
-            config.sampling,
-            config.objective.temperature,
-            config.evaluation.rule,
-            run.guidance,
-        ),
+        measures,
         config.objective,
         config.optimiser,
         config.evaluation,
@@ -217,14 +192,38 @@ def _build_trainer(
         reference=run.reference,
         reward=None
         if run.prompts.reward is None
-        else scorers.example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
+        else example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
         callbacks=callbacks,
         ranks=ranks,
         shards_draft=config.processes.shards_draft,
         labelled=not config.place.has_weights,
         resume=config.resume,
     )
-    return trainer, built.answers
+    return trainer, built
+
+
+def _build_measures(run: _Run) -> HeldOutMeasures:
+    config = run.config
+    return build_measures(
+        MeasureInputs(
+            pair=run.pair,
+            target=run.target,
+            prompts=run.prompts,
+            encoded=run.heldout,
+            method=config.recipe,
+            settings=config.sequences,
+            rollouts=RolloutSettings(
+                config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance
+            ),
+            objective=config.objective,
+            rule=config.evaluation.rule,
+            watch=config.watch,
+            output=run.output,
+            progress=run.progress,
+            ranks=run.ranks,
+            shares_target=run.shares_target,
+        )
+    )
 
 
 def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
@@ -251,11 +250,12 @@ def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
             needs_labels=config.objective.needs_target,
             ranks=run.ranks,
             documents=run.prompts.documents,
+            judge=run.prompts.judge,
         )
     )
 
 
-def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSummary:
+def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
     """Trains, and writes what the run ended with however it ended."""
     interrupted = False
     try:
@@ -264,35 +264,18 @@ def _train(run: _Run, trainer: DraftTrainer, answers: AnswerCounts) -> TrainSumm
         interrupted = True
         raise
     finally:
-        if trainer.best is not None:
-            summary = _finish(run, trainer, answers, interrupted)
-    return summary
-
-
-def _finish(run: _Run, trainer: DraftTrainer, answers: AnswerCounts, interrupted: bool) -> TrainSummary:
-    """Writes the model card, and the start where nothing beat it."""
-    pair, scorer = run.pair, trainer.scorer
-    if trainer.best_step == 0 and not interrupted and run.ranks.is_main:
-        # Nothing beat the start: the output must still be a draft, and an honest one.
-        start = load.load_model(run.config.draft, "draft", device=str(pair.draft.device), dtype=torch.float32)
-        save_draft(start, pair.target if pair.same_tokenizer else pair.draft, run.output)
-    summary = TrainSummary(
-        output=str(run.output),
-        steps=trainer.step,
-        best_step=trainer.best_step,
-        interrupted=interrupted,
-        learning_rate=learning_rate(run.config.optimiser, pair.draft),
-        heldout_prompts=len(run.prompts.heldout),
-        training_prompts=len(run.prompts.training),
-        processes=run.ranks.world,
-        measure=scorer.measure,
-        before=scorer.means(trainer.start_records),
-        after=scorer.means(trainer.best),
-        gain=scorer.gains(trainer.best, trainer.start_records),
-        answers_cut=answers.cut,
-        answers_empty=answers.empty,
-    )
-    if run.ranks.is_main:
-        settings = run.config.to_flat() | {"divergence": run.config.objective.kind}
-        atomic.write_text(run.output / "README.md", model_card(settings, pair, summary))
+        if trainer.keeper.records:
+            config = run.config
+            summary = finish(
+                trainer,
+                run.pair,
+                run.prompts,
+                built,
+                config.to_flat() | {"divergence": config.objective.kind},
+                run.ranks,
+                learning_rate=learning_rate(config.optimiser, run.pair.draft),
+                interrupted=interrupted,
+            )
+    if summary.disagreement is not None:
+        run.progress.say(f"warning: {summary.disagreement}")
     return summary

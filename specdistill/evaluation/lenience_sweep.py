@@ -6,17 +6,15 @@ output further from the target's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from specdistill.data.batch import Example, Provenance
-from specdistill.data.prompts import Prompt
+from specdistill.data.batch import Example
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
-from specdistill.decoding.generation import as_example
 from specdistill.decoding.sampling import process
 from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.answer_scores import AnswerJudge, mean
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.latency import TimedRun, warm_up
@@ -25,10 +23,8 @@ from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report import LenienceRow
 from specdistill.evaluation.sections import counted_section, latency_section
 from specdistill.evaluation.statistics import Estimate, ratio
+from specdistill.models import LanguageModel
 from specdistill.progress import Progress
-
-Judge = Callable[[Example], float]
-"""Scores a finished answer; more is better."""
 
 EXACT = 1.0
 """The lenience that keeps the target's distribution; every sweep starts with it."""
@@ -37,19 +33,18 @@ EXACT = 1.0
 def lenience_rows(
     models: Models,
     config: MeasureConfig,
-    prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
     answers: Sequence[Example],
     num_draft_tokens: int,
     progress: Progress,
-    judge: Judge | None = None,
+    judge: AnswerJudge | None = None,
 ) -> list[LenienceRow]:
     """Measures the exact rule and every lenience of the settings: speed, acceptance, changed tokens and scores.
 
     Args:
         models: Target and draft.
         config: Sampling, lenience values, batch size and seed.
-        prompts, encoded: Prompts to decode.
+        encoded: Prompts to decode, the first ones of the judge's.
         answers: The target's answers, on which changed tokens are counted.
         num_draft_tokens: Draft length.
         progress: Where bars go.
@@ -68,7 +63,7 @@ def lenience_rows(
             task.advance(1)
     tokens = [len(answer.answer_ids) for answer in answers]
     return [
-        _row(value, runs[value], ratio(changed[value], tokens), prompts, encoded, num_draft_tokens, judge)
+        _row(value, runs[value], ratio(changed[value], tokens), num_draft_tokens, models.target, judge)
         for value in values
     ]
 
@@ -77,27 +72,18 @@ def _row(
     lenience: float,
     runs: Sequence[TimedRun],
     changed: Estimate,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
     num_draft_tokens: int,
-    judge: Judge | None,
+    target: LanguageModel,
+    judge: AnswerJudge | None,
 ) -> LenienceRow:
     counted = counted_section(runs, num_draft_tokens)
-    score = None
-    if judge is not None:
-        written = [generation for run in runs for generation in run.speculative]
-        examples = [
-            as_example(prompt.id, ids, generation, Provenance.TARGET)
-            for prompt, ids, generation in zip(prompts, encoded, written, strict=True)
-        ]
-        score = ratio([judge(example) for example in examples], np.ones(len(examples)))
     return LenienceRow(
         lenience=lenience,
         mean_acceptance_length=counted.mean_acceptance_length,
         acceptance_rate=counted.acceptance_rate,
         speedup=latency_section(runs).speedup,
         changed_tokens=changed,
-        score=score,
+        score=None if judge is None else mean(judge.timed(runs, target)[1]),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.to_json import to_json
@@ -173,6 +174,8 @@ class Report:
     """The draft of --compare."""
     lenience_sweep: list[LenienceRow] | None = None
     """The exact rule and each value of --lenience-sweep, from the mildest on."""
+    score: AnswerScores | None = None
+    """How right finished answers are; present with --scorer."""
     training_prompts: list[TrainingPrompts] | None = None
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None

@@ -9,6 +9,55 @@ from typing import Any, Literal
 
 from specdistill.evaluation.statistics import Estimate
 
+OTHER_MEASURES = {
+    "score": "score of its own greedy answers",
+    "reward": "reward of its own sampled answers",
+    "loss": "loss per token",
+}
+"""Held-out numbers beside alpha, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightAnswers:
+    """Right answers among those that a model sampled, as Bansal et al. 2024 (arXiv 2408.16737) count them."""
+
+    prompts: int
+    """Prompts that were answered."""
+    answers: int
+    """Answers that were sampled."""
+    right: int
+    """Answers that the scorer calls right."""
+    covered: int
+    """Prompts with at least one right answer."""
+    distinct_right: int
+    """Different texts among the right answers to a prompt, summed over prompts."""
+    false_positives: int | None = None
+    """Right answers that the stricter scorer rejects; None without one."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of prompts with at least one right answer."""
+        return self.covered / self.prompts
+
+    @property
+    def distinct_right_per_prompt(self) -> float:
+        """Different right answers per prompt, over all prompts."""
+        return self.distinct_right / self.prompts
+
+    @property
+    def false_positive_share(self) -> float | None:
+        """Share of right answers that the stricter scorer rejects; None without one, or without a right answer."""
+        return None if self.false_positives is None or not self.right else self.false_positives / self.right
+
+    def shares(self) -> dict[str, float | None]:
+        """The numbers of a report, by name; false_positive_share only where it was measured."""
+        values = {"coverage": self.coverage, "distinct_right_per_prompt": self.distinct_right_per_prompt}
+        return values | ({} if self.false_positives is None else {"false_positive_share": self.false_positive_share})
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and shares."""
+        return dataclasses.asdict(self) | self.shares()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
@@ -18,8 +67,16 @@ class TrainSummary:
     """Directory of the draft."""
     steps: int
     """Optimiser steps that were done."""
+    kept_step: int
+    """Step of the draft that was written; 0 is the start."""
     best_step: int
-    """Step of the draft that was kept; 0 is the start."""
+    """Step of the best draft by the watched number; 0 is the start."""
+    keep: str
+    """`best` or `last`."""
+    watched: str
+    """Name of the held-out number that was watched, for people."""
+    why: str
+    """Why that step was kept, in words."""
     interrupted: bool
     learning_rate: float
     """Peak."""
@@ -27,22 +84,30 @@ class TrainSummary:
     training_prompts: int
     processes: int
     measure: str
-    """Name of the numbers below, for people: alpha, or log-likelihood per byte."""
+    """Name of the numbers by rule, for people: alpha, or log-likelihood per byte."""
     before: Mapping[str, float]
-    """Held-out score of the start, by rule."""
+    """Held-out numbers of the start, by rule, and by `score`, `reward` and `loss` where they were measured."""
     after: Mapping[str, float]
-    """Held-out score of the kept draft, by rule."""
+    """Held-out numbers of the kept draft."""
     gain: Mapping[str, Estimate]
-    """Paired difference after - before, by rule."""
+    """Paired differences after - before."""
+    scorer: str | None = None
+    """Scorer of `score`; None without one."""
+    disagreement: str | None = None
+    """Warning that the best and the last draft differ widely; None where they don't."""
     answers_cut: int = 0
     """Given answers that were longer than --max-new-tokens."""
     answers_empty: int = 0
     """Answers without text, which were left out."""
+    right_answers: RightAnswers | None = None
+    """Right answers among best-of-n's samples; None where no scorer tells right from wrong."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary for summary.json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"gain": {rule: estimate.to_json() for rule, estimate in self.gain.items()}}
+        right = None if self.right_answers is None else self.right_answers.to_json()
+        gain = {rule: estimate.to_json() for rule, estimate in self.gain.items()}
+        return values | {"gain": gain, "right_answers": right}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +124,13 @@ class GeneratorSummary:
     budget: float
     """Sampling FLOPs, or the price of the tokens."""
     distinct_per_prompt: float | None = None
-    """Different answers per prompt; this and the rest only where two models are compared."""
+    """Different answers per prompt; only where two models are compared."""
     target_log_likelihood: float | None = None
-    """Mean log-likelihood per token under the target, in nats, over answers."""
+    """Mean log-likelihood per token under the target, in nats, over answers; only where two models are compared."""
     mean_score: float | None = None
     """Mean score; None without a scorer."""
-    coverage: float | None = None
-    """Share of prompts with an answer that scored above 0; None without a scorer."""
+    right_answers: RightAnswers | None = None
+    """Right answers among them; None without a scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from specdistill.evaluation.summaries import AnnotateSummary, GenerateSummary, TrainSummary
+from specdistill.evaluation.summaries import (
+    OTHER_MEASURES,
+    AnnotateSummary,
+    GenerateSummary,
+    RightAnswers,
+    TrainSummary,
+)
 from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate
 
@@ -16,13 +22,22 @@ def training_table(summary: TrainSummary) -> None:
     table = Table(title=f"held-out {summary.measure}, {summary.heldout_prompts} prompts that training never saw")
     for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
         table.add_column(name, justify="left" if name in ("rule", "of") else "right")
-    for rule, gain in summary.gain.items():
-        before, after = summary.before[rule], summary.after[rule]
-        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+    for name, gain in summary.gain.items():
+        before, after = summary.before[name], summary.after[name]
+        label = OTHER_MEASURES.get(name, name)
+        if name == "score":
+            label += f" ({summary.scorer})"
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
     console.print(table)
-    if summary.best_step == 0:
+    if summary.right_answers is not None:
+        shown = ", ".join(f"{label} {value}" for label, value in _right_answers(summary.right_answers))
+        console.print(f"of {summary.right_answers.answers:,} sampled answers: {shown}", soft_wrap=True)
+    if summary.kept_step == 0:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    console.print(f"draft: {summary.output} (best step {summary.best_step} of {summary.steps})", soft_wrap=True)
+    if summary.disagreement is not None:
+        console.print(f"warning: {summary.disagreement}", soft_wrap=True)
+    kept = f"step {summary.kept_step} of {summary.steps} kept: {summary.why}"
+    console.print(f"draft: {summary.output} ({kept})", soft_wrap=True)
 
 
 def generation_table(summary: GenerateSummary) -> None:
@@ -42,12 +57,27 @@ def generation_table(summary: GenerateSummary) -> None:
         "distinct_per_prompt": ("different answers per prompt", "{:.2f}"),
         "target_log_likelihood": ("target's mean log-likelihood per token", "{:.3f}"),
         "mean_score": ("mean score", "{:.3f}"),
-        "coverage": ("prompts with an answer that scored above 0", "{:.1%}"),
     }
     for key, (label, form) in lines.items():
         if getattr(generators["target"], key) is not None:
             table.add_row(label, *(form.format(getattr(generator, key)) for generator in generators.values()))
+    counts = [generator.right_answers for generator in generators.values() if generator.right_answers is not None]
+    for row in zip(*(_right_answers(one) for one in counts), strict=True):
+        table.add_row(row[0][0], *(value for _, value in row))
     console.print(table)
+
+
+def _right_answers(counts: RightAnswers) -> list[tuple[str, str]]:
+    """(label, value) of each line about right answers."""
+    lines = [
+        ("right answers", f"{counts.right:,}"),
+        ("prompts with a right answer (coverage)", f"{counts.coverage:.1%}"),
+        ("different right answers per prompt", f"{counts.distinct_right_per_prompt:.2f}"),
+    ]
+    if counts.false_positives is not None:
+        share = "" if counts.false_positive_share is None else f" ({counts.false_positive_share:.1%})"
+        lines.append(("right answers that --strict-scorer rejects", f"{counts.false_positives:,}{share}"))
+    return lines
 
 
 def annotation_lines(summary: AnnotateSummary) -> None:

@@ -13,11 +13,13 @@ from specdistill.report.wording import (
     SAMPLED,
     UNSCORED,
     alpha_rows,
+    compared_score,
     estimate,
     guidance_lines,
     lenience_name,
     number,
     prediction_warning,
+    score_rows,
 )
 
 
@@ -36,6 +38,8 @@ def html_report(report: Report) -> str:
         settings=to_json(report.setup),
         plots=all_plots(report),
         alphas=alpha_rows(report),
+        scores=score_rows(report),
+        compared_score=compared_score(report),
         lossy=LOSSY,
         sampled=SAMPLED,
         unscored=UNSCORED,

@@ -126,7 +126,7 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
     assert copies * once <= target.budget < (copies + 1) * once
     for generator in (target, other):
         assert 1 <= generator.distinct_per_prompt <= generator.rollouts / 10
-        assert generator.target_log_likelihood < 0 and 0 <= generator.coverage <= 1
+        assert generator.target_log_likelihood < 0 and 0 <= generator.right_answers.coverage <= 1
     assert other.target_log_likelihood < target.target_log_likelihood, "the target likes its own answers more"
 
 
@@ -135,7 +135,7 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
     [
         ({"rollouts_per_prompt": 0}, "--rollouts-per-prompt"),
         ({"match": "cost", "other": "x"}, "needs --target-price"),
-        ({"target_price": 1.0}, "name it with --other"),
+        ({"target_price": 1.0}, "goes with a second model, --other"),
     ],
 )
 def test_refuses_settings(settings, text):

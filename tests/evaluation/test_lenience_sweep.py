@@ -19,6 +19,7 @@ from specdistill.data.prompts import load_prompts
 from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.decoding.answers import write_answers
 from specdistill.errors import ConfigError
+from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.evaluation.lenience_sweep import emitted_law, lenience_rows
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.measured import Models
@@ -117,29 +118,32 @@ def test_a_report_without_a_sweep_has_no_such_key(folder):
 
 
 def test_a_judge_scores_the_answers_of_every_lenience(folder):
-    """The seam for scores: a function from a finished answer to a number."""
+    """The scorer counts words; each row's mean is that of its own decoder's answers."""
     models = Models(load_model(str(folder / "target")), load_model(str(folder / "draft")), None, None)
     prompts = load_prompts(str(folder / "prompts.jsonl"))[:3]
     encoded = [[3, 5 + place, 4] for place in range(3)]
-    seen = []
 
-    def judge(example):
-        seen.append((example.prompt_id, list(example.answer_ids)))
-        return float(len(example.answer_ids))
+    def score(prompt, text):
+        return float(sum(int(word[1:]) for word in text.split() if word[0] == "w"))
 
     settings = config(folder, lenience_sweep=(0.2,), max_new_tokens=6)
     answers = write_answers(models.target, prompts, encoded, Sampling(), 6, 0, Quiet())
-    rows = lenience_rows(models, settings, prompts, encoded, answers, 2, Quiet(), judge)
+    judge = AnswerJudge("numbers", score, prompts)
+    rows = lenience_rows(models, settings, encoded, answers, 2, Quiet(), judge)
     expected = []
     for rule, lenience in (("sampled", 1.0), ("lenient", 0.2)):
         decoder = SpeculativeDecoder(
             models.target, models.draft, num_draft_tokens=2, sampling=Sampling(), rule=rule, lenience=lenience
         )
-        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            (written,) = decoder.generate([ids], max_new_tokens=6, seeds=[number])
-            expected.append((prompt.id, written.token_ids))
-    assert seen == expected and expected[:3] != expected[3:]
-    assert all(1 <= row.score.mean <= 6 for row in rows)
+        written = [decoder.generate([ids], max_new_tokens=6, seeds=[number])[0] for number, ids in enumerate(encoded)]
+        scores = [score(None, models.target.decode(answer.token_ids)) for answer in written]
+        expected.append(pytest.approx(sum(scores) / 3))
+    assert [row.score.mean for row in rows] == expected and rows[0].score.mean != rows[1].score.mean
+
+
+def test_the_scorer_of_bench_scores_the_sweep(folder):
+    report = measure_draft(config(folder, lenience_sweep=(0.2,), scorer="exact-match"))
+    assert [row.score.mean for row in report.lenience_sweep] == [0, 0] and report.score.scorer == "exact-match"
 
 
 ROWS = [

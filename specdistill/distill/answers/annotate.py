@@ -26,6 +26,7 @@ from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
 from specdistill.models.answer_end import answer_end, document_end
+from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet, Task
 
 _BLOCKS = "blocks"
@@ -46,6 +47,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     Raises:
         SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
     """
+    resolve_device(config.machine.device)
     load.check_exists(config.target, "target")
     if config.cluster.ray is not None:
         on_ray.check_installed()
@@ -85,13 +87,15 @@ def _annotate(
     parts, left_out = _parts(config, paths, prompts, counts, shell, ranks, progress)
     answers, tokens = _check(config, parts, shell)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
+    # The weights are read before anything is written.
+    local = config.cluster.ray is None
+    writer = LabelWriter(config, parts.shards, output, parts.given, source, ranks.device) if local else None
     if ranks.is_main:
         run_settings.write(output, _settings(config))
     with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
-        if config.cluster.ray is not None:
+        if writer is None:
             _write_on_ray(config, parts, output, task)
         else:
-            writer = LabelWriter(config, parts.shards, output, parts.given, source, ranks.device)
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
     ranks.wait()

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from specdistill.distill.answers.settings import RaySettings, check_text_block
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, check_temperature, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 
@@ -38,8 +38,12 @@ class LabelSettings:
         at_least(self, 1, "top_k", "draws")
         if self.labels not in ("top-k", "sampled"):
             raise ConfigError(f"unknown --labels {self.labels!r}; choose top-k or sampled")
+        check_temperature(self, "temperature")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, got {self.temperature}: at 0 every label is one id")
+        needs(self, not self.drawn, "--labels top-k", "top_k")
+        needs(self, self.drawn, "--labels sampled", "draws")
+        check_seed(self.seed)
         if self.draws > 2**16 - 1:
             raise ConfigError(f"--draws must be at most 65535, got {self.draws}")
 
@@ -84,8 +88,11 @@ class AnnotateConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "batch_size")
         at_least(self, 2, "max_new_tokens")
         check_text_block(self.text, self.text_block)
         if self.text is not None and self.rollouts is not None:
             raise ConfigError("--text and --rollouts are two things to label; choose one")
+        own = self.text is None and self.rollouts is None
+        needs(self, own, "the prompts' own answers; leave --text and --rollouts away", "prompts", "max_new_tokens")

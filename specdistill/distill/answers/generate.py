@@ -14,6 +14,7 @@ from specdistill.distill.answers.budget import matched_copies, num_tokens, token
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import GenerateConfig
 from specdistill.distill.answers.interrupts import reported_interrupt
+from specdistill.distill.answers.selection import Judge, build_judge
 from specdistill.distill.answers.shard_plan import ShardPlan, ShardWork, plan_shards
 from specdistill.errors import out_of_memory_named, smaller_batch
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
@@ -34,6 +35,8 @@ _MAY_CHANGE = {
     "threads",
     "output",
     "scorer",
+    "score_threshold",
+    "strict_scorer",
 }
 """Settings under which finished answers stay as good as new ones."""
 
@@ -55,7 +58,7 @@ def generate(
         SpecdistillError: Bad input, before anything is generated.
     """
     progress = progress or Quiet()
-    prompts, scorer = _check_before_loading(config, make_engine)
+    prompts, judge = _check_before_loading(config, make_engine)
     config.machine.limit_threads()
     found = _find(config, progress.say)
     # Prompts are checked before any weights are read.
@@ -64,7 +67,7 @@ def generate(
     )
     output = Path(config.output)
     with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
-        return _generate(config, found, prompts, encoded, scorer, output, progress, make_engine)
+        return _generate(config, found, prompts, encoded, judge, output, progress, make_engine)
 
 
 def _generate(
@@ -72,7 +75,7 @@ def _generate(
     found: FoundPair,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
-    scorer: scorers.Scorer | None,
+    judge: Judge,
     output: Path,
     progress: Progress,
     make_engine: MakeEngine | None,
@@ -89,15 +92,14 @@ def _generate(
         first = writer.write("other", 1)
         copies = matched_copies(config.comparison, models, answers["target"], first)
         answers["other"] = writer.write("other", config.sampling.distinct_copies(copies))
-    generators = {role: _summary(config, role, models, examples, prompts, scorer) for role, examples in answers.items()}
+    generators = {role: _summary(config, role, models, examples, prompts, judge) for role, examples in answers.items()}
     match = config.comparison.match if config.comparison.other else None
     return GenerateSummary(output=str(output), match=match, generators=generators)
 
 
-def _check_before_loading(
-    config: GenerateConfig, make_engine: MakeEngine | None
-) -> tuple[list[Prompt], scorers.Scorer | None]:
-    """Finds what can be wrong without looking at a model; the prompts, and the scorer of a comparison."""
+def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None) -> tuple[list[Prompt], Judge]:
+    """Finds what can be wrong without looking at a model; the prompts, and the report's judge."""
+    resolve_device(config.machine.device)
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()
@@ -105,7 +107,7 @@ def _check_before_loading(
         if name is not None:
             load.check_exists(name, role)
     prompts = load_prompts(config.prompts, config.chat)
-    return prompts, scorers.check_scorer(config.comparison.scorer, prompts) if config.comparison.other else None
+    return prompts, build_judge(config.comparison.judge, prompts, threshold_needed=True)
 
 
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
@@ -241,7 +243,7 @@ def _summary(
     models: Mapping[str, LanguageModel],
     examples: Sequence[Example],
     prompts: Sequence[Prompt],
-    scorer: scorers.Scorer | None,
+    judge: Judge,
 ) -> GeneratorSummary:
     model, tokens = models[role], num_tokens(examples)
     summary = GeneratorSummary(
@@ -252,21 +254,19 @@ def _summary(
         tokens=tokens,
         budget=tokens * token_cost(config.comparison, model, role),
     )
-    if config.comparison.other is None:
+    if config.comparison.other is not None:
+        target = models["target"]
+        likelihoods = scorers.mean_log_likelihoods(target, examples)
+        summary = dataclasses.replace(
+            summary,
+            distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),
+            target_log_likelihood=sum(likelihoods) / len(likelihoods),
+        )
+    if judge.scorer is None:
         return summary
-    target = models["target"]
-    likelihoods = scorers.mean_log_likelihoods(target, examples)
-    summary = dataclasses.replace(
-        summary,
-        distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),
-        target_log_likelihood=sum(likelihoods) / len(likelihoods),
-    )
-    if scorer is None:
-        return summary
-    by_id = {prompt.id: prompt for prompt in prompts}
-    scores = [scorer(by_id[row.prompt_id], target.decode(row.answer_ids)) for row in examples]
-    solved = {row.prompt_id for row, score in zip(examples, scores, strict=True) if score > 0}
-    return dataclasses.replace(summary, mean_score=sum(scores) / len(scores), coverage=len(solved) / len(prompts))
+    scores = judge.scores(examples, prompts, model)
+    right = judge.count(examples, scores, prompts, model)
+    return dataclasses.replace(summary, mean_score=sum(scores) / len(scores), right_answers=right)
 
 
 def _settings(config: GenerateConfig) -> run_settings.FlatSettings:

@@ -3,67 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt, check_ids
-from specdistill.data.texts import TextCounts, read_pieces
-from specdistill.decoding import Guidance
-from specdistill.distill.answers import matching, scorers, shards
-from specdistill.distill.answers.engine import RolloutEngine
-from specdistill.distill.answers.given import AnswerCounts, given_answers, without_empty
+from specdistill.data.texts import read_pieces
+from specdistill.distill.answers import matching
+from specdistill.distill.answers.given import AnswerCounts, without_empty
 from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts
-from specdistill.distill.methods import Method
-from specdistill.distill.processes.ranks import ALONE, Ranks
+from specdistill.distill.sequences.fixed import fixed_sequences
+from specdistill.distill.sequences.inputs import SequenceInputs as SequenceInputs
 from specdistill.distill.sequences.on_policy import OnPolicy
 from specdistill.distill.sequences.online import Online
 from specdistill.distill.sequences.pool import Pool
-from specdistill.distill.sequences.retokenise import retokenise
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Source
 from specdistill.distill.sequences.text_stream import TextStream
-from specdistill.distill.target.place import OpenTarget
 from specdistill.errors import ConfigError
+from specdistill.evaluation.summaries import RightAnswers
 from specdistill.models import LanguageModel, ModelPair
-from specdistill.models.answer_end import answer_end, document_end
+from specdistill.models.answer_end import document_end
 from specdistill.models.checkpoint import is_fresh_cut
-from specdistill.progress import Progress
-from specdistill.settings.sampling import Sampling
-
-ROLLOUTS_DIRECTORY = "rollouts"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceInputs:
-    """Everything that a method needs to find or make its sequences."""
-
-    method: Method
-    settings: SequenceSettings
-    pair: ModelPair
-    target: OpenTarget
-    """The pair's target, with whoever labels and answers in its place."""
-    prompts: Sequence[Prompt]
-    encoded: Sequence[list[int]]
-    """The prompts in the target's ids."""
-    sampling: Sampling
-    batch_size: int
-    steps: int
-    seed: int
-    output: Path
-    """Directory of the run; answers of the target are kept in its folder rollouts."""
-    progress: Progress
-    guidance: Guidance | None = None
-    engine: RolloutEngine | None = None
-    """Writes the draft's own answers; None where transformers does."""
-    push_every: int = 1
-    needs_labels: bool = True
-    """Whether the loss compares with the target's distributions: cross entropy needs its words only."""
-    ranks: Ranks = ALONE
-    documents: TextCounts | None = None
-    """Documents of --text, where they were counted."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +37,8 @@ class Built:
     """Those of its sequences that come again every epoch."""
     answers: AnswerCounts = field(default_factory=AnswerCounts)
     """Answers of the fixed set that were cut or left out."""
+    right: RightAnswers | None = None
+    """Right answers among those that were chosen from; None where nothing was chosen, or no answer is wrong."""
 
 
 def build_source(inputs: SequenceInputs) -> Built:
@@ -87,7 +51,9 @@ def build_source(inputs: SequenceInputs) -> Built:
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
         stored = target.stored.select(inputs.prompts, inputs.encoded)
-        for line in matching.remarks("--soft-labels", (), stored, inputs.prompts, inputs.pair.target.name):
+        name = inputs.pair.target.name
+        remarks = matching.remarks("--soft-labels", (), stored, inputs.prompts, name)
+        for line in remarks + matching.labels_by_another(target.stored.labelled_by, name):
             inputs.progress.say(line)
         examples, answers = without_empty(stored, inputs.progress.say)
         return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
@@ -122,8 +88,9 @@ def text_block(settings: SequenceSettings, pair: ModelPair) -> int:
 def _fixed(inputs: SequenceInputs) -> Built:
     if inputs.settings.text is not None:
         return _text(inputs, inputs.settings.text)
-    examples, answers = fixed_sequences(inputs)
-    return Built(_pool(inputs, examples), frozenset(examples), answers)
+    found = fixed_sequences(inputs)
+    measured = {} if found.right is None else found.right.shares()
+    return Built(_pool(inputs, found.examples, measured), frozenset(found.examples), found.answers, found.right)
 
 
 def _gkd(inputs: SequenceInputs) -> Built:
@@ -186,8 +153,8 @@ _BUILDERS: dict[str, Callable[[SequenceInputs], Built]] = {
 """Builders of the methods that do more than go through a fixed set."""
 
 
-def _pool(inputs: SequenceInputs, examples: Sequence[Example]) -> Pool:
-    return Pool(examples, inputs.batch_size, inputs.seed, inputs.ranks)
+def _pool(inputs: SequenceInputs, examples: Sequence[Example], measured: Mapping[str, float | None] = {}) -> Pool:
+    return Pool(examples, inputs.batch_size, inputs.seed, inputs.ranks, measured)
 
 
 def _on_policy(inputs: SequenceInputs) -> OnPolicy:
@@ -203,77 +170,6 @@ def _on_policy(inputs: SequenceInputs) -> OnPolicy:
         inputs.engine,
         inputs.push_every,
     )
-
-
-def takes_given_answers(method: Method, settings: SequenceSettings, prompts: Sequence[Prompt]) -> bool:
-    """Whether the fixed set is the prompts' own answers, rather than the target's or raw text."""
-    if method.given_answers:
-        return settings.text is None
-    mixed = method.name == "gkd" and settings.lmbda < 1 and settings.rollouts is None
-    return mixed and all(prompt.answer is not None for prompt in prompts)
-
-
-def fixed_sequences(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts]:
-    """Everything that does not change while the draft learns, in the draft's ids; what of it was cut or left out.
-
-    Raises:
-        DataError: A text holds a token that its model has no weights for.
-    """
-    examples, counts = _fixed_examples(inputs)
-    draft = inputs.pair.draft
-    for example in examples:
-        check_ids(
-            [*example.prompt_ids, *example.answer_ids],
-            draft.tokenizer,
-            draft.vocab_size,
-            f"the text of {example.prompt_id!r}",
-        )
-    return examples, counts
-
-
-def _fixed_examples(inputs: SequenceInputs) -> tuple[list[Example], AnswerCounts]:
-    settings, target, say = inputs.settings, inputs.pair.target, inputs.progress.say
-    if takes_given_answers(inputs.method, settings, inputs.prompts):
-        # Read by the target's tokenizer and template, and below by the draft's own where that is another.
-        end = answer_end(target, inputs.prompts[0].chat_template_kwargs)
-        examples, counts = given_answers(inputs.prompts, inputs.encoded, target.tokenizer, end, settings.max_new_tokens)
-        counts.say(say, len(inputs.prompts), settings.max_new_tokens)
-    else:
-        examples, counts = without_empty(_target_answers(inputs), say)
-    if inputs.method.name == "best-of-n":
-        scorer = scorers.check_scorer(settings.scorer, inputs.prompts)
-        examples = scorers.best_of_n(examples, inputs.prompts, target, scorer)
-    return examples if inputs.pair.same_tokenizer else retokenise(examples, inputs.prompts, inputs.pair)[0], counts
-
-
-def _target_answers(inputs: SequenceInputs) -> list[Example]:
-    settings, target = inputs.settings, inputs.pair.target
-    if settings.rollouts is not None:
-        return _stored_answers(inputs, Path(settings.rollouts))
-    directory = inputs.output / ROLLOUTS_DIRECTORY
-    sampled = shards.RolloutSettings(inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance)
-    shards.sample_rollouts(
-        target,
-        inputs.prompts,
-        inputs.encoded,
-        sampled,
-        copies=inputs.sampling.distinct_copies(settings.rollouts_per_prompt),
-        directory=directory,
-        progress=inputs.progress,
-        ranks=inputs.ranks,
-        write=inputs.target.write,
-    )
-    return shards.load_rollouts(directory, inputs.prompts, inputs.encoded, target.vocab_size)
-
-
-def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
-    target, rows = inputs.pair.target, shards.read_rollouts(directory)
-    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size)
-    examples = [example for _, example in selected]
-    remedy = "; 'specdistill generate' adds them where --output is that directory"
-    for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):
-        inputs.progress.say(line)
-    return examples
 
 
 def target_fraction(fraction: float | None, draft: LanguageModel) -> float:

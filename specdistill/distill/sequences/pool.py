@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,15 +37,26 @@ class SampledSource:
 
 
 class Pool(SampledSource):
-    """A fixed set of sequences in a new seeded order each epoch."""
+    """A fixed set of sequences in a new seeded order each epoch; `measured` is known of the set."""
 
-    def __init__(self, sequences: Sequence[Example], batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
-        self._sequences = list(sequences)
+    def __init__(
+        self,
+        sequences: Sequence[Example],
+        batch_size: int,
+        seed: int,
+        ranks: Ranks = ALONE,
+        measured: Mapping[str, float | None] = {},
+    ) -> None:
+        self._sequences, self._measured = list(sequences), measured
         self._ranks = ranks
         self._sampler = EpochSampler(len(self._sequences), batch_size, seed)
 
     def next_batch(self, step: int) -> list[Example]:
         return [self._sequences[index] for index in self._ranks.share(self._sampler.next())]
+
+    def measurements(self, *, reset: bool = False) -> Measurements:
+        """Numbers of the set itself, such as its coverage; the same in every line of the history."""
+        return dict(self._measured)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"content": self._content}

@@ -9,13 +9,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 # cyclopts reads the annotations of inherited settings in this module, so their names must be known here too.
-from specdistill.distill.answers.settings import EngineSettings, check_text_block
+from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, check_text_block
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.parts import ESSENTIALS
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,21 @@ class SequenceSettings:
     rollouts_per_prompt: int = 4
     """Answers that the target samples per prompt; always 1 at --temperature 0. Several sampled ones teach more than one
     greedy one; best-of-n keeps the best."""
-    scorer: str = "target-likelihood"
-    """Chooses among best-of-n's answers: target-likelihood, exact-match (with the field answer), or module:function,
-    your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties."""
+    scorer: str = LIKELIHOOD
+    """Judges the text of answers: exact-match, number (the last number in the text) or json (equal values) compare with
+    the field answer; module:function is your own function(prompt, text) -> float. Each evaluation then scores answers
+    that the draft writes itself, greedily, to the held-out prompts. best-of-n also chooses by it, and leaves
+    out prompts that no answer is right for; target-likelihood chooses by the target's likelihood, which also decides
+    ties, and scores nothing."""
+    score_threshold: float | None = None
+    """Score from which on an answer is right. Left out: 1 for exact-match, number and json, and with --keep-correct;
+    else the best answer of a function is kept whatever it scores."""
+    keep_correct: bool = False
+    """best-of-n trains on every right answer to a prompt instead of the best one, each text once. More answers per
+    prompt (--rollouts-per-prompt) then teach more ways to the same result."""
+    strict_scorer: str | None = None
+    """A stricter scorer, of the same kinds as --scorer, that judges the right answers again, with the same threshold.
+    The share that it rejects, the false positives, is reported; they are trained on all the same."""
     lmbda: float = 0.5
     """Share of gkd's steps that train on the draft's own answers."""
     target_fraction: float | None = None
@@ -62,6 +75,11 @@ class SequenceSettings:
     online_wait: float = 600.0
     """Seconds that --method online waits for a first record before the run ends."""
 
+    @property
+    def judges_text(self) -> bool:
+        """Whether the scorer reads texts, and so can judge the draft's own answers."""
+        return self.scorer != LIKELIHOOD
+
     def __post_init__(self) -> None:
         at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
@@ -69,7 +87,7 @@ class SequenceSettings:
         check_text_block(self.text, self.text_block)
         within_one(self, "lmbda", "target_fraction", "skd_target_top_p")
         if self.skd_target_temperature is not None:
-            at_least(self, 0, "skd_target_temperature")
+            check_temperature(self, "skd_target_temperature")
         if self.skd_target_top_p == 0:
             raise ConfigError(
                 "--skd-target-top-p must be above 0; --skd-target-temperature 0 keeps the likeliest token"
@@ -87,6 +105,19 @@ class SequenceSettings:
             temperature=sampling.temperature if temperature is None else temperature,
             top_p=sampling.top_p if top_p is None else top_p,
         )
+
+    @property
+    def judge(self) -> JudgeSettings:
+        """The scorers of best-of-n's answers.
+
+        Raises:
+            ConfigError: They contradict each other.
+        """
+        if self.scorer == LIKELIHOOD and self.keep_correct:
+            raise ConfigError(
+                "--keep-correct needs a --scorer that tells right from wrong: name exact-match or module:function"
+            )
+        return JudgeSettings(scorer=self.scorer, score_threshold=self.score_threshold, strict_scorer=self.strict_scorer)
 
     def check_files(self, chat: ChatSettings) -> None:
         """Finds the named files and directories, before any model is loaded.
@@ -121,3 +152,8 @@ class OnPolicySettings(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "push_every")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        super().refuse_idle()
+        needs(self, self.uses_engine, "--rollout-engine vllm", "push_every")

@@ -159,7 +159,7 @@ def test_the_targets_sampling_does_not_reach_the_loss(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"skd_target_temperature": -1.0}, "--skd-target-temperature must be at least 0"),
+        ({"skd_target_temperature": -1.0}, "--skd-target-temperature must be 0 or at least"),
         ({"skd_target_top_p": 0.0}, "--skd-target-top-p must be above 0"),
         ({"skd_target_top_p": 1.5}, "--skd-target-top-p must be in"),
     ],
