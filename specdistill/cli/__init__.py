@@ -130,6 +130,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold a mapping of settings, got {type(content).__name__}")
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"--config {path}: {name!r} is no name of a setting; write settings as 'name: value'")
         if isinstance(value, dict) and name in _MAPPINGS:
             # cyclopts would take a mapping for nested flags.
             content[name] = json.dumps(value, default=str)

@@ -8,7 +8,8 @@ from specdistill.errors import ConfigError
 def at_least(config: object, least: float, *names: str) -> None:
     """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
     for name in names:
-        if getattr(config, name) < least:
+        # NaN is not below anything either.
+        if not getattr(config, name) >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -37,6 +38,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "temperature", "top_k")
+        if math.isinf(self.temperature):
+            raise ConfigError(f"--temperature must be finite, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p < 1:
