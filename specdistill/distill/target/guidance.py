@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specdistill.data.prompts import Prompt, encode, in_chat
+from specdistill.data.prompts import Prompt, check_ids, encode, in_chat
 from specdistill.decoding import Guidance
 from specdistill.distill.target.settings import TargetSettings
 from specdistill.models import LanguageModel
@@ -14,11 +14,14 @@ def build_guidance(settings: TargetSettings, target: LanguageModel, chat: ChatSe
 
     Raises:
         ConfigError: The target can't be guided.
+        DataError: The prompt can't be encoded, or holds a token without weights.
     """
     if settings.negative_prompt is None:
         return None
-    prompt = Prompt("negative", ({"role": "user", "content": settings.negative_prompt},))
+    prompt = Prompt("negative", ({"role": "user", "content": settings.negative_prompt},), place="--negative-prompt")
     prompt = in_chat(prompt, chat, "--negative-prompt")
-    guidance = Guidance(tuple(encode(prompt, target.tokenizer)), settings.guidance)
+    ids = encode(prompt, target.tokenizer)
+    check_ids(ids, target.tokenizer, target.vocab_size, "--negative-prompt")
+    guidance = Guidance(tuple(ids), settings.guidance)
     guidance.check(target)
     return guidance
