@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # DESIGN, "Who may know whom": a place imports those further down. Those in one line don't know each other. Files in the
-# root of specdistill/ have a place too: __main__ starts the command line; errors and progress may be used everywhere.
+# root of specdistill/ have a place too: __main__ starts the command line; errors, progress and remarks may be used
+# everywhere.
 CHAIN = (
     ("__main__",),
     ("cli",),
@@ -26,7 +27,7 @@ CHAIN = (
     ("servers", "files"),
     # A request to a server holds a part of the settings: Sampling.
     ("settings",),
-    ("progress",),
+    ("progress", "remarks"),
     ("errors",),
 )
 # The root's __init__ hands out the API: it imports all places but the command line, and they take its version only.

@@ -25,9 +25,7 @@ from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
-from specdistill.models.quiet import hide_remarks, quiet_transformers
-
-hide_remarks()
+from specdistill.models.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
