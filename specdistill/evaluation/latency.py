@@ -110,7 +110,7 @@ def first_difference(
     if target is None:
         return GreedyDifference(prompt=prompt.id, position=position)
     text = [*encoded, *plain.token_ids[:position]]
-    best = target.logits(CachedModel(target, 1, len(text)).read([text])[0]).topk(2).values
+    best = target.logits(CachedModel(target, 1, len(text)).read([text]))[0].topk(2).values
     return GreedyDifference(prompt=prompt.id, position=position, logit_gap=float(best[0] - best[1]))
 
 
