@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdistill.data.prompts import Prompt, encode, in_chat
+from specdistill.data.prompts import Prompt, check_ids, encode, in_chat
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
 from specdistill.settings.chat import ChatSettings
@@ -55,12 +55,15 @@ def build_guidance(
 
     Raises:
         ConfigError: The target can't be guided, or has no room for the negative prompt and an answer.
+        DataError: The prompt can't be encoded, or holds a token without weights.
     """
     if settings.negative_prompt is None:
         return None
-    prompt = Prompt("negative", ({"role": "user", "content": settings.negative_prompt},))
+    prompt = Prompt("negative", ({"role": "user", "content": settings.negative_prompt},), place="--negative-prompt")
     prompt = in_chat(prompt, chat, "--negative-prompt")
-    guidance = Guidance(tuple(encode(prompt, target.tokenizer)), settings.guidance)
+    ids = encode(prompt, target.tokenizer)
+    check_ids(ids, target.tokenizer, target.vocab_size, "--negative-prompt")
+    guidance = Guidance(tuple(ids), settings.guidance)
     guidance.check(target)
     length = len(guidance.negative_ids)
     if length + max_new_tokens > target.max_context:

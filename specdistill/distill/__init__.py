@@ -12,8 +12,3 @@ below it:
     answers         answers on disk: generate, annotate, best-of-n
     processes       shares of work and of weights
 """
-
-from specdistill.remarks import hide_remarks
-
-# `train_draft` imports transformers' trainer.
-hide_remarks()

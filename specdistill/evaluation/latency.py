@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, SpeculativeDecoder, generate_plain
-from specdistill.evaluation.guided_states import guided_hidden_states
+from specdistill.decoding.guided_model import cached_model
 from specdistill.evaluation.report import GreedyDifference
 from specdistill.evaluation.statistics import FEWEST_UNITS
 from specdistill.models import LanguageModel
@@ -116,10 +115,8 @@ def first_difference(
     position = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
     if target is None:
         return GreedyDifference(prompt=prompt.id, position=position)
-    # The last token is predicted only, so any will do.
-    answer = (*plain.token_ids[:position], 0)
-    asked = Example(prompt.id, tuple(encoded), answer, (int(Provenance.TARGET),) * len(answer))
-    best = target.logits(guided_hidden_states(target, [asked], guidance)[0][-1]).topk(2).values
+    text = [*encoded, *plain.token_ids[:position]]
+    best = target.logits(cached_model(target, 1, len(text), guidance).read([text]))[0].topk(2).values
     return GreedyDifference(prompt=prompt.id, position=position, logit_gap=float(best[0] - best[1]))
 
 

@@ -10,7 +10,7 @@ from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
 from specdistill.data.batch import Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts
+from specdistill.data.prompts import Prompt, check_ids, encode, encode_all, in_chat, load_prompts
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
@@ -177,7 +177,7 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
     if ranks.is_main:
         # Before the blocks, so that the same command may go on with them after a kill.
         run_settings.write(output, _settings(config))
-        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block)
+        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block, target.vocab_size)
         write_blocks(blocks, output / _BLOCKS, SHARD, SHARD_SIZE)
     ranks.wait()
     return find_shards(output / _BLOCKS)
@@ -190,6 +190,8 @@ def _given(
     warn_about_prompts(prompts, encoded, target, progress.say)
     end, known = answer_end(target, prompts[0].chat_template_kwargs), {prompt.id: prompt for prompt in prompts}
     sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
+    for sequence in sequences:
+        check_ids(sequence.answer_ids, target.tokenizer, target.vocab_size, f"the answer to {sequence.prompt_id!r}")
     asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
     rows: list[AnswerRow] = [
         {
