@@ -33,7 +33,7 @@ def test_a_script_writes_the_result_that_the_table_names(script):
     for result in re.findall(r"`([\w*]+\.json|smollm2_\*)`", ROWS[name_of(script)]):
         assert list((BENCHMARKS / "results").glob(result)), result
         parts = [script, *(BENCHMARKS / "support").glob("*.py")]
-        assert any(result.rstrip("*") in part.read_text() for part in parts), f"{script} does not name {result}"
+        assert any(result.split("*")[0] in part.read_text() for part in parts), f"{script} does not name {result}"
 
 
 def test_every_result_belongs_to_a_script():

@@ -139,7 +139,7 @@ def test_generate_scores_what_one_model_writes(files, tmp_path):
     settings = {"prompts": str(files / "prompts.jsonl"), "max_new_tokens": LENGTH, "temperature": 0.0}
     summary = generate(generate_config(files, tmp_path / "greedy", scorer="exact-match", **settings))
     target = summary.generators["target"]
-    assert (target.mean_score, target.coverage) == (0.75, 0.75)
+    assert (target.mean_score, target.right_answers.coverage) == (0.75, 0.75)
     assert target.target_log_likelihood is None
     sampled = settings | {"temperature": 1.0, "rollouts_per_prompt": 3}
     summary = generate(generate_config(files, tmp_path / "sampled", scorer="tiny_runs:count_w7", **sampled))
