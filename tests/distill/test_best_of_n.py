@@ -98,6 +98,15 @@ def test_without_keep_correct_the_best_right_answer_is_kept(target):
     assert len(kept) == 3 and kept[1] == examples[3] and counts is None, "without a threshold the best one is kept"
 
 
+@pytest.mark.parametrize("better", [0, 1])
+def test_of_two_right_answers_the_one_that_scores_more_is_kept(target, better):
+    """Whichever of the two the target finds likelier."""
+    examples = sampled(target, [("0", "w0 w3"), ("0", "w9 w9")])
+    table = {("0", "w0 w3"): 0.7, ("0", "w9 w9"): (0.6, 0.8)[better]}
+    kept, _ = select_answers(examples, PROMPTS, target, Judge("table", by_table(table), 0.5), keep_correct=False)
+    assert kept == [examples[better]]
+
+
 def test_texts_that_differ_in_white_space_around_them_are_one(target):
     one, other = example((3, 4), (6, 7), name="0"), example((3, 4), (6, 7, 1), name="0")
     assert target.decode(one.answer_ids) == target.decode(other.answer_ids).strip()

@@ -17,7 +17,7 @@ _BLOCK = 8
 
 
 class TargetStates:
-    """Hidden states [answer, hidden] of the frozen target, one tensor per sequence.
+    """Hidden states [answer, hidden] of the frozen target, one tensor per sequence, behind the prompt as it sees it.
 
     A pass rounds differently with each batch that a sequence shares. So sequences that come again are computed in
     blocks that never change, whoever asks first: a resumed run then meets the numbers of the interrupted one.
@@ -65,7 +65,8 @@ class TargetStates:
         return states_of_all
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
-        states = answer_hidden_states(self._target, sequences, one_pass=self._lockstep)
+        read = [row.as_target_reads for row in sequences]
+        states = answer_hidden_states(self._target, read, one_pass=self._lockstep)
         if self._guidance is None:
             return states
         twins = [
