@@ -255,6 +255,21 @@ def test_best_of_n_takes_the_likelihood_behind_the_targets_prompt(models):
     assert [row.answer_ids for row in scorers.best_of_n(rows, [prompt], target, None)] == [short]
 
 
+def test_a_run_of_best_of_n_keeps_what_is_likeliest_behind_the_targets_prompt(tiny, tmp_path, models, system, watched):
+    train(tiny, tmp_path / "out", method="best-of-n", target_system=system, rollouts_per_prompt=4, steps=9, patience=0)
+    likeliest: dict[str, list[tuple[float, float, tuple[int, ...]]]] = {}
+    for row in read_rollouts(tmp_path / "out" / "rollouts"):
+        name, answer = row["prompt_id"], tuple(row["answer_ids"])
+        at = torch.tensor(answer)[:, None]
+        means = [float(log_probs(models["target"], ids[name], answer).gather(1, at).mean()) for ids in (LONG, SHORT)]
+        likeliest.setdefault(name, []).append((*means, answer))
+    long, short = (
+        {(SHORT[name], max(copies, key=lambda copy: copy[place])[2]) for name, copies in likeliest.items()}
+        for place in (0, 1)
+    )
+    assert {(prompt, answer) for prompt, answer, _, _ in watched.rows()} == long != short
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_skd_lets_each_model_read_its_own_prompt(models, temperature):
     """All of the target's ids allowed: the draft's own answer. Only its likeliest one: the target's own."""
