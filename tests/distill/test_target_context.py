@@ -389,6 +389,24 @@ def test_generate_goes_on_with_the_same_context_only(tiny, tmp_path, system):
             generate(other)
 
 
+def test_annotate_goes_on_with_the_same_context_only(tiny, tmp_path, system):
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers"
+    write_rows(prompts, list(ROWS.values()))
+    generate(generate_config(tiny, answers, rollouts_per_prompt=1))
+    given = {"rollouts": str(answers), "prompts": str(prompts)}
+    config = annotate_config(tiny, tmp_path / "labels", target_system=system, **given)
+    before = annotate(config)
+    assert annotate(config) == before
+    (tmp_path / "system.txt").write_text("w58")
+    with pytest.raises(DataError, match=r"--output .* was made by a target that saw what"):
+        annotate(config)
+    hinted = annotate_config(tiny, tmp_path / "hinted", target_hint="w57 {answer}", **given)
+    annotate(hinted)
+    write_rows(prompts, [row | ({"answer": "w50"} if name == "p5" else {}) for name, row in ROWS.items()])
+    with pytest.raises(OutputError, match="labels other answers than those that are to be labelled now"):
+        annotate(hinted)
+
+
 def test_an_answer_that_changed_under_a_hint_is_noticed(tiny, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     write_rows(prompts, list(ROWS.values()))
