@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 ENGINES := .venv-vllm
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo docs bench bench-quick test test-fast test-engines check lint format clean
+.PHONY: setup demo docs bench bench-quick gpu test test-fast test-engines planted-errors check lint format clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,10 @@ test: setup check
 test-fast: setup
 	$(BIN)/python -m pytest -m "not smollm2" $(SIDE_BY_SIDE)
 
+# Breaks every wire of tests/distill/wiring/planted_errors.json and asks its test whether it sees it: some minutes.
+planted-errors: setup
+	$(BIN)/python tests/support/planted_errors.py
+
 # Inside real vLLM and llama.cpp, in an environment of their own (some minutes the first time); not part of .ci/run.
 test-engines: $(ENGINES)/.installed
 	VLLM_CPU_KVCACHE_SPACE=1 $(ENGINES)/bin/python -m pytest tests/engines
@@ -63,6 +67,12 @@ bench: setup
 
 bench-quick: setup
 	$(BIN)/python benchmarks/run_all.py --output bench --quick
+
+# What only a GPU can prove, in real shapes with random weights, at most 8 minutes per part, resumable: JSON in gpu/.
+# It takes the installed torch, since `make setup` installs a CPU build: PYTHON must have torch and specdistill.
+# `make gpu DRY=1` walks through every part on a CPU.
+gpu: $(if $(DRY),setup)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) benchmarks/gpu/run.py --output $(if $(DRY),gpu/dry,gpu) $(if $(DRY),--dry)
 
 # The documentation, warnings as errors: docs/_build/html/index.html.
 docs: setup
@@ -80,4 +90,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench gpu build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # DESIGN, "Who may know whom": a place imports those further down. Those in one line don't know each other. Files in the
-# root of specdistill/ have a place too: __main__ starts the command line; errors and progress may be used everywhere.
+# root of specdistill/ have a place too: __main__ starts the command line; errors, progress and remarks may be used
+# everywhere.
 CHAIN = (
     ("__main__",),
     ("cli",),
@@ -27,7 +28,7 @@ CHAIN = (
     # A request to a server holds a part of the settings: Sampling.
     ("settings",),
     ("progress",),
-    ("errors",),
+    ("errors", "remarks"),
 )
 # The root's __init__ hands out the API: it imports all places but the command line, and they take its version only.
 API, API_NAMES = "__init__", {"__version__"}
@@ -40,8 +41,8 @@ MAY_IMPORT[API] = set(MAY_IMPORT) - {"__main__", "cli"}
 KERNEL_USERS = {"distill", "evaluation", "decoding", "models", "data"}
 # The rooms of specdistill/distill/, in the same way: the command with its model card and the replay of a failed step,
 # then the parts of a run, then the table of methods. init-draft's room is beside those that train.
-ROOMS = ("train_draft", "reproduce", "model_card", "config", "training", "sequences", "target", "answers", "processes")
-ROOMS += ("methods",)
+ROOMS = ("train_draft", "reproduce", "ending", "model_card", "config", "training", "sequences", "target", "answers")
+ROOMS += ("processes", "methods")
 ROOM_MAY_IMPORT = {room: set(ROOMS[position + 1 :]) for position, room in enumerate(ROOMS)}
 ROOM_MAY_IMPORT["cutting"] = {"sequences", "target", "answers", "processes"}
 SOURCES = sorted([*ROOT.glob("specdistill/**/*.py"), *ROOT.glob("kernels/**/*.py")])

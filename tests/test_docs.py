@@ -102,7 +102,7 @@ def run_lines(lines: list[str], capsys) -> int:
                 assert (ROOT / words[words.index("--config_file") + 1]).is_file()
                 app.parse_args(words[words.index("specdistill") + 1 :], exit_on_error=False, print_error=False)
             else:
-                assert line.split()[0] in ("pip", "vllm", "llama-server", "python"), line
+                assert line.split()[0] in ("pip", "vllm", "llama-server", "python", "lm_eval"), line
                 continue
             ran += 1
     return ran

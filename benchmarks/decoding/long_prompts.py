@@ -55,10 +55,10 @@ def in_new_process(contestant: str, tokens: int, prompts: int) -> dict[str, Any]
 def measure(contestant: str, tokens: int, prompts: int) -> dict[str, Any]:
     """Writes greedy answers here."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import LlamaConfig
 
+    from benchmarks.support.random_models import random_model
     from specdistill.decoding import Sampling, generate_plain
-    from specdistill.models import LanguageModel
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -74,7 +74,8 @@ def measure(contestant: str, tokens: int, prompts: int) -> dict[str, Any]:
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
+    ours = random_model(config, "toy")
+    model: Any = ours.model
     ids = torch.randint(1, 256, (prompts, tokens))
     idle, start = peak_mib(), time.perf_counter()
     if contestant == "transformers":
@@ -82,8 +83,6 @@ def measure(contestant: str, tokens: int, prompts: int) -> dict[str, Any]:
         written = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
         answers = written[:, tokens:].tolist()
     else:
-        # No token ends an answer, so a tokenizer is never asked.
-        ours = LanguageModel(model, _NoTokenizer(), "toy", None, config.vocab_size)  # pyright: ignore[reportArgumentType]
         greedy = Sampling(temperature=0.0)
         seeds = [0] * prompts
         written = generate_plain(ours, ids.tolist(), sampling=greedy, max_new_tokens=NEW_TOKENS, seeds=seeds)
@@ -95,10 +94,6 @@ def measure(contestant: str, tokens: int, prompts: int) -> dict[str, Any]:
 def peak_mib() -> float:
     """Largest memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-class _NoTokenizer:
-    eos_token_id = None
 
 
 if __name__ == "__main__":

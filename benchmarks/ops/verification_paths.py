@@ -11,7 +11,6 @@ from torch import Tensor
 
 import specdistill_kernels as ours
 
-VOCAB, DEVICE = 151936, "cuda"
 WITHOUT_DRAFT_LOGITS = ("greedy", "argmax_draft")
 """Rules that need the draft's tokens only."""
 
@@ -35,19 +34,19 @@ NO_FILTERS = Filters()
 class Requests:
     """A batch in which each request drafted the same number of tokens."""
 
-    def __init__(self, batch: int, drafted: int, temperature: float):
+    def __init__(self, batch: int, drafted: int, temperature: float, vocab: int, device: str):
         torch.manual_seed(0)
-        self.batch, self.drafted = batch, drafted
+        self.batch, self.drafted, self.device = batch, drafted, device
         # Spread so that the likeliest id has a tenth to a third of the mass, as language models have.
-        target = 6 * torch.randn(batch, drafted + 1, VOCAB, device=DEVICE)
-        draft = target[:, :-1] + 0.3 * torch.randn(batch, drafted, VOCAB, device=DEVICE)
+        target = 6 * torch.randn(batch, drafted + 1, vocab, device=device)
+        draft = target[:, :-1] + 0.3 * torch.randn(batch, drafted, vocab, device=device)
         self.target, self.draft = target.flatten(0, 1).bfloat16(), draft.bfloat16()
-        self.temperature = torch.full((batch,), temperature, device=DEVICE)
+        self.temperature = torch.full((batch,), temperature, device=device)
         warm = draft / max(temperature, 1e-3)
         noise = -torch.empty_like(warm).exponential_().log()
         self._argmax, self._drawn = draft.argmax(-1), (warm + noise).argmax(-1)
-        self.cumulative = torch.arange(1, batch + 1, device=DEVICE) * drafted
-        self.seeds, self.positions = torch.arange(batch, device=DEVICE), torch.full((batch,), 7, device=DEVICE)
+        self.cumulative = torch.arange(1, batch + 1, device=device) * drafted
+        self.seeds, self.positions = torch.arange(batch, device=device), torch.full((batch,), 7, device=device)
 
     def draft_ids(self, rule: str) -> Tensor:
         """[batch, drafted]: the draft's likeliest ids, or drawn ones where the rule needs draft probabilities."""
@@ -59,10 +58,10 @@ class Requests:
 
 
 def ours_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any]:
-    """Our fused verification."""
+    """Our verification, fused on a GPU."""
     ids, logits = requests.draft_ids(rule), requests.draft_logits(rule)
     per_request: dict[str, Any] = {
-        name: torch.full((requests.batch,), value, device=DEVICE) for name, value in filters.to_json().items()
+        name: torch.full((requests.batch,), value, device=requests.device) for name, value in filters.to_json().items()
     }
     return lambda: ours.verify(
         requests.target,
@@ -73,7 +72,7 @@ def ours_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any
         seeds=requests.seeds,
         positions=requests.positions,
         temperature=requests.temperature,
-        backend="fused",
+        backend="auto",
         **per_request,
     )
 
@@ -81,16 +80,16 @@ def ours_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any
 def vllm_on(vllm: Any, requests: Requests, rule: str, filters: Filters) -> Callable[[], Any]:
     """The path of vLLM's second model runner. It wants one more draft token per request, which it doesn't read."""
     ids = requests.draft_ids(rule)
-    rows, width = requests.batch * (requests.drafted + 1), requests.drafted + 1
+    rows, width, device = requests.batch * (requests.drafted + 1), requests.drafted + 1, requests.device
     drafted = torch.cat([ids[:, :1], ids], 1).flatten().int()
-    ends = torch.arange(requests.batch + 1, device=DEVICE, dtype=torch.int32) * width
-    request = torch.arange(requests.batch, device=DEVICE, dtype=torch.int32)
+    ends = torch.arange(requests.batch + 1, device=device, dtype=torch.int32) * width
+    request = torch.arange(requests.batch, device=device, dtype=torch.int32)
     request_of_row = request.repeat_interleave(width)
-    local = torch.arange(width, device=DEVICE, dtype=torch.int32).repeat(requests.batch)
-    positions = torch.arange(rows, device=DEVICE)
+    local = torch.arange(width, device=device, dtype=torch.int32).repeat(requests.batch)
+    positions = torch.arange(rows, device=device)
     draft = requests.draft_logits(rule)
-    top_k = None if filters.top_k is None else torch.full((rows,), filters.top_k, device=DEVICE, dtype=torch.int32)
-    top_p = None if filters.top_p is None else torch.full((rows,), filters.top_p, device=DEVICE)
+    top_k = None if filters.top_k is None else torch.full((rows,), filters.top_k, device=device, dtype=torch.int32)
+    top_p = None if filters.top_p is None else torch.full((rows,), filters.top_p, device=device)
 
     def call() -> Any:
         logits = torch.empty_like(requests.target, dtype=torch.float32).copy_(requests.target)
@@ -109,7 +108,7 @@ def vllm_on(vllm: Any, requests: Requests, rule: str, filters: Filters) -> Calla
 def torch_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any]:
     """The textbook in torch: both distributions in float32, coins, the residual, a draw by an exponential race."""
     ids = requests.draft_ids(rule)
-    request = torch.arange(requests.batch, device=DEVICE)
+    request = torch.arange(requests.batch, device=requests.device)
 
     def probabilities(logits: Tensor) -> Tensor:
         scores = logits.float() / requests.temperature[:, None, None]
@@ -136,7 +135,7 @@ def torch_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], An
         else:
             draft = torch.nn.functional.pad(probabilities(requests.draft), (0, 0, 0, 1))
             chance = chance / draft[:, :-1].gather(2, ids[..., None])[..., 0]
-        kept = (torch.rand(chance.shape, device=DEVICE) < chance).long().cumprod(1).sum(1)
+        kept = (torch.rand(chance.shape, device=requests.device) < chance).long().cumprod(1).sum(1)
         residual = (target[request, kept] - draft[request, kept]).clamp_(min=0)
         return kept, residual.div_(torch.empty_like(residual).exponential_()).argmax(-1)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.bench_runs import DEPTHS, DRIFTED_RUNS
 from benchmarks.studies.drifted_rows import DRIFTED_ROWS, MAX_NEW_TOKENS, SHARED, STOCK, STOCK_SETTINGS, WARM
-from benchmarks.studies.folders import StudyFolder, last_step
+from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.runs import bench_once, bench_results, cut_once, train_once
 from benchmarks.studies.scores import PromptSums, Scores, alpha, alpha_by_seed, alpha_over
 from benchmarks.studies.service_mail import write_records
@@ -65,8 +64,7 @@ def prepare(folder: StudyFolder) -> None:
     for name, count, seed in MAILS:
         write_records(folder.prompts(name), count, seed)
     target = str(target_folder(folder))
-    if not (target_folder(folder) / "config.json").exists():
-        fine_tune(folder)
+    fine_tune(folder)
     prompts, answers = str(folder.prompts("train")), str(folder.answers)
     generation = GenerateConfig.flat(
         target=target,
@@ -86,12 +84,10 @@ def prepare(folder: StudyFolder) -> None:
 
 
 def fine_tune(folder: StudyFolder) -> None:
-    """Makes the target."""
-    run = folder.root / "finetuning"
+    """Makes the target, where it is missing."""
     settings = SHARED | {"method": "sft", "steps": 120, "eval_every": 60, "learning_rate": 2e-4}
     prompts = str(folder.prompts("finetuning"))
-    train_once(run, convert(target_file()), target=str(target_file()), prompts=prompts, **settings)
-    shutil.move(last_step(run), target_folder(folder))
+    train_once(target_folder(folder), convert(target_file()), target=str(target_file()), prompts=prompts, **settings)
 
 
 def train_stock(folder: StudyFolder) -> None:
@@ -105,7 +101,7 @@ def train_stock(folder: StudyFolder) -> None:
 def train_row(folder: StudyFolder, name: str, seed: int) -> None:
     """Trains one seed of a row. A row after the warm-up goes on from the warm-up of the same seed."""
     row = DRIFTED_ROWS[name]
-    start = last_step(folder.run(WARM, seed)) if row.cut_layers is None else folder.cut(row.cut_layers)
+    start = folder.run(WARM, seed) if row.cut_layers is None else folder.cut(row.cut_layers)
     stored = {"rollouts": str(folder.answers)} if row.stored_answers else {}
     stored |= {"soft_labels": str(labels_folder(folder))} if row.stored_labels else {}
     pair = {"target": str(target_folder(folder)), "prompts": str(folder.prompts("train"))}
@@ -145,7 +141,7 @@ def collect(folder: StudyFolder) -> None:
         "exact_match": exact_match(scores, folder),
         **scores.size,
     }
-    stock = scores.score_once(last_step(folder.run(STOCK, 0)))
+    stock = scores.score_once(folder.run(STOCK, 0))
     for name, sums in {STOCK: stock, "cut-4": scores.score_once(folder.cut(4))}.items():
         result["rows"][name] = {"alpha": alpha([sums])}
     warm: list[PromptSums] = []
@@ -155,7 +151,7 @@ def collect(folder: StudyFolder) -> None:
         if not runs:
             continue
         row = DRIFTED_ROWS[name]
-        seeds = [scores.score_once(last_step(run)) for run in runs]
+        seeds = [scores.score_once(run) for run in runs]
         entry = {
             "settings": row.to_json(),
             "seeds": len(seeds),
@@ -165,7 +161,7 @@ def collect(folder: StudyFolder) -> None:
             "heldout": heldout_alpha(runs[0]),
         }
         if row.cut_layers is not None:
-            entry["alpha_whole_head"] = alpha([scores.score_once(last_step(run), trimmed=False) for run in runs])
+            entry["alpha_whole_head"] = alpha([scores.score_once(run, trimmed=False) for run in runs])
         else:
             entry["over_warm"] = alpha_over(seeds, warm[: len(seeds)])
         if name == WARM:

@@ -55,8 +55,3 @@ def is_finished(run: Path) -> bool:
 def has_weights(draft: Path) -> bool:
     """Whether a checkpoint lies there."""
     return (draft / "model.safetensors").exists()
-
-
-def last_step(run: Path) -> Path:
-    """The draft of a run's last step, where `train-draft` itself keeps the best one."""
-    return run / "last"

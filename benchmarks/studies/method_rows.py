@@ -10,7 +10,7 @@ from benchmarks.studies.bench_runs import DEPTHS, depth_row
 MAX_NEW_TOKENS = 48
 SHARED = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 4, "patience": 0, "heldout_prompts": 8}
 BUDGET = SHARED | {"steps": 60, "eval_every": 60}
-WARMUP = SHARED | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50}
+WARMUP = SHARED | {"method": "distillspec", "target_fraction": 1.0, "steps": 100, "eval_every": 50, "keep": "best"}
 DEPTH_BUDGET = SHARED | {"method": "distillspec", "target_fraction": 1.0, "steps": 120, "eval_every": 40}
 
 

@@ -8,8 +8,8 @@
 The pair is SmolLM2-135M-Instruct and its 4-layer cut, warmed up for 100 steps of forward KL on the target's answers.
 Every row goes on from that draft with the same prompts, steps, answers per step and tokens per answer. The prompts are
 the HumanEval problems of at most 200 tokens, because they come with given answers. 48 of them are never trained on, and
-alpha is measured on the target's sampled answers to those. The draft that is measured is that of the last step, also
-where train-draft kept the start because it was better. Intervals are paired over these prompts, a row's seeds together.
+alpha is measured on the target's sampled answers to those. The draft that is measured is that of the last step
+(`--keep last`). Intervals are paired over these prompts, a row's seeds together.
 
 Rows `depth-N` are cuts of 2, 4 and 8 layers after 120 steps on stored labels (top 64) of the same target's answers.
 """
@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.bench_runs import METHODS_RUNS
-from benchmarks.studies.folders import StudyFolder, last_step
+from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.method_rows import BUDGET, DEPTH_ROWS, MAX_NEW_TOKENS, METHOD_ROWS
 from benchmarks.studies.method_runs import common_start, prepare, train_row
 from benchmarks.studies.runs import bench_once, bench_results
@@ -60,7 +60,7 @@ def collect(folder: StudyFolder) -> None:
     scores = Scores(folder, str(target_file()), MAX_NEW_TOKENS)
     start = scores.score_once(common_start(folder))
     runs = {row: folder.finished_runs(row) for row in ROWS}
-    seeds = {row: [scores.score_once(last_step(run)) for run in runs[row]] for row in ROWS if runs[row]}
+    seeds = {row: [scores.score_once(run) for run in runs[row]] for row in ROWS if runs[row]}
     # The same stored answers, with the live target's distributions (fkl) or their text only (ce).
     online, offline = zip(*zip(seeds["target-fkl"], seeds["seqkd"], strict=False), strict=True)
     result = {
@@ -74,7 +74,7 @@ def collect(folder: StudyFolder) -> None:
                 "seeds": len(seeds[row]),
                 "alpha": alpha(seeds[row]),
                 "alpha_by_seed": alpha_by_seed(seeds[row]),
-                "alpha_whole_head": alpha([scores.score_once(last_step(run), trimmed=False) for run in runs[row]]),
+                "alpha_whole_head": alpha([scores.score_once(run, trimmed=False) for run in runs[row]]),
             }
             for row in DEPTH_ROWS
             if row in seeds

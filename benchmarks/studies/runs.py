@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from benchmarks.studies.bench_runs import BenchRun
-from benchmarks.studies.folders import StudyFolder, has_weights, is_finished, last_step
+from benchmarks.studies.folders import StudyFolder, has_weights, is_finished
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
 from specdistill import TrainConfig, train_draft
 from specdistill.report.progress import TerminalProgress
 
 
-class SaveLast(TrainerCallback):
-    """Keeps the draft of the last step: train-draft itself keeps the best, which may be the one it started from."""
-
-    def __init__(self, start: Path, run: Path) -> None:
-        self._start, self._last = start, last_step(run)
-
-    def on_train_end(self, args, state, control, model=None, **kwargs) -> None:
-        assert model is not None
-        model.save_pretrained(self._last)
-        for pattern in ("*token*", "chat_template*", "draft_vocabulary.json"):
-            for file in self._start.glob(pattern):
-                shutil.copyfile(file, self._last / file.name)
-
-
 def train_once(run: Path, start: Path, **settings: Any) -> None:
-    """Trains a draft on one thread and keeps its last step; leaves a finished run as it is.
+    """Trains a draft on one thread and keeps its last step unless told otherwise; leaves a finished run as it is.
 
     Args:
         run: Directory of the run.
@@ -41,8 +24,9 @@ def train_once(run: Path, start: Path, **settings: Any) -> None:
     if is_finished(run):
         return
     print(f"\n{run.name}: {settings}", flush=True)
-    config = TrainConfig.flat(draft=str(start), output=str(run), resume=True, threads=1, **settings)
-    train_draft(config, TerminalProgress(), [SaveLast(start, run)])
+    settings = {"keep": "last", "resume": True, "threads": 1} | settings
+    config = TrainConfig.flat(draft=str(start), output=str(run), **settings)
+    train_draft(config, TerminalProgress())
 
 
 def cut_once(target: str, output: Path, *flags: str) -> None:
@@ -54,8 +38,8 @@ def cut_once(target: str, output: Path, *flags: str) -> None:
 
 def bench_once(folder: StudyFolder, target: str, run: BenchRun, max_new_tokens: int) -> None:
     """Benches a row's first seed on held-out prompts, where that was trained and not yet benched."""
-    draft, report = last_step(folder.run(run.row, 0)), folder.bench_report(run)
-    if draft.exists() and not report.exists():
+    draft, report = folder.run(run.row, 0), folder.bench_report(run)
+    if is_finished(draft) and not report.exists():
         pair = ["--target", target, "--draft", str(draft), "--pack", run.pack, "--threads", "1"]
         size = ["--num-prompts", "12", "--latency-prompts", "10", "--max-new-tokens", str(max_new_tokens)]
         prompts = ["--prompts", str(folder.prompts("heldout")), "--temperature", str(run.temperature)]

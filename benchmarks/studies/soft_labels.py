@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.folders import StudyFolder, last_step
+from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.labels import LabelKind, StoredLabels, label_once
 from benchmarks.studies.method_rows import BUDGET, MAX_NEW_TOKENS, METHOD_ROWS
 from benchmarks.studies.method_runs import common_start, prepare, train_from, train_row
@@ -136,12 +136,12 @@ def main() -> None:
     if options.server is not None:
         train_on(SERVED, target_server=options.server, rollouts=str(folder.answers), server_top_k=SERVER_TOP_K)
         stores[SERVED] = TargetServer(ModelServer(options.server), scores.target, SERVER_TOP_K)
-    online = scores.score_once(last_step(folder.run(ONLINE, 0)))
+    online = scores.score_once(folder.run(ONLINE, 0))
     start = scores.score_once(common_start(folder))
     agreements = gradient_agreements(folder, stores, scores.target)
 
     def entry(row: str) -> dict[str, Any]:
-        own = scores.score_once(last_step(run_of(row)))
+        own = scores.score_once(run_of(row))
         return {
             **(asdict(sizes[row]) if row in sizes else {}),
             "gradient": asdict(agreements[row]),

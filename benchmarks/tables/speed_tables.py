@@ -36,7 +36,7 @@ def speed_table() -> str:
         "draft step, in target steps": lambda report: f"{report.cost_ratio:.3f}",
         "checking the draft, in target steps": lambda report: f"{check_cost(report):.2f}",
         "speed-up, measured": lambda report: interval_cell(report.speedup),
-        "speed-up of a perfect draft": lambda report: f"{report.perfect_draft_speedup:.2f}",
+        "speed-up of a perfect draft at its best length": lambda report: f"{report.perfect_draft_speedup:.2f}",
         "verdict": lambda report: f"**{report.verdict}**",
     }
     lines += [table_row([label, *map(cell, reports)]) for label, cell in rows.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.sequences.sources import Source
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.heldout import HeldOut
+from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.models import ModelPair, load_pair
 from specdistill.progress import Quiet
@@ -59,18 +61,42 @@ def load_step_trainer(draft: str, method: Literal["distillspec", "skd"], output:
         output: Directory of the run; single steps write nothing there.
     """
     pair = load_pair(str(target_file()), draft, say=lambda text: None)
+    prompts = short_prompts(pair.target.tokenizer)
+    encoded = encode_all(prompts, pair.target.tokenizer, 1000)
+    return make_step_trainer(pair, prompts, encoded, method, output)
+
+
+def make_step_trainer(
+    pair: ModelPair,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    method: Literal["distillspec", "skd"],
+    output: Path,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> StepTrainer:
+    """A pair in memory, ready for single steps over `BATCH` prompts.
+
+    Args:
+        pair: Target and draft; the draft's weights change.
+        prompts, encoded: The prompts, and their token ids.
+        method: Who writes the answers.
+        output: Directory of the run; single steps write nothing there.
+        max_new_tokens: Limit of each answer.
+        precision: Precision of the draft's forward pass.
+    """
     pair.target.model.requires_grad_(False)
     config = TrainConfig.flat(
-        target=str(target_file()),
-        draft=draft,
+        target=pair.target.name,
+        draft=pair.draft.name,
         output=str(output),
         method=method,
         divergence="jsd" if method != "skd" else "auto",
         batch_size=BATCH,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
+        precision=precision,
     )
-    prompts = short_prompts(pair.target.tokenizer)
-    encoded = encode_all(prompts, pair.target.tokenizer, 1000)
     if method == "skd":
         source = Skd(
             pair,
@@ -79,14 +105,14 @@ def load_step_trainer(draft: str, method: Literal["distillspec", "skd"], output:
             Sampling(),
             top_k=config.sequences.skd_top_k,
             num_draft_tokens=config.sequences.skd_num_draft_tokens,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max_new_tokens,
             batch_size=BATCH,
             seed=SEED,
         )
     else:
-        source = OnPolicy(pair.draft, prompts, encoded, Sampling(), MAX_NEW_TOKENS, BATCH, SEED)
+        source = OnPolicy(pair.draft, prompts, encoded, Sampling(), max_new_tokens, BATCH, SEED)
     states = TargetStates(pair.target)
     heldout = HeldOut(pair.target, [], Sampling(), "sampled")
     settings = (config.objective, config.optimiser, config.evaluation)
-    trainer = DraftTrainer(pair, source, states, heldout, *settings, output, Quiet())
+    trainer = DraftTrainer(pair, source, states, HeldOutMeasures(heldout), *settings, output, Quiet())
     return StepTrainer(trainer, source, states, pair)

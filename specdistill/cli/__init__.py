@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from cyclopts.config import Dict
 
 from specdistill import __version__
 from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
+from specdistill.cli.config_file import read_config
 from specdistill.cli.stop_signals import Received, stop_signals
 from specdistill.errors import ConfigError, SpecdistillError, is_out_of_memory
 
@@ -40,8 +41,6 @@ _COMMANDS = {
     "check": check,
     "export": export,
 }
-_MAPPINGS = ("chat_template_kwargs", "chat-template-kwargs")
-"""The settings whose value is a mapping; all others are flat."""
 for _position, (_name, _module) in enumerate(_COMMANDS.items()):
     app.command(_module.command, name=_name, sort_key=_position)
 
@@ -67,7 +66,7 @@ def _run(arguments: list[str], received: Received) -> int:
     except (CycloptsError, SpecdistillError) as error:
         if debug:
             raise
-        print(f"specdistill: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"specdistill: {_message(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output went away (`| head`); Python would complain once more while flushing at exit.
@@ -84,6 +83,10 @@ def _run(arguments: list[str], received: Received) -> int:
         if is_out_of_memory(error):
             print("specdistill: out of memory; take smaller models or a machine with more memory", file=sys.stderr)
             return 2
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            # The operating system refuses a name that the user gave, or a file of it.
+            print(f"specdistill: can't use {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         print(
             f"specdistill: unexpected {type(error).__name__}: {reason} (run again with --debug for the traceback)",
             file=sys.stderr,
@@ -95,11 +98,27 @@ def _run(arguments: list[str], received: Received) -> int:
     return 0
 
 
+def _message(error: CycloptsError | SpecdistillError) -> str:
+    """An error's text in one line."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return (
+            f"{error.unused_tokens[0]!r} belongs to no flag; write settings as --name value, and quote a value that "
+            "holds spaces"
+        )
+    if isinstance(error, UnknownOptionError) and error.token.source != "cli":
+        name = (error.token.keyword or "").strip("[]")
+        known = [each.removeprefix("--") for argument in error.argument_collection for each in argument.names]
+        close = difflib.get_close_matches(name.replace("_", "-"), known, 1)
+        hint = f"; did you mean {close[0].replace('-', '_')}?" if close else ""
+        return f"--config {error.token.source}: this command has no setting {name!r}{hint}"
+    return " ".join(str(error).split())
+
+
 def _config_files(arguments: list[str]) -> list[Dict]:
     """Takes --config FILE out of the arguments.
 
     Raises:
-        ConfigError: The file is missing, or is no YAML mapping.
+        ConfigError: The file is missing, or holds no settings.
     """
     files = []
     while True:
@@ -111,31 +130,8 @@ def _config_files(arguments: list[str]) -> list[Dict]:
         flag = arguments.pop(index)
         if "=" not in flag and index >= len(arguments):
             raise ConfigError("--config needs a file name")
-        path = Path(flag.partition("=")[2] if "=" in flag else arguments.pop(index))
-        files.append(Dict(_read_yaml(path), source=str(path.absolute()), use_commands_as_keys=False))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Reads the settings; refuses what is no flat mapping."""
-    import json
-
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"can't read --config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} must hold a mapping of settings, got {type(content).__name__}")
-    for name, value in content.items():
-        if isinstance(value, dict) and name in _MAPPINGS:
-            # cyclopts would take a mapping for nested flags.
-            content[name] = json.dumps(value, default=str)
-        elif isinstance(value, dict):
-            inner = next(iter(value), "setting")
-            raise ConfigError(
-                f"--config {path}: settings are flat, but {name} holds a mapping; write '{inner}: ...' at the top level"
-            )
-    return content
+        name = flag.partition("=")[2] if "=" in flag else arguments.pop(index)
+        if not name:
+            raise ConfigError("--config needs a file name")
+        path = Path(name)
+        files.append(Dict(read_config(path), source=str(path.absolute()), use_commands_as_keys=False))

@@ -11,7 +11,8 @@ from specdistill.serving.export_config import ExportConfig
 
 def command(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
     """Write a draft as one serving engine wants it."""
+    from specdistill.report.progress import TerminalProgress
     from specdistill.report.serving import exported_lines
     from specdistill.serving.export import export
 
-    exported_lines(export(config))
+    exported_lines(export(config, TerminalProgress()))

@@ -39,6 +39,11 @@ class Prompt:
         return self.place or f"prompt {self.id!r}"
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is a given answer that holds no text."""
+        return self.answer is not None and not self.answer.strip() and self.reply is None
+
+    @property
     def is_plain(self) -> bool:
         """Whether role and text of each turn say everything that was asked."""
         plain = all(turn.keys() == {"role", "content"} and isinstance(turn["content"], str) for turn in self.messages)

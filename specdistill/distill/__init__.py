@@ -11,3 +11,8 @@ below it:
     answers         answers on disk: generate, annotate, scorers
     processes       shares of work and of weights
 """
+
+from specdistill.remarks import hide_remarks
+
+# `train_draft` imports transformers' trainer.
+hide_remarks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -15,10 +16,12 @@ from specdistill.distill.target.settings import TargetSettings
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
+from specdistill.settings import checks
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import CHOICES
 from specdistill.settings.target_context import FLAGS, ContextSettings
 
 MAY_CHANGE = {
@@ -68,17 +71,29 @@ class TrainConfig(Config):
     processes: Annotated[ProcessSettings, box(MACHINE)] = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.check_seed(self.seed)
+        self.sampling.refuse_idle_filters()
         check_method(self.method, self.to_flat(), defaults(type(self)))
         _ = self.sequences.judge
         if self.context.adds_something and self.sequences.text is not None:
             raise ConfigError(f"--text has no prompts, to which {FLAGS} could add something; leave one of them away")
+        self.on_policy.refuse_idle()
         if (self.method == "online") != (self.sequences.online is not None):
             raise ConfigError("--method online and --online DIR go together")
         self.place.refuse_settings(self.method, self.to_flat())
         objective = self.objective
         if self.method == "online" and objective.temperature != 1:
             raise ConfigError("a rejection log holds the target at temperature 1; set --loss-temperature 1")
+        self._check_watch()
         self._check_sharing()
+
+    def _check_watch(self) -> None:
+        """Refuses to watch what nothing measures."""
+        if self.watch == "score" and not self.sequences.judges_text:
+            raise ConfigError(f"--watch score needs --scorer {CHOICES}")
+        if self.watch == "reward" and self.loss.reward is None:
+            raise ConfigError("--watch reward needs --reward module:function")
 
     def _check_sharing(self) -> None:
         """Refuses what goes against shared weights, or against an engine that takes whole ones."""
@@ -106,6 +121,22 @@ class TrainConfig(Config):
                 "a sharded target would write its answers in lockstep; let 'specdistill generate' write them, and name "
                 "the directory with --rollouts"
             )
+
+    @property
+    def watch(self) -> str:
+        """Held-out number that is watched, with `auto` resolved."""
+        watch = self.evaluation.watch
+        if watch != "auto":
+            return watch
+        if self.loss.reward is not None:
+            return "reward"
+        # A model that is its own target starts at alpha 1, which its training can only lower.
+        if self.recipe.learns_from_text and Path(self.target) == Path(self.draft):
+            if self.sequences.judges_text:
+                return "score"
+            if self.recipe.given_answers and self.sequences.text is None:
+                return "loss"
+        return "alpha"
 
     @property
     def recipe(self) -> Method:

@@ -39,7 +39,6 @@ METHOD_SETTINGS = {
     "text_block": "cuts raw text into blocks",
     "text": "trains on raw text",
     "rollouts": "brings answers of the target along",
-    "scorer": "chooses the best answer",
     "score_threshold": "tells right answers from wrong ones",
     "keep_correct": "keeps every right answer",
     "strict_scorer": "judges right answers again",
@@ -47,6 +46,8 @@ METHOD_SETTINGS = {
     "target_fraction": "says when the draft's own answers begin",
     "skd_top_k": "decides which draft tokens are replaced",
     "skd_num_draft_tokens": "counts draft tokens between checks",
+    "skd_target_temperature": "samples the replacements of skd's target",
+    "skd_target_top_p": "samples the replacements of skd's target",
     "online": "names a server's rejection log",
     "online_wait": "waits for a server's rejection log",
     "reward": "judges the draft's own answers",
@@ -66,6 +67,7 @@ METHOD_SETTINGS = {
 _CONTEXT = frozenset({"target_system", "target_examples", "target_hint"})
 _MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance"})
 _SAMPLED = frozenset({"rollouts"})
+_SKD = frozenset({"skd_top_k", "skd_num_draft_tokens", "skd_target_temperature", "skd_target_top_p"})
 _ON_POLICY = frozenset({"reward", "distill_weight", "rollout_engine", "push_every", "engine_memory"})
 
 METHODS: Mapping[str, Method] = {
@@ -85,7 +87,7 @@ METHODS: Mapping[str, Method] = {
             "best-of-n",
             "the best of N of the target's answers, or all right ones",
             "ce",
-            settings=_MIXING | _SAMPLED | _CONTEXT | {"scorer", "score_threshold", "keep_correct", "strict_scorer"},
+            settings=_MIXING | _SAMPLED | _CONTEXT | {"score_threshold", "keep_correct", "strict_scorer"},
         ),
         Method(
             "supervised-kd",
@@ -113,7 +115,7 @@ METHODS: Mapping[str, Method] = {
             "skd",
             "answers that draft and target write together (speculative KD)",
             "fkl",
-            settings=_CONTEXT | {"divergence", "ce_weight", "reference", "skd_top_k", "skd_num_draft_tokens"},
+            settings=_CONTEXT | _SKD | {"divergence", "ce_weight", "reference"},
         ),
         Method(
             "online",

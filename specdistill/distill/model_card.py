@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specdistill.evaluation.statistics import Estimate
-from specdistill.evaluation.summaries import TrainSummary
+from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary
 from specdistill.models import ModelPair
 from specdistill.settings.target_context import ContextSettings
 
@@ -22,13 +22,13 @@ agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose}
 {trimmed}{context}
 ## Measured
 
-{measured}
+{measured}{others}
 ## Training
 
-Method `{method}`, divergence `{loss}`, {trained_on}, best step {best_step} of
-{steps}{ended}, peak learning rate {learning_rate:g}. All settings are in `specdistill.yaml`, the curve in
-`history.jsonl`.
-{left_out}
+Method `{method}`, divergence `{loss}`, {trained_on}, {steps} steps{ended}, peak learning
+rate {learning_rate:g}. Step {kept_step} was kept: {why}. Held-out {watched} was watched. All settings are in
+`specdistill.yaml`, the curve in `history.jsonl`.
+{disagreement}{left_out}
 {serving}"""
 
 _CONTEXT = """
@@ -122,7 +122,11 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         trained_on=f"{summary.training_prompts} prompts from `{settings['prompts']}`"
         if settings["text"] is None
         else f"raw text from `{settings['text']}`",
-        best_step=summary.best_step,
+        kept_step=summary.kept_step,
+        why=summary.why,
+        watched=summary.watched,
+        disagreement="" if summary.disagreement is None else f"\nBeware: {summary.disagreement}.\n",
+        others=_others(summary),
         steps=summary.steps,
         learning_rate=summary.learning_rate,
     )
@@ -139,13 +143,27 @@ def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:
 
 
 def _rows(summary: TrainSummary) -> str:
-    if summary.interrupted and summary.best_step == 0:
+    if summary.interrupted and summary.kept_step == 0:
         # Stopped before the first evaluation: the weights were trained, but nobody measured them.
         return "| (interrupted before the first measurement) | | | |"
-    return "\n".join(
-        f"| {rule} | {summary.before[rule]:.3f} | {summary.after[rule]:.3f} | {gain.mean:+.3f}{_interval(gain)} |"
-        for rule, gain in summary.gain.items()
-    )
+    return "\n".join(_row(summary, rule, rule) for rule in summary.gain if rule not in OTHER_MEASURES)
+
+
+def _others(summary: TrainSummary) -> str:
+    """The table of what was measured beside alpha; empty without such numbers."""
+    names = [name for name in OTHER_MEASURES if name in summary.gain]
+    if not names or (summary.interrupted and summary.kept_step == 0):
+        return ""
+    labels = OTHER_MEASURES | {"score": f"{OTHER_MEASURES['score']} (`{summary.scorer}`)"}
+    rows = "\n".join(_row(summary, name, labels[name]) for name in names)
+    head = "| on the same prompts | before | after | paired difference [95 % interval] |\n|---|---|---|---|"
+    return f"\n{head}\n{rows}\n"
+
+
+def _row(summary: TrainSummary, name: str, label: str) -> str:
+    gain = summary.gain[name]
+    numbers = f"{summary.before[name]:.3f} | {summary.after[name]:.3f} | {gain.mean:+.3f}{_interval(gain)}"
+    return f"| {label} | {numbers} |"
 
 
 def _interval(gain: Estimate) -> str:

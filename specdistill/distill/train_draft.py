@@ -11,11 +11,11 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.decoding import Guidance
-from specdistill.distill.answers import scorers
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
+from specdistill.distill.answers.scorers import example_scorer
 from specdistill.distill.answers.shards import RolloutSettings
 from specdistill.distill.config import MAY_CHANGE, TrainConfig
-from specdistill.distill.model_card import model_card
+from specdistill.distill.ending import finish
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
@@ -26,15 +26,15 @@ from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.callbacks import check_trackers
-from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
 from specdistill.distill.training.loss import load_reference
+from specdistill.distill.training.measures import HeldOutMeasures
+from specdistill.distill.training.run_measures import MeasureInputs, build_measures
 from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
-from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = "summary.json"
@@ -58,8 +58,8 @@ def train_draft(
         Steps, and the held-out scores before and after with their paired difference.
 
     Raises:
-        SpecdistillError: Bad input (nothing was trained then), or training that diverged (the best draft is saved).
-        KeyboardInterrupt: After the best draft so far was saved.
+        SpecdistillError: Bad input (nothing was trained then), or training that diverged (the draft so far is saved).
+        KeyboardInterrupt: After the draft so far was saved.
     """
     prompts = _check_before_loading(config)
     check_make_engine(config.on_policy, make_engine)
@@ -130,7 +130,7 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
     prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place, config.context)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
-    return prompts.judged(config.recipe, sequences, config.place, loss.reward)
+    return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
 
 
 def _load(
@@ -181,32 +181,14 @@ def _build_trainer(
 ) -> tuple[DraftTrainer, Built]:
     """The trainer, and what was counted of the answers that it trains on."""
     config, pair, ranks = run.config, run.pair, run.ranks
-    settings = RolloutSettings(config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance)
-    answers = heldout_answers(
-        run.target,
-        run.prompts.heldout,
-        run.heldout,
-        settings,
-        run.output,
-        run.progress,
-        ranks,
-        sharded=run.shares_target,
-    )
+    # First: whatever is wrong with the held-out prompts ends the run before rollouts are sampled.
+    measures = _build_measures(run)
     built = _build_source(run, make_engine)
     trainer = DraftTrainer(
         pair,
         built.source,
         TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
-        heldout_scorer(
-            pair,
-            run.target,
-            run.prompts.heldout,
-            answers,
-            config.sampling,
-            config.objective.temperature,
-            config.evaluation.rule,
-            run.guidance,
-        ),
+        measures,
         config.objective,
         config.optimiser,
         config.evaluation,
@@ -216,7 +198,7 @@ def _build_trainer(
         reference=run.reference,
         reward=None
         if run.prompts.reward is None
-        else scorers.example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
+        else example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
         callbacks=callbacks,
         ranks=ranks,
         shards_draft=config.processes.shards_draft,
@@ -224,6 +206,30 @@ def _build_trainer(
         resume=config.resume,
     )
     return trainer, built
+
+
+def _build_measures(run: _Run) -> HeldOutMeasures:
+    config = run.config
+    return build_measures(
+        MeasureInputs(
+            pair=run.pair,
+            target=run.target,
+            prompts=run.prompts,
+            encoded=run.heldout,
+            method=config.recipe,
+            settings=config.sequences,
+            rollouts=RolloutSettings(
+                config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance
+            ),
+            objective=config.objective,
+            rule=config.evaluation.rule,
+            watch=config.watch,
+            output=run.output,
+            progress=run.progress,
+            ranks=run.ranks,
+            shares_target=run.shares_target,
+        )
+    )
 
 
 def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
@@ -264,36 +270,18 @@ def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
         interrupted = True
         raise
     finally:
-        if trainer.best is not None:
-            summary = _finish(run, trainer, built, interrupted)
-    return summary
-
-
-def _finish(run: _Run, trainer: DraftTrainer, built: Built, interrupted: bool) -> TrainSummary:
-    """Writes the model card, and the start where nothing beat it."""
-    pair, scorer = run.pair, trainer.scorer
-    if trainer.best_step == 0 and not interrupted and run.ranks.is_main:
-        # Nothing beat the start: the output must still be a draft, and an honest one.
-        start = load.load_model(run.config.draft, "draft", device=str(pair.draft.device), dtype=torch.float32)
-        save_draft(start, pair.target if pair.same_tokenizer else pair.draft, run.output)
-    summary = TrainSummary(
-        output=str(run.output),
-        steps=trainer.step,
-        best_step=trainer.best_step,
-        interrupted=interrupted,
-        learning_rate=learning_rate(run.config.optimiser, pair.draft),
-        heldout_prompts=len(run.prompts.heldout),
-        training_prompts=len(run.prompts.training),
-        processes=run.ranks.world,
-        measure=scorer.measure,
-        before=scorer.means(trainer.start_records),
-        after=scorer.means(trainer.best),
-        gain=scorer.gains(trainer.best, trainer.start_records),
-        answers_cut=built.answers.cut,
-        answers_empty=built.answers.empty,
-        right_answers=built.right,
-    )
-    if run.ranks.is_main:
-        settings = run.config.to_flat() | {"divergence": run.config.objective.kind}
-        atomic.write_text(run.output / "README.md", model_card(settings, pair, summary))
+        if trainer.keeper.records:
+            config = run.config
+            summary = finish(
+                trainer,
+                run.pair,
+                run.prompts,
+                built,
+                config.to_flat() | {"divergence": config.objective.kind},
+                run.ranks,
+                learning_rate=learning_rate(config.optimiser, run.pair.draft),
+                interrupted=interrupted,
+            )
+    if summary.disagreement is not None:
+        run.progress.say(f"warning: {summary.disagreement}")
     return summary

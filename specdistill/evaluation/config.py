@@ -9,10 +9,12 @@ from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
+
+_LONGEST_DRAFT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,23 @@ class AcceptanceSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_draft_tokens")
+        if self.max_draft_tokens > _LONGEST_DRAFT:
+            raise ConfigError(f"--max-draft-tokens must be at most {_LONGEST_DRAFT}, got {self.max_draft_tokens}")
         if (self.rule == "lenient") != (self.lenience < 1) or not 0 < self.lenience <= 1:
             raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"--confidence must be in (0, 1), got {self.confidence}")
+        needs(self, self.draft_length == "confidence", "--draft-length confidence", "confidence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """How finished answers are judged."""
+
+    scorer: str | None = None
+    """Also score the finished answers of the target alone, the draft alone and speculative decoding: exact-match,
+    number (the last number in the text) or json (equal values) compare with the prompts' field answer; module:function
+    is your own function(prompt, text) -> float. Shows what a lossy rule costs, and how good the draft is by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,7 @@ class TimedRunSettings:
     def __post_init__(self) -> None:
         at_least(self, 0, "latency_prompts")
         at_least(self, 1, "batch_size")
+        check_seed(self.seed)
 
     def prompt_seeds(self, numbers: range) -> list[int]:
         """One seed for each prompt, from its number in the prompt set."""
@@ -115,11 +131,14 @@ class MeasureConfig(Config):
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
         default_factory=AcceptanceSettings
     )
+    score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling.refuse_idle_filters()
         at_least(self, 0, "num_prompts", "num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
         longest, rule = self.acceptance.max_draft_tokens, self.acceptance.rule
@@ -127,6 +146,8 @@ class MeasureConfig(Config):
             raise ConfigError(f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {longest}")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
             raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
+        if self.json is not None and self.json == self.html:
+            raise ConfigError(f"--json and --html both name {self.json}; choose two files")
 
     @property
     def default_rule(self) -> str:

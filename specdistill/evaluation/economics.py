@@ -167,6 +167,8 @@ def judge_rounds(
         verdict = "pays"
     else:
         verdict = "does not pay"
+        if measured.high > 1:
+            why += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
         if best != num_draft_tokens and predicted[best] > 1:
             why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
     return Economics(

@@ -15,6 +15,7 @@ from specdistill.decoding.draft_length import DraftLength
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
+from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
 from specdistill.evaluation.interruption import (
     FEWEST,
@@ -53,6 +54,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     progress = progress or Quiet()
     _check_input(config)
     prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
+    judge = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     # Prompts are checked before any weights are read.
@@ -70,6 +72,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         )
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
+        own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
     context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
     context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
     costs = timed = None
@@ -80,6 +83,10 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
     scored = [prompt for prompt in prompts if prompt.id in answered]
     report = replace(build_report(config, models, scored, scores, costs, timed), training_prompts=trained)
+    if judge is not None and own is not None:
+        ways = judge.timed(timed.runs if timed else [], target)
+        score = judge.section(judge.examples(answers, target), own.draft, ways, own.compared)
+        report = replace(report, score=score)
     if not stop:
         return report
     counts = (timed.prompts, timed.asked) if timed else (0, 0)
@@ -88,11 +95,12 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
 
 def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
+    device = resolve_device(config.machine.device)
     for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":
-        check_packable(config.weights.pack, resolve_device(config.machine.device))
+        check_packable(config.weights.pack, device)
 
 
 def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
+_MOST_EPOCHS = 1_000_000
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -26,7 +28,7 @@ def parse_count(text: str, flag: str) -> float:
         value = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"{flag} {text} is no number of parameters; write it like 70B, 1.5B or 135M")
     return value
 
@@ -48,6 +50,7 @@ class PlannedModels:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "vocab_size")
+        at_least(self, 0, "draft_layers", "draft_width")
 
     @property
     def weight_bytes(self) -> int:
@@ -76,8 +79,8 @@ class PlannedText:
         at_least(self, 1, "prompts", "rollouts_per_prompt", "prompt_tokens", "answer_tokens")
         if not 0 <= self.on_policy_fraction <= 1:
             raise ConfigError(f"--on-policy-fraction must be in [0, 1], got {self.on_policy_fraction}")
-        if self.epochs <= 0:
-            raise ConfigError(f"--epochs must be above 0, got {self.epochs}")
+        if not 0 < self.epochs <= _MOST_EPOCHS:
+            raise ConfigError(f"--epochs must be above 0 and at most {_MOST_EPOCHS}, got {self.epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ class PlannedMachine:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decode_batch")
+        at_least(self, 0, "gpu_tflops", "gpu_bandwidth", "gpu_memory")
         for name in ("utilisation", "decode_utilisation"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in (0, 1], got {getattr(self, name)}")
@@ -147,6 +151,7 @@ class PlanConfig(Config):
     machine: Annotated[PlannedMachine, box("Accelerators")] = field(default_factory=PlannedMachine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "gpus")
         custom = self.machine.custom
         if (self.gpu == "custom") != all(custom) or (self.gpu != "custom" and any(custom)):

@@ -12,6 +12,7 @@ from typing import Any
 
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.to_json import to_json
@@ -152,6 +153,8 @@ class Report:
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
     """The draft of --compare."""
+    score: AnswerScores | None = None
+    """How right finished answers are; present with --scorer."""
     training_prompts: list[TrainingPrompts] | None = None
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None

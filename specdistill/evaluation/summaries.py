@@ -9,6 +9,13 @@ from typing import Any, Literal
 
 from specdistill.evaluation.statistics import Estimate
 
+OTHER_MEASURES = {
+    "score": "score of its own greedy answers",
+    "reward": "reward of its own sampled answers",
+    "loss": "loss per token",
+}
+"""Held-out numbers beside alpha, for people."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RightAnswers:
@@ -60,8 +67,16 @@ class TrainSummary:
     """Directory of the draft."""
     steps: int
     """Optimiser steps that were done."""
+    kept_step: int
+    """Step of the draft that was written; 0 is the start."""
     best_step: int
-    """Step of the draft that was kept; 0 is the start."""
+    """Step of the best draft by the watched number; 0 is the start."""
+    keep: str
+    """`best` or `last`."""
+    watched: str
+    """Name of the held-out number that was watched, for people."""
+    why: str
+    """Why that step was kept, in words."""
     interrupted: bool
     learning_rate: float
     """Peak."""
@@ -69,13 +84,17 @@ class TrainSummary:
     training_prompts: int
     processes: int
     measure: str
-    """Name of the numbers below, for people: alpha, or log-likelihood per byte."""
+    """Name of the numbers by rule, for people: alpha, or log-likelihood per byte."""
     before: Mapping[str, float]
-    """Held-out score of the start, by rule."""
+    """Held-out numbers of the start, by rule, and by `score`, `reward` and `loss` where they were measured."""
     after: Mapping[str, float]
-    """Held-out score of the kept draft, by rule."""
+    """Held-out numbers of the kept draft."""
     gain: Mapping[str, Estimate]
-    """Paired difference after - before, by rule."""
+    """Paired differences after - before."""
+    scorer: str | None = None
+    """Scorer of `score`; None without one."""
+    disagreement: str | None = None
+    """Warning that the best and the last draft differ widely; None where they don't."""
     answers_cut: int = 0
     """Given answers that were longer than --max-new-tokens."""
     answers_empty: int = 0
@@ -105,9 +124,9 @@ class GeneratorSummary:
     budget: float
     """Sampling FLOPs, or the price of the tokens."""
     distinct_per_prompt: float | None = None
-    """Different answers per prompt; this and the rest only where two models are compared."""
+    """Different answers per prompt; only where two models are compared."""
     target_log_likelihood: float | None = None
-    """Mean log-likelihood per token under the target, in nats, over answers."""
+    """Mean log-likelihood per token under the target, in nats, over answers; only where two models are compared."""
     mean_score: float | None = None
     """Mean score; None without a scorer."""
     right_answers: RightAnswers | None = None

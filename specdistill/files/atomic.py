@@ -126,9 +126,9 @@ def refuse_existing_file(path: Path | None, flag: str) -> None:
     """
     if path is None:
         return
-    if path.exists():
-        raise OutputError(f"{path} already exists; choose another {flag}, or remove it first")
     with output_errors(path):
+        if path.exists():
+            raise OutputError(f"{path} already exists; choose another {flag}, or remove it first")
         path.parent.mkdir(parents=True, exist_ok=True)
         _probe(path.with_name(f".{path.name}.write-probe"))
 

@@ -58,6 +58,12 @@ def refuse_adapter(settings: Path, name: str, role: str) -> None:
     )
 
 
+def check_hub_id(name: str, role: str) -> None:
+    """Raises ModelError where the name of a model that is not here can only be meant as a path."""
+    if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
+
+
 def check_directory(directory: Path, name: str, role: str) -> None:
     """Checks that a directory holds a whole model's configuration.
 

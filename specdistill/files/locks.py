@@ -19,6 +19,8 @@ _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN}
 def output_lock(output: Path, say: Callable[[str], None], *, wanted: bool = True) -> Iterator[None]:
     """Holds an output directory for the life of a command. A directory that is missing is made.
 
+    A directory that was made here and is still empty at the end goes again: nothing was written then.
+
     Args:
         output: The directory.
         say: Called with a warning where the file system has no locks.
@@ -30,8 +32,9 @@ def output_lock(output: Path, say: Callable[[str], None], *, wanted: bool = True
     if not wanted:
         yield
         return
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; --output must name a directory")
+    with atomic.output_errors(output):
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"{output} is a file; --output must name a directory")
     with _held(output / atomic.LOCK_FILE, f"{output} is in use by another run", "--output", say):
         yield
 
@@ -51,21 +54,31 @@ def file_lock(path: Path | None, flag: str, say: Callable[[str], None]) -> Itera
     if path is None:
         yield
         return
+    with atomic.output_errors(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; {flag} must name a file")
     with _held(path.with_name(f".{path.name}.lock"), f"{path} is being written by another run", flag, say):
         yield
 
 
 @contextlib.contextmanager
 def _held(lock: Path, busy: str, flag: str, say: Callable[[str], None]) -> Iterator[None]:
-    with atomic.output_errors(lock.parent):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _take(lock, busy, flag, say)
+    missing = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
-        yield
+        with atomic.output_errors(lock.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _take(lock, busy, flag, say)
+        try:
+            yield
+        finally:
+            # Removed while it is held: whoever opened it meanwhile sees that it is no longer the one of this name.
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
     finally:
-        # Removed while it is held: whoever opened it meanwhile sees that it is no longer the one of this name.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        for folder in missing:
+            # Refused by the operating system where something was written.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _take(lock: Path, busy: str, flag: str, say: Callable[[str], None]) -> int:

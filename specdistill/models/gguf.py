@@ -74,7 +74,9 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
         # A pair, because of `output_loading_info`.
         model, report = loaded
     except Exception as error:
-        raise ModelError(f"transformers can't read {path}: {first_line(error)}") from error
+        raise ModelError(
+            f"transformers can't read {path}: {first_line(error)}; if the file was cut off, download it again"
+        ) from error
     weights.check_report(report, str(path))
     weights.check_finite(model, str(path))
     with atomic.new_directory(directory) as temporary:

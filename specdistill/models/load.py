@@ -25,7 +25,8 @@ from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
-from specdistill.models.quiet import hide_remarks, quiet_transformers
+from specdistill.models.quiet import quiet_transformers
+from specdistill.remarks import hide_remarks
 
 hide_remarks()
 
@@ -79,8 +80,8 @@ def check_exists(name: str, role: str) -> None:
         if path.suffix != ".gguf":
             raise ModelError(f"--{role} {name} is a file but no .gguf; name a checkpoint directory or a .gguf file")
         gguf.check_gguf(path)
-    elif path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
+    else:
+        checkpoint_files.check_hub_id(name, role)
 
 
 def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSource:
@@ -136,10 +137,13 @@ def _why_not(error: Exception, location: str, name: str, role: str) -> str:
 
 
 def _cached(location: str, file: str) -> Path | None:
-    """A file of a hub id, from the network or the local cache; None if there is none."""
-    found = cached_file(
-        location, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    """A file of a hub id, from the network or the local cache; None if there is none, or if this is no hub id."""
+    try:
+        found = cached_file(
+            location, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:
+        return None
     return None if found is None else Path(found)
 
 

@@ -168,10 +168,14 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    remedy = "leave it out, or name one that this machine has, such as cpu or cuda:0"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} can't be used: {first_line(error)}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error).partition(". ")[0]
+        raise ConfigError(f"--device {device} can't be used: {reason}; {remedy}") from error
+    if torch.device(device).type == "meta":
+        raise ConfigError(f"--device {device} can't be used: it holds no numbers; {remedy}")
     return device
 
 

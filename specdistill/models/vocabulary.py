@@ -99,7 +99,8 @@ def check_same_vocabulary(
         f"target and draft have different tokenizers: id {first} is {target_tokens.get(first, 'unused')!r} in "
         f"{target_name} ({len(target_tokens)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
         f"({len(draft_tokens)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'; "
-        "'specdistill bench --engine transformers' measures a draft of another tokenizer"
+        "a draft of another tokenizer works in transformers alone: 'specdistill bench --engine transformers' measures "
+        "it, 'specdistill export --format transformers' writes it"
     )
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from specdistill.evaluation.summaries import AnnotateSummary, GenerateSummary, RightAnswers, TrainSummary
+from specdistill.evaluation.summaries import (
+    OTHER_MEASURES,
+    AnnotateSummary,
+    GenerateSummary,
+    RightAnswers,
+    TrainSummary,
+)
 from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate
 
@@ -16,16 +22,22 @@ def training_table(summary: TrainSummary) -> None:
     table = Table(title=f"held-out {summary.measure}, {summary.heldout_prompts} prompts that training never saw")
     for name in ("rule" if alpha else "of", "before", "after", "paired difference [95 %]"):
         table.add_column(name, justify="left" if name in ("rule", "of") else "right")
-    for rule, gain in summary.gain.items():
-        before, after = summary.before[rule], summary.after[rule]
-        table.add_row(rule, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+    for name, gain in summary.gain.items():
+        before, after = summary.before[name], summary.after[name]
+        label = OTHER_MEASURES.get(name, name)
+        if name == "score":
+            label += f" ({summary.scorer})"
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
     console.print(table)
     if summary.right_answers is not None:
         shown = ", ".join(f"{label} {value}" for label, value in _right_answers(summary.right_answers))
         console.print(f"of {summary.right_answers.answers:,} sampled answers: {shown}", soft_wrap=True)
-    if summary.best_step == 0:
+    if summary.kept_step == 0:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    console.print(f"draft: {summary.output} (best step {summary.best_step} of {summary.steps})", soft_wrap=True)
+    if summary.disagreement is not None:
+        console.print(f"warning: {summary.disagreement}", soft_wrap=True)
+    kept = f"step {summary.kept_step} of {summary.steps} kept: {summary.why}"
+    console.print(f"draft: {summary.output} ({kept})", soft_wrap=True)
 
 
 def generation_table(summary: GenerateSummary) -> None:

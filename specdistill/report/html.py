@@ -8,7 +8,17 @@ from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.evaluation.to_json import to_json
 from specdistill.report.plots import all_plots
-from specdistill.report.wording import LOSSY, SAMPLED, UNSCORED, alpha_rows, estimate, number, prediction_warning
+from specdistill.report.wording import (
+    LOSSY,
+    SAMPLED,
+    UNSCORED,
+    alpha_rows,
+    compared_score,
+    estimate,
+    number,
+    prediction_warning,
+    score_rows,
+)
 
 
 def html_report(report: Report) -> str:
@@ -25,6 +35,8 @@ def html_report(report: Report) -> str:
         settings=to_json(report.setup),
         plots=all_plots(report),
         alphas=alpha_rows(report),
+        scores=score_rows(report),
+        compared_score=compared_score(report),
         lossy=LOSSY,
         sampled=SAMPLED,
         unscored=UNSCORED,

@@ -14,10 +14,12 @@ from specdistill.report.wording import (
     UNSCORED,
     alpha_rows,
     chat_lines,
+    compared_score,
     estimate,
     lossless_line,
     number,
     prediction_warning,
+    score_rows,
     training_lines,
 )
 
@@ -33,6 +35,8 @@ def bench_tables(report: Report) -> None:
     _positions(console, report)
     if report.acceptance.by_category:
         _categories(console, report.acceptance, report.setup.predicting_rule)
+    if report.score is not None:
+        _scores(console, report, report.score.scorer)
     if report.economics.predicted_speedup:
         _speed(console, report.latency, report.setup)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
@@ -111,6 +115,19 @@ def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
         numbers = f"{scores.alpha(rule):.3f}", f"{scores.mean_acceptance_length:.3f}"
         table.add_row(name, str(scores.prompts), *numbers)
     console.print(table)
+
+
+def _scores(console: Console, report: Report, scorer: str) -> None:
+    table = Table(title=f"score of the finished answers ({scorer})")
+    for name in ("answers of", "prompts", "score [95 %]", "over the target, paired"):
+        table.add_column(name, justify="left" if name == "answers of" else "right")
+    for row in score_rows(report):
+        over = "" if row.over is None else estimate(row.over, sign="+")
+        table.add_row(row.writer, str(row.prompts), estimate(row.score), over)
+    console.print(table)
+    line = compared_score(report)
+    if line is not None:
+        console.print(line, soft_wrap=True)
 
 
 def _speed(console: Console, latency: Latency, setup: Setup) -> None:

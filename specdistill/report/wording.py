@@ -55,6 +55,40 @@ def alpha_rows(report: Report) -> list[AlphaRow]:
     return rows
 
 
+class ScoreRow(NamedTuple):
+    """One line of the table of scores."""
+
+    writer: str
+    prompts: int
+    score: Estimate
+    over: Estimate | None
+    """Paired difference over the target alone on the same prompts; None for the target itself."""
+
+
+def score_rows(report: Report) -> list[ScoreRow]:
+    """Who wrote how good answers; empty without --scorer."""
+    scores = report.score
+    if scores is None:
+        return []
+    rows = [
+        ScoreRow("target alone", scores.prompts, scores.target, None),
+        ScoreRow("draft alone", scores.prompts, scores.draft, scores.draft_minus_target),
+    ]
+    if math.isfinite(scores.speculative.mean):
+        way = f"speculative, by {report.setup.rule}"
+        rows.append(ScoreRow(way, scores.speculative_prompts, scores.speculative, scores.speculative_minus_target))
+    return rows
+
+
+def compared_score(report: Report) -> str | None:
+    """The score of the compared draft in a line; None without one."""
+    scores, other = report.score, report.compare
+    if scores is None or other is None or scores.compared is None or scores.draft_minus_compared is None:
+        return None
+    paired = estimate(scores.draft_minus_compared, sign="+")
+    return f"score of {other.draft.name} alone: {estimate(scores.compared)}; the draft's minus it, paired: {paired}"
+
+
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
     """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell; `0.512 (too few)` without an interval."""
     if not math.isfinite(value.mean):

@@ -7,16 +7,19 @@ import dataclasses
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts, spread_over_categories
+from specdistill.decoding.answers import write_answers
 from specdistill.errors import ModelError, ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
+from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
-from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair
+from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
@@ -54,12 +57,14 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 
 def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     """Measures a draft in a real engine; see `bench`."""
+    resolve_device(config.machine.device)
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     if config.engine_kind.launcher:
         config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
     prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
     prompts = prompts[: config.timing.latency_prompts or None]
+    scoring = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     num_draft_tokens = config.num_draft_tokens or _LENGTH
@@ -93,7 +98,8 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         judge = pair.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
-    report = dataclasses.replace(report, training_prompts=trained)
+    score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
+    report = dataclasses.replace(report, training_prompts=trained, score=score)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
@@ -130,7 +136,8 @@ def _check_sizes(pair: ModelPair) -> None:
     if sizes[0] == sizes[1]:
         raise ModelError(
             f"target and draft have different tokenizers, but both configs say vocab_size {sizes[0]}: transformers "
-            "takes such a pair for one tokenizer and can't translate; pad one model's vocabulary by a row"
+            "takes such a pair for one tokenizer and can't translate; 'specdistill export --format transformers' pads "
+            "the draft by a row"
         )
 
 
@@ -175,6 +182,24 @@ def _time(
                 stop(error)
                 return runs, None
     return runs, None
+
+
+def _answer_scores(
+    config: BenchConfig,
+    judge: AnswerJudge,
+    pair: ModelPair,
+    encoded: list[list[int]],
+    runs: list[EngineRun],
+    progress: Progress,
+) -> AnswerScores:
+    """Scores of the engine's answers, and of those that the draft writes alone in our decoder."""
+    timed = judge.timed(runs, pair.target)
+    prompts, draft, length = judge.prompts, pair.draft, config.max_new_tokens
+    if not pair.same_tokenizer:
+        encoded = encode_all(prompts, draft.tokenizer, draft.max_context - length, draft.vocab_size)
+    name = "draft writes answers"
+    answers = write_answers(draft, prompts, encoded, config.sampling, length, config.timing.seed, progress, name)
+    return judge.section(timed[0], judge.examples(answers, draft), timed)
 
 
 def _wrong_length(config: BenchConfig, counts: Speculation | None, answers: int) -> str | None:

@@ -11,7 +11,7 @@ from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.servers.urls import check_url, same_server
 from specdistill.serving.engine_table import ENGINES, EngineKind
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs
 from specdistill.settings.parts import ESSENTIALS, box
 
 
@@ -68,6 +68,11 @@ class BenchConfig(MeasureConfig):
         running = self.engine_kind.place == "running"
         if running != (self.servers.url is not None) or running != (self.servers.baseline_url is not None):
             raise ConfigError("--engine openai-server, --url and --baseline-url go together")
+        started = self.engine_kind.place == "started"
+        needs(self.servers, started, "servers that bench starts: --engine vllm or llama-cpp", "engine_args")
+        needs(self.servers, running, "--engine openai-server", "server_model")
+        served = "--engine vllm, llama-cpp or openai-server"
+        needs(self.servers, running or started, served, "server_patience", "server_timeout")
         if self.engine_kind.place != "decoder":
             self._check_engine()
 
@@ -90,8 +95,6 @@ class BenchConfig(MeasureConfig):
                 f"--engine {self.engine} takes a .gguf file as --draft, got {self.draft}; 'specdistill export --format "
                 "gguf' writes one"
             )
-        if self.servers.engine_args and kind.place != "started":
-            raise ConfigError(f"--engine-args are for servers that bench starts, not for {self.engine}")
 
     @property
     def engine_kind(self) -> EngineKind:

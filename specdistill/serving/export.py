@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from specdistill.errors import ModelError
 from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
-from specdistill.progress import Quiet
+from specdistill.models.pair import find_pair
+from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.export_config import ExportConfig
@@ -34,44 +36,39 @@ class Exported:
     """The engine's own conditions, checked on the files that were written."""
 
 
-def export(config: ExportConfig) -> Exported:
+def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
     """Writes a draft as one serving engine wants it.
 
     Args:
         config: The pair, the format and the output.
+        progress: Where remarks go.
 
     Returns:
         The output's path, the changes made, and the engine's verdict on the files.
 
     Raises:
         ModelError: A model can't be read, or is of an architecture that the format can't hold.
-        IncompatibleModelsError: The tokenizers differ.
+        IncompatibleModelsError: The tokenizers differ, and the format is not transformers.
         OutputError: The output exists or can't be written.
     """
-    output = Path(config.output)
+    output, say = Path(config.output), (progress or Quiet()).say
     for role, name in (("target", config.target), ("draft", config.draft)):
         load.check_exists(name, role)
     if config.format == "gguf":
         _check_served(Path(config.served_gguf))
-        with locks.file_lock(output, "--output", Quiet().say):
+        with locks.file_lock(output, "--output", say):
             atomic.refuse_existing_file(output, "--output")
-            return _export(config, output)
-    with locks.output_lock(output, Quiet().say):
+            return _export(config, output, say)
+    with locks.output_lock(output, say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
-            return _export(config, output)
+            return _export(config, output, say)
 
 
-def _export(config: ExportConfig, output: Path) -> Exported:
-    target_source, draft_source = load.find(config.target, "target"), load.find(config.draft, "draft")
-    vocabulary.check_same_vocabulary(
-        target_source.tokenizer,
-        draft_source.tokenizer,
-        target_source.name,
-        draft_source.name,
-        target_source.rows,
-        draft_source.rows,
-    )
+def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> Exported:
+    # transformers alone drafts with another tokenizer, whose files the draft then keeps.
+    pair = find_pair(config.target, config.draft, other_tokenizer=config.format == "transformers", say=say)
+    target_source, draft_source = pair.target, pair.draft
     load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
@@ -79,6 +76,10 @@ def _export(config: ExportConfig, output: Path) -> Exported:
     target = load.load_shell(target_source)
     draft = load.load_model(draft_source, "draft")
     changes = _fit(draft, target)
+    if not pair.same_tokenizer:
+        changes.append("another tokenizer than the target's: the draft keeps its own files")
+        changes += _of_another_size(draft, target)
+        target = draft
     if config.format == "gguf":
         kind = "float16" if config.files.type == "auto" else config.files.type
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
@@ -122,6 +123,15 @@ def _fit(draft: LanguageModel, target: LanguageModel) -> list[str]:
         changes.append(f"the head's trim to {len(draft.kept_ids)} ids is left out: engines use all of its rows")
         draft.kept_ids = None
     return changes
+
+
+def _of_another_size(draft: LanguageModel, target: LanguageModel) -> list[str]:
+    """Pads a draft whose tokenizer is another one of the target's size, which transformers would take for the same."""
+    rows = target.config.get_text_config().vocab_size
+    if draft.config.get_text_config().vocab_size != rows:
+        return []
+    vocabulary.resize_to(draft.model, rows + 1, draft.vocab_size)
+    return _resized(rows, rows + 1)
 
 
 def _resized(before: int, after: int) -> list[str]:

@@ -32,12 +32,13 @@ class ExportConfig(Config):
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
     """The draft: hub id, checkpoint directory or .gguf file."""
     format: Annotated[Literal["transformers", "vllm", "sglang", "gguf"], Parameter(group=ESSENTIALS)]
-    """The engine; gguf is llama.cpp's."""
+    """The engine; gguf is llama.cpp's. Only transformers takes a draft of another tokenizer than the target's."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """A new directory; for gguf a new file that ends in .gguf."""
     files: Annotated[ExportedFiles, box("Weights and tokenizer")] = field(default_factory=ExportedFiles)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         gguf = self.format == "gguf"
         if gguf != self.output.endswith(".gguf"):
             raise ConfigError(

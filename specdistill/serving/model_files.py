@@ -116,8 +116,8 @@ def read(name: str, role: str) -> ModelFiles:
     path = Path(name)
     if path.is_file():
         return _read_gguf(path, name, role)
-    if path.suffix == ".gguf":
-        raise ModelError(f"--{role} {name} does not exist; name a hub id, a checkpoint directory or a .gguf file")
+    if not path.is_dir():
+        checkpoint_files.check_hub_id(name, role)
     try:
         directory = path if path.is_dir() else _cached(name)
     except Exception as error:

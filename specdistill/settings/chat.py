@@ -50,7 +50,7 @@ def canonical(given: str | TemplateArguments | None) -> str | None:
     Raises:
         ConfigError: They are no JSON object, or one has a name that is not the template's.
     """
-    arguments = given or {}
+    arguments = {} if given is None else given
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

@@ -2,18 +2,90 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from specdistill.errors import ConfigError
+
+LARGEST_SEED = 2**32 - 1
+"""Largest random seed that every engine takes."""
+LARGEST_FLOAT = 1e30
+"""Largest number that float32 multiplies without an overflow, with room to spare."""
+COLDEST = 0.001
+"""Lowest temperature above 0: logits that are divided by less lose their differences in float32."""
+MAY_BE_EMPTY = ("negative_prompt",)
+"""Settings for which empty text is a value."""
+
+
+def flag(name: str) -> str:
+    """A setting's name as its flag."""
+    return f"--{name.replace('_', '-')}"
 
 
 def at_least(config: object, least: float, *names: str) -> None:
-    """Raises ConfigError for the first named setting below `least`, spelled as its flag."""
+    """Raises ConfigError for the first named setting that is not at least `least`, spelled as its flag."""
     for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+        if not getattr(config, name) >= least:
+            raise ConfigError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
 
 
 def within_one(config: object, *names: str) -> None:
     """Raises ConfigError for the first named setting outside [0, 1]; None passes."""
     for name in names:
         if not 0 <= (getattr(config, name) or 0) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], got {getattr(config, name)}")
+            raise ConfigError(f"{flag(name)} must be in [0, 1], got {getattr(config, name)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError for a --seed that some generator of random numbers would refuse."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"--seed must be in [0, {LARGEST_SEED}], got {seed}")
+
+
+def check_temperature(config: object, *names: str) -> None:
+    """Raises ConfigError for the first named temperature that is neither 0 nor at least `COLDEST`."""
+    for name in names:
+        if not (getattr(config, name) == 0 or getattr(config, name) >= COLDEST):
+            raise ConfigError(f"{flag(name)} must be 0 or at least {COLDEST}, got {getattr(config, name)}")
+
+
+def usable(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses values that no setting takes: NaN, infinity, numbers beyond 64 bits, empty text, zero bytes.
+
+    Args:
+        settings: Every setting by its flat name.
+        defaults: Their defaults, which pass.
+
+    Raises:
+        ConfigError: Names the first such setting.
+    """
+    for name, value in settings.items():
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+            raise ConfigError(f"{flag(name)} must be a finite number, at most {LARGEST_FLOAT:g}, got {value}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{flag(name)} must fit 64 bits, got {value}")
+        if not isinstance(value, str) or value == defaults.get(name):
+            continue
+        if not value.strip() and name not in MAY_BE_EMPTY:
+            raise ConfigError(f"{flag(name)} is empty; give it a value, or leave it out")
+        if "\0" in value:
+            raise ConfigError(f"{flag(name)} holds a zero byte, got {value!r}")
+
+
+def needs(part: Any, condition: bool, what: str, *names: str) -> None:
+    """Refuses settings that have no effect here.
+
+    Args:
+        part: A dataclass of settings.
+        condition: Whether they have an effect.
+        what: What they go with, as it follows "goes with".
+        names: Settings of the part; at its default a setting was not asked for.
+
+    Raises:
+        ConfigError: One of them was changed, and would be ignored.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(part)}
+    for name in names:
+        if not condition and getattr(part, name) != defaults[name]:
+            raise ConfigError(f"{flag(name)} {getattr(part, name)} has no effect here: it goes with {what}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
+
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "threads")
+        if self.threads > _MOST_THREADS:
+            raise ConfigError(f"--threads must be at most {_MOST_THREADS}, got {self.threads}")
 
     def limit_threads(self) -> None:
         """Tells torch how many threads to use, for the whole process."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 from cyclopts import Group, Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.settings import checks
 
 ESSENTIALS = Group.create_ordered("Essentials", sort_key=0)
 """The first box of every command's help."""
@@ -32,6 +33,9 @@ def box(title: str | Group) -> Parameter:
 
 class Config:
     """Base of the commands' configurations: a frozen dataclass whose fields are settings and parts."""
+
+    def __post_init__(self) -> None:
+        checks.usable(self.to_flat(), defaults(type(self)))
 
     @classmethod
     def flat(cls, **settings: Any) -> Self:

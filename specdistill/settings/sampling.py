@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_temperature, needs
 
 
 class SamplingArguments(TypedDict):
@@ -37,10 +37,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "temperature", "top_k")
+        check_temperature(self, "temperature")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p < 1:
             raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
+
+    def refuse_idle_filters(self) -> None:
+        """Raises ConfigError for a filter at temperature 0, where the likeliest id is taken whatever it leaves over."""
+        needs(self, not self.greedy, "--temperature above 0", "top_k", "top_p", "min_p")
 
     @property
     def greedy(self) -> bool:

@@ -123,7 +123,7 @@ def test_one_clear_line_and_exit_code_two(name, in_folder, capsys):
     ("content", "text"),
     [
         ("target: target\nnum_draft_tokns: 3\n", "num_draft_tokns"),
-        ("- a\n", "must hold a mapping"),
+        ("- a\n", "holds a list in place of settings"),
         ("a: [1\n", "not valid YAML"),
     ],
 )
@@ -215,7 +215,7 @@ def test_ctrl_c_in_the_middle_of_training(in_folder, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "kept the best draft so far and the rollouts" in error and "Traceback" not in error
+    assert "kept the draft so far and the rollouts" in error and "Traceback" not in error
     from specdistill.models import load_model
 
     load_model(str(output), "draft")

@@ -27,7 +27,11 @@ SERVED = {"engine": "openai-server", "url": "http://h:1/v1", "baseline_url": "ht
 CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memory": 64.0}
 # Settings that need others beside them, or one value among few.
 TOGETHER = {
-    "annotate": {"text_block": {"text": "x.txt", "text_block": 64}},
+    "annotate": {
+        "text_block": {"text": "x.txt", "text_block": 64},
+        "draws": {"draws": 65, "labels": "sampled"},
+        "ray_workers": {"ray_workers": 2, "ray": "local"},
+    },
     "bench": {
         "engine": {"engine": "transformers"},
         "url": SERVED,
@@ -36,6 +40,12 @@ TOGETHER = {
         "engine_args": {"engine": "vllm", "engine_args": "--enforce-eager"},
         "rule": {"rule": "block", "temperature": 1.0},
         "lenience": {"rule": "lenient", "lenience": 0.5, "temperature": 1.0},
+        "confidence": {"confidence": 0.2, "draft_length": "confidence"},
+        "server_patience": SERVED | {"server_patience": 30.0},
+        "server_timeout": SERVED | {"server_timeout": 150.0},
+        "top_k": {"top_k": 1, "temperature": 1.0},
+        "top_p": {"top_p": 0.5, "temperature": 1.0},
+        "min_p": {"min_p": 0.5, "temperature": 1.0},
     },
     "export": {
         "format": {"format": "gguf", "output": "o.gguf", "target": "t.gguf"},
@@ -46,10 +56,12 @@ TOGETHER = {
     "init-draft": {"layers": {"layers": 4}},
     "generate": {
         "match": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
-        "target_price": {"other": "x", "target_price": 2.0},
-        "other_price": {"other": "x", "other_price": 2.0},
         "score_threshold": {"scorer": "m:f", "score_threshold": 0.5},
         "strict_scorer": {"scorer": "m:f", "strict_scorer": "exact-match"},
+        "target_price": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
+        "other_price": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
+        "engine_memory": {"rollout_engine": "vllm", "engine_memory": 0.5},
+        "ray_workers": {"ray_workers": 2, "ray": "local"},
         "top_p": {"top_p": 0.9},
     },
     "plan": {
@@ -65,6 +77,12 @@ TOGETHER = {
     },
     "train-draft": {
         "beta": {"beta": 0.25, "divergence": "jsd"},
+        "eta": {"eta": 1.5, "divergence": "lk_lambda"},
+        "select_fraction": {"select_fraction": 0.2, "reference": "x"},
+        "server_model": {"server_model": "m", "target_server": "http://h:1/v1"},
+        "server_top_k": {"server_top_k": 21, "target_server": "http://h:1/v1"},
+        "server_concurrency": {"server_concurrency": 9, "target_server": "http://h:1/v1"},
+        "server_patience": {"server_patience": 300.0, "target_server": "http://h:1/v1"},
         "distill_weight": {"distill_weight": 0.25, "reward": "m:f"},
         "divergence": {"divergence": "rkl"},
         "method": {"method": "gkd"},
@@ -91,6 +109,8 @@ TOGETHER = {
         "strict_scorer": {"scorer": "m:f", "method": "best-of-n", "strict_scorer": "exact-match"},
         "skd_top_k": {"skd_top_k": 9, "method": "skd"},
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
+        "skd_target_temperature": {"skd_target_temperature": 0.2, "method": "skd"},
+        "skd_target_top_p": {"skd_target_top_p": 0.5, "method": "skd"},
     },
 }
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}

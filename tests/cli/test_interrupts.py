@@ -46,7 +46,7 @@ def test_a_path_that_looks_like_markup_does_not_end_a_finished_run(folder, tmp_p
     command = ["train-draft", "--target", str(folder / "target"), "--draft", str(folder / "draft"), "--steps", "2"]
     command += ["--prompts", str(folder / "prompts.jsonl"), "--output", str(output), "--max-new-tokens", "4"]
     assert main([*command, "--eval-every", "2", "--heldout-prompts", "2", "--rollouts-per-prompt", "1"]) == 0
-    assert f"draft: {output} (best step" in capsys.readouterr().out
+    assert f"draft: {output} (step 2 of 2 kept: best held-out alpha" in capsys.readouterr().out
 
 
 def test_names_and_ids_are_printed_as_they_are(capsys, monkeypatch):
@@ -69,12 +69,13 @@ def test_names_and_ids_are_printed_as_they_are(capsys, monkeypatch):
     assert "[/i] [bold]x :smile: $x_$" in html_report(report)
     scores = {"greedy": 0.5}
     summary = TrainSummary(
-        output=name, steps=1, best_step=1, interrupted=False, learning_rate=1.0, heldout_prompts=1, training_prompts=1,
+        output=name, steps=1, kept_step=1, best_step=1, keep="best", watched="alpha (greedy)",
+        why="best held-out alpha", interrupted=False, learning_rate=1.0, heldout_prompts=1, training_prompts=1,
         processes=1, measure="alpha", before=scores, after=scores,
         gain={"greedy": report.acceptance.acceptance_rate},
     )  # fmt: skip
     training_table(summary)
-    assert f"draft: {name} (best" in capsys.readouterr().out
+    assert f"draft: {name} (step 1 of 1 kept: best held-out alpha)" in capsys.readouterr().out
 
 
 def test_progress_prints_names_as_they_are(capsys):
@@ -282,5 +283,5 @@ def test_ctrl_c_while_init_draft_saves_leaves_no_half_draft(folder, tmp_path, ca
     command += ["--output", str(output), "--layers", "1", "--calibration-tokens", "4", "--choose", "even"]
     code, _, errors = stopped(tmp_path, command, "specdistill.models.checkpoint._publish", 2)
     assert code == 130 and errors.splitlines()[-1] == "specdistill: interrupted"
-    assert list(output.iterdir()) == []
+    assert not output.exists()
     assert main(command) == 0

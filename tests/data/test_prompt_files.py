@@ -14,8 +14,8 @@ from tiny_runs import write_rows
 
 from specdistill.data import Prompt, load_prompts
 from specdistill.data.prompts import check_source, encode
+from specdistill.data.scorers import exact_match
 from specdistill.data.texts import read_pieces
-from specdistill.distill.answers.scorers import exact_match
 from specdistill.errors import DataError, ModelError
 from specdistill.servers.client import _lines
 

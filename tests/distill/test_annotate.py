@@ -172,7 +172,8 @@ def test_training_from_labels_of_the_whole_vocabulary_is_online_training(folder,
 
 @pytest.mark.parametrize("labels", ["top-k", "sampled"])
 def test_training_needs_no_weights_of_the_target(folder, tmp_path, labels):
-    annotate(annotate_config(folder, tmp_path / "labels", labels=labels, draws=32))
+    drawn = {"draws": 32} if labels == "sampled" else {}
+    annotate(annotate_config(folder, tmp_path / "labels", labels=labels, **drawn))
     target = tmp_path / "target"
     shutil.copytree(folder / "target", target, ignore=shutil.ignore_patterns("*.safetensors"))
     settings = {"target": str(target), "soft_labels": str(tmp_path / "labels"), "steps": 60, "eval_every": 20}
@@ -215,7 +216,6 @@ def test_killed_at_any_moment_no_answer_is_lost_or_labelled_twice(folder, tmp_pa
     command = [
         *(sys.executable, "-m", "specdistill", "annotate", "--target", str(folder / "target"), "--labels", "sampled"),
         *("--rollouts", str(folder / "answers"), "--output", str(tmp_path / "cut"), "--draws", "9", "--seed", "5"),
-        *("--top-k", "8"),
     ]
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

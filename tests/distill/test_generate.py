@@ -135,7 +135,7 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
     [
         ({"rollouts_per_prompt": 0}, "--rollouts-per-prompt"),
         ({"match": "cost", "other": "x"}, "needs --target-price"),
-        ({"target_price": 1.0}, "name it with --other"),
+        ({"target_price": 1.0}, "goes with a second model, --other"),
     ],
 )
 def test_refuses_settings(settings, text):

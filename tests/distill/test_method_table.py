@@ -23,7 +23,6 @@ CHANGED = {
     "text_block": 64,
     "text": "documents.txt",
     "rollouts": "answers",
-    "scorer": "exact-match",
     "score_threshold": 0.5,
     "keep_correct": True,
     "strict_scorer": "exact-match",
@@ -31,6 +30,8 @@ CHANGED = {
     "target_fraction": 0.3,
     "skd_top_k": 7,
     "skd_num_draft_tokens": 2,
+    "skd_target_temperature": 0.2,
+    "skd_target_top_p": 0.5,
     "online": "log",
     "online_wait": 5.0,
     "reward": "rewards:length",
@@ -47,8 +48,12 @@ CHANGED = {
 }
 """A value of each setting that not every method takes."""
 TOGETHER = {"guidance": {"negative_prompt": "be rude"}, "text_block": {"text": "documents.txt"}}
-JUDGED = {"score_threshold", "keep_correct", "strict_scorer"}
-"""Settings that need a scorer which tells right from wrong."""
+WITHOUT_EFFECT_ALONE = {
+    "distill_weight": {"reward": "rewards:length"},
+    "push_every": {"rollout_engine": "vllm"},
+    "engine_memory": {"rollout_engine": "vllm"},
+    **{name: {"scorer": "rewards:length"} for name in ("score_threshold", "keep_correct", "strict_scorer")},
+}
 PLACES = {"stored": {"soft_labels": "labels"}, "served": {"target_server": "http://host:8000"}}
 
 
@@ -68,12 +73,10 @@ def test_a_setting_is_taken_or_refused_by_name(method, setting):
     settings = {setting: CHANGED[setting]} | TOGETHER.get(setting, {})
     flag = "--" + setting.replace("_", "-")
     if setting in METHODS[method].settings:
-        if setting == "reference" and METHODS[method].loss != "fkl":
-            # AdaSPEC selects for forward KL only, whatever the method.
+        if setting in ("reference", "ce_weight") and METHODS[method].loss != "fkl":
+            # AdaSPEC selects for forward KL only, and cross entropy alone has nothing to be mixed into.
             settings["divergence"] = "fkl"
-        if setting in JUDGED:
-            settings["scorer"] = "rewards:length"
-        config(method, **settings)
+        config(method, **settings | WITHOUT_EFFECT_ALONE.get(setting, {}))
         return
     with pytest.raises(ConfigError, match=rf"{flag} .*goes with --method .*not with {method}") as error:
         config(method, **settings)
@@ -124,7 +127,7 @@ def test_the_divergences_of_the_command_line_are_those_of_the_kernels():
 
 
 def test_parts_are_arguments_and_flat_names_make_the_same_configuration():
-    flat = config("gkd", beta=0.3, steps=7, temperature=0.5, server_top_k=3)
+    flat = config("gkd", beta=0.3, steps=7, temperature=0.5, dtype="float16")
     base = TrainConfig(target="t", draft="d", output="o", method="gkd")
     nested = TrainConfig(
         target="t",
@@ -134,7 +137,7 @@ def test_parts_are_arguments_and_flat_names_make_the_same_configuration():
         loss=dataclasses.replace(base.loss, beta=0.3),
         optimiser=dataclasses.replace(base.optimiser, steps=7),
         sampling=dataclasses.replace(base.sampling, temperature=0.5),
-        target_settings=dataclasses.replace(base.target_settings, server_top_k=3),
+        target_settings=dataclasses.replace(base.target_settings, dtype="float16"),
     )
     assert flat == nested and TrainConfig.flat(**flat.to_flat()) == flat
     assert flat.replace(steps=9).optimiser.steps == 9 and flat.optimiser.steps == 7

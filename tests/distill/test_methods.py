@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
 import torch
 from tiny_models import make_model, make_tokenizer, perturbed, save
-from tiny_runs import example, gradient, history, loss_of, target_states, train
+from tiny_runs import (
+    before_each_step,
+    example,
+    generate_config,
+    gradient,
+    history,
+    loss_of,
+    target_states,
+    train,
+)
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from specdistill import load_model
+from specdistill import generate, load_model
 from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
+from specdistill.data.scorers import check_scorer, exact_match
 from specdistill.decoding import Guidance, Sampling, generate_plain
 from specdistill.distill.answers import scorers
+from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.training import lora
 from specdistill.distill.training.loss import StepTotals, divergence_of, leave_one_out_advantages
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError
@@ -102,7 +114,7 @@ def test_adaspec_end_to_end(tiny, tmp_path):
 
 
 def test_reward_gradient_is_reinforce_mixed_with_the_divergence():
-    """(1 - a) reward - a divergence: minus its gradient is a grad D - (1 - a) mean_i A_i grad log q(y_i)."""
+    """The mean over answers of (1 - a) r - a D, with D the mean over an answer's tokens: a long one counts once."""
     target, draft = make_model(), make_model(seed=2, layers=1)
     own = [example(one.prompt_ids, one.answer_ids, Provenance.DRAFT, one.prompt_id) for one in EXAMPLES]
     advantages = torch.tensor([0.5, -1.0, 2.0])
@@ -111,8 +123,26 @@ def test_reward_gradient_is_reinforce_mixed_with_the_divergence():
     (logits, labels), (wanted, _) = answer_logits(draft), answer_logits(target)
     log_q = -divergence(logits, None, "ce", labels=labels)
     per_answer = torch.stack([part.sum() for part in log_q.split([4, 2, 5])])
-    expected = 0.25 * divergence(logits, wanted, "rkl").mean() - 0.75 * (advantages * per_answer).mean()
+    apart = torch.stack([part.mean() for part in divergence(logits, wanted, "rkl").split([4, 2, 5])])
+    expected = (0.25 * apart - 0.75 * advantages * per_answer).mean()
     torch.testing.assert_close(got, gradient(expected, draft), rtol=1e-3, atol=1e-6)
+    # In parts of unequal length the same.
+    totals = StepTotals(11, 3)
+    parts = [
+        gradient(loss_of(draft, target, own[part], advantages[part], totals=totals, **settings).loss, draft)
+        for part in (slice(1), slice(1, 3))
+    ]
+    torch.testing.assert_close(sum(parts), got, rtol=1e-3, atol=1e-6)
+
+
+def test_a_reward_leaves_a_times_the_loss_of_answers_that_others_wrote():
+    """Cross entropy that is mixed in is part of that loss."""
+    target, draft = make_model(), make_model(seed=2, layers=1)
+    settings = {"reward": "m:f", "distill_weight": 0.25, "method": "gkd", "divergence": "rkl", "ce_weight": 0.4}
+    (logits, labels), (wanted, _) = answer_logits(draft), answer_logits(target)
+    mixed = 0.6 * divergence(logits, wanted, "rkl") + 0.4 * divergence(logits, None, "ce", labels=labels)
+    expected = 0.25 * torch.stack([part.mean() for part in mixed.split([4, 2, 5])]).mean()
+    torch.testing.assert_close(loss_of(draft, target, EXAMPLES, **settings).loss, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_leave_one_out_advantages_are_unbiased_and_sum_to_zero():
@@ -120,14 +150,48 @@ def test_leave_one_out_advantages_are_unbiased_and_sum_to_zero():
     assert leave_one_out_advantages([2.0]) == [2.0]
 
 
-def test_a_reward_raises_itself(tiny, tmp_path, monkeypatch):
-    """The reward counts one word; a draft trained for it writes that word more often than one trained without."""
-    (tmp_path / "rewards_of_test.py").write_text("def words(prompt, text):\n    return text.split().count('w7')\n")
-    monkeypatch.chdir(tmp_path)
-    settings = {"method": "gkd", "lmbda": 1.0, "steps": 60, "eval_every": 60, "learning_rate": 1e-2}
-    train(tiny, tmp_path / "out", reward="rewards_of_test:words", distill_weight=0.05, **settings)
+@pytest.mark.parametrize("weight", [0.05, 0.5])
+def test_a_run_whose_reward_rises_writes_a_model_whose_reward_rose(tiny, tmp_path, weight):
+    """The reward counts a word; the start was written where alpha was watched, which falls as the reward rises."""
+    settings = {"method": "gkd", "lmbda": 1.0, "steps": 60, "eval_every": 20, "learning_rate": 1e-2, "warmup": 0.0}
+    summary = train(tiny, tmp_path / "out", reward="tiny_runs:count_w7", distill_weight=weight, **settings)
     last = history(tmp_path / "out")[-1]
-    assert last["reward"] > 2, "about 12 / 60 for a draft that knows nothing of it"
+    assert last["reward"] > 6 and last["watched"] == "heldout_reward"
+    rewards = {}
+    for name, model in (("start", tiny / "draft"), ("written", tmp_path / "out")):
+        generate(generate_config(tiny, tmp_path / name, target=str(model), rollouts_per_prompt=2, seed=5))
+        texts = [row["answer"] for row in read_rollouts(tmp_path / name)]
+        rewards[name] = sum(text.split().count("w7") for text in texts) / len(texts)
+    assert rewards["start"] < 1 and rewards["written"] > 6
+    assert summary.watched == "reward" and summary.kept_step > 0
+    assert summary.after["reward"] == pytest.approx(rewards["written"], abs=3)
+
+
+def test_the_reward_counts_on_the_drafts_own_answers_only(tiny, tmp_path, monkeypatch):
+    """Judged in each step of gkd's mixture: every answer that the draft wrote, and none that others wrote."""
+    judged, steps = [], {}
+    (tmp_path / "rewards_of_test.py").write_text(
+        "JUDGED = []\n\ndef length(prompt, text):\n    JUDGED.append((prompt.id, text))\n    return len(text)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def before(step, examples):
+        steps[step] = list(examples)
+        judged.append(len(importlib.import_module("rewards_of_test").JUDGED))
+
+    before_each_step(monkeypatch, before)
+    settings = {"method": "gkd", "lmbda": 0.5, "steps": 8, "eval_every": 8, "reward": "rewards_of_test:length"}
+    monkeypatch.syspath_prepend(tmp_path)
+    train(tiny, tmp_path / "out", **settings)
+    calls, tokenizer, kinds = importlib.import_module("rewards_of_test").JUDGED, make_model().tokenizer, set()
+    # After the last step the held-out answers are judged.
+    for (step, examples), start, end in zip(steps.items(), judged, [*judged[1:], judged[-1] + 8], strict=True):
+        writers = {writer for example in examples for writer in example.provenance}
+        kinds |= writers
+        texts = [(one.prompt_id, tokenizer.decode(one.answer_ids, skip_special_tokens=True)) for one in examples]
+        if step < 8 or writers == {int(Provenance.DRAFT)}:
+            assert calls[start:end] == (texts if writers == {int(Provenance.DRAFT)} else [])
+    assert len(kinds) == 2
 
 
 def test_guidance_hidden_states_give_the_guided_distribution():
@@ -253,7 +317,7 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     tokenizer = target.tokenizer
     texts = ["w5 w6", "w7", "w0 w3"]
     answers = [example((3, 5, 4), tokenizer(text, add_special_tokens=False)["input_ids"], name="0") for text in texts]
-    assert scorers.best_of_n(answers, PROMPTS, target, scorers.exact_match) == [answers[2]]
+    assert scorers.best_of_n(answers, PROMPTS, target, exact_match) == [answers[2]]
     likelihoods = scorers.mean_log_likelihoods(target, answers)
     logits, labels = answer_logits(target, answers[:1])
     wanted = logits.log_softmax(-1).gather(1, labels[:, None]).mean()
@@ -276,7 +340,7 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     ],
 )
 def test_exact_match(answer, text, score):
-    assert scorers.exact_match(Prompt("p", (), answer=answer), text) == score
+    assert exact_match(Prompt("p", (), answer=answer), text) == score
 
 
 def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
@@ -284,14 +348,14 @@ def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
         "def good(prompt, text):\n    return len(text)\n\ndef bad(prompt, text):\n    return float('nan')\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert scorers.check_scorer("scorers_of_test:good", PROMPTS)(PROMPTS[0], "abc") == 3
+    assert check_scorer("scorers_of_test:good", PROMPTS)(PROMPTS[0], "abc") == 3
     with pytest.raises(DataError, match="gave nan for prompt '0'"):
-        scorers.check_scorer("scorers_of_test:bad", PROMPTS)(PROMPTS[0], "abc")
+        check_scorer("scorers_of_test:bad", PROMPTS)(PROMPTS[0], "abc")
     for name, text in (("magic", "unknown --scorer"), ("scorers_of_test:none", "has no function none")):
         with pytest.raises(ConfigError, match=text):
-            scorers.check_scorer(name, PROMPTS)
+            check_scorer(name, PROMPTS)
     with pytest.raises(DataError, match='no field "answer"'):
-        scorers.check_scorer("exact-match", [Prompt("x", ())])
+        check_scorer("exact-match", [Prompt("x", ())])
 
 
 def test_raw_text_is_trained_on(tiny, tmp_path):

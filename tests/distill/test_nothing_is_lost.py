@@ -280,6 +280,21 @@ def test_missing_answers_another_target_and_another_template_are_said(folder, tm
         train_draft(config.replace(output=str(tmp_path / "out2")))
 
 
+def test_labels_by_another_target_are_said(folder, tmp_path):
+    generate(small(folder, tmp_path / "answers", folder / "prompts.jsonl"))
+    annotate(annotate_config(folder, tmp_path / "labels", rollouts=str(tmp_path / "answers")))
+    save(make_model(layers=3, seed=9), tmp_path / "other")
+    warning = f"--soft-labels holds the distributions of {folder / 'target'}, not of --target {tmp_path / 'other'}"
+    for target, warned in ((tmp_path / "other", True), (folder / "target", False)):
+        said = Said()
+        config = train_config(
+            folder, tmp_path / f"out-{warned}", soft_labels=str(tmp_path / "labels"), target=str(target), steps=2,
+            target_fraction=1.0,
+        )  # fmt: skip
+        train_draft(config, said)
+        assert any(warning in line for line in said.lines) == warned
+
+
 def row(name, ids, copy, answer=(7, 1)):
     return {"prompt_id": name, "prompt_ids": ids, "answer_ids": list(answer), "provenance": [3] * len(answer)} | (
         {} if copy is None else {"copy": copy}
@@ -394,7 +409,7 @@ def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(tmp_path,
     with locks.output_lock(tmp_path / "out", said.append):
         assert (tmp_path / "out").is_dir()
     assert len(said) == 1 and "no locks (No locks available); start no other run on this output" in said[0]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [], "neither lock nor directory is left"
 
 
 def test_a_lock_that_is_released_while_another_waits_to_open_it_is_not_shared(tmp_path):

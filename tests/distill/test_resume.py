@@ -55,6 +55,9 @@ METHODS = {
     "skd": {"method": "skd"},
     "lora": {"method": "distillspec", "target_fraction": 1.0, "lora_rank": 2},
     "best-of-n": {"method": "best-of-n"},
+    "watched score, last kept": {"method": "sft", "scorer": "exact-match", "watch": "score", "keep": "last"},
+    "watched reward": {"method": "gkd", "reward": "tiny_runs:count_w7"},
+    "watched loss": {"method": "gkd", "watch": "loss", "patience": 9},
 }
 
 

@@ -203,9 +203,9 @@ def test_a_falling_held_out_alpha_warns(folder, tmp_path):
     progress.say = lines.append
     train_draft(train_config(folder, tmp_path / "out", learning_rate=1.0, steps=12, eval_every=2, patience=0), progress)
     assert any(line.startswith("warning: held-out alpha (sampled): it") for line in lines)
-    assert guard_rails.falling([0.3, 0.4, 0.5]) is None and guard_rails.falling([0.3, 0.2]) is None
-    assert guard_rails.falling([0.3, 0.5, 0.4, 0.35]) == "it fell in two evaluations running"
-    assert guard_rails.falling([0.3, 0.1, 0.2]) == "it is below the start's"
+    assert guard_rails.worsening([0.3, 0.4, 0.5]) is None and guard_rails.worsening([0.3, 0.2]) is None
+    assert guard_rails.worsening([0.3, 0.5, 0.4, 0.35]) == "it got worse in two evaluations running"
+    assert guard_rails.worsening([0.3, 0.1, 0.2]) == "it is worse than the start's"
 
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(folder, tmp_path, monkeypatch):

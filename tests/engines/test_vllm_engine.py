@@ -89,4 +89,4 @@ def test_training_on_rollouts_by_vllm(files, tmp_path):
         learning_rate=3e-3,
         rollout_engine="vllm",
     )
-    assert train_draft(config, make_engine=VllmEngine)["gain"]["sampled"]["ci95"][0] > 0
+    assert train_draft(config, make_engine=VllmEngine).gain["sampled"].low > 0

@@ -186,6 +186,9 @@ def test_verdicts():
     assert poor.verdict == "does not pay" and "needs alpha" in poor.why
     unsure = judged(0.1, {1: 1.7, 2: 1.65}, (1.02, 0.97, 1.08))
     assert unsure.verdict == "does not pay" and "with 1 draft token 1.31x is predicted" in unsure.why
+    # "It needs alpha 0.25 and has 0.26" beside "does not pay" reads as a mistake unless the interval is named.
+    assert "the interval spans 1" in unsure.why and "--latency-prompts" in unsure.why
+    assert "spans 1" not in poor.why + good.why + slow.why
 
 
 def test_costs_are_measured_for_every_width():

@@ -122,7 +122,8 @@ def test_training_table(capsys, monkeypatch):
     alpha = dict.fromkeys(RULES, 0.25)
     training_table(
         TrainSummary(
-            output="out", steps=5, best_step=0, interrupted=False, learning_rate=1e-3, heldout_prompts=9,
+            output="out", steps=5, kept_step=0, best_step=0, keep="best", watched="alpha (greedy)", why="the start",
+            interrupted=False, learning_rate=1e-3, heldout_prompts=9,
             training_prompts=20, processes=1, measure="alpha", before=alpha, after=alpha,
             gain=spreads(dict.fromkeys(RULES, 0.1)),
         )

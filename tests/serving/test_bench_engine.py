@@ -239,7 +239,7 @@ def test_a_server_without_a_draft(files, models, capsys):
         ({"engine": "vllm", "draft_length": "auto"}, "are for our decoder"),
         ({"engine": "llama-cpp"}, "serves a .gguf file as --target"),
         ({"engine": "llama-cpp", "target": "t.gguf"}, "'specdistill export --format gguf' writes one"),
-        ({"engine": "transformers", "engine_args": "-x"}, "are for servers that bench starts"),
+        ({"engine": "transformers", "engine_args": "-x"}, "goes with servers that bench starts"),
     ],
 )
 def test_settings_that_cannot_be(files, settings, text):

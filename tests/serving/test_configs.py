@@ -57,7 +57,8 @@ def test_every_flag_reaches_its_setting_and_leaves_the_others(command, monkeypat
     # Another test's --config stays in the application after `main`.
     monkeypatch.setattr(app, "config", [])
     config, required, defaults = COMMANDS[command]
-    other = {"top_k": 5, "server_model": "m", "threads": 3, "max_model_len": 9, "label_top_k": 7, "type": "float16"}
+    other = {"max_draft_tokens": 9, "dtype": "float32", "threads": 3, "max_model_len": 9, "label_top_k": 7}
+    other |= {"type": "float16"}
     given = {name: value for name, value in other.items() if name in defaults}
     words = [word for name, value in (required | given).items() for word in ("--" + name.replace("_", "-"), str(value))]
     _, bound, _ = app.parse_args([command, *words], exit_on_error=False, print_error=False)

@@ -109,6 +109,29 @@ def test_another_tokenizer_is_refused(pair, capsys):
     assert "different tokenizers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rows", [65, 72])
+def test_a_draft_of_another_tokenizer_is_written_for_universal_assisted_decoding(pair, rows, capsys):
+    """transformers takes two models of one size for one tokenizer, so the draft gets another size where they agree."""
+    target = make_model(layers=3)
+    save(target, pair / "target")
+    other = make_model(layers=1, seed=4, vocab_size=rows)
+    other.tokenizer = make_tokenizer(first_word="another")
+    save(other, pair / "other")
+    out = pair / "out"
+    assert export(pair, "--format", "transformers", "--output", out, draft="other") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "another tokenizer" in said and "transformers: loads" in said and "assistant_tokenizer" in said
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == (66 if rows == 65 else 72)
+    assert (out / "tokenizer.json").read_bytes() == (pair / "other" / "tokenizer.json").read_bytes()
+    prompt = torch.randint(5, REAL, (1, 8), generator=torch.Generator().manual_seed(0))
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    alone = target.model.generate(prompt, **settings)
+    tokenizers = {"tokenizer": target.tokenizer, "assistant_tokenizer": other.tokenizer}
+    draft = AutoModelForCausalLM.from_pretrained(out)
+    assisted = target.model.generate(prompt, assistant_model=draft, **tokenizers, **settings)
+    assert assisted.tolist() == alone.tolist()
+
+
 @pytest.mark.smollm2
 @pytest.mark.parametrize(
     ("family", "kind"), [("llama", "auto"), ("llama", "q8_0"), ("qwen2", "float32"), ("qwen3", "float32")]

@@ -75,6 +75,11 @@ def standard_models() -> dict[str, LanguageModel]:
     }
 
 
+def count_w7(prompt: Prompt, text: str) -> float:
+    """A reward, as `--reward tiny_runs:count_w7`: how often the answer says w7."""
+    return text.split().count("w7")
+
+
 # ---- configurations and runs
 
 
@@ -108,7 +113,8 @@ def generate_config(folder: Path, output: Path, **settings: Any) -> GenerateConf
 def annotate_config(folder: Path, output: Path, **settings: Any) -> AnnotateConfig:
     """Configuration of `annotate` on a folder's target and answers."""
     given = {"target": str(folder / "target"), "rollouts": str(folder / "answers"), "output": str(output)}
-    return AnnotateConfig.flat(**(given | {"top_k": 8} | settings))
+    drawn = settings.get("labels") == "sampled"
+    return AnnotateConfig.flat(**(given | ({} if drawn else {"top_k": 8}) | settings))
 
 
 def cut_config(folder: Path, output: Path, **settings: Any) -> InitDraftConfig:

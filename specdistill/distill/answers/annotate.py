@@ -10,7 +10,7 @@ from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
 from specdistill.data.batch import Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts
+from specdistill.data.prompts import Prompt, encode, in_chat, load_prompts
 from specdistill.data.target_context import TargetContext
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
@@ -29,6 +29,7 @@ from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
 from specdistill.models.answer_end import answer_end, document_end
+from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet, Task
 
 _BLOCKS = "blocks"
@@ -51,6 +52,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     Raises:
         SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
     """
+    resolve_device(config.machine.device)
     load.check_exists(config.target, "target")
     if config.cluster.ray is not None:
         on_ray.check_installed()
@@ -90,18 +92,21 @@ def _annotate(
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
     shell = load.load_shell(source)
-    parts, left_out = _parts(config, paths, asked.prompts, counts, shell, ranks, progress)
-    seen = asked.seen_in(parts.prompts(), f"--rollouts {config.rollouts}") if asked.view.ids else {}
+    parts, left_out = _parts(config, paths, asked, counts, shell, ranks, progress)
+    seen = asked.seen_in(parts, f"--rollouts {config.rollouts}")
     answers, tokens = _check(config, parts, shell, seen)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
+    # The weights are read before anything is written.
+    writer = None
+    if config.cluster.ray is None:
+        writer = LabelWriter(config, parts.shards, output, parts.given, seen, source, ranks.device)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
         write_context(output, asked.context)
     with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
-        if config.cluster.ray is not None:
+        if writer is None:
             _write_on_ray(config, parts, output, seen, task)
         else:
-            writer = LabelWriter(config, parts.shards, output, parts.given, seen, source, ranks.device)
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
     ranks.wait()
@@ -165,7 +170,7 @@ def _prompts(config: AnnotateConfig, context: TargetContext) -> list[Prompt]:
 def _parts(
     config: AnnotateConfig,
     paths: list[Path] | None,
-    prompts: Sequence[Prompt],
+    asked: Asked,
     documents: TextCounts | None,
     target: LanguageModel,
     ranks: Ranks,
@@ -177,8 +182,8 @@ def _parts(
         return Parts(shards, []), text_counts(config.text, documents, progress.say)
     if paths is not None:
         return Parts(paths, []), AnswerCounts()
-    given, counts = _given(config, prompts, target, progress)
-    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    given, counts = _given(config, asked, target, progress)
+    counts.say(progress.say, len(given) + counts.empty, config.max_new_tokens)
     return Parts(None, given), counts
 
 
@@ -196,17 +201,17 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
 
 
 def _given(
-    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel, progress: Progress
+    config: AnnotateConfig, asked: Asked, target: LanguageModel, progress: Progress
 ) -> tuple[list[AnswerRow], AnswerCounts]:
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
+    prompts, encoded = asked.prompts, asked.encoded
     warn_about_prompts(prompts, encoded, target, progress.say)
     end, known = answer_end(target, prompts[0].chat_template_kwargs), {prompt.id: prompt for prompt in prompts}
     sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
-    asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
+    columns_of = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
     rows: list[AnswerRow] = [
         {
             "prompt_id": sequence.prompt_id,
-            **asked[sequence.prompt_id],
+            **columns_of[sequence.prompt_id],
             "answer": known[sequence.prompt_id].answer or "",
             "category": known[sequence.prompt_id].category,
             "copy": 0,

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from specdistill.distill.answers.settings import RaySettings, check_text_block
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, check_temperature, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.target_context import FLAGS, ContextSettings
@@ -39,8 +39,12 @@ class LabelSettings:
         at_least(self, 1, "top_k", "draws")
         if self.labels not in ("top-k", "sampled"):
             raise ConfigError(f"unknown --labels {self.labels!r}; choose top-k or sampled")
+        check_temperature(self, "temperature")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, got {self.temperature}: at 0 every label is one id")
+        needs(self, not self.drawn, "--labels top-k", "top_k")
+        needs(self, self.drawn, "--labels sampled", "draws")
+        check_seed(self.seed)
         if self.draws > 2**16 - 1:
             raise ConfigError(f"--draws must be at most 65535, got {self.draws}")
 
@@ -87,6 +91,7 @@ class AnnotateConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "batch_size")
         at_least(self, 2, "max_new_tokens")
         check_text_block(self.text, self.text_block)
@@ -94,3 +99,8 @@ class AnnotateConfig(Config):
             raise ConfigError("--text and --rollouts are two things to label; choose one")
         if self.text is not None and self.context.adds_something:
             raise ConfigError(f"--text has no prompts, to which {FLAGS} could add something; leave one of them away")
+        own = self.text is None and self.rollouts is None
+        needs(self, own, "the prompts' own answers; leave --text and --rollouts away", "max_new_tokens")
+        # Prompts of stored answers are read where the target sees more of them.
+        asked = own or self.context.adds_something
+        needs(self, asked, "the prompts' own answers; leave --text and --rollouts away", "prompts")

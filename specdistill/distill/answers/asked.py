@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.prompts import Prompt, encode_all
@@ -12,6 +13,15 @@ from specdistill.distill.answers.matching import prompts_of
 from specdistill.errors import DataError
 from specdistill.models import load
 from specdistill.settings.target_context import FLAGS
+
+
+class StoredPrompts(Protocol):
+    """Stored answers that tell which prompts they are to."""
+
+    def prompts(self) -> list[AnswerRow]:
+        """Rows with the columns prompt_id and prompt_ids."""
+        ...
+
 
 SeenIds = dict[tuple[str, tuple[int, ...]], tuple[int, ...]]
 """(id, token ids) of a stored answer's prompt -> token ids as the target sees it."""
@@ -32,17 +42,20 @@ class Asked:
         """Ids of each prompt as the target sees it."""
         return [self.view.ids_of(prompt.id, ids) for prompt, ids in zip(self.prompts, self.encoded, strict=True)]
 
-    def seen_in(self, rows: Sequence[AnswerRow], source: str) -> SeenIds:
-        """Finds what the target sees of the prompt of each stored answer.
+    def seen_in(self, parts: StoredPrompts, source: str) -> SeenIds:
+        """Finds the prompt of each stored answer as the target sees it; empty where it sees no more than the draft.
 
         Args:
-            rows: With the columns prompt_id and prompt_ids.
+            parts: The answers.
             source: The flag with the directory, for messages.
 
         Raises:
             DataError: A row answers none of the prompts.
         """
         seen: SeenIds = {}
+        if not self.view.ids:
+            return seen
+        rows = parts.prompts()
         for row, name in zip(rows, prompts_of(rows, self.prompts, self.encoded), strict=True):
             if name is None:
                 raise DataError(

@@ -109,6 +109,7 @@ def _check_before_loading(
     config: GenerateConfig, make_engine: MakeEngine | None
 ) -> tuple[list[Prompt], TargetContext, Judge]:
     """Finds what can be wrong without a model; the prompts, what only the target sees, and the report's judge."""
+    resolve_device(config.machine.device)
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()

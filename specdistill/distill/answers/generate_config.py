@@ -10,10 +10,11 @@ from cyclopts import Parameter
 from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, RaySettings
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import LIKELIHOOD
 from specdistill.settings.target_context import ContextSettings
 
 
@@ -30,22 +31,23 @@ class ComparisonSettings:
     """Price of a token of the target, in any unit; for --match cost."""
     other_price: float = 0.0
     """Price of a token of the other model, in the same unit; for --match cost."""
-    scorer: str = "target-likelihood"
-    """How the report judges the answers: target-likelihood (of two models), exact-match, or module:function. The last
-    two also say for how many prompts some answer is right, and how many different right ones there are."""
+    scorer: str = LIKELIHOOD
+    """How the report judges the answers: target-likelihood (of two models); exact-match, number (the last one in the
+    text) or json, which compare with the field answer; or module:function. All but the first also say for how many
+    prompts some answer is right, and how many different right ones there are."""
     score_threshold: float | None = None
     """Score from which on an answer is right. Left out: 1."""
     strict_scorer: str | None = None
-    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold;
-    the report says which share it rejects (false positives)."""
+    """A stricter scorer, of the same kinds, that judges the right answers again, with the same threshold; the
+    report says which share it rejects (false positives)."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "target_price", "other_price")
+        needs(self, self.other is not None, "a second model, --other", "match", "target_price", "other_price")
         _ = self.judge
         if self.match == "cost" and not (self.target_price > 0 and self.other_price > 0):
             raise ConfigError("--match cost needs --target-price and --other-price above 0")
-        if self.other is None and (self.target_price or self.other_price):
-            raise ConfigError("--target-price and --other-price compare with a second model: name it with --other")
+        needs(self, self.match == "cost", "--match cost", "target_price", "other_price")
 
     @property
     def judge(self) -> JudgeSettings:
@@ -70,6 +72,7 @@ class BatchSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "shard_size")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ class GenerateConfig(Config):
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
-    comparison: Annotated[ComparisonSettings, box("A second model for the same budget")] = field(
+    comparison: Annotated[ComparisonSettings, box("Scores, and a second model for the same budget")] = field(
         default_factory=ComparisonSettings
     )
     batches: Annotated[BatchSettings, box("Batches and files")] = field(default_factory=BatchSettings)
@@ -102,8 +105,12 @@ class GenerateConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "rollouts_per_prompt", "max_new_tokens")
+        self.sampling.refuse_idle_filters()
+        self.engine.refuse_idle()
         compares = self.comparison.other is not None
+        needs(self.batches, not self.engine.uses_engine, "--rollout-engine transformers", "batch_size")
         if self.engine.uses_engine and compares:
             raise ConfigError("--rollout-engine vllm writes one model's answers; leave --other away")
         if self.cluster.ray is not None and compares:

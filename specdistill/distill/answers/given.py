@@ -37,11 +37,6 @@ class AnswerCounts:
             say(f"of {answers} answers {', '.join(parts)}")
 
 
-def is_empty(prompt: Prompt) -> bool:
-    """Whether the prompt's given answer holds no text."""
-    return prompt.answer is not None and not prompt.answer.strip() and prompt.reply is None
-
-
 def check_answers(prompts: Sequence[Prompt], method: str) -> None:
     """Needs no model, so that missing answers are found before one is loaded.
 
@@ -63,7 +58,7 @@ def check_some_text(prompts: Sequence[Prompt]) -> None:
     Raises:
         DataError: Every one is.
     """
-    if all(is_empty(prompt) for prompt in prompts):
+    if all(prompt.is_empty for prompt in prompts):
         raise DataError(
             f"all {len(prompts)} answers are empty (prompt {prompts[0].id!r} is the first); write text into the field "
             '"answer", or let the target answer (specdistill generate)'
@@ -88,7 +83,7 @@ def given_answers(
     examples, cut, empty = [], 0, 0
     for prompt, ids in zip(prompts, encoded, strict=True):
         assert prompt.answer is not None, "check_answers comes first"
-        if is_empty(prompt):
+        if prompt.is_empty:
             empty += 1
             continue
         whole = [*tokenizer(answer_text(prompt, tokenizer), add_special_tokens=False)["input_ids"], end]

@@ -144,11 +144,22 @@ def remarks(
             f"warning: {source}: {retold} answers are to training prompts in another chat template or tokenizer, and "
             "are left out"
         )
-    others = sorted({row.get("model") or target for row in rows} - {target})
-    others = [name for name in others if not _same_place(name, target)]
+    others = _others({row.get("model") or target for row in rows}, target)
     if others:
         lines.append(f"warning: {source} holds answers by {', '.join(others)}, not by --target {target}")
     return lines
+
+
+def labels_by_another(labelled_by: str, target: str) -> list[str]:
+    """Warns where soft labels are the distributions of another model than the target."""
+    return [
+        f"warning: --soft-labels holds the distributions of {name}, not of --target {target}"
+        for name in _others({labelled_by}, target)
+    ]
+
+
+def _others(names: set[str], target: str) -> list[str]:
+    return sorted(name for name in names - {target} if not _same_place(name, target))
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -1,92 +1,17 @@
-"""Scorers of finished answers: comparison with the field answer, the target's likelihood, or a user's function."""
+"""Scores of finished answers in token ids: by the target's likelihood, or by a scorer of texts."""
 
 from __future__ import annotations
 
-import importlib
-import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
-from specdistill.distill.answers.given import is_empty
-from specdistill.errors import ConfigError, DataError
+from specdistill.data.scorers import Scorer
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel
 from specdistill_kernels import fused_divergence
-
-Scorer = Callable[[Prompt, str], float]
-"""(prompt, answer's text) -> a number; more is better."""
-
-
-def exact_match(prompt: Prompt, text: str) -> float:
-    """1 where the answer, or its last line, equals the prompt's given answer up to case and white space; else 0.
-
-    Of a given answer in GSM8K's form only what follows the last "####" counts, and of a last line in the form
-    "The answer is 42." what follows "answer is" or "####".
-    """
-    assert prompt.answer is not None, "check_scorer comes first"
-    wanted = _plain(prompt.answer.rpartition("####")[2])
-    last = text.strip().rpartition("\n")[2]
-    candidates = {_plain(text), _plain(last), _plain(last.rpartition("####")[2])}
-    lowered = last.lower()
-    if "answer is" in lowered:
-        candidates.add(_plain(lowered.rpartition("answer is")[2]))
-    return float(wanted in candidates)
-
-
-def load_function(name: str, flag: str) -> Scorer:
-    """Imports `module:function`; modules of the current folder are found too.
-
-    Raises:
-        ConfigError: Not of that form, or there is no such function.
-    """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ConfigError(f"{flag} must be module:function, got {name!r}")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        scorer = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise ConfigError(f"{flag} {name}: can't import {module} ({error}); is it in the current folder?") from error
-    finally:
-        sys.path.remove(here)
-    if not callable(scorer):
-        raise ConfigError(f"{flag} {name}: {module} has no function {function}")
-
-    def checked(prompt: Prompt, text: str) -> float:
-        value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(value):
-            raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return a finite number")
-        return value
-
-    return checked
-
-
-def check_scorer(name: str, prompts: Sequence[Prompt], flag: str = "--scorer") -> Scorer | None:
-    """Finds a scorer before any model is loaded; None for `target-likelihood`, which the target itself is.
-
-    Raises:
-        ConfigError: No such scorer.
-        DataError: exact-match, and a prompt has no answer.
-    """
-    if name == "target-likelihood":
-        return None
-    if name == "exact-match":
-        for prompt in prompts:
-            if prompt.answer is None or is_empty(prompt):
-                problem = "has no" if prompt.answer is None else "has an empty"
-                raise DataError(
-                    f'prompt {prompt.id!r} {problem} field "answer", which {flag} exact-match compares with'
-                )
-        return exact_match
-    if ":" not in name:
-        raise ConfigError(f"unknown {flag} {name!r}; choose target-likelihood, exact-match or module:function")
-    return load_function(name, flag)
 
 
 @torch.no_grad()
@@ -153,7 +78,3 @@ def best_of_n(
         if held is None or (score, likelihood) > held[:2]:
             best[sequence.prompt_id] = (score, likelihood, sequence)
     return [best[prompt.id][2] for prompt in prompts if prompt.id in best]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".").replace(",", "").lstrip("$ :")

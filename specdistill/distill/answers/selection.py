@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
-from specdistill.distill.answers.scorers import Scorer, best_of_n, check_scorer
+from specdistill.data.scorers import Scorer, check_scorer
+from specdistill.distill.answers.scorers import best_of_n
 from specdistill.distill.answers.settings import JudgeSettings
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.summaries import RightAnswers
@@ -85,7 +86,7 @@ def build_judge(settings: JudgeSettings, prompts: Sequence[Prompt], *, threshold
 
     Raises:
         ConfigError: No such scorer, or a stricter one where no answer is wrong.
-        DataError: exact-match, and a prompt has no answer.
+        DataError: It compares with the field answer, and a prompt has none.
     """
     scorer = check_scorer(settings.scorer, prompts)
     threshold = settings.score_threshold
@@ -96,7 +97,12 @@ def build_judge(settings: JudgeSettings, prompts: Sequence[Prompt], *, threshold
         return Judge(settings.scorer, scorer, threshold)
     if threshold is None:
         raise ConfigError("--strict-scorer judges right answers: say with --score-threshold from which score on one is")
-    return Judge(settings.scorer, scorer, threshold, check_scorer(settings.strict_scorer, prompts, "--strict-scorer"))
+    return Judge(
+        settings.scorer,
+        scorer,
+        threshold,
+        check_scorer(settings.strict_scorer, prompts, likelihood=False, flag="--strict-scorer"),
+    )
 
 
 def distinct(examples: Sequence[Example], model: LanguageModel) -> list[Example]:

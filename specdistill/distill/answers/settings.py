@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs
+from specdistill.settings.scoring import CHOICES, LIKELIHOOD
 
 RolloutEngineName = Literal["transformers", "vllm"]
 
@@ -23,6 +24,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.uses_engine and not 0 < self.engine_memory < 1:
             raise ConfigError(f"--engine-memory must be in (0, 1), got {self.engine_memory}")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        needs(self, self.uses_engine, "--rollout-engine vllm", "engine_memory")
 
     @property
     def uses_engine(self) -> bool:
@@ -42,6 +47,7 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "ray_workers")
+        needs(self, self.ray is not None, "--ray", "ray_workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +62,13 @@ class JudgeSettings:
     """Judges the right answers again."""
 
     def __post_init__(self) -> None:
-        if self.strict_scorer == "target-likelihood":
-            raise ConfigError("--strict-scorer must tell right from wrong: name exact-match or module:function")
-        if self.scorer != "target-likelihood":
+        if self.strict_scorer == LIKELIHOOD:
+            raise ConfigError(f"--strict-scorer must tell right from wrong: name {CHOICES}")
+        if self.scorer != LIKELIHOOD:
             return
         for flag, value in (("--score-threshold", self.score_threshold), ("--strict-scorer", self.strict_scorer)):
             if value is not None:
-                raise ConfigError(
-                    f"{flag} needs a --scorer that tells right from wrong: name exact-match or module:function"
-                )
+                raise ConfigError(f"{flag} needs a --scorer that tells right from wrong: name {CHOICES}")
 
 
 def check_text_block(text: str | None, block: int | None) -> None:

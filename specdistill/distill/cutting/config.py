@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 
@@ -32,6 +32,8 @@ class LayerSettings:
     def __post_init__(self) -> None:
         at_least(self, 2, "calibration_prompts", "calibration_tokens")
         at_least(self, 0, "probe_steps")
+        needs(self, self.choose == "auto", "--choose auto", "probe_steps")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,5 +56,6 @@ class InitDraftConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "layers")
         at_least(self, 0, "vocab_keep")

@@ -41,6 +41,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     """
     progress = progress or Quiet()
     choice = config.choice
+    resolve_device(config.machine.device)
     load.check_exists(config.target, "target")
     prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
@@ -94,15 +95,14 @@ def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSourc
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
+    if config.vocab_keep > source.vocab_size:
+        raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {source.vocab_size} ids")
     load.check_loadable(source, "target", plain=True)
     return source
 
 
 def _load_target(config: InitDraftConfig, source: load.ModelSource) -> LanguageModel:
-    target = load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
-    if config.vocab_keep > target.vocab_size:
-        raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {target.vocab_size} ids")
-    return target
+    return load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
 
 
 def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int) -> tuple[torch.Tensor, float]:

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from specdistill.distill.processes.ranks import Ranks, join
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, families
+from specdistill.models.pair import resolve_device
 
 
 def check_launch() -> None:
@@ -50,8 +51,9 @@ def join_processes(device: str, shard: str, *, uses_engine: bool) -> Ranks:
         uses_engine: Whether another engine writes the draft's own answers.
 
     Raises:
-        ConfigError: Their number does not allow the settings.
+        ConfigError: Their number does not allow the settings, or the device can't be used.
     """
+    resolve_device(device)
     check_launch()
     ranks = join(device)
     if shard != "none" and ranks.world == 1:

@@ -51,7 +51,9 @@ def build_source(inputs: SequenceInputs) -> Built:
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
         stored = target.stored.select(inputs.prompts, inputs.encoded, target.view)
-        for line in matching.remarks("--soft-labels", (), stored, inputs.prompts, inputs.pair.target.name):
+        name = inputs.pair.target.name
+        remarks = matching.remarks("--soft-labels", (), stored, inputs.prompts, name)
+        for line in remarks + matching.labels_by_another(target.stored.labelled_by, name):
             inputs.progress.say(line)
         examples, answers = without_empty(stored, inputs.progress.say)
         return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
@@ -118,6 +120,7 @@ def _skd(inputs: SequenceInputs) -> Built:
         inputs.prompts,
         inputs.encoded,
         inputs.sampling,
+        target_sampling=inputs.settings.skd_target_sampling(inputs.sampling),
         top_k=inputs.settings.skd_top_k,
         num_draft_tokens=inputs.settings.skd_num_draft_tokens,
         max_new_tokens=inputs.settings.max_new_tokens,

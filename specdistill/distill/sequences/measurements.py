@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-Measurements = dict[str, float | list[float | None] | None]
-"""Numbers for the history by their names; None where there was nothing to measure."""
+Measurements = dict[str, float | str | list[float | None] | None]
+"""Entries of the history by their names; None where there was nothing to measure."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
+from specdistill.data.scorers import Scorer, check_scorer, load_function
 from specdistill.data.target_context import TargetContext, TargetView
 from specdistill.data.texts import TextCounts, check_texts
 from specdistill.distill.answers.given import check_answers
 from specdistill.distill.answers.matching import fingerprint
 from specdistill.distill.answers.same_context import check_same_context, write_context
-from specdistill.distill.answers.scorers import Scorer, load_function
 from specdistill.distill.answers.selection import Judge, build_judge
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.methods import Method
@@ -57,6 +57,9 @@ class RunPrompts:
     context: TargetContext = field(default_factory=TargetContext)
     """Text that only the target sees."""
     reward: Scorer | None = None
+    """Judges the draft's own answers in training."""
+    scorer: Scorer | None = None
+    """Judges the draft's own answers to the held-out prompts."""
     judge: Judge | None = None
     """Chooses among best-of-n's answers."""
 
@@ -95,14 +98,17 @@ class RunPrompts:
         training, heldout = split_prompts(prompts, settings.heldout_prompts)
         return RunPrompts(training, heldout, blocks, documents, seen)
 
-    def judged(self, method: Method, settings: SequenceSettings, place: TargetPlace, reward: str | None) -> RunPrompts:
+    def judged(
+        self, method: Method, settings: SequenceSettings, place: TargetPlace, reward: str | None, watch: str
+    ) -> RunPrompts:
         """Finds given answers and scorers, where the run needs some; needs no model.
 
         Args:
             method: Decides what is needed.
-            settings: Scorers of best-of-n.
+            settings: Scorers.
             place: Stored labels bring their answers along.
             reward: --reward.
+            watch: --watch; the loss on given answers needs them on held-out prompts too.
 
         Raises:
             DataError: A prompt lacks its answer.
@@ -110,10 +116,13 @@ class RunPrompts:
         """
         if takes_given_answers(method, settings, self.training) and place.name != "stored":
             check_answers(self.training, method.name)
-        judge = None
+            if watch == "loss":
+                check_answers(self.heldout, "--watch loss")
+        scorer, judge = check_scorer(settings.scorer, self.heldout), None
         if method.name == "best-of-n":
             judge = build_judge(settings.judge, self.training, threshold_needed=settings.keep_correct)
-        return replace(self, judge=judge, reward=None if reward is None else load_function(reward, "--reward"))
+        judges_own = None if reward is None else load_function(reward, "--reward")
+        return replace(self, judge=judge, scorer=scorer, reward=judges_own)
 
     def encode(self, prompts: Sequence[Prompt], tokenizer, room: int, vocab_size: int) -> list[list[int]]:
         """Token ids of one side; see `encode_all`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +13,10 @@ from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, 
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.checks import at_least, needs, within_one
 from specdistill.settings.parts import ESSENTIALS
+from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +40,20 @@ class SequenceSettings:
     rollouts_per_prompt: int = 4
     """Answers that the target samples per prompt; always 1 at --temperature 0. Several sampled ones teach more than one
     greedy one; best-of-n keeps the best."""
-    scorer: str = "target-likelihood"
-    """Chooses among best-of-n's answers: target-likelihood, exact-match (with the field answer), or module:function,
-    your own function(prompt, text) -> float. The highest score wins; the target's likelihood decides ties. exact-match
-    leaves out prompts that no answer is right for, and so does a function with --score-threshold."""
+    scorer: str = LIKELIHOOD
+    """Judges the text of answers: exact-match, number (the last number in the text) or json (equal values) compare with
+    the field answer; module:function is your own function(prompt, text) -> float. Each evaluation then scores answers
+    that the draft writes itself, greedily, to the held-out prompts. best-of-n also chooses by it, and leaves
+    out prompts that no answer is right for; target-likelihood chooses by the target's likelihood, which also decides
+    ties, and scores nothing."""
     score_threshold: float | None = None
-    """Score from which on an answer is right. Left out: 1 for exact-match and with --keep-correct; else the best answer
-    of a function is kept whatever it scores."""
+    """Score from which on an answer is right. Left out: 1 for exact-match, number and json, and with --keep-correct;
+    else the best answer of a function is kept whatever it scores."""
     keep_correct: bool = False
     """best-of-n trains on every right answer to a prompt instead of the best one, each text once. More answers per
     prompt (--rollouts-per-prompt) then teach more ways to the same result."""
     strict_scorer: str | None = None
-    """A stricter scorer, exact-match or module:function, that judges the right answers again, with the same threshold.
+    """A stricter scorer, of the same kinds as --scorer, that judges the right answers again, with the same threshold.
     The share that it rejects, the false positives, is reported; they are trained on all the same."""
     lmbda: float = 0.5
     """Share of gkd's steps that train on the draft's own answers."""
@@ -60,18 +64,47 @@ class SequenceSettings:
     """skd replaces a draft token that is not among the target's K likeliest (25 as published)."""
     skd_num_draft_tokens: int = 5
     """Draft tokens between two checks of skd's target (5 as published)."""
+    skd_target_temperature: float | None = None
+    """Temperature at which skd's target samples its replacements (0.2 as published). Left out: --temperature, at which
+    the draft writes."""
+    skd_target_top_p: float | None = None
+    """Top-p with which skd's target samples its replacements (0.5 as published). Left out: --top-p."""
     online: str | None = None
     """Directory where a server's specdistill.serving.online.RejectionLog writes; for --method online. Each evaluation
     that finds a better draft replaces the checkpoint in --output file by file, weights last, for the server to load."""
     online_wait: float = 600.0
     """Seconds that --method online waits for a first record before the run ends."""
 
+    @property
+    def judges_text(self) -> bool:
+        """Whether the scorer reads texts, and so can judge the draft's own answers."""
+        return self.scorer != LIKELIHOOD
+
     def __post_init__(self) -> None:
         at_least(self, 1, "heldout_prompts", "rollouts_per_prompt", "skd_top_k", "skd_num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
         at_least(self, 0, "online_wait")
         check_text_block(self.text, self.text_block)
-        within_one(self, "lmbda", "target_fraction")
+        within_one(self, "lmbda", "target_fraction", "skd_target_top_p")
+        if self.skd_target_temperature is not None:
+            at_least(self, 0, "skd_target_temperature")
+        if self.skd_target_top_p == 0:
+            raise ConfigError(
+                "--skd-target-top-p must be above 0; --skd-target-temperature 0 keeps the likeliest token"
+            )
+
+    def skd_target_sampling(self, sampling: Sampling) -> Sampling:
+        """How skd's target samples its replacements.
+
+        Args:
+            sampling: How the draft writes; the target follows it in what is not set for itself.
+        """
+        temperature, top_p = self.skd_target_temperature, self.skd_target_top_p
+        return replace(
+            sampling,
+            temperature=sampling.temperature if temperature is None else temperature,
+            top_p=sampling.top_p if top_p is None else top_p,
+        )
 
     @property
     def judge(self) -> JudgeSettings:
@@ -80,7 +113,7 @@ class SequenceSettings:
         Raises:
             ConfigError: They contradict each other.
         """
-        if self.scorer == "target-likelihood" and self.keep_correct:
+        if self.scorer == LIKELIHOOD and self.keep_correct:
             raise ConfigError(
                 "--keep-correct needs a --scorer that tells right from wrong: name exact-match or module:function"
             )
@@ -119,3 +152,8 @@ class OnPolicySettings(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "push_every")
+
+    def refuse_idle(self) -> None:
+        """Raises ConfigError for a setting of an engine where none is used."""
+        super().refuse_idle()
+        needs(self, self.uses_engine, "--rollout-engine vllm", "push_every")

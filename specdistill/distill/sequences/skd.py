@@ -1,9 +1,10 @@
 """Speculative knowledge distillation: draft and target write an answer together.
 
 The draft proposes tokens; the target checks them in one pass and keeps each one that is in its top K. The first one
-outside is replaced by the target's own sample, and what came after it is dropped. K -> vocabulary is on-policy
-distillation; K = 1 with a greedy target gives the target's own answers. The usual min(1, p/q) test would give the
-target's samples whatever the draft says; membership keeps the draft's style and removes only what the target rules out.
+outside is replaced by the target's own sample, under a sampling of its own, and what came after it is dropped. K ->
+vocabulary is on-policy distillation; K = 1 with a greedy target gives the target's own answers. The usual min(1, p/q)
+test would give the target's samples whatever the draft says; membership keeps the draft's style and removes only what
+the target rules out.
 
 Source: Xu et al. 2024 (arXiv 2410.11325), Algorithm 1. Unlike the published code this tests exactly the token that it
 emits, and on the raw logits: after top-p most entries are -inf and a top K of them would be arbitrary.
@@ -66,6 +67,18 @@ class Skd(SampledSource):
 
     Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no
     second pass of the target.
+
+    Args:
+        pair: Target and draft.
+        prompts, encoded: What they answer.
+        sampling: How the draft writes.
+        top_k: Rank up to which its tokens stay.
+        num_draft_tokens: Tokens that it writes between two checks.
+        max_new_tokens: Limit per answer.
+        batch_size: Answers per step, of all ranks together.
+        seed: Random seed of the prompts' order and of the sampling.
+        ranks: The processes that train together.
+        target_sampling: How the target samples its replacements; None takes `sampling`.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Skd(SampledSource):
         batch_size: int,
         seed: int,
         ranks: Ranks = ALONE,
+        target_sampling: Sampling | None = None,
         view: TargetView | None = None,
     ) -> None:
         self._view = view or TargetView()
@@ -89,7 +103,7 @@ class Skd(SampledSource):
             pair.draft,
             num_draft_tokens=num_draft_tokens,
             sampling=sampling,
-            acceptance=TopKAcceptance(top_k, sampling),
+            acceptance=TopKAcceptance(top_k, target_sampling or sampling),
         )
         self._max_new_tokens = max_new_tokens
         self._sampler = self._prompts = PromptSampler(prompts, encoded, batch_size, seed, ranks)

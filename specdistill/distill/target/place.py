@@ -64,8 +64,10 @@ class OpenTarget:
 class StoredAnswers:
     """Answers that were labelled, by the prompts that they answer."""
 
-    def __init__(self, store: LabelStore, directory: Path, vocab_size: int) -> None:
+    def __init__(self, store: LabelStore, directory: Path, vocab_size: int, labelled_by: str) -> None:
         self._store, self._directory, self._vocab_size = store, directory, vocab_size
+        self.labelled_by = labelled_by
+        """Name of the model whose distributions the labels are."""
 
     def select(
         self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], view: TargetView, copies: int | None = None
@@ -191,7 +193,7 @@ class Stored:
         from specdistill.distill.answers.shards import find_shards
 
         store = LabelStore(find_shards(self.directory))
-        answers = StoredAnswers(store, self.directory, model.vocab_size)
+        answers = StoredAnswers(store, self.directory, model.vocab_size, str(self._settings()["target"]))
         return OpenTarget(model, model.max_context, view, store, stored=answers)
 
     def _settings(self) -> run_settings.FlatSettings:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from specdistill.distill.target.place import InMemory, Served, Stored, TargetPlace
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class TargetSettings:
     def __post_init__(self) -> None:
         at_least(self, 1, "server_top_k", "server_concurrency")
         at_least(self, 0, "server_patience", "guidance")
+        names = ("server_model", "server_top_k", "server_concurrency", "server_patience")
+        needs(self, self.target_server is not None, "--target-server", *names)
         if self.soft_labels is not None and self.target_server is not None:
             raise ConfigError("--soft-labels and --target-server are two ways to do without the target; choose one")
         if bool(self.guidance) != (self.negative_prompt is not None):

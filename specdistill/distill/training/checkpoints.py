@@ -50,6 +50,9 @@ class RunState:
     """Answer tokens trained on so far."""
     best_step: int = 0
     best_value: float = -math.inf
+    """The watched number of that step, with the sign that makes more better."""
+    kept_step: int = 0
+    """Step of the draft that is written; 0 is the start."""
     history: list[Measurements] = dataclasses.field(default_factory=list)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Random streams of the source."""
@@ -73,12 +76,12 @@ class Checkpoints:
         self._output, self._network, self._runner = output, network, runner
         self._records, self._is_main = records, is_main
 
-    def write(self, state: RunState, start: Any, best: Any) -> None:
+    def write(self, state: RunState, evaluations: Mapping[str, Any]) -> None:
         """Writes where the run stands. Ranks that share the weights call it together.
 
         Args:
             state: With the source's streams; schedule and scaler are filled in.
-            start, best: Held-out records of the start and of the best draft.
+            evaluations: Draft (start, best, last) -> its held-out records.
         """
         # Shards are gathered by all ranks, whole weights are those of any.
         if not (self._is_main or self._runner.shards.sharded):
@@ -94,16 +97,16 @@ class Checkpoints:
         )
         records = {
             f"{name}/{key}": values
-            for name, scores in (("start", start), ("best", best))
+            for name, scores in evaluations.items()
             for key, values in self._records.to_tensors(scores).items()
         }
         write(self._output, full, weights, moments, records)
 
-    def restore(self) -> tuple[RunState, Any, Any] | None:
+    def restore(self) -> tuple[RunState, dict[str, Any]] | None:
         """Restores weights, optimiser, schedule and random streams from the newest checkpoint; None where none is.
 
         Returns:
-            The state, and the held-out records of the start and of the best draft.
+            The state, and the held-out records by draft.
         """
         stored = read(self._output, self._network, self._runner.optimizer)
         if stored is None:
@@ -116,11 +119,11 @@ class Checkpoints:
             group["lr"] = rate
         if state.scaler and self._runner.scaler is not None:
             self._runner.scaler.load_state_dict(state.scaler)
-        parts: dict[str, dict[str, Tensor]] = {"start": {}, "best": {}}
+        parts: dict[str, dict[str, Tensor]] = {}
         for name, values in tensors.items():
             which, _, key = name.partition("/")
-            parts[which][key] = values
-        return state, *(self._records.from_tensors(parts[name]) for name in ("start", "best"))
+            parts.setdefault(which, {})[key] = values
+        return state, {name: self._records.from_tensors(part) for name, part in parts.items()}
 
 
 def capture(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

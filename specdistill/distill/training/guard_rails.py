@@ -34,12 +34,16 @@ def out_of_memory_named(settings: OptimiserSettings) -> Iterator[None]:
         yield
 
 
-def falling(values: Sequence[float]) -> str | None:
-    """A warning where the held-out number fell in the last two evaluations, or is below the start's; else None."""
-    if len(values) >= 3 and values[-1] < values[-2] < values[-3]:
-        return "it fell in two evaluations running"
-    if len(values) >= 3 and max(values[-2:]) < values[0]:
-        return "it is below the start's"
+def worsening(merits: Sequence[float]) -> str | None:
+    """A warning where the watched number got worse in the last two evaluations, or is worse than the start's.
+
+    Args:
+        merits: One per evaluation, from the start on; more is better.
+    """
+    if len(merits) >= 3 and merits[-1] < merits[-2] < merits[-3]:
+        return "it got worse in two evaluations running"
+    if len(merits) >= 3 and max(merits[-2:]) < merits[0]:
+        return "it is worse than the start's"
     return None
 
 
@@ -86,7 +90,7 @@ def reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
         what = {
             0: "nothing was finished yet",
             1: f"kept {' '.join(kept)}",
-            2: "kept the best draft so far and the rollouts",
+            2: "kept the draft so far and the rollouts",
         }[len(kept)]
         progress.say(f"interrupted; in {output}: {what}; the same command with --resume goes on")
         raise

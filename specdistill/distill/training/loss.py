@@ -78,14 +78,12 @@ class DistillationLoss(nn.Module):
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
-            mean = torch.full((hidden.shape[0],), 1 / max(1, totals.tokens), device=hidden.device)
+            mean = self._token_weights(batch, totals)
             share = self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
-            if self._objective.distill_weight is not None:
-                share *= self._objective.distill_weight
             weights = mean * share if selection is None else mean * selection * share
             output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels, soft_labels=soft_labels)
             loss, alpha = output.loss, output.alpha
-            if selection is not None or not share:
+            if selection is not None or not share or self._objective.distill_weight == 0:
                 # Tokens without weight were passed over, but the draft is judged on all of them.
                 alpha = self._alpha(hidden.detach(), target_hidden, batch.labels, soft_labels)
             if self._objective.ce_weight and self.kind != "ce":
@@ -96,6 +94,17 @@ class DistillationLoss(nn.Module):
             if advantages is not None:
                 loss = loss + self._policy_loss(batch, hidden, advantages, totals.sequences)
         return LossOutput(loss, alpha.sum())
+
+    def _token_weights(self, batch: Batch, totals: StepTotals) -> Tensor:
+        """Weight of each token in what is learned from the text, [tokens] in the order of `batch.labels`.
+
+        Without a reward every token of the step counts alike. With one, (1 - a) r(y) - a D(y) is averaged over answers,
+        and D(y) is the mean over an answer's own tokens (Agarwal et al. 2024, sections 2 and 3).
+        """
+        weight, lengths = self._objective.distill_weight, batch.response_mask.sum(1)
+        if weight is None:
+            return torch.full((int(lengths.sum()),), 1 / max(1, totals.tokens), device=lengths.device)
+        return (weight / (lengths * totals.sequences)).repeat_interleave(lengths)
 
     def _policy_loss(self, batch: Batch, hidden: Tensor, advantages: Tensor, sequences: int) -> Tensor:
         """REINFORCE: minus the mean over answers of advantage times log q(answer), at the temperature of sampling."""

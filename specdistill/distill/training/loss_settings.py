@@ -7,7 +7,7 @@ from typing import Literal
 
 from specdistill.distill.methods import Method
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, within_one
+from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.sampling import Sampling
 
 
@@ -18,9 +18,9 @@ class LossSettings:
     divergence: Literal[
         "auto", "fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax"
     ] = "auto"
-    """Divergence to minimise; auto takes the method's own. For a server that samples, lk_lambda comes nearest to alpha;
-    for one that drafts by argmax above temperature 0 (vLLM's default, SGLang, llama.cpp) lk_argmax, after fkl. jeffreys
-    is half fkl and half rkl."""
+    """Divergence to minimise; auto takes the method's own. Start a fresh cut with fkl on the target's answers. On the
+    draft's own answers rkl, jsd and tvd did best in the README's study, and fkl and lk_lambda lost. jeffreys is half
+    fkl and half rkl."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the divergence; 0 takes --temperature (1 where that is 0). The loss is not
     multiplied by its square."""
@@ -38,12 +38,16 @@ class LossSettings:
     """Share of a step's tokens, over all micro-batches and processes, that AdaSPEC trains on (0.4 as published)."""
     reward: str | None = None
     """Also maximise a reward on the draft's own answers: module:function, your function(prompt, text) -> float. The
-    objective is (1 - a) reward - a divergence, by REINFORCE with a leave-one-out baseline; a is --distill-weight."""
+    objective is the mean over answers of (1 - a) reward - a divergence (GKD), by REINFORCE with a leave-one-out
+    baseline; a is --distill-weight. Answers that others wrote count with a times their divergence only."""
     distill_weight: float = 0.5
-    """Weight a of the divergence in (1 - a) reward - a divergence."""
+    """Weight a of the divergence in (1 - a) reward - a divergence. Both are one number per answer: the reward as your
+    function gives it, the divergence as the mean over the answer's tokens, in nats. Lower a, or multiply the reward,
+    where the divergence outweighs it."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "loss_temperature", "eta")
+        check_temperature(self, "loss_temperature")
         within_one(self, "beta", "ce_weight", "distill_weight")
         if not 0 < self.select_fraction <= 1:
             raise ConfigError(f"--select-fraction must be in (0, 1], got {self.select_fraction}")
@@ -68,6 +72,10 @@ class LossSettings:
         kind = self.kind(method)
         if self.beta is not None and kind not in ("jsd", "skewed_kl"):
             raise ConfigError(f"--beta belongs to jsd and skewed_kl, but {kind} is minimised")
+        needs(self, self.reference is not None, "--reference", "select_fraction")
+        needs(self, self.reward is not None, "--reward", "distill_weight")
+        needs(self, kind == "lk_lambda", f"--divergence lk_lambda, but {kind} is minimised", "eta")
+        needs(self, kind != "ce", "a divergence, but cross entropy is the whole loss", "ce_weight")
         if kind == "skewed_kl" and self.beta in (0, 1):
             raise ConfigError("--beta must be inside (0, 1) for skewed_kl; at 0 it is fkl, at 1 nothing is learned")
         if self.reference is not None and kind != "fkl":

@@ -64,11 +64,20 @@ class EvaluationSettings:
     """When the draft is scored on held-out prompts, and when the run is saved."""
 
     rule: Annotated[Literal["greedy", "sampled", "argmax_draft"], Parameter(group=ESSENTIALS)] = "sampled"
-    """Acceptance rule whose alpha early stopping watches: take the one that the server uses."""
+    """Acceptance rule whose alpha is watched: take the one that the server uses."""
+    watch: Literal["auto", "alpha", "score", "reward", "loss"] = "auto"
+    """Held-out number that decides which draft is best and when to stop early. alpha: under --rule (for a draft of
+    another tokenizer, the likelihood of the target's text). score: of answers that the draft writes itself greedily, by
+    --scorer. reward: of answers that it samples, by --reward. loss: the run's own, on given answers where the method
+    trains on them, else on the target's. auto: reward with --reward; for sft of a model that is its own target, and
+    best-of-n of one, score with a scorer, else (sft) loss; alpha otherwise."""
+    keep: Literal["best", "last"] = "best"
+    """Draft that --output holds in the end. best: the one with the best watched number, which may be the start. last:
+    the last step's, bit for bit."""
     eval_every: int = 25
-    """Steps between evaluations on the held-out prompts; the best draft so far is saved each time."""
+    """Steps between evaluations on the held-out prompts; the draft to keep so far is saved each time."""
     patience: int = 5
-    """Stop after this many evaluations without a new best; 0 never stops early."""
+    """Stop after this many evaluations without a better watched number; 0 never stops early."""
     checkpoint_every: int = 0
     """Steps between checkpoints to resume from, a multiple of --eval-every; 0 writes one at every evaluation. The two
     newest are kept while the run goes on."""

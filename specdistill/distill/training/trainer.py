@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
@@ -21,8 +21,9 @@ from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training import guard_rails, lora
 from specdistill.distill.training.callbacks import Callbacks
 from specdistill.distill.training.checkpoints import Checkpoints, RunState
-from specdistill.distill.training.heldout import HeldOutScorer
+from specdistill.distill.training.keeping import Keeper
 from specdistill.distill.training.loss_settings import Objective
+from specdistill.distill.training.measures import HeldOutMeasures, Records
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.distill.training.step import NotFiniteError, Reward, StepMeasurement, StepRunner
 from specdistill.errors import ServerError, SpecdistillError
@@ -35,16 +36,16 @@ HISTORY_FILE = "history.jsonl"
 
 
 class DraftTrainer:
-    """Trains the pair's draft in place and keeps the best checkpoint, by the held-out score, in the output directory.
+    """Trains the pair's draft in place and keeps a checkpoint, the best or the last, in the output directory.
 
     Args:
         pair: Target and draft; the target is never changed.
         source: Gives each step's examples.
         states: The target's hidden states of them.
-        scorer: Judges the draft on held-out prompts.
+        measures: Judge the draft on held-out prompts.
         objective: Loss to minimise.
         optimiser: Steps, batch sizes, learning rate.
-        evaluation: When to score and to save.
+        evaluation: When to evaluate, what to keep.
         output: Directory of the run.
         progress: Where the bar goes.
         title: Name of the bar.
@@ -62,7 +63,7 @@ class DraftTrainer:
         pair: ModelPair,
         source: Source,
         states: TargetStates,
-        scorer: HeldOutScorer,
+        measures: HeldOutMeasures,
         objective: Objective,
         optimiser: OptimiserSettings,
         evaluation: EvaluationSettings,
@@ -78,7 +79,7 @@ class DraftTrainer:
         labelled: bool = False,
         resume: bool = False,
     ) -> None:
-        self.draft, self.scorer = pair.draft, scorer
+        self.draft, self.measures = pair.draft, measures
         # Engines want the target's; a draft with another tokenizer keeps its own.
         self._vocabulary = pair.target if pair.same_tokenizer else pair.draft
         self._source = source
@@ -86,8 +87,7 @@ class DraftTrainer:
         self._output, self._progress, self._title = output, progress, title
         self._ranks, self._labelled, self._resume = ranks, labelled, resume
         self._state = RunState()
-        self.best: Any = None
-        """Held-out records of the best draft so far."""
+        self.keeper = Keeper(measures, evaluation)
         # Before the runner: the arguments that callbacks are given reset accelerate's state.
         on_cpu = self.draft.device.type == "cpu"
         self._callbacks = Callbacks(callbacks, optimiser, evaluation, output, on_cpu, ranks.is_main)
@@ -103,7 +103,7 @@ class DraftTrainer:
             labelled=labelled,
         )
         self._shards = self._runner.shards
-        self._checkpoints = Checkpoints(output, self.draft.model, self._runner, scorer, ranks.is_main)
+        self._checkpoints = Checkpoints(output, self.draft.model, self._runner, measures, ranks.is_main)
         self._callbacks.attach(self.draft.model, self.draft.tokenizer, self._runner.optimizer, self._runner.schedule)
 
     @property
@@ -112,9 +112,9 @@ class DraftTrainer:
         return self._state.step
 
     @property
-    def best_step(self) -> int:
-        """Step of the best draft so far; 0 is the start."""
-        return self._state.best_step
+    def state(self) -> RunState:
+        """How far the run is, and which step is kept."""
+        return self._state
 
     @property
     def history(self) -> list[Measurements]:
@@ -126,17 +126,17 @@ class DraftTrainer:
         saving.
 
         Raises:
-            SpecdistillError: The loss or the gradient is not finite; the best draft so far is on disk.
+            SpecdistillError: The loss or the gradient is not finite; the draft to keep so far is on disk.
         """
         try:
             self._callbacks.begin()
             if not (self._resume and self._restore()):
-                self.start_records = self.evaluate()
+                self.evaluate()
             self._run_steps()
         except KeyboardInterrupt:
-            if self.best_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
-                # No evaluation has found a better draft yet, but what was learned so far must not be lost. Shards can't
-                # be gathered here, where the other ranks may be anywhere; their last checkpoint stays.
+            if self._state.kept_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
+                # No evaluation has found a draft to keep yet, but what was learned must not be lost. Shards can't be
+                # gathered here, where the other ranks may be anywhere; their last checkpoint stays.
                 save_draft(self.draft, self._vocabulary, self._output, lora.merged(self.draft.model))
             raise
         finally:
@@ -157,8 +157,8 @@ class DraftTrainer:
         except NotFiniteError as error:
             raise SpecdistillError(self._keep_failed_step(examples, str(error))) from error
 
-    def evaluate(self, measurements: Measurements | None = None) -> Any:
-        """Scores the held-out answers, writes the history, and saves the draft where it is the best so far.
+    def evaluate(self, measurements: Measurements | None = None) -> Records:
+        """Measures the draft on the held-out prompts, writes the history, and saves the draft where it is to be kept.
 
         Args:
             measurements: Numbers of the last step, for the history.
@@ -167,13 +167,14 @@ class DraftTrainer:
             The held-out records.
         """
         with self._shards.gathered():
-            records = self.scorer.score(self.draft)
-            means = self.scorer.means(records)
-            self._write_history(measurements or {}, means)
-            is_best = means[self.scorer.watched] > self._state.best_value
-            if is_best:
-                self._keep_best(records, means[self.scorer.watched])
-            self._say_scores(means, is_best)
+            records = self.measures.score(self.draft)
+            keeps = self.keeper.take(self._state, records)
+            self._write_history(measurements or {}, self.measures.means(records), keeps)
+            if keeps and self.step and self._ranks.is_main:
+                plain = self._shards.plain(self.draft)
+                save_draft(plain, self._vocabulary, self._output, lora.merged(plain.model))
+                self._callbacks.saved()
+            self._say_numbers(self.measures.means(records))
             return records
 
     def _run_steps(self) -> None:
@@ -214,7 +215,7 @@ class DraftTrainer:
             if self._ranks.is_main:
                 guard_rails.dump_step(directory, self.step, self.draft.model, everyones, reason)
         return (
-            f"{reason}; lower --learning-rate; the best draft so far (step {self.best_step}) is in {self._output}, "
+            f"{reason}; lower --learning-rate; the draft so far (step {self._state.kept_step}) is in {self._output}, "
             f"what reproduces the step in {directory.name} (specdistill.distill.reproduce.reproduce)"
         )
 
@@ -222,38 +223,24 @@ class DraftTrainer:
         own = "" if measurement.alpha is None else f"  alpha {measurement.alpha:.3f}"
         rejected = self._source.measurements().get("skd_rejection_rate")
         replaced = "" if rejected is None else f"  replaced {rejected:.2f}"
-        best = self._state.best_value
-        task.note(f"loss {measurement.loss:.3f}{own}  best held-out {best:.3f}{replaced}  {speed:.0f} tokens/s")
+        best = self.keeper.best(self._state)
+        task.note(f"loss {measurement.loss:.3f}{own}  best held-out {best}{replaced}  {speed:.0f} tokens/s")
 
-    def _write_history(self, measurements: Measurements, means: dict[str, float]) -> None:
-        scores = {self._prefix + name: value for name, value in means.items()}
-        self.history.append({"step": self.step, **measurements, **scores})
+    def _write_history(self, measurements: Measurements, means: dict[str, float], kept: bool) -> None:
+        scores = {self.measures.history_key(name): value for name, value in means.items()}
+        watched = self.measures.history_key(self.measures.watched)
+        self.history.append({"step": self.step, **measurements, **scores, "watched": watched, "kept": kept})
         if self._ranks.is_main:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
             atomic.write_text(self._output / HISTORY_FILE, lines)
         self._callbacks.evaluated(self.step, scores)
 
-    def _keep_best(self, records: Any, value: float) -> None:
-        self.best, self._state.best_step, self._state.best_value = records, self.step, value
-        if self.step and self._ranks.is_main:
-            plain = self._shards.plain(self.draft)
-            save_draft(plain, self._vocabulary, self._output, lora.merged(plain.model))
-            self._callbacks.saved()
-
-    def _say_scores(self, means: dict[str, float], is_best: bool) -> None:
-        measure, watched = self.scorer.measure, self.scorer.watched
-        warning = guard_rails.falling([cast(float, entry[self._prefix + watched]) for entry in self.history])
-        if warning:
-            remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
-            self._progress.say(f"warning: held-out {measure} ({watched}): {warning}; {remedy}")
+    def _say_numbers(self, means: dict[str, float]) -> None:
+        for warning in self.keeper.warnings(self._state):
+            self._progress.say(f"warning: {warning}")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        best = "  (best)" if self.step and is_best else ""
-        self._progress.say(f"step {self.step}: held-out {measure}: {shown}{best}")
-
-    @property
-    def _prefix(self) -> str:
-        """Start of the scores' names in the history."""
-        return "heldout_alpha_" if self.scorer.measure == "alpha" else "heldout_"
+        best = "  (best)" if self.step and self.step == self._state.best_step else ""
+        self._progress.say(f"step {self.step}: held-out {self.measures.measure}: {shown}{best}")
 
     @contextlib.contextmanager
     def _kept_if_server_goes(self) -> Iterator[None]:
@@ -273,23 +260,23 @@ class DraftTrainer:
 
     def _write_checkpoint(self, step: int, source: dict[str, Any]) -> None:
         state = dataclasses.replace(self._state, step=step, source=source)
-        self._checkpoints.write(state, self.start_records, self.best)
+        self._checkpoints.write(state, self.keeper.records)
 
     def _restore(self) -> bool:
         """Takes up the run where its last checkpoint was written; False where there is none."""
         restored = self._checkpoints.restore()
         if restored is None:
             return False
-        self._state, self.start_records, self.best = restored
+        self._state, self.keeper.records = restored
         self._source.load_state_dict(self._state.source)
         self.draft.weights_changed()
         self._progress.say(f"going on after step {self.step}")
         return True
 
     def _is_over(self) -> bool:
-        patience = self._evaluation.patience
-        if patience and (self.step - self.best_step) // self._evaluation.eval_every >= patience:
-            self._progress.say(f"stopped at step {self.step}: no new best since step {self.best_step}")
+        if self.keeper.no_patience_left(self._state):
+            best = self.measures.label(self.measures.watched)
+            self._progress.say(f"stopped at step {self.step}: no better {best} since step {self._state.best_step}")
             return True
         if self._callbacks.stop and self.step < self._optimiser.steps:
             self._progress.say(f"stopped at step {self.step} by a callback")

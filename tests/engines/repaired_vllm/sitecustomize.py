@@ -1,9 +1,8 @@
 """Repairs vLLM 0.32's CPU build in whatever process has this folder on its PYTHONPATH.
 
 Its replacement of the Triton kernel that repeats each request's temperature for its draft tokens converts both tensors
-to integers first, and writes the copy: the temperatures by which the target's logits are divided are then whatever the
-to integers first, and writes the copy: the temperatures that divide the target's logits are then whatever the
-is accepted. `vllm/utils/cpu_triton_utils.py`, `_expand_kernel_impl`.
+to integers first, and writes the copy: the temperatures that divide the target's logits are then whatever lay in that
+memory, and almost nothing is accepted. `vllm/utils/cpu_triton_utils.py`, `_expand_kernel_impl`.
 """
 
 import importlib.abc

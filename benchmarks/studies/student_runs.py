@@ -1,0 +1,218 @@
+"""Preparation, training and scoring of the rows of `students.py`. Each part is made once, where it is missing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.studies.folders import StudyFolder, has_weights, is_finished
+from benchmarks.studies.student_rows import FORWARD_KL, ROWS, Answers
+from benchmarks.studies.student_tasks import Task
+from benchmarks.support.commands import run_command
+from benchmarks.support.paths import target_file
+from specdistill import GenerateConfig, TrainConfig, generate, train_draft
+from specdistill.data import Example, Provenance
+from specdistill.data.prompts import encode, load_prompts
+from specdistill.decoding import Sampling
+from specdistill.decoding.answers import write_answers
+from specdistill.evaluation.acceptance import ALPHA_RULES, alpha_sums, score
+from specdistill.files.atomic import write_text
+from specdistill.models import LanguageModel, load_model
+from specdistill.models.gguf import convert
+from specdistill.models.pair import resolve_device
+from specdistill.progress import Quiet
+from specdistill.report.progress import TerminalProgress
+
+SMALL_TEACHER = 8
+"""Layers of the small teacher: the warmed-up student of this depth."""
+COPIES = 4
+"""The teacher's answers to each prompt."""
+ANSWERS_SEED = 1234
+BATCH = 512
+"""Answers that are written at a time."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of the study."""
+
+    finetuning: int
+    train: int
+    heldout: int
+    teacher_share: float
+    """Share of the task's steps of fine-tuning."""
+    warm_steps: int
+    steps: int
+    batch_size: int
+
+
+SCALES = {
+    "study": Scale(2000, 512, 128, 1.0, 250, 60, 16),
+    # Proves in minutes that every part runs; its numbers mean nothing.
+    "try": Scale(16, 12, 4, 0.01, 2, 2, 2),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task's folder and settings."""
+
+    folder: StudyFolder
+    task: Task
+    scale: Scale
+    device: str
+
+    @property
+    def teacher(self) -> Path:
+        """The fine-tuned target."""
+        return self.folder.root / "teacher"
+
+    @property
+    def facts(self) -> Path:
+        """Where and on how much the study was made."""
+        return self.folder.root / "facts.json"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models run on a GPU: then in bfloat16, with float32 weights of what is trained."""
+        return resolve_device(self.device) != "cpu"
+
+    def start(self, depth: int) -> Path:
+        """The warmed-up student from which every row goes on."""
+        return self.folder.root / f"start-{depth}"
+
+    def stored(self, answers: Answers) -> Path:
+        """Folder of stored answers."""
+        return self.folder.root / answers.value
+
+    def run(self, row: str, depth: int, seed: int) -> Path:
+        """A training run."""
+        return self.folder.run(f"{row}-{depth}", seed)
+
+    def train(self, run: Path, start: Path, target: Path | str, prompts: str, steps: int, **settings: Any) -> None:
+        """Trains on one thread and keeps the last step; writes how long that took, models loaded anew."""
+        if is_finished(run):
+            return
+        shared: dict[str, Any] = {
+            "batch_size": self.scale.batch_size,
+            "max_new_tokens": self.task.max_new_tokens,
+            "eval_every": steps,
+        }
+        shared["precision"] = "bfloat16" if self.on_gpu else "float32"
+        config = TrainConfig.flat(
+            draft=str(start), target=str(target), output=str(run), prompts=str(self.folder.prompts(prompts)),
+            steps=steps, keep="last", patience=0, heldout_prompts=min(8, self.scale.heldout), rule="greedy",
+            resume=True, threads=1, device=self.device, **shared, **settings,
+        )  # fmt: skip
+        began = time.perf_counter()
+        train_draft(config, TerminalProgress())
+        write_text(run / "seconds.json", json.dumps(time.perf_counter() - began))
+
+    def answer(self, model: Path, answers: Answers, copies: int) -> None:
+        """Stores a model's sampled answers to the training prompts."""
+        config = GenerateConfig.flat(
+            target=str(model), output=str(self.stored(answers)), prompts=str(self.folder.prompts("train")),
+            rollouts_per_prompt=copies, max_new_tokens=self.task.max_new_tokens, batch_size=BATCH, shard_size=BATCH,
+            threads=1, device=self.device,
+        )  # fmt: skip
+        generate(config, TerminalProgress())
+
+
+def prepare(study: Study, depths: Sequence[int]) -> None:
+    """Prompts, teacher, its answers, cuts, warmed-up students, and the small teacher's answers."""
+    folder, scale = study.folder, study.scale
+    folder.root.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("finetuning", "train", "heldout"), 1):
+        study.task.write_records(folder.prompts(name), getattr(scale, name), number)
+    steps = max(2, round(study.task.teacher_steps * scale.teacher_share))
+    original = convert(target_file())
+    study.train(study.teacher, original, target_file(), "finetuning", steps, method="sft", learning_rate=2e-4)
+    study.answer(study.teacher, Answers.TARGET, COPIES)
+    for depth in sorted({*depths, SMALL_TEACHER}):
+        if not has_weights(folder.cut(depth)):
+            shape = ["--layers", str(depth), "--choose", "even", "--calibration-prompts", "8"]
+            prompts = ["--prompts", str(folder.prompts("train")), "--calibration-tokens", "32"]
+            pair = ["--target", str(study.teacher), "--output", str(folder.cut(depth)), "--device", study.device]
+            run_command("init-draft", *pair, *shape, *prompts)
+        stored = {"rollouts": str(study.stored(Answers.TARGET))}
+        study.train(
+            study.start(depth), folder.cut(depth), study.teacher, "train", scale.warm_steps, **FORWARD_KL, **stored
+        )
+    copies = small_copies(study)
+    study.answer(study.start(SMALL_TEACHER), Answers.SMALL, copies)
+    judge = Judge(study)
+    for model in (study.teacher, *(study.start(depth) for depth in depths)):
+        judge.judge(model)
+    device = torch.cuda.get_device_name() if study.on_gpu else "CPU"
+    facts = {"device": device, "torch": torch.__version__, "heldout_prompts": len(judge.prompts)}
+    facts |= {"teacher_copies": COPIES, "small_teacher_layers": SMALL_TEACHER, "small_teacher_copies": copies}
+    write_text(study.facts, json.dumps(facts))
+
+
+def small_copies(study: Study) -> int:
+    """Answers per prompt that the small teacher writes for the compute of the teacher's: 2 x parameters x tokens."""
+    large, small = (_parameters(model) for model in (study.teacher, study.start(SMALL_TEACHER)))
+    return round(COPIES * large / small)
+
+
+def _parameters(model: Path) -> int:
+    return load_model(str(model), "draft").num_parameters
+
+
+def train_row(study: Study, name: str, depth: int, seed: int) -> None:
+    """Trains one seed of a row from the warmed-up student."""
+    row = ROWS[name]
+    settings = dict(row.settings)
+    if row.answers is not Answers.NONE:
+        settings["rollouts"] = str(study.stored(row.answers))
+    if row.chosen:
+        settings |= {"scorer": study.task.scorer, "keep_correct": True}
+    if row.rewarded:
+        settings |= {"reward": study.task.scorer}
+    run = study.run(name, depth, seed)
+    study.train(run, study.start(depth), study.teacher, "train", study.scale.steps, **settings, seed=seed)
+
+
+class Judge:
+    """Scores students on the held-out prompts: their own greedy answers, and alpha on the teacher's sampled ones."""
+
+    def __init__(self, study: Study) -> None:
+        self._study, self._device = study, resolve_device(study.device)
+        self._target = load_model(str(study.teacher), device=self._device)
+        self.prompts = load_prompts(str(study.folder.prompts("heldout")))
+        self._encoded = [encode(prompt, self._target.tokenizer) for prompt in self.prompts]
+        file = study.folder.heldout_answers
+        if not file.exists():
+            written = self._write(self._target, Sampling())
+            write_text(file, json.dumps([list(answer.answer_ids) for answer in written]))
+        self._answers = [
+            Example(prompt.id, tuple(prompt_ids), tuple(ids), (int(Provenance.TARGET),) * len(ids))
+            for prompt, prompt_ids, ids in zip(self.prompts, self._encoded, json.loads(file.read_text()), strict=True)
+        ]
+
+    def judge(self, model_directory: Path) -> None:
+        """Writes scores.json beside a model: column -> score per prompt, rule -> sums of alpha and of tokens."""
+        file = model_directory / "scores.json"
+        if file.exists():
+            return
+        model = load_model(str(model_directory), "draft", device=self._device)
+        texts = [model.decode(example.answer_ids) for example in self._write(model, Sampling(temperature=0.0))]
+        columns = {
+            name: [column(prompt, text) for prompt, text in zip(self.prompts, texts, strict=True)]
+            for name, column in self._study.task.scores.items()
+        }
+        records = score(self._target, model, self._answers, Sampling())
+        sums = {rule: [column.tolist() for column in alpha_sums(records, rule)] for rule in ALPHA_RULES}
+        write_text(file, json.dumps({"scores": columns, "alpha": sums, "first_answers": texts[:4]}))
+        means = {name: round(sum(values) / len(values), 3) for name, values in columns.items()}
+        print(f"scored {model_directory.name}: {means}", flush=True)
+
+    def _write(self, model: LanguageModel, sampling: Sampling) -> list[Example]:
+        limit = self._study.task.max_new_tokens
+        return write_answers(model, self.prompts, self._encoded, sampling, limit, ANSWERS_SEED, Quiet())

@@ -1,0 +1,189 @@
+"""Distillation for its own sake: how well does a student do the task, after every method from one start?
+
+    python benchmarks/studies/students.py --output DIR               (both tasks; resumable: finished parts are kept)
+    python benchmarks/studies/students.py --output DIR --workers 8   (so many runs side by side, on a GPU)
+    python benchmarks/studies/students.py --output DIR --collect     (compares, writes results/students.json)
+
+Two tasks: customers' mails to JSON, with one right answer (`service_mail.py`), and arithmetic word problems, with
+several right ways (`word_problems.py`). For each:
+
+1. SmolLM2-135M-Instruct is fine-tuned: the teacher. It answers the training prompts four times, sampled.
+2. Students of 4 and 8 of its layers are cut out and warmed up by forward KL on those answers: the start.
+3. From the start every row of `student_rows.py` goes on with equally many steps, three seeds each. The last step is
+   kept.
+4. Judged on held-out prompts: the student's own greedy answers by the task's scores, and alpha under every rule on the
+   teacher's sampled answers. Intervals are over prompts, differences paired with the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.studies.folders import StudyFolder
+from benchmarks.studies.student_rows import ROWS, StudentRow
+from benchmarks.studies.student_runs import SCALES, Judge, Study, prepare, train_row
+from benchmarks.studies.student_tasks import TASKS
+from benchmarks.support.paths import RESULTS
+from benchmarks.support.results import write_result_to
+from specdistill.evaluation.statistics import paired_difference, ratio
+
+DEPTHS, SEEDS = (4, 8), (0, 1, 2)
+SLOW_FIRST = ("skd", "gkd-reward", "gkd-1", "gkd-1-fkl", "gkd-1-rkl", "gkd-0.5")
+Sums = dict[str, np.ndarray]
+"""Column or rule -> sum and number per prompt, [2, prompts]."""
+
+
+def read_sums(model: Path) -> Sums:
+    """Reads the scores that `Judge` wrote beside a model."""
+    stored = json.loads((model / "scores.json").read_text())
+    scores = {name: np.array([values, np.ones(len(values))]) for name, values in stored["scores"].items()}
+    return scores | {f"alpha, {rule}": np.array(sums) for rule, sums in stored["alpha"].items()}
+
+
+def added(seeds: list[Sums], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One column of several seeds, prompt by prompt: prompts are what is resampled."""
+    sums, counts = np.sum([seed[name] for seed in seeds], axis=0)
+    return sums, counts
+
+
+def entry(runs: list[Path], start: Sums | None) -> dict[str, Any]:
+    """A row of the result: means with intervals, seed by seed, and over the start."""
+    seeds = [read_sums(run) for run in runs]
+    found: dict[str, Any] = {"seeds": len(seeds)}
+    times = [run / "seconds.json" for run in runs]
+    found["seconds"] = [round(json.loads(time.read_text()), 1) for time in times if time.exists()]
+    found["mean"] = {name: ratio(*added(seeds, name)).to_json() for name in seeds[0]}
+    found["by_seed"] = {name: [ratio(*seed[name]).mean for seed in seeds] for name in seeds[0]}
+    if start is not None:
+        over = {name: paired_difference(added(seeds, name), added([start] * len(seeds), name)) for name in start}
+        found["over_start"] = {name: difference.to_json() for name, difference in over.items()}
+    return found
+
+
+def settings_of(row: StudentRow, study: Study) -> dict[str, Any]:
+    """The row's settings in the result file."""
+    more: dict[str, Any] = {"answers": row.answers.value}
+    more |= {"scorer": study.task.scorer, "keep_correct": True} if row.chosen else {}
+    return row.settings | more | ({"reward": study.task.scorer} if row.rewarded else {})
+
+
+def collect(studies: list[Study], output: Path) -> None:
+    """Writes the result of everything that is trained and scored; needs no model."""
+    result: dict[str, Any] = {"tasks": {}}
+    for study in studies:
+        if not study.facts.exists():
+            continue
+        facts = json.loads(study.facts.read_text())
+        task: dict[str, Any] = facts | {"scale": vars(study.scale), "teacher": entry([study.teacher], None)}
+        for depth in (depth for depth in DEPTHS if (study.start(depth) / "scores.json").exists()):
+            start = study.start(depth)
+            rows: dict[str, Any] = {"start": entry([start], None)}
+            for name, row in ROWS.items():
+                runs = [study.run(name, depth, seed) for seed in SEEDS]
+                runs = [run for run in runs if (run / "scores.json").exists()]
+                if runs:
+                    rows[name] = {"settings": settings_of(row, study)} | entry(runs, read_sums(start))
+            task[f"students of {depth} layers"] = rows
+        result["tasks"][study.task.name] = task
+    write_result_to(output, result)
+
+
+@contextlib.contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process has a job to itself; a worker that dies gives it back."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def work(studies: list[Study], jobs: list[tuple[str, str, int, int]]) -> int:
+    """Trains and scores every job that is not done and that no other worker has in hand; the number that failed."""
+    by_name, judges, failed = {study.task.name: study for study in studies}, {}, 0
+    for task, row, depth, seed in jobs:
+        study = by_name[task]
+        run = study.run(row, depth, seed)
+        with claimed(run.with_suffix(".job")) as mine:
+            if not mine or (run / "scores.json").exists():
+                continue
+            try:
+                train_row(study, row, depth, seed)
+                if task not in judges:
+                    judges[task] = Judge(study)
+                judges[task].judge(run)
+            except Exception:
+                # One row's fault must not cost the others a night.
+                traceback.print_exc()
+                failed += 1
+    return failed
+
+
+def start_workers(options: argparse.Namespace) -> None:
+    """Runs `--workers` processes over the same jobs."""
+    command = [sys.executable, *sys.argv, "--trained", "--workers", "0"]
+    workers = []
+    for number in range(options.workers):
+        log = (options.output / f"worker-{'-'.join(options.tasks)}-{number}.log").open("w")
+        workers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    failed = [number for number, worker in enumerate(workers) if worker.wait()]
+    if failed:
+        sys.exit(f"workers {failed} failed: see their logs in {options.output}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="*", choices=[*TASKS], default=[*TASKS])
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--depths", type=int, nargs="*", default=list(DEPTHS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--scale", choices=[*SCALES], default="study")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0, help="runs side by side; 0: all in this process")
+    parser.add_argument("--prepare", action="store_true", help="make teachers, answers and starts, and nothing else")
+    parser.add_argument("--trained", action="store_true", help="the preparation is done already")
+    parser.add_argument("--collect", action="store_true", help="write the result file and nothing else")
+    parser.add_argument("--result", type=Path, default=RESULTS / "students.json")
+    options = parser.parse_args()
+    scale = SCALES[options.scale]
+    studies = [Study(StudyFolder(options.output / name), TASKS[name], scale, options.device) for name in options.tasks]
+    if options.collect:
+        return collect(studies, options.result)
+    if not options.trained:
+        for study in studies:
+            prepare(study, options.depths)
+    if options.prepare:
+        return
+    if options.workers:
+        return start_workers(options)
+    # Rows outermost, the slow ones first: then no worker is left with one at the end.
+    rows = sorted(options.rows, key=lambda row: list(SLOW_FIRST).index(row) if row in SLOW_FIRST else len(SLOW_FIRST))
+    jobs = [
+        (study.task.name, row, depth, seed)
+        for depth in options.depths
+        for row in rows
+        for seed in options.seeds
+        for study in studies
+    ]
+    if work(studies, jobs):
+        sys.exit("some runs failed: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Scorers: how right an answer is, by the prompt's field answer or by a user's function. Needs no model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from specdistill.data.prompt import Prompt
+from specdistill.errors import ConfigError, DataError, first_line
+from specdistill.settings.scoring import CHOICES, LIKELIHOOD, TEXT_SCORERS
+
+Scorer = Callable[[Prompt, str], float]
+"""(prompt, answer's text) -> a number; more is better."""
+
+# A minus between two numbers is no sign, and "w7" holds no number.
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+def exact_match(prompt: Prompt, text: str) -> float:
+    """1 where the answer, or its last line, equals the prompt's given answer up to case and white space; else 0.
+
+    Of a given answer in GSM8K's form only what follows the last "####" counts, and of a last line in the form
+    "The answer is 42." what follows "answer is" or "####".
+    """
+    wanted = _plain(_given(prompt).rpartition("####")[2])
+    last = text.strip().rpartition("\n")[2]
+    candidates = {_plain(text), _plain(last), _plain(last.rpartition("####")[2])}
+    lowered = last.lower()
+    if "answer is" in lowered:
+        candidates.add(_plain(lowered.rpartition("answer is")[2]))
+    return float(wanted in candidates)
+
+
+def same_number(prompt: Prompt, text: str) -> float:
+    """1 where the last number in the answer equals the last one in the prompt's given answer; else 0.
+
+    "1,200" and "1200.0" are one number. Signs count, units and currency marks don't.
+    """
+    wanted, written = _last_number(_given(prompt)), _last_number(text)
+    return float(wanted is not None and wanted == written)
+
+
+def same_json(prompt: Prompt, text: str) -> float:
+    """1 where the answer is the same JSON value as the prompt's given answer; else 0.
+
+    The order of keys and white space don't count. The value is the whole answer, or its only ``` block.
+    """
+    try:
+        return float(_same_value(_json_value(_given(prompt)), _json_value(text)))
+    except ValueError:
+        return 0.0
+
+
+SCORERS: Mapping[str, Scorer] = dict(zip(TEXT_SCORERS, (exact_match, same_number, same_json), strict=True))
+"""Scorers that compare with the field answer, by their names on the command line."""
+
+
+def load_function(name: str, flag: str) -> Scorer:
+    """Imports `module:function`; modules of the current folder are found too.
+
+    Raises:
+        ConfigError: Not of that form, or there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function or module.startswith("."):
+        raise ConfigError(f"{flag} must be module:function, got {name!r}")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        scorer = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise ConfigError(f"{flag} {name}: can't import {module} ({error}); is it in the current folder?") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{flag} {name}: importing {module} fails ({reason}); mend the module") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(scorer):
+        raise ConfigError(f"{flag} {name}: {module} has no function {function}")
+
+    def checked(prompt: Prompt, text: str) -> float:
+        try:
+            value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"{flag} {name} fails for prompt {prompt.id!r} ({reason}); mend the function") from error
+        if not math.isfinite(value):
+            raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return a finite number")
+        return value
+
+    return checked
+
+
+def check_scorer(
+    name: str, prompts: Sequence[Prompt], *, likelihood: bool = True, flag: str = "--scorer"
+) -> Scorer | None:
+    """Finds a scorer before any model is loaded; None for `target-likelihood`, which the target itself is.
+
+    Args:
+        name: Value of the flag.
+        prompts: Prompts whose answers will be scored.
+        likelihood: Whether `target-likelihood` is a choice here.
+        flag: The flag, for messages.
+
+    Raises:
+        ConfigError: No such scorer.
+        DataError: It compares with the field answer, and a prompt has none that it can read.
+    """
+    if name == LIKELIHOOD and likelihood:
+        return None
+    if name in SCORERS:
+        for prompt in prompts:
+            _check_answer(name, prompt, flag)
+        return SCORERS[name]
+    if ":" not in name:
+        first = f"{LIKELIHOOD}, " if likelihood else ""
+        raise ConfigError(f"unknown {flag} {name!r}; choose {first}{CHOICES}")
+    return load_function(name, flag)
+
+
+def _check_answer(name: str, prompt: Prompt, flag: str) -> None:
+    problem = None
+    if prompt.answer is None:
+        problem = 'has no field "answer"'
+    elif prompt.is_empty:
+        problem = 'has an empty field "answer"'
+    elif name == "number" and _last_number(prompt.answer) is None:
+        problem = f'has no number in its field "answer" ({prompt.answer[:40]!r})'
+    elif name == "json":
+        try:
+            _json_value(prompt.answer)
+        except ValueError:
+            problem = f'has no JSON in its field "answer" ({prompt.answer[:40]!r})'
+    if problem is not None:
+        raise DataError(f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with")
+
+
+def _given(prompt: Prompt) -> str:
+    assert prompt.answer is not None, "check_scorer comes first"
+    return prompt.answer
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".").replace(",", "").lstrip("$ :")
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = _NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _json_value(text: str) -> Any:
+    """The value that a text writes.
+
+    Raises:
+        ValueError: It writes none, or something around it.
+    """
+    blocks = _FENCED.findall(text)
+    try:
+        return json.loads(blocks[0] if len(blocks) == 1 else text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _same_value(one: Any, other: Any) -> bool:
+    """Equality of JSON values; Python alone takes true for 1."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same_value(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same_value, one, other))
+    return one == other

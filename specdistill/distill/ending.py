@@ -1,0 +1,77 @@
+"""Writes what a run ended with: the start where nothing else is kept, the model card, and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdistill.distill.model_card import model_card
+from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.sequences.build import Built
+from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.training.trainer import DraftTrainer
+from specdistill.evaluation.summaries import TrainSummary
+from specdistill.files import atomic
+from specdistill.models import ModelPair, load
+from specdistill.models.checkpoint import save_draft
+
+
+def finish(
+    trainer: DraftTrainer,
+    pair: ModelPair,
+    prompts: RunPrompts,
+    built: Built,
+    settings: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    learning_rate: float,
+    interrupted: bool,
+) -> TrainSummary:
+    """Writes the files that describe a run that has ended, however it ended.
+
+    Args:
+        trainer: After training; it has evaluated the start at least.
+        pair: Target and trained draft.
+        prompts: The run's prompts.
+        built: What was counted of the answers that it trained on.
+        settings: Flat settings of the run, with the divergence that was minimised.
+        ranks: The main one writes.
+        learning_rate: Peak.
+        interrupted: Whether Ctrl-C ended it.
+    """
+    measures, keeper, state = trainer.measures, trainer.keeper, trainer.state
+    output = Path(settings["output"])
+    if state.kept_step == 0 and not interrupted and ranks.is_main:
+        # The output must be a draft all the same, and an honest one.
+        start = load.load_model(settings["draft"], "draft", device=str(pair.draft.device), dtype=torch.float32)
+        save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
+    start, kept = keeper.records["start"], keeper.kept
+    summary = TrainSummary(
+        output=str(output),
+        steps=state.step,
+        kept_step=state.kept_step,
+        best_step=state.best_step,
+        keep=settings["keep"],
+        watched=measures.label(measures.watched),
+        why=keeper.why(state),
+        disagreement=None if interrupted else keeper.disagreement(state),
+        interrupted=interrupted,
+        learning_rate=learning_rate,
+        heldout_prompts=len(prompts.heldout),
+        training_prompts=len(prompts.training),
+        processes=ranks.world,
+        measure=measures.measure,
+        scorer=None if prompts.scorer is None else settings["scorer"],
+        before=measures.means(start),
+        after=measures.means(kept),
+        gain=measures.gains(kept, start),
+        answers_cut=built.answers.cut,
+        answers_empty=built.answers.empty,
+        right_answers=built.right,
+    )
+    if ranks.is_main:
+        atomic.write_text(output / "README.md", model_card(settings, pair, summary))
+    return summary

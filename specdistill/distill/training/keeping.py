@@ -1,0 +1,113 @@
+"""Which draft of a run is written, when the run stops early, and the words that say so."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from specdistill.distill.training import guard_rails
+from specdistill.distill.training.checkpoints import RunState
+from specdistill.distill.training.measures import HeldOutMeasures, Records
+from specdistill.distill.training.settings import EvaluationSettings
+
+_WIDE = 0.1
+"""Relative distance from which two drafts differ widely, where the interval of the difference excludes 0 as well."""
+_PERFECT_ALPHA = 1 - 1e-4
+
+
+class Keeper:
+    """Keeps the best draft by the watched number, or the newest that was measured.
+
+    Args:
+        measures: Says which number is watched.
+        settings: `keep` and `patience`.
+    """
+
+    def __init__(self, measures: HeldOutMeasures, settings: EvaluationSettings) -> None:
+        self._measures, self._settings = measures, settings
+        self.records: dict[str, Records] = {}
+        """Held-out records of the drafts `start`, `best` and `last`; empty before the first evaluation."""
+
+    @property
+    def kept(self) -> Records:
+        """Held-out records of the draft that is written."""
+        return self.records[self._settings.keep]
+
+    def take(self, state: RunState, records: Records) -> bool:
+        """Takes an evaluation in, and writes it into the state.
+
+        Returns:
+            Whether its draft is the one to write.
+        """
+        value = self._measures.merit(self._measures.means(records))
+        is_best = not self.records or value > state.best_value
+        self.records = {"start": self.records.get("start", records), "best": self.records.get("best", records)}
+        self.records["last"] = records
+        if is_best:
+            self.records["best"] = records
+            state.best_step, state.best_value = state.step, value
+        keeps = is_best or self._settings.keep == "last"
+        if keeps:
+            state.kept_step = state.step
+        return keeps
+
+    def no_patience_left(self, state: RunState) -> bool:
+        """Whether too many evaluations brought no better watched number."""
+        patience = self._settings.patience
+        return bool(patience) and (state.step - state.best_step) // self._settings.eval_every >= patience
+
+    def best(self, state: RunState) -> str:
+        """The watched number's name and its best value."""
+        watched = self._measures.watched
+        # The sign of a merit is its own inverse.
+        return f"{self._measures.label(watched)} {self._measures.merit({watched: state.best_value}):.3f}"
+
+    def why(self, state: RunState) -> str:
+        """Why the draft that is written is kept, in words."""
+        best = self.best(state)
+        if self._settings.keep == "last":
+            return f"the last one that was measured (--keep last); best held-out {best} at step {state.best_step}"
+        if not state.best_step:
+            return f"the start; no later draft had a better held-out {best}"
+        return f"best held-out {best}"
+
+    def warnings(self, state: RunState) -> list[str]:
+        """Warns of a watched number that gets worse, or that can't get better."""
+        watched = self._measures.watched
+        name, history = self._measures.label(watched), state.history
+        if len(history) == 1 and self._measures.is_alpha(watched) and state.best_value > _PERFECT_ALPHA:
+            return [
+                f"the draft starts with {name} 1: it is its own target, and training can only lower that; choose "
+                "--watch score, reward or loss, or --keep last"
+            ]
+        key = self._measures.history_key(watched)
+        merits = [self._measures.merit({watched: cast(float, entry[key])}) for entry in history]
+        worse = guard_rails.worsening(merits)
+        if worse is None:
+            return []
+        remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
+        return [f"held-out {name}: {worse}; {remedy}"]
+
+    def disagreement(self, state: RunState) -> str | None:
+        """Warns where the best and the last draft differ widely; None where they don't."""
+        if state.best_step == state.step:
+            return None
+        best, last = (self._measures.means(self.records[name]) for name in ("best", "last"))
+        gains = self._measures.gains(self.records["best"], self.records["last"])
+        wide = [
+            f"{self._measures.label(name)} {best[name]:.3f} against {last[name]:.3f}"
+            for name, gain in gains.items()
+            if gain.has_interval and (gain.low > 0 or gain.high < 0) and _is_wide(best[name], last[name])
+        ]
+        if not wide:
+            return None
+        other = "last" if self._settings.keep == "best" else "best"
+        watched = self._measures.label(self._measures.watched)
+        return (
+            f"the best draft by held-out {watched} (step {state.best_step}) and the last (step {state.step}) differ "
+            f"widely: {', '.join(wide)}; step {state.kept_step} was kept, --keep {other} keeps the other"
+        )
+
+
+def _is_wide(one: float, other: float) -> bool:
+    return math.isfinite(one - other) and abs(one - other) >= _WIDE * max(abs(one), abs(other))

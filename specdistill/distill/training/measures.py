@@ -1,0 +1,202 @@
+"""Measures of a draft on the held-out prompts besides alpha, and which number a run watches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdistill.data.batch import Example, collate
+from specdistill.data.prompts import Prompt
+from specdistill.data.scorers import Scorer
+from specdistill.decoding import Sampling
+from specdistill.decoding.answers import write_answers
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training.heldout import HeldOutScorer
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
+from specdistill.distill.training.loss_settings import Objective
+from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
+from specdistill.models import LanguageModel, ModelPair
+from specdistill.progress import Quiet
+from specdistill_kernels import SoftLabels
+
+Sums = tuple[np.ndarray, np.ndarray]
+"""Numerators and denominators of a mean, float64 [prompts] each."""
+
+
+class Measure(Protocol):
+    """A number of the draft as it is now."""
+
+    name: str
+    """Its key: score, reward or loss."""
+
+    def sums(self, draft: LanguageModel) -> Sums:
+        """The number of each held-out prompt, as a ratio."""
+        ...
+
+
+class OwnAnswers:
+    """Judges answers that the draft itself writes to the held-out prompts, from the same seeds every time.
+
+    Args:
+        name: `score` or `reward`.
+        judge: Judges an answer's text.
+        prompts: Held-out prompts.
+        encoded: Their ids, in the draft's vocabulary.
+        sampling: How the draft answers.
+        max_new_tokens: Most tokens of an answer.
+        seed: Random seed of the answers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        judge: Scorer,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[list[int]],
+        sampling: Sampling,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        self.name = name
+        self._judge, self._prompts, self._encoded = judge, prompts, encoded
+        self._sampling, self._max_new_tokens, self._seed = sampling, max_new_tokens, seed
+
+    def sums(self, draft: LanguageModel) -> Sums:
+        draft.model.eval()
+        draft.weights_changed()
+        answers = write_answers(
+            draft, self._prompts, self._encoded, self._sampling, self._max_new_tokens, self._seed, Quiet()
+        )
+        scores = [
+            self._judge(prompt, draft.decode(answer.answer_ids))
+            for prompt, answer in zip(self._prompts, answers, strict=True)
+        ]
+        return np.array(scores), np.ones(len(scores))
+
+
+class HeldOutLoss:
+    """The run's own loss per token of held-out answers, without a reward and without mixed-in cross entropy.
+
+    Args:
+        pair: Target and draft.
+        objective: The run's loss.
+        examples: Held-out answers, in the draft's ids.
+        states: The target's hidden states; asked once per answer.
+        soft_labels: Labels in their place, one entry per answer; None where the target is in memory.
+    """
+
+    name = "loss"
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        objective: Objective,
+        examples: Sequence[Example],
+        states: TargetStates,
+        soft_labels: Sequence[SoftLabels] | None = None,
+    ) -> None:
+        self._target, self._examples, self._labels = pair.target, examples, soft_labels
+        self._objective = dataclasses.replace(objective, distill_weight=None, ce_weight=0.0)
+        self._hidden: list[Tensor] | None = None
+        if objective.needs_target and soft_labels is None:
+            # One by one: a sharded target makes one pass per call, and memory stays that of one answer.
+            self._hidden = [states.hidden_states([example])[0].cpu() for example in examples]
+
+    @torch.no_grad()
+    def sums(self, draft: LanguageModel) -> Sums:
+        draft.model.eval()
+        draft.weights_changed()
+        loss = DistillationLoss(draft, self._target, self._objective)
+        sums = []
+        for number, example in enumerate(self._examples):
+            hidden = None if self._hidden is None else self._hidden[number].to(draft.device)
+            soft = None
+            if self._labels is not None and self._objective.needs_target:
+                soft = SoftLabels(*(part.to(draft.device) for part in self._labels[number]))
+            # Divided by one token: the sum over the answer.
+            part = loss(collate([example]).to(draft.device), hidden, StepTotals(1, 1), soft_labels=soft)
+            sums.append(float(part.loss))
+        return np.array(sums), np.array([len(example.answer_ids) for example in self._examples], dtype=float)
+
+
+@dataclass(frozen=True)
+class Records:
+    """One evaluation."""
+
+    base: Any
+    """Records of the scorer of alpha."""
+    sums: Mapping[str, Sums]
+    """Measure -> its numbers."""
+
+
+class HeldOutMeasures:
+    """Everything that is measured on held-out prompts: alpha (or text), and the measures beside it.
+
+    Args:
+        base: Scores alpha, or text where tokenizers differ.
+        measures: The others.
+        watch: `alpha`, or the name of one of the others.
+    """
+
+    def __init__(self, base: HeldOutScorer, measures: Sequence[Measure] = (), watch: str = "alpha") -> None:
+        self._base, self._measures = base, {measure.name: measure for measure in measures}
+        self.measure = base.measure
+        """Name of the base's numbers, for people."""
+        self.watched = base.watched if watch == "alpha" else watch
+        """Name of the number that decides which draft is best."""
+        if watch != "alpha" and watch not in self._measures:
+            raise ValueError(f"{watch} is watched but not measured")
+
+    def score(self, draft: LanguageModel) -> Records:
+        """Measures the draft as it is now."""
+        base = self._base.score(draft)
+        return Records(base, {name: measure.sums(draft) for name, measure in self._measures.items()})
+
+    def means(self, records: Records) -> dict[str, float]:
+        """name -> mean."""
+        return self._base.means(records.base) | {name: ratio(*sums).mean for name, sums in records.sums.items()}
+
+    def gains(self, after: Records, before: Records) -> dict[str, Estimate]:
+        """name -> paired difference with its interval."""
+        others = {name: paired_difference(sums, before.sums[name]) for name, sums in after.sums.items()}
+        return self._base.gains(after.base, before.base) | others
+
+    def merit(self, means: Mapping[str, float]) -> float:
+        """The watched number with the sign that makes more better."""
+        value = means[self.watched]
+        return -value if self.watched == HeldOutLoss.name else value
+
+    def is_alpha(self, name: str) -> bool:
+        """Whether a number is the alpha of a rule."""
+        return self._base.measure == "alpha" and name not in self._measures
+
+    def label(self, name: str) -> str:
+        """A number's name, for people."""
+        return f"alpha ({name})" if self.is_alpha(name) else self._base.measure if name == "text" else name
+
+    def history_key(self, name: str) -> str:
+        """A number's key in the history."""
+        return f"heldout_alpha_{name}" if self.is_alpha(name) else f"heldout_{name}"
+
+    def to_tensors(self, records: Records) -> dict[str, Tensor]:
+        """Records for a checkpoint, float64."""
+        base = {f"base/{name}": values for name, values in self._base.to_tensors(records.base).items()}
+        return base | {f"sums/{name}": torch.from_numpy(np.stack(sums)) for name, sums in records.sums.items()}
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Records:
+        """Inverse of `to_tensors`."""
+        parts: dict[str, dict[str, Tensor]] = {"base": {}, "sums": {}}
+        for name, values in tensors.items():
+            which, _, key = name.partition("/")
+            parts[which][key] = values
+        sums = {}
+        for name, values in parts["sums"].items():
+            over, under = values.numpy()
+            sums[name] = (over, under)
+        return Records(self._base.from_tensors(parts["base"]), sums)

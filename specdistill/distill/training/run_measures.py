@@ -1,0 +1,124 @@
+"""Builds the measures of a run from its settings and its held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdistill.data.batch import Example
+from specdistill.data.prompts import encode_all
+from specdistill.distill.answers.given import given_answers
+from specdistill.distill.answers.shards import RolloutSettings
+from specdistill.distill.methods import Method
+from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.sequences.fixed import takes_given_answers
+from specdistill.distill.sequences.retokenise import retokenise
+from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.sequences.settings import SequenceSettings
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.place import OpenTarget
+from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
+from specdistill.distill.training.loss_settings import Objective
+from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, Measure, OwnAnswers
+from specdistill.models import ModelPair
+from specdistill.models.answer_end import answer_end
+from specdistill.progress import Progress
+from specdistill.settings.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureInputs:
+    """Everything that a run's measures are made of."""
+
+    pair: ModelPair
+    target: OpenTarget
+    """The target as the run uses it."""
+    prompts: RunPrompts
+    encoded: Sequence[list[int]]
+    """The held-out prompts in the target's ids."""
+    method: Method
+    settings: SequenceSettings
+    rollouts: RolloutSettings
+    """How answers are sampled, by whomever."""
+    objective: Objective
+    rule: str
+    """Acceptance rule whose alpha may be watched."""
+    watch: str
+    """Number that is watched, not `auto`."""
+    output: Path
+    """Directory of the run, which keeps the target's answers to the held-out prompts."""
+    progress: Progress
+    ranks: Ranks
+    shares_target: bool
+    """Whether the ranks share the target's weights."""
+
+
+def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
+    """Alpha, and the score, reward and loss where the run has them.
+
+    Score and reward are measured wherever there is a scorer or a reward: each costs the writing of one answer to every
+    held-out prompt. The loss is measured where it is watched.
+
+    Raises:
+        DataError: A prompt is too long for a draft of another tokenizer.
+    """
+    pair, prompts, rollouts = inputs.pair, inputs.prompts, inputs.rollouts
+    answers = heldout_answers(
+        inputs.target,
+        prompts.heldout,
+        inputs.encoded,
+        rollouts,
+        inputs.output,
+        inputs.progress,
+        inputs.ranks,
+        sharded=inputs.shares_target,
+    )
+    base = heldout_scorer(
+        pair,
+        inputs.target,
+        prompts.heldout,
+        answers,
+        rollouts.sampling,
+        inputs.objective.temperature,
+        inputs.rule,
+        rollouts.guidance,
+    )
+    measures: list[Measure] = []
+    judges = (
+        ("score", prompts.scorer, Sampling(temperature=0.0)),
+        # The objective is the reward of the answers that are sampled in training.
+        ("reward", prompts.reward, rollouts.sampling),
+    )
+    for name, judge, sampling in judges:
+        if judge is not None:
+            ids, length = _own_ids(inputs), rollouts.max_new_tokens
+            measures.append(OwnAnswers(name, judge, prompts.heldout, ids, sampling, length, rollouts.seed))
+    if inputs.watch == "loss":
+        measures.append(_loss(inputs, answers))
+    return HeldOutMeasures(base, measures, inputs.watch)
+
+
+def _own_ids(inputs: MeasureInputs) -> Sequence[list[int]]:
+    """The held-out prompts in the draft's ids."""
+    if inputs.pair.same_tokenizer:
+        return inputs.encoded
+    draft = inputs.pair.draft
+    room = draft.max_context - inputs.settings.max_new_tokens
+    return encode_all(inputs.prompts.heldout, draft.tokenizer, room, draft.vocab_size)
+
+
+def _loss(inputs: MeasureInputs, answers: Sequence[Example]) -> HeldOutLoss:
+    """The loss on answers like those that the method trains on: given ones, or the target's."""
+    pair, heldout, labeller = inputs.pair, inputs.prompts.heldout, inputs.target.labeller
+    examples = list(answers)
+    if inputs.target.stored is None and takes_given_answers(inputs.method, inputs.settings, heldout):
+        end = answer_end(pair.target, heldout[0].chat_template_kwargs)
+        length = inputs.settings.max_new_tokens
+        given, _ = given_answers(heldout, inputs.encoded, pair.target.tokenizer, end, length)
+        examples = inputs.target.view.examples(given)
+    if not pair.same_tokenizer:
+        examples, _ = retokenise(examples, heldout, pair)
+    labels = labeller.soft_labels(examples) if labeller is not None and inputs.objective.needs_target else None
+    states = TargetStates(pair.target, guidance=inputs.rollouts.guidance, lockstep=inputs.shares_target)
+    return HeldOutLoss(pair, inputs.objective, examples, states, labels)

@@ -1,0 +1,144 @@
+"""Scores of finished answers: how right draft, target and speculative decoding are on prompts with known answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specdistill.data.batch import Example
+from specdistill.data.prompts import Prompt
+from specdistill.data.scorers import Scorer, check_scorer
+from specdistill.decoding.answers import write_answers
+from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.interruption import UNKNOWN, Interruption
+from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.measured import Models
+from specdistill.evaluation.report_scores import AnswerScores
+from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
+from specdistill.models import LanguageModel
+from specdistill.progress import Progress
+
+PromptScores = Mapping[str, float]
+"""Prompt's id -> score of an answer to it."""
+
+
+@dataclass(frozen=True)
+class AnswerJudge:
+    """A scorer with the prompts whose answers it judges.
+
+    Args:
+        name: Value of --scorer.
+        scorer: Judges an answer's text.
+        prompts: The prompts.
+    """
+
+    name: str
+    scorer: Scorer
+    prompts: Sequence[Prompt]
+
+    @staticmethod
+    def find(name: str | None, prompts: Sequence[Prompt]) -> AnswerJudge | None:
+        """Finds the scorer before any model is loaded; None without --scorer.
+
+        Raises:
+            ConfigError: No such scorer.
+            DataError: It compares with the field answer, and a prompt has none that it can read.
+        """
+        if name is None:
+            return None
+        scorer = check_scorer(name, prompts, likelihood=False)
+        assert scorer is not None, "only the likelihood has none"
+        return AnswerJudge(name, scorer, prompts)
+
+    def examples(self, answers: Sequence[Example], model: LanguageModel) -> PromptScores:
+        """Scores of answers that a model wrote."""
+        return self._scores((answer.prompt_id, model.decode(answer.answer_ids)) for answer in answers)
+
+    def timed(self, runs: Sequence[TimedRun], target: LanguageModel) -> tuple[PromptScores, PromptScores]:
+        """Scores of the plain and of the speculative answers to the first prompts, in their order."""
+
+        def scores(way: str) -> PromptScores:
+            answers = [answer for run in runs for answer in getattr(run, way)]
+            pairs = zip(self.prompts, answers, strict=False)
+            return self._scores((prompt.id, target.decode(answer.token_ids)) for prompt, answer in pairs)
+
+        return scores("plain"), scores("speculative")
+
+    def _scores(self, texts: Iterable[tuple[str, str]]) -> PromptScores:
+        known = {prompt.id: prompt for prompt in self.prompts}
+        return {name: self.scorer(known[name], text) for name, text in texts}
+
+    def section(
+        self,
+        target: PromptScores,
+        draft: PromptScores,
+        timed: tuple[PromptScores, PromptScores],
+        compared: PromptScores | None = None,
+    ) -> AnswerScores:
+        """`score` of the report.
+
+        Args:
+            target, draft: Answers of each alone.
+            timed: Answers of the timed run: the plain target's, and those of speculative decoding.
+            compared: Answers of the draft of --compare; None without one.
+        """
+        plain, speculative = timed
+        return AnswerScores(
+            scorer=self.name,
+            prompts=len(draft),
+            target=mean(target),
+            draft=mean(draft),
+            draft_minus_target=difference(draft, target),
+            speculative_prompts=len(speculative),
+            speculative=mean(speculative),
+            speculative_minus_target=difference(speculative, plain),
+            compared=None if compared is None else mean(compared),
+            draft_minus_compared=None if compared is None else difference(draft, compared),
+        )
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """Scores of answers that the drafts write alone."""
+
+    draft: PromptScores
+    compared: PromptScores | None
+
+
+def own_scores(
+    judge: AnswerJudge,
+    models: Models,
+    encoded: Sequence[list[int]],
+    config: MeasureConfig,
+    progress: Progress,
+    stop: Interruption,
+) -> OwnScores:
+    """Lets the drafts answer the prompts alone, sampled like the target; those that were done before a Ctrl-C."""
+
+    def scores(model: LanguageModel, name: str) -> PromptScores:
+        sampling, length, seed = config.sampling, config.max_new_tokens, config.timing.seed
+        answers = write_answers(
+            model, judge.prompts, encoded, sampling, length, seed, progress, f"{name} writes answers", stop
+        )
+        return judge.examples(answers, model)
+
+    draft = scores(models.draft, "draft")
+    compared = None if models.compared is None or stop else scores(models.compared, "compared draft")
+    return OwnScores(draft, compared)
+
+
+def mean(scores: PromptScores) -> Estimate:
+    """Mean score with its interval over prompts; NaN without any."""
+    values = np.array(list(scores.values()), dtype=float)
+    return ratio(values, np.ones(len(values))) if len(values) else UNKNOWN
+
+
+def difference(after: PromptScores, before: PromptScores) -> Estimate:
+    """Mean difference over the prompts that both answered, paired."""
+    names = [name for name in after if name in before]
+    if not names:
+        return UNKNOWN
+    ones = np.ones(len(names))
+    return paired_difference(([after[name] for name in names], ones), ([before[name] for name in names], ones))

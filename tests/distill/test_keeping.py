@@ -1,0 +1,325 @@
+"""Which draft a run keeps: the number that is watched, the step that is written, and the words that say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import make_model
+from tiny_runs import any_config, example, history, same_weights, train, train_config, write_folder, write_rows
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from specdistill import train_draft
+from specdistill.data.batch import collate
+from specdistill.data.prompts import load_prompts, split_prompts
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training.checkpoints import RunState
+from specdistill.distill.training.keeping import Keeper
+from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures
+from specdistill.distill.training.settings import EvaluationSettings
+from specdistill.errors import ConfigError, DataError
+from specdistill.evaluation.statistics import paired_difference, ratio
+from specdistill.models import ModelPair
+from specdistill.progress import Quiet
+from specdistill_kernels.fused_divergence.reference import divergence
+
+PLACES = ("w5 w6", "w7 w8", "w9")
+ROWS = [{"id": f"p{i}", "prompt": f"w{i % 60} w{(7 * i) % 60}", "answer": PLACES[i % 3]} for i in range(40)]
+CALM = {"eval_every": 5, "steps": 20, "patience": 0, "heldout_prompts": 9, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    models = {"target": make_model(layers=2), "draft": make_model(layers=1, seed=9)}
+    return write_folder(tmp_path_factory.mktemp("keeping"), models, ROWS)
+
+
+# ---- a history made by hand
+
+
+class Given:
+    """Numbers that a test gives, in the place of alpha."""
+
+    measure, watched = "alpha", "sampled"
+
+    def __init__(self, values):
+        self._values = iter(values)
+
+    def score(self, draft):
+        return next(self._values)
+
+    def means(self, records):
+        return {"sampled": ratio(records, np.ones(len(records))).mean}
+
+    def gains(self, after, before):
+        return {"sampled": paired_difference((after, np.ones(len(after))), (before, np.ones(len(before))))}
+
+
+class GivenMeasure:
+    def __init__(self, name, values):
+        self.name, self._values = name, iter(values)
+
+    def sums(self, draft):
+        values = np.asarray(next(self._values), dtype=float)
+        return values, np.ones(len(values))
+
+
+ALPHA = [0.3, 0.5, 0.4, 0.2, 0.1]
+OTHERS = {"score": [0.0, 0.1, 0.9, 0.9, 0.5], "reward": [0.2, 1, 5, 12, 11], "loss": [4.0, 3.0, 2.0, 2.5, 1.5]}
+
+
+def run_by_hand(watch, prompts=8, **settings):
+    """Five evaluations, one every ten steps; the steps that were written, and the keeper with its state."""
+
+    def each(values):
+        return [np.full(prompts, value) for value in values]
+
+    others = [GivenMeasure(name, each(values)) for name, values in OTHERS.items()]
+    measures = HeldOutMeasures(Given(each(ALPHA)), others, watch)
+    keeper = Keeper(measures, EvaluationSettings(eval_every=10, **settings))
+    state, written, stopped = RunState(), [], None
+    for step in range(0, 50, 10):
+        state.step = step
+        if keeper.take(state, measures.score(None)):
+            written.append(step)
+        if stopped is None and keeper.no_patience_left(state):
+            stopped = step
+    return keeper, state, written, stopped
+
+
+@pytest.mark.parametrize(
+    ("watch", "best", "written", "stopped"),
+    [
+        ("alpha", 10, [0, 10], 30),
+        ("score", 20, [0, 10, 20], 40),
+        ("reward", 30, [0, 10, 20, 30], None),
+        # Less is better.
+        ("loss", 40, [0, 10, 20, 40], None),
+    ],
+)
+def test_the_watched_number_decides_what_is_best_and_when_patience_ends(watch, best, written, stopped):
+    keeper, state, steps, ended = run_by_hand(watch, patience=2)
+    assert (state.best_step, state.kept_step, steps, ended) == (best, best, written, stopped)
+    value = dict(OTHERS, alpha=ALPHA)[watch][best // 10]
+    assert f"{value:.3f}" in keeper.why(state) and watch in keeper.why(state)
+    assert keeper.kept is keeper.records["best"]
+
+
+@pytest.mark.parametrize("watch", ["alpha", "loss"])
+def test_keep_last_writes_every_step_and_still_stops_by_the_watched_number(watch):
+    keeper, state, steps, stopped = run_by_hand(watch, patience=2, keep="last")
+    assert steps == [0, 10, 20, 30, 40] and state.kept_step == 40
+    assert (state.best_step, stopped) == {"alpha": (10, 30), "loss": (40, None)}[watch]
+    assert keeper.kept is keeper.records["last"] and "--keep last" in keeper.why(state)
+
+
+def test_best_and_last_that_differ_widely_are_warned_of():
+    keeper, state, _, _ = run_by_hand("alpha")
+    text = keeper.disagreement(state)
+    assert text is not None and "(step 10) and the last (step 40)" in text
+    for part in ("alpha (sampled) 0.500 against 0.100", "score 0.100 against 0.500", "reward 1.000 against 11.000"):
+        assert part in text
+    assert "step 10 was kept, --keep last keeps the other" in text
+    keeper, state, _, _ = run_by_hand("alpha", keep="last")
+    assert "step 40 was kept, --keep best keeps the other" in str(keeper.disagreement(state))
+    # The last is the best, or too few prompts to tell.
+    for named in ({"watch": "loss"}, {"watch": "alpha", "prompts": 4}):
+        keeper, state, _, _ = run_by_hand(**named)
+        assert keeper.disagreement(state) is None
+
+
+# ---- real runs
+
+
+class LastWeights(TrainerCallback):
+    """A copy of the weights after each step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def trained(tiny, output, **settings):
+    seen = LastWeights()
+    return train(tiny, output, callbacks=[seen], **(CALM | settings)), seen.weights
+
+
+def equal(folder, weights):
+    written = load_file(folder / "model.safetensors")
+    return all(torch.equal(written[name], weights[name]) for name in written)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_keep_last_is_bit_for_bit_the_last_step(tiny, tmp_path, keep):
+    """A model that is its own target can only lose alpha, so the best is not the last."""
+    settings = {"method": "sft", "draft": str(tiny / "target"), "watch": "alpha"}
+    summary, last = trained(tiny, tmp_path / "out", keep=keep, **settings)
+    values = [entry["heldout_alpha_sampled"] for entry in history(tmp_path / "out")]
+    assert summary.best_step == 5 * max(range(5), key=values.__getitem__) < 20
+    assert equal(tmp_path / "out", last) == (keep == "last")
+    assert summary.kept_step == (20 if keep == "last" else summary.best_step)
+    kept = values[-1] if keep == "last" else max(values)
+    assert summary.after["sampled"] == pytest.approx(kept)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Step {summary.kept_step} was kept" in card and "Held-out alpha (sampled) was watched" in card
+
+
+def test_a_model_that_is_its_own_target_keeps_what_it_learned_from_given_answers(tiny, tmp_path):
+    """Its alpha starts at 1, so that nothing could be better: by default the loss is watched, or the score."""
+    settings = {"method": "sft", "draft": str(tiny / "target"), "steps": 40, "eval_every": 20}
+    summary, last = trained(tiny, tmp_path / "loss", **settings)
+    assert summary.watched == "loss" and summary.kept_step == 40 and equal(tmp_path / "loss", last)
+    assert history(tmp_path / "loss")[-1]["watched"] == "heldout_loss"
+    scored, last = trained(tiny, tmp_path / "score", scorer="exact-match", **settings)
+    assert scored.watched == "score" and scored.kept_step > 0
+    assert scored.before["score"] == 0 and scored.after["score"] > 0.1
+    # As before: alpha keeps the start, and says that another number would keep what was learned.
+    spoken = Spoken()
+    alpha = train_draft(train_config(tiny, tmp_path / "alpha", **(CALM | settings | {"watch": "alpha"})), spoken)
+    assert alpha.kept_step == 0 and same_weights(tmp_path / "alpha", tiny / "target")
+    assert any("it is its own target" in text and "--keep last" in text for text in spoken.lines)
+    assert alpha.disagreement is not None and any("differ widely" in text for text in spoken.lines)
+
+
+class Spoken(Quiet):
+    """Collects what a run says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def greedy_texts(folder, prompts, max_new_tokens):
+    """The written model's own greedy answers, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = make_model().tokenizer
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_tensors="pt")
+        ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
+        written = model.generate(ids, do_sample=False, max_new_tokens=max_new_tokens)
+        texts.append(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def test_the_score_counts_the_students_own_greedy_answers(tiny, tmp_path):
+    settings = {"method": "sft", "scorer": "exact-match", "keep": "last", "steps": 25, "learning_rate": 1e-2}
+    summary, _ = trained(tiny, tmp_path / "out", temperature=1.0, **settings)
+    _, heldout = split_prompts(load_prompts(str(tiny / "prompts.jsonl")), 9)
+    texts = greedy_texts(tmp_path / "out", heldout, 6)
+    right = sum(text.split() == prompt.answer.split() for text, prompt in zip(texts, heldout, strict=True))
+    assert right > 0, "a count of nothing would show nothing"
+    assert summary.after["score"] == pytest.approx(right / 9)
+    assert history(tmp_path / "out")[-1]["heldout_score"] == pytest.approx(right / 9)
+
+
+REWARDS = """
+TEXTS = []
+
+def words(prompt, text):
+    TEXTS.append((prompt.id, text))
+    return text.split().count("w7")
+"""
+
+
+def test_each_watch_takes_its_own_number_of_the_history(tiny, tmp_path, monkeypatch):
+    (tmp_path / "watched_rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    shared = {"method": "gkd", "lmbda": 0.5, "reward": "watched_rewards:words", "scorer": "watched_rewards:words"}
+    shared |= {"learning_rate": 2e-2, "steps": 30}
+    keys = {
+        ("alpha", "greedy"): "heldout_alpha_greedy",
+        ("alpha", "argmax_draft"): "heldout_alpha_argmax_draft",
+        ("score", "sampled"): "heldout_score",
+        ("auto", "sampled"): "heldout_reward",
+        ("loss", "sampled"): "heldout_loss",
+    }
+    best = {}
+    for number, ((watch, rule), key) in enumerate(keys.items()):
+        output = tmp_path / str(number)
+        summary = train(tiny, output, **(CALM | shared), watch=watch, rule=rule)
+        entries = history(output)
+        assert {entry["watched"] for entry in entries} == {key}
+        values = [entry[key] * (-1 if watch == "loss" else 1) for entry in entries]
+        best[key] = entries[values.index(max(values))]["step"]
+        assert summary.best_step == summary.kept_step == best[key]
+        kept = [entry["step"] for entry in entries if entry["kept"]]
+        assert kept == [entry["step"] for i, entry in enumerate(entries) if values[i] > max(values[:i], default=-99)]
+    assert len(set(best.values())) > 1, "else any number would do"
+
+
+def test_the_held_out_loss_is_the_runs_own_on_the_text_that_it_trains_on(tiny, tmp_path):
+    """Cross entropy per token of the given answers with their end, by transformers' own loss."""
+    train(tiny, tmp_path / "out", method="sft", watch="loss", keep="last", **CALM)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = make_model().tokenizer
+    _, heldout = split_prompts(load_prompts(str(tiny / "prompts.jsonl")), 9)
+    total = tokens = 0
+    for prompt in heldout:
+        asked = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True)
+        asked = asked if isinstance(asked, list) else asked["input_ids"]
+        answer = [*tokenizer(prompt.answer, add_special_tokens=False)["input_ids"], 1]
+        labels = torch.tensor([[-100] * len(asked) + answer])
+        loss = model(torch.tensor([[*asked, *answer]]), labels=labels).loss.detach()
+        total, tokens = total + float(loss) * len(answer), tokens + len(answer)
+    assert history(tmp_path / "out")[-1]["heldout_loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_the_held_out_loss_of_a_distilled_draft_is_its_divergence_alone():
+    """At the loss's own temperature, per token of all answers, without the mixed-in parts."""
+    target, draft = make_model(), make_model(seed=2, layers=1)
+    answers = [example((3, 5, 4), (6, 7, 8, 1)), example((3, 9, 10, 4), (11, 12))]
+    settings = {"method": "gkd", "divergence": "rkl", "loss_temperature": 2.0, "reward": "m:f", "ce_weight": 0.3}
+    objective = any_config(**settings).objective
+    sums, tokens = HeldOutLoss(ModelPair(target, draft), objective, answers, TargetStates(target)).sums(draft)
+    batch = collate(answers)
+    logits, wanted = (
+        (model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting] @ model.head_weight.T)
+        for model in (draft, target)
+    )
+    by_hand = divergence(logits[:, :65].detach() / 2, wanted[:, :65].detach() / 2, "rkl").split([4, 2])
+    assert tokens.tolist() == [4, 2] and sums == pytest.approx([float(part.sum()) for part in by_hand], rel=1e-4)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"watch": "score"}, "--watch score needs --scorer exact-match, number, json or module:function"),
+        ({"watch": "reward"}, "--watch reward needs --reward"),
+    ],
+)
+def test_watching_what_is_not_measured_is_refused(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        any_config(**settings)
+
+
+def test_the_default_fits_what_the_run_optimises():
+    same = {"target": "m", "draft": "m/"}
+    wanted = {
+        "alpha": ({}, {"scorer": "number"}, same, same | {"method": "seqkd"}, same | {"method": "sft", "text": "t"}),
+        "reward": ({"method": "gkd", "reward": "m:f"},),
+        "loss": (same | {"method": "sft"}, {"watch": "loss"}),
+        "score": (
+            same | {"method": "sft", "scorer": "json"},
+            same | {"method": "best-of-n", "scorer": "m:f"},
+            {"watch": "score", "scorer": "exact-match"},
+        ),
+    }
+    for watch, cases in wanted.items():
+        for settings in cases:
+            assert any_config(**settings).watch == watch, settings
+
+
+def test_prompts_without_an_answer_are_refused_before_anything_is_loaded(tiny, tmp_path):
+    rows = [dict(row) for row in ROWS]
+    for row in rows:
+        del row["answer"]
+    write_rows(tmp_path / "bare.jsonl", rows)
+    with pytest.raises(DataError, match='has no field "answer", which --scorer exact-match compares with'):
+        train(tiny, tmp_path / "out", prompts=str(tmp_path / "bare.jsonl"), scorer="exact-match")
+    assert not (tmp_path / "out").exists()
