@@ -20,6 +20,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from specdistill.remarks import hide_remarks
+
 if TYPE_CHECKING:
     from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
     from specdistill.distill.answers.annotate import annotate
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
     from specdistill.settings.target_context import ContextSettings
 
 __version__ = "0.1.0"
+
+# Before any import of the libraries that make them.
+hide_remarks()
 
 _HOME = {
     "AcceptanceSettings": "specdistill.evaluation.config",

@@ -1,4 +1,4 @@
-"""Hides remarks of other libraries that say nothing about the user's run. Imports nothing heavy."""
+"""Hides remarks of other libraries that say nothing about the user's run. Imports none of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ _REMARKS = {
 
 
 def hide_remarks() -> None:
-    """Hides bitsandbytes' remarks about kernels that are optional, and about casts.
-
-    To be called before transformers' trainer is imported, which imports bitsandbytes.
-    """
+    """Hides bitsandbytes' remarks about kernels that are optional, and about casts; call it before its import."""
     for logger, beginning in _REMARKS.items():
         logging.getLogger(logger).addFilter(_Hide(beginning))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _MAPPINGS = ("chat_template_kwargs",)
 """The settings whose value is a mapping; all others are flat."""
-_LISTS = ("report_to",)
+_LISTS = ("report_to", "lenience_sweep")
 """The settings that take several values."""
 _EXAMPLE = "write a setting per line, such as 'temperature: 0.7'"
 

@@ -10,16 +10,17 @@ import json
 from typing import Any
 
 from specdistill.data.prompt import Message, Prompt
-from specdistill.data.readers import Record
+from specdistill.data.readers import Record, check_characters
 from specdistill.errors import DataError
 from specdistill.settings.chat import OURS
 
 FIELDS = ("prompt", "messages", "conversations")
 """A row needs one of these."""
-_SHAREGPT_ROLES = {
-    **{"human": "user", "gpt": "assistant", "observation": "tool"},
+_ROLES = {
+    **{"human": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"},
     **{role: role for role in ("user", "assistant", "system", "tool")},
 }
+"""Names of roles in any capitals -> the name that templates know; others stay as they are."""
 _BEYOND_TEXT = {"tool_calls", "reasoning_content", "reasoning", "thinking"}
 """Keys of an answer next to its text; only the chat template says how they are written."""
 
@@ -84,28 +85,30 @@ def _turns(record: Record, place: str) -> list[Any]:
 
 
 def _list(record: Record, name: str, place: str) -> list[Any]:
-    turns = _parsed(record[name])
+    turns = _parsed(record[name], place)
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{place}: "{name}" must be a list of {{"role", "content"}} objects')
     return turns
 
 
-def _parsed(value: Any) -> Any:
+def _parsed(value: Any, place: str) -> Any:
     """Reads a list or object that a table keeps as JSON text; other text stays."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    check_characters(json.dumps(read, ensure_ascii=False), place)
+    return read
 
 
 def _from_sharegpt(turn: Any, place: str) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
-    role = _SHAREGPT_ROLES.get(str(turn["from"]).lower())
+    role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
-        raise DataError(f"{place}: a turn is from {turn['from']!r}; known are {', '.join(_SHAREGPT_ROLES)}")
+        raise DataError(f"{place}: a turn is from {turn['from']!r}; known are {', '.join(_ROLES)}")
     others = {name: value for name, value in turn.items() if name not in ("from", "value")}
     return {"role": role, "content": turn.get("value"), **others}
 
@@ -119,6 +122,7 @@ def _checked(turn: Any, place: str, position: int) -> Message:
         raise DataError(f"{shape} has no role")
     # APIs write null for what a turn does not have, where templates ask whether it is there.
     turn = {name: value for name, value in turn.items() if value is not None or name == "content"}
+    turn["role"] = _ROLES.get(turn["role"].lower(), turn["role"])
     content = turn.get("content")
     if isinstance(content, list):
         return turn | {"content": _joined(content, f"{place}: turn {position}")}
@@ -141,7 +145,7 @@ def _joined(parts: list[Any], place: str) -> str:
 
 
 def _tools(record: Record, place: str) -> tuple[Message, ...]:
-    tools = _parsed(record.get("tools"))
+    tools = _parsed(record.get("tools"), place)
     if tools is None or tools in ("", "[]"):
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -150,7 +154,7 @@ def _tools(record: Record, place: str) -> tuple[Message, ...]:
 
 
 def _template_arguments(record: Record, place: str) -> dict[str, Any]:
-    arguments = _parsed(record.get("chat_template_kwargs"))
+    arguments = _parsed(record.get("chat_template_kwargs"), place)
     if arguments is None or arguments == "":
         return {}
     if not isinstance(arguments, dict):

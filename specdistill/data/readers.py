@@ -108,12 +108,25 @@ def _object(record: Any, place: str) -> Record:
     """Checks what JSON can hold and no tokenizer reads."""
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise DataError(f"{place}: {half} is half a surrogate pair and no character; fix or remove the line") from error
+    check_characters(json.dumps(record, ensure_ascii=False), place)
     return record
+
+
+def check_characters(text: str, place: str) -> None:
+    """Refuses a text with half a surrogate pair, which JSON can write and no tokenizer reads.
+
+    Args:
+        text: The text, or a value as JSON.
+        place: Where it is, for the message.
+
+    Raises:
+        DataError: There is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{place}: {half} is half a surrogate pair and no character; fix or remove the line") from error
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Record]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdistill.data.prompt import Message, Prompt
+from specdistill.data.readers import check_characters
 from specdistill.errors import DataError, ModelError, first_line
 
 _PROBE = "specdistill"
@@ -23,13 +24,17 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
     """
     if tokenizer.chat_template and not prompt.raw:
         # The template already contains the special tokens.
-        return tokenizer(_render(prompt, prompt.messages, tokenizer), add_special_tokens=False)["input_ids"]
+        text = _render(prompt, prompt.messages, tokenizer)
+        check_characters(text, prompt.where)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
     if prompt.tools or any(turn.get("tool_calls") for turn in prompt.messages):
         raise DataError(
             f"{prompt.where}: has tools for a chat template, but the tokenizer of {tokenizer.name_or_path} has no "
             "chat template; remove them"
         )
-    ids = tokenizer("\n\n".join(message["content"] for message in prompt.messages))["input_ids"]
+    text = "\n\n".join(message["content"] for message in prompt.messages)
+    check_characters(text, prompt.where)
+    ids = tokenizer(text)["input_ids"]
     # A text that begins with BOS gets no second one.
     doubled = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
     return ids[1:] if doubled else ids

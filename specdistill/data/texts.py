@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from specdistill.data.readers import Record, format_of, load_split, read_records
 from specdistill.errors import DataError, first_line
@@ -45,7 +47,7 @@ def check_texts(source: str) -> TextCounts | None:
         DataError: The source is missing, empty or malformed. Errors name a broken line by its number.
     """
     path = Path(source)
-    if not path.exists() and (path.suffix in (".txt", ".jsonl") or source.startswith((".", "/", "~"))):
+    if not path.exists() and (format_of(path) or source.startswith((".", "/", "~"))):
         raise DataError(f"--text {source} does not exist")
     if not path.is_file():
         next(read_pieces(source))
@@ -85,12 +87,12 @@ def _documents(source: str) -> Iterator[Piece]:
     path = Path(source)
     if not path.is_file():
         documents = _dataset(source)
-    elif path.suffix == ".txt":
+    elif format_of(path) == ".txt":
         yield from _read(path, _paragraphs)
         return
     elif path.suffix == ".jsonl":
         documents = _read(path, lambda file: _json_lines(file, source))
-    elif format_of(path) and format_of(path) != ".txt":
+    elif format_of(path):
         documents = (_text(record, place) for place, record in read_records(path))
     else:
         raise DataError(f"--text {source} must be a .txt or .jsonl file, got {path.suffix or 'no suffix'!r}")
@@ -102,8 +104,10 @@ def _read(path: Path, parse):
     """Yields what `parse` finds in an open file; errors name the file."""
     try:
         # Lines end at \n or \r\n only: universal newlines would also end them at a lone \r.
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
+        with _open(path)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             yield from parse(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is no complete gzip file ({first_line(error)}); compress it again") from error
     except UnicodeDecodeError as error:
         place = f"--text {path}, line {_undecodable_line(path)}"
         raise DataError(f"{place}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
@@ -111,9 +115,13 @@ def _read(path: Path, parse):
         raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
+def _open(path: Path) -> Any:
+    return gzip.open if path.suffix == ".gz" else open
+
+
 def _undecodable_line(path: Path) -> int:
     """Number of the first line that is not UTF-8: a stream's own error counts from the part that was read last."""
-    with path.open("rb") as file:
+    with _open(path)(path, "rb") as file:
         return 1 + sum(1 for _ in itertools.takewhile(_decodes, file))
 
 

@@ -4,7 +4,7 @@ from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import AutoLength, ConfidenceLength, FixedLength
 from specdistill.decoding.generation import Generation, Round, unpad
-from specdistill.decoding.guidance import Guidance
+from specdistill.decoding.guidance import Guidance, build_guidance
 from specdistill.decoding.speculative import SpeculativeDecoder
 from specdistill.settings.sampling import Sampling
 
@@ -18,6 +18,7 @@ __all__ = [
     "Round",
     "Sampling",
     "SpeculativeDecoder",
+    "build_guidance",
     "generate_plain",
     "unpad",
 ]

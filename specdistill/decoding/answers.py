@@ -8,6 +8,7 @@ from specdistill.data.batch import Example, Provenance, split_by_tokens
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.generation import as_example
+from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.sampling import Sampling
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
@@ -25,6 +26,7 @@ def write_answers(
     progress: Progress,
     name: str = "target writes answers",
     on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
+    guidance: Guidance | None = None,
 ) -> list[Example]:
     """Lets the target answer every prompt, several at a time. Prompts of similar length share a batch.
 
@@ -38,6 +40,7 @@ def write_answers(
         progress: Shows the bar.
         name: Title of the bar.
         on_interrupt: Called with a Ctrl-C; the answers that are done are then returned. None passes it on.
+        guidance: Classifier-free guidance of the target.
 
     Returns:
         One example per prompt, in order; only the finished ones after a Ctrl-C.
@@ -59,6 +62,7 @@ def write_answers(
                     max_new_tokens=max_new_tokens,
                     seeds=[seed * 100_003 + index for index in chosen],
                     on_tokens=lambda row, ids: task.advance(len(ids)),
+                    guidance=guidance,
                 )
                 for index, generation in zip(chosen, written, strict=True):
                     # The bar counts max_new_tokens for every answer, also for those that ended early.

@@ -7,9 +7,9 @@ import time
 
 import torch
 
-from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.generation import Generation, OnTokens, check_lengths
 from specdistill.decoding.guidance import Guidance
+from specdistill.decoding.guided_model import cached_model
 from specdistill.decoding.sampling import Keys, Sampling, pick
 from specdistill.decoding.stopping import Stopping
 from specdistill.models import LanguageModel
@@ -50,7 +50,7 @@ def generate_plain(
     stopping = Stopping.of(model, max_new_tokens, stop_strings)
     start = time.perf_counter()
     with model.generating():
-        rows = _Rows(model, prompts, negative_prompts, max_new_tokens, seeds, guidance)
+        rows = _Rows(model, prompts, max_new_tokens, seeds, guidance)
         for step in itertools.count():
             # Rows still in the batch have all emitted `step` tokens.
             tokens = rows.pick_tokens(sampling, step)
@@ -72,40 +72,34 @@ def generate_plain(
 
 
 class _Rows:
-    """Rows of one `generate_plain` call whose answers still grow; with guidance, each one's twin comes after them."""
+    """Rows of one `generate_plain` call whose answers still grow."""
 
     def __init__(
         self,
         model: LanguageModel,
         prompts: list[list[int]],
-        negative_prompts: list[list[int]],
         max_new_tokens: int,
         seeds: list[int],
         guidance: Guidance | None,
     ) -> None:
-        self._model, self._guidance = model, guidance
+        self._model = model
         self.alive = list(range(len(prompts)))
         """Index of the prompt that each row answers."""
         device = model.device
         self._keys = Keys(torch.tensor(seeds, device=device), torch.zeros(len(seeds), dtype=torch.int64, device=device))
-        with_twins = prompts + negative_prompts
-        self.cached = CachedModel(model, len(with_twins), max(map(len, with_twins)) + max_new_tokens)
-        self._hidden = self.cached.read(with_twins)
+        self.cached = cached_model(model, len(prompts), max(map(len, prompts)) + max_new_tokens, guidance)
+        self._hidden = self.cached.read(prompts)
 
     def pick_tokens(self, sampling: Sampling, step: int) -> torch.Tensor:
         """Picks the next token id of each row, int64 [rows]."""
-        hidden = self._hidden
-        if self._guidance is not None:
-            hidden = self._guidance.combine(*hidden.chunk(2))
-        return self._model.to_token_ids(pick(self.cached.own_logits(hidden), sampling, self._keys, ahead=step))
+        logits = self.cached.own_logits(self._hidden)
+        return self._model.to_token_ids(pick(logits, sampling, self._keys, ahead=step))
 
     def feed(self, tokens: torch.Tensor, unfinished: list[int]) -> None:
         """Drops the other rows, and runs the model on the new tokens of the unfinished ones."""
-        count = len(self.alive)
-        if len(unfinished) < count:
-            twins = [] if self._guidance is None else [count + row for row in unfinished]
-            self.cached.select(unfinished + twins)
+        if len(unfinished) < len(self.alive):
+            self.cached.select(unfinished)
             self._keys = self._keys.of_rows(unfinished)
             self.alive = [self.alive[row] for row in unfinished]
             tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
-        self._hidden = self.cached.read_next(tokens if self._guidance is None else tokens.repeat(2))
+        self._hidden = self.cached.read_next(tokens)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.guidance import Guidance
+from specdistill.decoding.guided_model import GuidedModel, cached_model
 from specdistill.models import LanguageModel
 
 
@@ -39,6 +41,7 @@ def measure_costs(
     context: int,
     repeats: int = 7,
     on_pass: Callable[[], None] | None = None,
+    guidance: Guidance | None = None,
 ) -> Costs:
     """Times every kind of pass and takes medians. The kinds take turns, so that noise affects all of them alike.
 
@@ -49,6 +52,7 @@ def measure_costs(
         context: Tokens that are in the caches before each pass.
         repeats: Times that each kind of pass is measured.
         on_pass: Called after each pass, for progress.
+        guidance: Classifier-free guidance of the target: its passes then hold twice as many rows.
 
     Returns:
         Median seconds of a draft step and a target step, and the verify costs in target steps.
@@ -58,9 +62,12 @@ def measure_costs(
     seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in passes}
     with target.generating(), draft.generating():
         capacity = context + max_draft_tokens + 1
+        if guidance is not None:
+            # The twins' contexts are as long as the rows'.
+            guidance = replace(guidance, negative_ids=(0,) * context)
         models = {
-            "target": CachedModel(target, batch_size, capacity),
-            "draft": CachedModel(draft, batch_size, capacity),
+            "target": cached_model(target, batch_size, capacity, guidance),
+            "draft": cached_model(draft, batch_size, capacity),
         }
         ids = torch.arange(context, device=target.device).remainder(target.vocab_size).expand(batch_size, -1)
         for cached in models.values():
@@ -78,7 +85,7 @@ def measure_costs(
     return Costs(step, median["draft", 1], {width: median["target", width] / step for width in widths})
 
 
-def _time_pass(cached: CachedModel, token_ids: torch.Tensor, picks_token: bool) -> float:
+def _time_pass(cached: CachedModel | GuidedModel, token_ids: torch.Tensor, picks_token: bool) -> float:
     start = time.perf_counter()
     logits = cached.own_logits(cached.forward(token_ids))
     if picks_token:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specdistill.data.prompts import Prompt, check_ids, encode, in_chat
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
+from specdistill.settings.chat import ChatSettings
+from specdistill.settings.guidance import GuidanceSettings
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,35 @@ class Guidance:
         """
         if model.softcap is not None:
             raise ConfigError(f"--guidance can't be used with {model.name}, whose logits are capped (Gemma 2)")
+
+
+def build_guidance(
+    settings: GuidanceSettings, target: LanguageModel, chat: ChatSettings, max_new_tokens: int
+) -> Guidance | None:
+    """Encodes the negative prompt as all others are; None without one.
+
+    Args:
+        settings: Weight and negative prompt.
+        target: The model that is guided.
+        chat: How prompts are rendered.
+        max_new_tokens: Room that an answer needs after the negative prompt.
+
+    Raises:
+        ConfigError: The target can't be guided, or has no room for the negative prompt and an answer.
+        DataError: The prompt can't be encoded, or holds a token without weights.
+    """
+    if settings.negative_prompt is None:
+        return None
+    prompt = Prompt("negative", ({"role": "user", "content": settings.negative_prompt},), place="--negative-prompt")
+    prompt = in_chat(prompt, chat, "--negative-prompt")
+    ids = encode(prompt, target.tokenizer)
+    check_ids(ids, target.tokenizer, target.vocab_size, "--negative-prompt")
+    guidance = Guidance(tuple(ids), settings.guidance)
+    guidance.check(target)
+    length = len(guidance.negative_ids)
+    if length + max_new_tokens > target.max_context:
+        raise ConfigError(
+            f"--negative-prompt has {length} tokens; with {max_new_tokens} new ones it exceeds the context of "
+            f"{target.max_context} of {target.name}; shorten it or lower --max-new-tokens"
+        )
+    return guidance

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from specdistill.decoding import Guidance
+from specdistill.decoding import Guidance, build_guidance
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.scorers import example_scorer
 from specdistill.distill.answers.shards import RolloutSettings
@@ -21,7 +21,6 @@ from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.target import itself
-from specdistill.distill.target.guidance import build_guidance
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
@@ -159,7 +158,7 @@ def _load(
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
-    guidance = build_guidance(config.target_settings, pair.target, config.chat)
+    guidance = build_guidance(config.target_settings, pair.target, config.chat, config.sequences.max_new_tokens)
     target = place.open(pair.target, found.connection, found.view)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
+from specdistill.settings.guidance import GuidanceSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
@@ -35,6 +36,9 @@ class AcceptanceSettings:
     llama.cpp. block judges whole drafts (exact); lenient is lossy."""
     lenience: float = 1.0
     """LOSSY: accept a token as often as its probability divided by this number. Below 1, with --rule lenient only."""
+    lenience_sweep: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = ()
+    """Also measure the rule lenient with each of these values, such as 0.9 0.7 0.5, beside the exact rule: speed-up,
+    acceptance, changed tokens. Needs --temperature above 0; each value decodes all timed prompts once more."""
     max_draft_tokens: int = 8
     """Longest draft length that costs and predictions cover."""
     draft_length: Literal["fixed", "confidence", "auto"] = "fixed"
@@ -50,6 +54,19 @@ class AcceptanceSettings:
             raise ConfigError(f"--max-draft-tokens must be at most {_LONGEST_DRAFT}, got {self.max_draft_tokens}")
         if (self.rule == "lenient") != (self.lenience < 1) or not 0 < self.lenience <= 1:
             raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
+        # A YAML file gives a list.
+        object.__setattr__(self, "lenience_sweep", tuple(self.lenience_sweep))
+        for value in self.lenience_sweep:
+            if not 0 < value < 1:
+                raise ConfigError(
+                    f"--lenience-sweep takes numbers in (0, 1), got {value}; the exact rule is always measured"
+                )
+        if len(set(self.lenience_sweep)) < len(self.lenience_sweep):
+            raise ConfigError("--lenience-sweep names a number twice; leave one of the two away")
+        if self.lenience_sweep and self.draft_length != "fixed":
+            raise ConfigError(
+                f"--lenience-sweep compares rules at one draft length; leave out --draft-length {self.draft_length}"
+            )
         if not 0 < self.confidence < 1:
             raise ConfigError(f"--confidence must be in (0, 1), got {self.confidence}")
         needs(self, self.draft_length == "confidence", "--draft-length confidence", "confidence")
@@ -128,6 +145,7 @@ class MeasureConfig(Config):
     """Write the report as one self-contained HTML page with plots to this file."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     sampling: Annotated[ServedSampling, box("Sampling")] = field(default_factory=ServedSampling)
+    guided: Annotated[GuidanceSettings, box("Guidance of the target")] = field(default_factory=GuidanceSettings)
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
         default_factory=AcceptanceSettings
     )
@@ -144,6 +162,8 @@ class MeasureConfig(Config):
         longest, rule = self.acceptance.max_draft_tokens, self.acceptance.rule
         if self.num_draft_tokens > longest:
             raise ConfigError(f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {longest}")
+        if self.acceptance.lenience_sweep and self.sampling.greedy:
+            raise ConfigError("--lenience-sweep needs --temperature above 0, where tokens are accepted by chance")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
             raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
         if self.json is not None and self.json == self.html:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from specdistill.data.prompts import Prompt
-from specdistill.decoding import CachedModel, Generation, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding import Generation, Guidance, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.guided_model import cached_model
 from specdistill.evaluation.report import GreedyDifference
 from specdistill.evaluation.statistics import FEWEST_UNITS
 from specdistill.models import LanguageModel
@@ -55,7 +56,7 @@ def time_both(
         }
 
         def plain(chunk=chunk, arguments=arguments):
-            return generate_plain(target, chunk, sampling=decoder.sampling, **arguments)
+            return generate_plain(target, chunk, sampling=decoder.sampling, guidance=decoder.guidance, **arguments)
 
         def speculative(chunk=chunk, arguments=arguments):
             return decoder.generate(chunk, **arguments)
@@ -88,13 +89,18 @@ def too_few_batches(prompts: int, batch_size: int) -> str | None:
 
 def warm_up(target: LanguageModel, decoder: SpeculativeDecoder, prompt: list[int]) -> None:
     """Makes one short call of each: first calls pay for allocations and thread pools, and must not be timed."""
-    generate_plain(target, [prompt], sampling=decoder.sampling, max_new_tokens=4, seeds=[0])
+    generate_plain(target, [prompt], sampling=decoder.sampling, max_new_tokens=4, seeds=[0], guidance=decoder.guidance)
     decoder.generate([prompt], max_new_tokens=4, seeds=[0])
 
 
 @torch.inference_mode()
 def first_difference(
-    target: LanguageModel | None, prompt: Prompt, encoded: list[int], plain: Generation, other: Generation
+    target: LanguageModel | None,
+    prompt: Prompt,
+    encoded: list[int],
+    plain: Generation,
+    other: Generation,
+    guidance: Guidance | None = None,
 ) -> GreedyDifference | None:
     """Finds the first token that differs between two greedy answers; None if they are equal.
 
@@ -110,17 +116,21 @@ def first_difference(
     if target is None:
         return GreedyDifference(prompt=prompt.id, position=position)
     text = [*encoded, *plain.token_ids[:position]]
-    best = target.logits(CachedModel(target, 1, len(text)).read([text])[0]).topk(2).values
+    best = target.logits(cached_model(target, 1, len(text), guidance).read([text]))[0].topk(2).values
     return GreedyDifference(prompt=prompt.id, position=position, logit_gap=float(best[0] - best[1]))
 
 
 def run_differences(
-    target: LanguageModel | None, prompts: Sequence[Prompt], encoded: Sequence[list[int]], runs: Sequence[TimedRun]
+    target: LanguageModel | None,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    runs: Sequence[TimedRun],
+    guidance: Guidance | None = None,
 ) -> list[GreedyDifference | None]:
     """Compares the answers of greedy runs prompt by prompt; None for those that are equal."""
     answers = [pair for run in runs for pair in zip(run.plain, run.speculative, strict=True)]
     return [
-        first_difference(target, prompt, ids, *pair)
+        first_difference(target, prompt, ids, *pair, guidance)
         for prompt, ids, pair in zip(prompts, encoded, answers, strict=True)
     ]
 
@@ -133,13 +143,16 @@ def greedy_check(
     *,
     num_draft_tokens: int,
     max_new_tokens: int,
+    guidance: Guidance | None = None,
 ) -> list[GreedyDifference | None]:
     """Compares greedy answers with and without the draft, one prompt at a time."""
     sampling = Sampling(temperature=0.0)
-    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens, sampling=sampling)
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens, sampling=sampling, guidance=guidance)
     differences = []
     for prompt, ids in zip(prompts, encoded, strict=True):
-        plain = generate_plain(target, [ids], sampling=sampling, max_new_tokens=max_new_tokens, seeds=[0])
+        plain = generate_plain(
+            target, [ids], sampling=sampling, max_new_tokens=max_new_tokens, seeds=[0], guidance=guidance
+        )
         fast = decoder.generate([ids], max_new_tokens=max_new_tokens, seeds=[0])
-        differences.append(first_difference(target, prompt, ids, plain[0], fast[0]))
+        differences.append(first_difference(target, prompt, ids, plain[0], fast[0], guidance))
     return differences

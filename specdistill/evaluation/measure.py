@@ -8,7 +8,7 @@ from dataclasses import replace
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
-from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder
+from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs
 from specdistill.decoding.draft_length import DraftLength
@@ -17,12 +17,14 @@ from specdistill.evaluation import acceptance, economics, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
+from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.interruption import (
     FEWEST,
     BenchInterruptedError,
     Interruption,
 )
 from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
@@ -62,30 +64,30 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
-    target = models.target
-    warn_about_prompts(prompts, encoded, target, progress.say)
-    seed = config.timing.seed
+    warn_about_prompts(prompts, encoded, models.target, progress.say)
     stop = Interruption(progress.say)
     with out_of_memory_named(SHORTER_TEXTS):
-        answers = write_answers(
-            target, prompts, encoded, config.sampling, config.max_new_tokens, seed, progress, on_interrupt=stop
-        )
+        answers = _answers(models, prompts, encoded, config, progress, stop)
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
     context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
     context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
-    costs = timed = None
+    costs = timed = sweep = None
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
             costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
+            if config.acceptance.lenience_sweep and not stop:
+                asked = encoded[: timed.asked]
+                sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
     scored = [prompt for prompt in prompts if prompt.id in answered]
-    report = replace(build_report(config, models, scored, scores, costs, timed), training_prompts=trained)
+    report = build_report(config, models, scored, scores, costs, timed)
+    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
     if judge is not None and own is not None:
-        ways = judge.timed(timed.runs if timed else [], target)
-        score = judge.section(judge.examples(answers, target), own.draft, ways, own.compared)
+        ways = judge.timed(timed.runs if timed else [], models.target)
+        score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
         report = replace(report, score=score)
     if not stop:
         return report
@@ -113,7 +115,29 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     seconds = None
     if weights.pack != "none":
         seconds = sum(pack(model, weights.pack) for model in (pair.target, pair.draft, compared) if model is not None)
-    return Models(pair.target, pair.draft, compared, seconds)
+    guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
+    return Models(pair.target, pair.draft, compared, seconds, guidance)
+
+
+def _answers(
+    models: Models,
+    prompts: Sequence[Prompt],
+    encoded: list[list[int]],
+    config: MeasureConfig,
+    progress: Progress,
+    stop: Interruption,
+) -> list[Example]:
+    return write_answers(
+        models.target,
+        prompts,
+        encoded,
+        config.sampling,
+        config.max_new_tokens,
+        config.timing.seed,
+        progress,
+        on_interrupt=stop,
+        guidance=models.guidance,
+    )
 
 
 def _score(
@@ -125,6 +149,9 @@ def _score(
 ) -> Scores:
     """Scores both drafts; the answers that were reached before a Ctrl-C, and the compared draft only on all of them."""
     target_states: HiddenCache = {}
+    if models.guidance is not None:
+        target_states = _guided_states(models, answers, progress, stop)
+        answers = [answer for answer in answers if answer in target_states]
 
     def score(draft: LanguageModel) -> list[PromptAcceptance]:
         with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
@@ -148,6 +175,16 @@ def _score(
     return Scores(records, compared if compared is not None and len(compared) == len(records) else None, predicted)
 
 
+def _guided_states(models: Models, answers: Sequence[Example], progress: Progress, stop: Interruption) -> HiddenCache:
+    """The guided target's states of the answers; of the first ones after a Ctrl-C."""
+    states: HiddenCache = {}
+    with stop.caught(), progress.task("guided target reads its answers", len(answers), "answers") as task:
+        for answer in answers:
+            states[answer] = guided_hidden_states(models.target, [answer], models.guidance)[0]
+            task.advance(1)
+    return states
+
+
 def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs:
     with progress.task("timing single steps", 8 * (max_draft_tokens + 2), "passes") as task:
         return measure_costs(
@@ -157,6 +194,7 @@ def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int,
             max_draft_tokens=max_draft_tokens,
             context=context,
             on_pass=task.advance,
+            guidance=models.guidance,
         )
 
 
@@ -179,6 +217,7 @@ def _decode(
         sampling=config.sampling,
         rule=config.served_rule,
         lenience=settings.lenience,
+        guidance=models.guidance,
     )
     if settings.draft_length == "auto" or (not asked and settings.draft_length == "confidence"):
         chosen = settings.max_draft_tokens
@@ -248,7 +287,7 @@ def _differences(
 ) -> list[GreedyDifference | None]:
     """Compares greedy runs as they are; when the bench samples, makes a few greedy ones for the check."""
     if config.sampling.greedy:
-        return latency.run_differences(models.target, prompts, encoded[: len(prompts)], runs)
+        return latency.run_differences(models.target, prompts, encoded[: len(prompts)], runs, models.guidance)
     few = min(4, len(prompts))
     return latency.greedy_check(
         models.target,
@@ -257,4 +296,5 @@ def _differences(
         encoded[:few],
         num_draft_tokens=num_draft_tokens,
         max_new_tokens=min(48, config.max_new_tokens),
+        guidance=models.guidance,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdistill.data.prompts import Prompt
+from specdistill.decoding import Guidance
 from specdistill.decoding.costs import Costs
 from specdistill.evaluation import acceptance, economics
 from specdistill.evaluation.acceptance import PromptAcceptance
@@ -35,6 +36,8 @@ class Models:
     compared: LanguageModel | None
     packing_seconds: float | None
     """None where weights were not packed."""
+    guidance: Guidance | None = None
+    """Guidance of the target."""
 
 
 @dataclass(frozen=True)

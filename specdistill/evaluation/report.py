@@ -106,6 +106,25 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LenienceRow:
+    """The rule `lenient` at one lenience, on the prompts of the timed run; all values and the plain target in turn."""
+
+    lenience: float
+    """A draft token is accepted as often as its probability divided by this; 1 is the exact rule `sampled`."""
+    mean_acceptance_length: Estimate
+    """Tokens per target call of real decoding, bonus token included."""
+    acceptance_rate: Estimate
+    """Accepted over proposed draft tokens of real decoding."""
+    speedup: Estimate
+    """Ratio of tokens per second to the plain target's, paired by prompt (or by batch)."""
+    changed_tokens: Estimate
+    """Share of tokens that differ from the exact target's: where the draft proposes, the total variation between what
+    the rule emits and the target's distribution, a mean over the target's own answers. 0 for the exact rule."""
+    score: Estimate | None = None
+    """Mean score of the answers; present where answers are scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPrompts:
     """A draft whose training prompts make its numbers here say less, by the specdistill.yaml in its directory."""
 
@@ -153,6 +172,8 @@ class Report:
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
     """The draft of --compare."""
+    lenience_sweep: list[LenienceRow] | None = None
+    """The exact rule and each value of --lenience-sweep, from the mildest on."""
     score: AnswerScores | None = None
     """How right finished answers are; present with --scorer."""
     training_prompts: list[TrainingPrompts] | None = None

@@ -67,6 +67,10 @@ class Setup:
     """Value of --chat-template-kwargs, as JSON text; absent without one."""
     raw_prompts: bool | None = None
     """Present, and true, with --raw-prompts: no chat template was used."""
+    guidance: float | None = None
+    """Weight of the target's guidance; present with --guidance. The plain target is then the guided one too."""
+    negative_prompt: str | None = None
+    """User's turn that the target is pushed away from; present with --guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)

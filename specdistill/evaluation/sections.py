@@ -75,6 +75,8 @@ def setup_section(
         prompt_source=config.prompts,
         chat_template_kwargs=config.chat.chat_template_kwargs,
         raw_prompts=config.chat.raw_prompts or None,
+        guidance=config.guided.guidance or None,
+        negative_prompt=config.guided.negative_prompt,
     )
 
 

@@ -29,9 +29,9 @@ def answer_end(model: LanguageModel, arguments: TemplateArguments | None = None)
     # What follows the end, such as a line break, belongs to the template and is never written by the model.
     for ending in (stop, set(model.tokenizer.all_special_ids)):
         for token_id in closing:
-            if token_id in ending:
+            if token_id in ending and token_id < model.vocab_size:
                 return token_id
-    configured = eos_ids(getattr(model.model, "generation_config", None))
+    configured = [each for each in eos_ids(getattr(model.model, "generation_config", None)) if each in stop]
     if configured and model.tokenizer.eos_token_id not in configured:
         return configured[0]
     return document_end(model)
@@ -40,7 +40,7 @@ def answer_end(model: LanguageModel, arguments: TemplateArguments | None = None)
 def document_end(model: LanguageModel) -> int:
     """Id that ends a document, as in pre-training: the tokenizer's, or the smallest stop id if it has none."""
     own = model.tokenizer.eos_token_id
-    return own if isinstance(own, int) else min(model.eos_token_ids)
+    return own if isinstance(own, int) and own < model.vocab_size else min(model.eos_token_ids)
 
 
 def _after_assistant_turn(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments) -> list[int]:

@@ -66,10 +66,14 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
     say(f"converting {path.name} to a plain checkpoint, once (cached in {directory})")
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, output_loading_info=True
+            **source,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         # A pair, because of `output_loading_info`.
         model, report = loaded

@@ -79,10 +79,14 @@ class LanguageModel:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every id that ends an answer. The generation config may list several; config and tokenizer know one."""
+        """Every id that ends an answer. The generation config may list several; config and tokenizer know one.
+
+        Ids beyond the head are never written.
+        """
         generation_config = getattr(self.model, "generation_config", None)
         sources = (generation_config, self.config, self.tokenizer)
-        return self.target_stop_ids.union(*(eos_ids(source) for source in sources))
+        named = self.target_stop_ids.union(*(eos_ids(source) for source in sources))
+        return frozenset(token_id for token_id in named if token_id < self.vocab_size)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

@@ -26,9 +26,6 @@ from specdistill.files import checkpoint_files
 from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.quiet import quiet_transformers
-from specdistill.remarks import hide_remarks
-
-hide_remarks()
 
 
 @dataclass(frozen=True)

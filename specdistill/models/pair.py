@@ -29,6 +29,8 @@ class FoundPair:
     target: load.ModelSource
     draft: load.ModelSource
     same_tokenizer: bool
+    draft_role: str = "draft"
+    """Flag that names the draft, for messages."""
 
     @property
     def max_context(self) -> int:
@@ -37,13 +39,19 @@ class FoundPair:
 
 
 def find_pair(
-    target: str, draft: str, *, other_tokenizer: bool = False, say: Callable[[str], None] = print
+    target: str,
+    draft: str,
+    *,
+    draft_role: str = "draft",
+    other_tokenizer: bool = False,
+    say: Callable[[str], None] = print,
 ) -> FoundPair:
     """Finds both models and compares their tokenizers.
 
     Args:
         target: Hub id, directory or .gguf file.
         draft: Hub id, directory or .gguf file.
+        draft_role: Flag that names the draft, for messages.
         other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
         say: Called with a line of text when a slow step starts.
 
@@ -51,12 +59,12 @@ def find_pair(
         ModelError: A model can't be found or read.
         IncompatibleModelsError: The tokenizers differ, and that is not allowed.
     """
-    target_source, draft_source = load.find(target, "target", say), load.find(draft, "draft", say)
+    target_source, draft_source = load.find(target, "target", say), load.find(draft, draft_role, say)
     rows = target_source.rows, draft_source.rows
     same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
     if not (same_tokenizer or other_tokenizer):
         vocabulary.check_same_vocabulary(target_source.tokenizer, draft_source.tokenizer, target, draft, *rows)
-    return FoundPair(target_source, draft_source, same_tokenizer)
+    return FoundPair(target_source, draft_source, same_tokenizer, draft_role)
 
 
 def load_pair(
@@ -100,10 +108,10 @@ def load_pair(
     found = found or find_pair(target, draft, other_tokenizer=other_tokenizer, say=say)
     if draft_answers and not found.same_tokenizer:
         other = found.draft
-        stop_ids.check_stop_ids(other.name, "draft", other.location, other.config, other.tokenizer)
+        stop_ids.check_stop_ids(other.name, found.draft_role, other.location, other.config, other.tokenizer)
     if target_weights:
         load.check_loadable(found.target, "target", keep_target)
-    load.check_loadable(found.draft, "draft", plain=draft_dtype is not None)
+    load.check_loadable(found.draft, found.draft_role, plain=draft_dtype is not None)
     device = resolve_device(device)
     target_dtype = resolve_dtype(dtype, device)
     if target_weights:
@@ -112,7 +120,7 @@ def load_pair(
         )
     else:
         target_model = load.load_shell(found.target)
-    draft_model = load.load_model(found.draft, "draft", device=device, dtype=draft_dtype or target_dtype)
+    draft_model = load.load_model(found.draft, found.draft_role, device=device, dtype=draft_dtype or target_dtype)
     if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)
     if draft_answers and found.same_tokenizer:

@@ -1,4 +1,4 @@
-"""Hides transformers' warnings for a while."""
+"""Hides warnings of transformers where our own errors say more."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ from specdistill.report.wording import (
     alpha_rows,
     compared_score,
     estimate,
+    guidance_lines,
+    lenience_name,
     number,
     prediction_warning,
     score_rows,
@@ -28,6 +30,7 @@ def html_report(report: Report) -> str:
     )
     environment.filters["estimate"] = estimate
     environment.filters["number"] = number
+    environment.filters["lenience_name"] = lenience_name
     template = environment.get_template("bench.html.jinja")
     return template.render(
         report=report,
@@ -41,4 +44,5 @@ def html_report(report: Report) -> str:
         sampled=SAMPLED,
         unscored=UNSCORED,
         warning=prediction_warning(report),
+        guidance=guidance_lines(report.setup),
     )

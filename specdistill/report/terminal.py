@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specdistill.evaluation.report import Latency, Report
+from specdistill.evaluation.report import Latency, LenienceRow, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
@@ -16,6 +18,8 @@ from specdistill.report.wording import (
     chat_lines,
     compared_score,
     estimate,
+    guidance_lines,
+    lenience_name,
     lossless_line,
     number,
     prediction_warning,
@@ -39,6 +43,8 @@ def bench_tables(report: Report) -> None:
         _scores(console, report, report.score.scorer)
     if report.economics.predicted_speedup:
         _speed(console, report.latency, report.setup)
+    if report.lenience_sweep:
+        _lenience(console, report.lenience_sweep)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     economics = report.economics
@@ -57,7 +63,7 @@ def _headline(console: Console, report: Report) -> None:
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
-    for remark in (*chat_lines(setup), *training_lines(report)):
+    for remark in (*chat_lines(setup), *guidance_lines(setup), *training_lines(report)):
         console.print(remark, soft_wrap=True)
     partial = report.partial
     if partial is not None:
@@ -141,6 +147,23 @@ def _speed(console: Console, latency: Latency, setup: Setup) -> None:
             f"{speed.time_to_first_token:.3f}",
             f"{speed.time_per_output_token:.4f}",
         )
+    console.print(table)
+
+
+def _lenience(console: Console, rows: Sequence[LenienceRow]) -> None:
+    """Means, and the interval of the speed-up; the other intervals are in the JSON and on the page."""
+    table = Table(title="LOSSY: rule lenient, all rows in turn with the plain target")
+    scored = any(row.score is not None for row in rows)
+    for name in ("lenience", "speed-up", "tokens/call", "accepted", "changed", *(["score"] if scored else [])):
+        table.add_column(name, justify="left" if name == "lenience" else "right")
+    for row in rows:
+        means = [
+            row.mean_acceptance_length,
+            row.acceptance_rate,
+            row.changed_tokens,
+            *([row.score] if row.score else []),
+        ]
+        table.add_row(lenience_name(row), estimate(row.speedup, 2), *(number(value.mean, 3) for value in means))
     console.print(table)
 
 

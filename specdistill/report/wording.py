@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from specdistill.evaluation.report import Lossless, Report
+from specdistill.evaluation.report import LenienceRow, Lossless, Report
 from specdistill.evaluation.report_setup import Setup
 from specdistill.evaluation.statistics import Estimate
 
@@ -124,6 +124,20 @@ def chat_lines(setup: Setup) -> list[str]:
     if setup.chat_template_kwargs:
         return [f"prompts: chat template arguments {setup.chat_template_kwargs}"]
     return []
+
+
+def guidance_lines(setup: Setup) -> list[str]:
+    """Guidance of the target, where there was any."""
+    if not setup.guidance:
+        return []
+    return [
+        f"target: guided with weight {setup.guidance:g} away from {setup.negative_prompt!r}, plain and with the draft"
+    ]
+
+
+def lenience_name(row: LenienceRow) -> str:
+    """`0.7`; `1 (exact)` for the rule that keeps the target's distribution."""
+    return "1 (exact)" if row.lenience == 1 else f"{row.lenience:g}"
 
 
 def training_lines(report: Report) -> list[str]:

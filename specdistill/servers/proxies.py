@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import urllib.request
 from urllib.parse import urlsplit
 
 
@@ -26,6 +25,9 @@ def proxy_of(url: str) -> str | None:
     Returns:
         The proxy's URL; None for a server on this machine, and where NO_PROXY lists the host.
     """
+    # It imports the whole of http, and --help needs none of it.
+    import urllib.request
+
     if is_loopback(url) or urllib.request.proxy_bypass(_host(url)):
         return None
     proxies = urllib.request.getproxies()

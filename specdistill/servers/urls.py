@@ -5,8 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from specdistill.errors import ConfigError
-
-_LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
+from specdistill.servers.proxies import is_loopback
 
 
 def check_url(url: str) -> None:
@@ -33,4 +32,4 @@ def _place(url: str) -> tuple[str, int, str]:
     host = (parts.hostname or "").rstrip(".")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     default = 443 if parts.scheme == "https" else 80
-    return "localhost" if host in _LOOPBACK else host, port or default, path
+    return "localhost" if is_loopback(url) else host, port or default, path

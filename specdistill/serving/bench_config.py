@@ -84,6 +84,13 @@ class BenchConfig(MeasureConfig):
             )
         if rule != "auto" and rule not in kind.rules:
             raise ConfigError(f"--rule {rule} is none of {self.engine}; it accepts by {', '.join(kind.rules)}")
+        if self.guided.guidance:
+            raise ConfigError(
+                f"--guidance is for our decoder: --engine {self.engine} would answer without it; leave one of the two "
+                "away"
+            )
+        if self.acceptance.lenience_sweep:
+            raise ConfigError(f"--lenience-sweep is for our decoder, not for {self.engine}")
         if self.weights.pack != "none" or self.compare is not None or self.acceptance.draft_length != "fixed":
             raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
         if kind.place == "process" and self.timing.batch_size > 1:

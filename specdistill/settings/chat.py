@@ -62,6 +62,8 @@ def canonical(given: str | TemplateArguments | None) -> str | None:
         raise ConfigError(f"--chat-template-kwargs must be a JSON object, got {arguments!r}")
     check_names(arguments, "--chat-template-kwargs")
     try:
+        # Half a surrogate pair can be written in JSON, and is no character.
+        json.dumps(arguments, ensure_ascii=False).encode()
         return json.dumps(arguments, sort_keys=True, allow_nan=False) if arguments else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--chat-template-kwargs holds a value that JSON does not have: {error}") from error

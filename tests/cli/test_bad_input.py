@@ -49,6 +49,9 @@ def changed(command, **flags):
 
 
 CASES = {
+    "learning rate of NaN": (changed(TRAIN, learning_rate="nan"), "--learning-rate must be at least 0, got nan"),
+    "gradient norm of NaN": (changed(TRAIN, max_grad_norm="nan"), "--max-grad-norm must be above 0, got nan"),
+    "infinite temperature": (changed(GENERATE, temperature="inf"), "--temperature must be finite, got inf"),
     "missing target": (changed(BENCH, target="./nowhere"), "--target ./nowhere does not exist"),
     "missing gguf": (changed(TRAIN, target="no.gguf"), "--target no.gguf does not exist"),
     "missing draft": (changed(TRAIN, draft="./nowhere"), "--draft ./nowhere does not exist"),
@@ -125,6 +128,7 @@ def test_one_clear_line_and_exit_code_two(name, in_folder, capsys):
         ("target: target\nnum_draft_tokns: 3\n", "num_draft_tokns"),
         ("- a\n", "holds a list in place of settings"),
         ("a: [1\n", "not valid YAML"),
+        ("1: 2\n", "1 is no name of a setting"),
     ],
 )
 def test_bad_config_files(in_folder, tmp_path, capsys, content, text):

@@ -101,6 +101,25 @@ def test_a_broken_template_is_one_line_before_any_weights_are_read(
     assert text in refused(folder, monkeypatch, capsys, command, tmp_path / "p.jsonl")
 
 
+def test_the_template_of_a_draft_of_another_tokenizer_refuses_before_any_weights_are_read(
+    tmp_path, monkeypatch, capsys
+):
+    """It reads the target's answers in its own template: after all of them had been written."""
+    foreign = make_tokenizer(50, "other")
+    foreign.chat_template = NO_SYSTEM
+    save(make_model(layers=2), tmp_path / "target")
+    save(make_model(layers=1, tokenizer=foreign, vocab_size=55), tmp_path / "draft")
+    monkeypatch.setitem(COMMANDS, "train-draft", [*COMMANDS["train-draft"], "--method", "seqkd"])
+    row, text = CASES["system refused"]
+    write_rows(tmp_path / "p.jsonl", [{"messages": [USER]}, row, {"prompt": "w4"}])
+    capsys.readouterr()
+    assert text in refused(tmp_path, monkeypatch, capsys, "train-draft", tmp_path / "p.jsonl")
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "w1"}, {"prompt": "w1 " * 250}, {"prompt": "w4"}])
+    (tmp_path / "draft" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} w1 {% endfor %}")
+    line = refused(tmp_path, monkeypatch, capsys, "train-draft", tmp_path / "p.jsonl")
+    assert "prompt '2' has " in line
+
+
 def test_a_parquet_file_of_chats_is_trained_on(folder, tmp_path, monkeypatch, capsys):
     import datasets
 

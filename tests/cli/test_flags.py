@@ -33,6 +33,9 @@ TOGETHER = {
         "ray_workers": {"ray_workers": 2, "ray": "local"},
     },
     "bench": {
+        "lenience_sweep": {"lenience_sweep": [0.5, 0.25], "temperature": 1.0},
+        "guidance": {"guidance": 0.5, "negative_prompt": "no"},
+        "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
         "engine": {"engine": "transformers"},
         "url": SERVED,
         "baseline_url": SERVED,

@@ -277,10 +277,15 @@ def test_ctrl_c_in_generate_says_what_is_there_and_the_same_command_goes_on(fold
     assert main(labels) == 0
 
 
-def test_ctrl_c_while_init_draft_saves_leaves_no_half_draft(folder, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["init-draft", "export"])
+def test_ctrl_c_while_a_draft_is_saved_leaves_no_half_draft(folder, tmp_path, name):
     output = tmp_path / "cut"
-    command = ["init-draft", "--target", str(folder / "target"), "--prompts", str(folder / "prompts.jsonl")]
-    command += ["--output", str(output), "--layers", "1", "--calibration-tokens", "4", "--choose", "even"]
+    command = [name, "--target", str(folder / "target"), "--output", str(output)]
+    command += {
+        "init-draft": ["--layers", "1", "--calibration-tokens", "4", "--choose", "even"],
+        "export": ["--draft", str(folder / "draft"), "--format", "vllm"],
+    }[name]
+    command += ["--prompts", str(folder / "prompts.jsonl")] if name == "init-draft" else []
     code, _, errors = stopped(tmp_path, command, "specdistill.models.checkpoint._publish", 2)
     assert code == 130 and errors.splitlines()[-1] == "specdistill: interrupted"
     assert not output.exists()

@@ -183,6 +183,9 @@ def test_an_answer_of_tool_calls_and_reasoning_is_written_by_the_template(tmp_pa
         {"prompt": [SYSTEM, USER, ASSISTANT]},
         {"messages": json.dumps([SYSTEM, USER, ASSISTANT])},
         {"conversations": [SYSTEM, USER, ASSISTANT]},
+        # Gemini's role, and capitals: the answer stayed in the prompt.
+        {"messages": [SYSTEM, USER, ASSISTANT | {"role": "model"}]},
+        {"messages": [SYSTEM | {"role": "System"}, USER | {"role": "USER"}, ASSISTANT | {"role": "Assistant"}]},
         {"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}], "system": "w3"},
         {
             "conversations": [

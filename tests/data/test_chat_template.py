@@ -111,6 +111,7 @@ def test_equal_arguments_are_equal_settings_however_they_are_written():
         ("[1]", "must be a JSON object, got [1]"),
         ("3", "must be a JSON object"),
         ('{"a": NaN}', "that JSON does not have"),
+        ('{"a": "\\ud83d"}', "that JSON does not have"),
         ('{"tokenize": true}', "'tokenize' is set by specdistill"),
     ],
 )

@@ -15,7 +15,7 @@ from tiny_runs import write_rows
 from specdistill.data import Prompt, load_prompts
 from specdistill.data.prompts import check_source, encode
 from specdistill.data.scorers import exact_match
-from specdistill.data.texts import read_pieces
+from specdistill.data.texts import check_texts, read_pieces
 from specdistill.errors import DataError, ModelError
 from specdistill.servers.client import _lines
 
@@ -25,8 +25,8 @@ def texts_of(source: str) -> list[str]:
     return [piece.text for piece in read_pieces(source)]
 
 
-SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
-"""Characters at which str.splitlines splits and neither JSON nor a text editor does."""
+SEPARATORS = "\r\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+"""Characters at which str.splitlines splits and neither JSON nor a text editor does; open() splits at the first."""
 USER, ASSISTANT = {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}
 
 
@@ -42,7 +42,7 @@ def test_only_a_line_feed_ends_a_line_of_any_file(tmp_path, separator):
     text = f"w1{separator}w2"
     (tmp_path / "p.txt").write_bytes(f"{text}\r\n{text} w3\n".encode())
     assert contents(tmp_path / "p.txt") == [text, f"{text} w3"]
-    # JSON may hold the last five of them only escaped.
+    # JSON may hold the first and the last five of them only escaped.
     raw = json.dumps({"prompt": text, "text": text}, ensure_ascii=False)
     (tmp_path / "p.jsonl").write_bytes(f"{raw}\r\n{raw}\n".encode())
     assert contents(tmp_path / "p.jsonl") == [text, text]
@@ -85,6 +85,28 @@ def test_half_a_surrogate_pair_is_named_by_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "\\udc00"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl, line 1: half of a surrogate pair"):
         texts_of(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "w1", "tools": '[{"name": "\\udc00"}]'},
+        {"messages": '[{"role": "user", "content": "\\udc00"}]'},
+        {"prompt": "w1", "chat_template_kwargs": '{"a": "\\udc00"}'},
+    ],
+)
+def test_half_a_surrogate_pair_inside_json_text_is_named_by_line(tmp_path, row):
+    """The line itself holds none: it is escaped twice. The tokenizer's TypeError was called unexpected."""
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "w1"}, row])
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2: \\udc00 is half a surrogate pair"):
+        load_prompts(str(tmp_path / "p.jsonl"))
+
+
+def test_half_a_surrogate_pair_that_no_file_holds_is_named_too():
+    prompt = Prompt("p", ({"role": "user", "content": "w1 \udc00"},), place="--negative-prompt")
+    for template in (None, "{{ messages[0].content }}"):
+        with pytest.raises(DataError, match=r"^--negative-prompt: \\udc00 is half a surrogate pair"):
+            encode(prompt, refusing(template))
 
 
 def test_a_wrong_encoding_is_named_by_line(tmp_path):
@@ -229,6 +251,16 @@ def test_a_missing_table_is_said_before_a_name_is_looked_up(tmp_path):
 
 
 def test_documents_are_read_from_tables_too(tmp_path):
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfw1\r\n\r\nw2\n"))
+    assert texts_of(str(tmp_path / "d.txt.gz")) == ["w1", "w2"]
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"w1\n\nw2 \xe9\n"))
+    with pytest.raises(DataError, match=r"d\.txt\.gz, line 3: not UTF-8 text"):
+        texts_of(str(tmp_path / "d.txt.gz"))
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"w1\n\nw2\n")[:-9])
+    with pytest.raises(DataError, match=r"d\.txt\.gz is no complete gzip file"):
+        texts_of(str(tmp_path / "d.txt.gz"))
+    with pytest.raises(DataError, match=r"--text absent\.parquet does not exist"):
+        check_texts("absent.parquet")
     write_as(tmp_path / "d.parquet", [{"text": "w1"}, {"text": "w2"}])
     write_as(tmp_path / "d.jsonl.gz", [{"text": "w1"}, {"text": "w2"}])
     assert texts_of(str(tmp_path / "d.parquet")) == texts_of(str(tmp_path / "d.jsonl.gz")) == ["w1", "w2"]

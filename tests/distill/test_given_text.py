@@ -17,12 +17,13 @@ from tiny_runs import (
     same_weights,
     standard_models,
     train,
+    train_config,
     write_folder,
     write_rows,
 )
 from tokenizers.processors import TemplateProcessing
 
-from specdistill import annotate, load_model
+from specdistill import annotate, load_model, train_draft
 from specdistill.cli import main
 from specdistill.data import Example, Prompt
 from specdistill.data.prompts import encode
@@ -103,6 +104,16 @@ def test_empty_answers_are_not_trained_on_and_counted(tiny, tmp_path, mixed, tra
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"Empty answers or documents, left out: {summary.answers_empty}." in card
     assert f"Answers cut at 12 tokens: {summary.answers_cut}." in card
+
+
+@pytest.mark.parametrize("method", ["sft", "gkd"])
+def test_training_says_how_many_answers_it_cut_and_left_out(tiny, tmp_path, mixed, method):
+    said = Remarks()
+    settings = {"prompts": str(mixed), "heldout_prompts": 1, "steps": 1, "eval_every": 1, "method": method}
+    summary = train_draft(train_config(tiny, tmp_path / "out", **settings), said)
+    (line,) = [line for line in said.lines if "answers" in line and "left out" in line]
+    assert f"{summary.answers_cut} are cut at 12 tokens (--max-new-tokens)" in line
+    assert f"{summary.answers_empty} are empty and left out" in line and summary.answers_empty >= 3
 
 
 def test_whole_answers_leave_no_remark(tiny, tmp_path):
@@ -500,6 +511,19 @@ def test_a_killed_annotation_of_text_goes_on(corpus, labelled, tmp_path, monkeyp
         annotate(config.replace(text_block=21))
     annotate(config)
     assert read_rollouts(tmp_path / "cut") == read_rollouts(labelled)
+
+
+def test_a_text_that_changed_since_a_kill_is_cut_again(corpus, tmp_path, monkeypatch):
+    """The blocks of the old text lay there, and were labelled without a word."""
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 w4")
+    config = annotate_config(corpus, tmp_path / "cut", rollouts=None, text=str(text), text_block=20, top_k=5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("specdistill.distill.answers.label_writer.label_rows", interrupt)
+        annotate(config)
+    text.write_text("w5 w6")
+    annotate(config)
+    assert [row["answer_ids"] for row in read_rollouts(tmp_path / "cut")] == [[10, 11, EOS]]
 
 
 def interrupt(*arguments):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import make_model
+from tiny_models import make_model, make_tokenizer
 from tiny_runs import any_config, example, history, same_weights, train, train_config, write_folder, write_rows
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from specdistill import train_draft
 from specdistill.data.batch import collate
@@ -31,7 +31,8 @@ CALM = {"eval_every": 5, "steps": 20, "patience": 0, "heldout_prompts": 9, "max_
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    models = {"target": make_model(layers=2), "draft": make_model(layers=1, seed=9)}
+    foreign = make_model(layers=1, seed=9, tokenizer=make_tokenizer(50, "other"), vocab_size=55)
+    models = {"target": make_model(layers=2), "draft": make_model(layers=1, seed=9), "foreign": foreign}
     return write_folder(tmp_path_factory.mktemp("keeping"), models, ROWS)
 
 
@@ -193,8 +194,7 @@ class Spoken(Quiet):
 
 def greedy_texts(folder, prompts, max_new_tokens):
     """The written model's own greedy answers, by transformers."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = make_model().tokenizer
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     texts = []
     for prompt in prompts:
         ids = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_tensors="pt")
@@ -204,8 +204,10 @@ def greedy_texts(folder, prompts, max_new_tokens):
     return texts
 
 
-def test_the_score_counts_the_students_own_greedy_answers(tiny, tmp_path):
+@pytest.mark.parametrize("draft", ["draft", "foreign"])
+def test_the_score_counts_the_students_own_greedy_answers(tiny, tmp_path, draft):
     settings = {"method": "sft", "scorer": "exact-match", "keep": "last", "steps": 25, "learning_rate": 1e-2}
+    settings["draft"] = str(tiny / draft)
     summary, _ = trained(tiny, tmp_path / "out", temperature=1.0, **settings)
     _, heldout = split_prompts(load_prompts(str(tiny / "prompts.jsonl")), 9)
     texts = greedy_texts(tmp_path / "out", heldout, 6)
@@ -213,6 +215,19 @@ def test_the_score_counts_the_students_own_greedy_answers(tiny, tmp_path):
     assert right > 0, "a count of nothing would show nothing"
     assert summary.after["score"] == pytest.approx(right / 9)
     assert history(tmp_path / "out")[-1]["heldout_score"] == pytest.approx(right / 9)
+
+
+def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch):
+    """Everything is read back from the checkpoint of the last step."""
+    settings = CALM | {"method": "sft", "scorer": "exact-match", "keep": "last", "learning_rate": 1e-2, "resume": True}
+    uncut = train(tiny, tmp_path / "uncut", **settings)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("specdistill.distill.train_draft.finish", lambda *given, **named: 1 // 0)
+        train(tiny, tmp_path / "cut", **settings)
+    resumed = train(tiny, tmp_path / "cut", **settings)
+    assert resumed.after == uncut.after != uncut.before
+    assert (resumed.kept_step, resumed.best_step, resumed.why) == (uncut.kept_step, uncut.best_step, uncut.why)
+    assert same_weights(tmp_path / "cut", tmp_path / "uncut")
 
 
 REWARDS = """

@@ -7,9 +7,11 @@ import torch
 import wild_checkpoints as wild
 from tiny_models import make_model, make_tokenizer, save
 from tiny_runs import write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from specdistill.cli import main
 from specdistill.errors import DataError, IncompatibleModelsError, ModelError
-from specdistill.models import load_model, load_pair
+from specdistill.models import gguf, load_model, load_pair
 from specdistill.models.load import find, load_shell
 
 
@@ -62,6 +64,28 @@ def test_an_answer_with_a_token_without_weights_is_named(pair, capsys):
     assert wild.run("train-draft", pair) == 2
     # The held-out prompts, which are fine, were answered before.
     assert "'<image>' (id 65)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_text_labels_and_guidance_with_a_token_without_weights_are_named(pair, capsys):
+    """An index error of the embedding in the middle of the run, or "made with another tokenizer?"."""
+    for role in ("target", "draft"):
+        wild.add_token(pair / role)
+    rows = [{"id": f"p{i}", "prompt": f"w{i}", "answer": "w3 <image>"} for i in range(6)]
+    write_rows(pair / "prompts.jsonl", rows)
+    assert wild.run("annotate", pair) == 2
+    assert "the answer to 'p0' holds the token '<image>' (id 65)" in wild.one_line(capsys)
+    (pair / "text.txt").write_text("w1 w2\n\nw3 <image> w4\n")
+    target, short = ["--target", str(pair / "target")], ["--steps", "1", "--max-new-tokens", "4"]
+    assert main(["annotate", *target, "--text", str(pair / "text.txt"), "--output", str(pair / "labels")]) == 2
+    assert "--text holds the token '<image>' (id 65)" in wild.one_line(capsys)
+    train = ["train-draft", *target, "--draft", str(pair / "draft"), "--prompts", str(pair / "prompts.jsonl"), *short]
+    train += ["--rollouts-per-prompt", "1", "--heldout-prompts", "2"]
+    text = ["--method", "sft", "--text", str(pair / "text.txt"), "--output", str(pair / "out")]
+    assert main([*train, *text]) == 2
+    assert "--text holds the token '<image>' (id 65)" in capsys.readouterr().err.splitlines()[-1]
+    guided = ["--guidance", "0.5", "--negative-prompt", "<image>", "--output", str(pair / "guided")]
+    assert main([*train, *guided]) == 2
+    assert "--negative-prompt holds the token '<image>' (id 65)" in wild.one_line(capsys)
 
 
 def test_a_draft_whose_head_is_shorter_than_the_targets_ids_keeps_its_distribution(pair):
@@ -131,6 +155,36 @@ def test_weights_that_are_not_the_models_own_are_refused_by_name(pair, command, 
         assert DAMAGES[damage] in capsys.readouterr().err.splitlines()[-1]
         return
     assert DAMAGES[damage] in wild.one_line(capsys) and not wild.written(pair)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("compare", ["bench", "--draft", "draft", "--num-draft-tokens", "2"]),
+        ("other", ["generate", "--output", "out"]),
+        ("reference", ["train-draft", "--draft", "draft", "--output", "out"]),
+    ],
+)
+def test_every_model_of_a_command_is_checked_under_its_own_flag(pair, monkeypatch, capsys, flag, words):
+    wild.copy(pair / "draft", pair / "damaged")
+    wild.change_weights(pair / "damaged", without_head)
+    write_rows(pair / "prompts.jsonl", [{"prompt": f"w{i}"} for i in range(6)])
+    monkeypatch.chdir(pair)
+    rest = ["--prompts", "prompts.jsonl", "--max-new-tokens", "4", f"--{flag}", "damaged"]
+    assert main([*words, "--target", "target", *rest]) == 2
+    assert f"--{flag} damaged holds no weights for lm_head.weight" in wild.one_line(capsys)
+
+
+def test_a_converted_gguf_is_checked_like_a_checkpoint(tmp_path, monkeypatch):
+    """A tensor that the file lacks was random, and the conversion stayed in the cache."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda **_: make_tokenizer())
+    report = {"missing_keys": ["lm_head.weight"], "mismatched_keys": [], "unexpected_keys": []}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda **_: (make_model(layers=1).model, report))
+    with pytest.raises(ModelError, match=r"m\.gguf holds no weights for lm_head\.weight"):
+        gguf.convert(tmp_path / "m.gguf", print)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_weights_that_change_nothing_are_no_reason_to_refuse(pair):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import wild_checkpoints as wild
 from tiny_models import make_model, make_tokenizer, save
 from tiny_runs import (
     annotate_config,
@@ -189,6 +190,56 @@ def test_a_draft_of_another_tokenizer_that_cannot_end_is_refused(tmp_path, stop)
     spoil(folder / "draft", stop)
     with pytest.raises(ModelError, match=r"--draft .*stop id"):
         train(folder, tmp_path / "out", method="seqkd")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_stop_id_without_weights_alone_is_refused_before_any_work(tmp_path, command):
+    """The tokenizer has it, the head has not: an IndexError of --vocab-keep after the whole layer search."""
+    folder = beyond_head(tmp_path)
+    (folder / "target" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="the stop id 65 has no weights, since the head ends at id 64"):
+        COMMANDS[command](folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_id_without_weights_beside_a_usable_one_is_left_out(tmp_path):
+    folder = beyond_head(tmp_path, EOS)
+    target = load_model(str(folder / "target"))
+    assert target.eos_token_ids == {EOS} and answer_end(target) == document_end(target) == EOS
+    summary = init_draft(cut_config(folder, tmp_path / "cut", vocab_keep=32))
+    assert summary.head_size == 32
+
+
+def beyond_head(folder: Path, *usable: int) -> Path:
+    """A target whose end was added to the tokenizer, and got no row."""
+    write_folder(folder, {"target": make_model(layers=3), "draft": make_model(layers=1)})
+    end = wild.add_token(folder / "target", "<end>")
+    assert end == 65
+    for name in ("config.json", "generation_config.json"):
+        wild.change_json(folder / "target" / name, eos_token_id=[end, *usable])
+    wild.change_json(folder / "target" / "tokenizer_config.json", eos_token="<end>")
+    template = folder / "target" / "chat_template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "can't read .*generation_config.json"),
+        ("[]", "can't read .*generation_config.json"),
+        ('{"eos_token_id": "<eos>"}', "generation_config.json names the stop id '<eos>', which is no number"),
+    ],
+)
+def test_a_broken_generation_config_is_named_and_not_passed_over(tmp_path, content, text):
+    """Its stop ids were lost without a word, or ended in a TypeError."""
+    folder = write_folder(tmp_path, {"target": make_model(layers=1)})
+    (folder / "target" / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=text):
+        generate(generate_config(folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_drafts_own_answers_end_where_the_targets_do(tmp_path, monkeypatch):

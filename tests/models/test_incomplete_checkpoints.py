@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,21 @@ def test_remote_code_is_never_asked_about(pair, file):
         assert file == "tokenizer_config.json"
 
 
+def test_code_beside_a_gguf_file_is_never_asked_about(pair, gguf_path):
+    """transformers reads the tokenizer's settings beside the file; it asked, and a yes ran the code."""
+    wild.change_json(pair / "target/tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.T", None]})
+    wild.change_json(pair / "target/tokenizer_config.json", tokenizer_class="T")
+    (pair / "target/mine.py").write_text("raise SystemExit('this code ran')\n")
+    (pair / "target/m.gguf").symlink_to(gguf_path)
+    command = [sys.executable, "-m", "specdistill", "generate", "--target", str(pair / "target/m.gguf"), "--output"]
+    settings = os.environ | {"SPECDISTILL_CACHE": str(pair / "cache")}
+    done = subprocess.run(
+        [*command, str(pair / "out")], input="y\ny\ny\n", capture_output=True, text=True, timeout=120, env=settings
+    )
+    assert done.returncode == 2 and "this code ran" not in done.stderr + done.stdout
+    assert "Do you wish" not in done.stderr + done.stdout and "unexpected" not in done.stderr
+
+
 def test_only_hub_ids_are_told_about_the_network(pair, capsys):
     (pair / "target/tokenizer.json").write_text("{")
     assert wild.run("generate", pair) == 2 and "network" not in wild.one_line(capsys)
@@ -107,12 +123,20 @@ def test_named_chat_templates_are_copied(pair):
 
 def test_optional_kernels_of_bitsandbytes_are_not_asked_for():
     """Its import says so on CPUs with AVX-512; the command that loads it is ours."""
-    code = "import specdistill.models.load, logging; log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+    code = "import specdistill, logging; log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
     code += (
         "import bitsandbytes\nlog.warning('Failed to load CPU gemm_4bit_forward from %s', 'x'); log.warning('other')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "gemm_4bit" not in done.stderr and "other" in done.stderr
+
+
+def test_an_error_of_training_comes_alone():
+    """transformers' trainer, which is imported before any model is looked for, imports bitsandbytes."""
+    command = [sys.executable, "-m", "specdistill", "train-draft", "--target", "./no", "--draft", "d", "--output", "o"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("specdistill: --target ./no does not")
+    assert done.stderr.count("\n") == 1
 
 
 def test_adapter_settings_that_are_broken_are_one_line(pair, capsys):

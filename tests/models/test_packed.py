@@ -7,8 +7,10 @@ import torch
 from tiny_models import FAMILIES, make_model, save
 
 from specdistill import BenchConfig, bench
-from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.data import Prompt
+from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.errors import ConfigError
+from specdistill.evaluation.latency import first_difference
 from specdistill.models import packed
 from specdistill.models.packed import PackedLinear, check_packable, pack
 
@@ -70,6 +72,16 @@ def test_refuses():
         pack(make_model(), "int4")
     with pytest.raises(ConfigError, match="leave out --dtype bfloat16"):
         BenchConfig.flat(target="a", draft="b", pack="int8", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_a_difference_of_packed_answers_is_measured(kind):
+    """int8 multiplies no single row without its batch: a bench that found a difference ended there."""
+    model = make_model()
+    pack(model, kind)
+    prompt = Prompt("p", ({"role": "user", "content": "w1"},))
+    found = first_difference(model, prompt, [5, 6], Generation([7]), Generation([8]))
+    assert found is not None and found.logit_gap is not None and found.logit_gap >= 0
 
 
 def test_bench_reports_packing(tmp_path):

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from specdistill.cli import main
 from specdistill.models import cut_draft, load_model
 from specdistill.models.checkpoint import save_draft
+from specdistill.models.load import find
+from specdistill.models.quantised import loading_settings
 
 SIZES = {"hidden": 128, "layers": 3}
 
@@ -85,6 +87,24 @@ def test_a_cut_of_fp8_weights_is_plain_and_holds_them(pair):
     name = "mlp.up_proj.weight"
     saved = load_model(str(pair / "out")).model.state_dict()[f"model.layers.0.{name}"]
     torch.testing.assert_close(saved, meant[f"model.layers.2.{name}"].bfloat16().float())
+
+
+def test_fp8_weights_become_floats_on_every_machine(pair):
+    """On a CPU transformers does so by itself; on a GPU their layers would need kernels from the hub."""
+    wild.block_fp8(pair / "target")
+    asked = loading_settings(find(str(pair / "target"), "target").config)
+    assert asked is not None and asked.dequantize
+    assert loading_settings(find(str(pair / "draft"), "draft").config) is None
+
+
+def test_a_cut_keeps_no_quantization_config(pair):
+    """Whatever a quantiser left in the configuration: the weights that are written are plain."""
+    target = load_model(str(pair / "target"))
+    draft = cut_draft(target, [2])
+    draft.model.config.quantization_config = {"quant_method": "modelopt"}
+    (pair / "out").mkdir()
+    save_draft(draft, target, pair / "out")
+    assert "quantization_config" not in json.loads((pair / "out/config.json").read_text())
 
 
 # ---- what can't be read

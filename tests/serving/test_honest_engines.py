@@ -106,6 +106,8 @@ SAME = [
     ("http://host:8000", "http://host:8000/v1"),
     ("http://host:8000/v1/", "http://HOST:8000"),
     ("http://localhost:8000", "http://127.0.0.1:8000/v1"),
+    ("http://localhost:8000", "http://127.0.0.2:8000"),
+    ("http://localhost:8000", "http://[::ffff:127.0.0.1]:8000"),
     ("http://host", "http://host:80/"),
     ("https://host/v1", "https://host:443"),
 ]

@@ -1,1 +1,1 @@
-"""Answers on disk: written by the target (`generate`), labelled by it (`annotate`), judged by scorers."""
+"""Answers on disk: written by the target (`generate`), labelled by it (`annotate`), chosen by scorers."""

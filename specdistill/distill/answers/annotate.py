@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specdistill.data import soft_labels
-from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
-from specdistill.data.batch import Provenance
-from specdistill.data.prompt_checks import warn_about_prompts
+from specdistill.data.answer_rows import AnswerRow, asked_prompt
 from specdistill.data.prompts import Prompt, encode, in_chat, load_prompts
 from specdistill.data.target_context import TargetContext
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.asked import Asked, SeenIds, ask
-from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
+from specdistill.distill.answers.given import AnswerCounts, check_some_text
+from specdistill.distill.answers.given_rows import given_rows
 from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.label_writer import SHARD_SIZE, LabelWriter, Parts
 from specdistill.distill.answers.same_chat import check_same_chat
@@ -28,7 +27,7 @@ from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
-from specdistill.models.answer_end import answer_end, document_end
+from specdistill.models.answer_end import document_end
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet, Task
 
@@ -182,7 +181,7 @@ def _parts(
         return Parts(shards, []), text_counts(config.text, documents, progress.say)
     if paths is not None:
         return Parts(paths, []), AnswerCounts()
-    given, counts = _given(config, asked, target, progress)
+    given, counts = given_rows(asked, target, config.max_new_tokens, progress)
     counts.say(progress.say, len(given) + counts.empty, config.max_new_tokens)
     return Parts(None, given), counts
 
@@ -194,34 +193,10 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
     if ranks.is_main:
         # Before the blocks, so that the same command may go on with them after a kill.
         run_settings.write(output, _settings(config))
-        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block)
+        blocks = text_blocks(read_pieces(text), target.tokenizer, document_end(target), block, target.vocab_size)
         write_blocks(blocks, output / _BLOCKS, SHARD, SHARD_SIZE)
     ranks.wait()
     return find_shards(output / _BLOCKS)
-
-
-def _given(
-    config: AnnotateConfig, asked: Asked, target: LanguageModel, progress: Progress
-) -> tuple[list[AnswerRow], AnswerCounts]:
-    prompts, encoded = asked.prompts, asked.encoded
-    warn_about_prompts(prompts, encoded, target, progress.say)
-    end, known = answer_end(target, prompts[0].chat_template_kwargs), {prompt.id: prompt for prompt in prompts}
-    sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
-    columns_of = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
-    rows: list[AnswerRow] = [
-        {
-            "prompt_id": sequence.prompt_id,
-            **columns_of[sequence.prompt_id],
-            "answer": known[sequence.prompt_id].answer or "",
-            "category": known[sequence.prompt_id].category,
-            "copy": 0,
-            "prompt_ids": list(sequence.prompt_ids),
-            "answer_ids": list(sequence.answer_ids),
-            "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
-        }
-        for sequence in sequences
-    ]
-    return rows, counts
 
 
 def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: SeenIds) -> tuple[int, int]:

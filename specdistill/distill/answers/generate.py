@@ -124,7 +124,7 @@ def _check_before_loading(
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
     """The models that answer; without another, the target stands for both."""
     if config.comparison.other is not None:
-        return find_pair(config.target, config.comparison.other, say=say)
+        return find_pair(config.target, config.comparison.other, draft_role="other", say=say)
     source = load.find(config.target, "target", say)
     return FoundPair(source, source, same_tokenizer=True)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from specdistill.data.batch import Example, Provenance
-from specdistill.data.prompts import Prompt
+from specdistill.data.prompts import Prompt, check_ids
 from specdistill.data.texts import Piece, TextCounts
 from specdistill.distill.answers.given import AnswerCounts
 from specdistill.errors import ConfigError, DataError
@@ -46,7 +47,9 @@ def block_size(asked: int | None, max_context: int, tokenizer) -> int:
     return asked or min(_DEFAULT_BLOCK, room)
 
 
-def text_blocks(pieces: Iterable[Piece], tokenizer, end: int, block: int) -> Iterator[Example]:
+def text_blocks(
+    pieces: Iterable[Piece], tokenizer, end: int, block: int, vocab_size: int | None = None
+) -> Iterator[Example]:
     """Cuts documents that follow each other into blocks; every token of the text is predicted once.
 
     A block's prompt is what the tokenizer writes before a text. Where that is nothing it is the token before the block,
@@ -57,9 +60,10 @@ def text_blocks(pieces: Iterable[Piece], tokenizer, end: int, block: int) -> Ite
         tokenizer: The model's.
         end: Id after each document.
         block: Predicted tokens per block; the last one may be shorter.
+        vocab_size: Number of ids that the model has weights for; None trusts the tokenizer.
 
     Raises:
-        DataError: Fewer than two tokens in all.
+        DataError: Fewer than two tokens in all, or one without weights.
     """
     start = document_start(tokenizer)
     reach = block + max(1, len(start))
@@ -67,6 +71,8 @@ def text_blocks(pieces: Iterable[Piece], tokenizer, end: int, block: int) -> Ite
     for batch in _batches(pieces, _PIECES):
         encoded = tokenizer([piece.text for piece in batch], add_special_tokens=False)["input_ids"]
         for piece, tokens in zip(batch, encoded, strict=True):
+            if vocab_size is not None:
+                check_ids(tokens, tokenizer, vocab_size, "--text")
             ids += [*(start if at_start else []), *tokens, *([end] if piece.ends else [])]
             at_start = piece.ends
         while len(ids) - place >= reach:
@@ -110,7 +116,7 @@ def as_prompt(block: str) -> Prompt:
 
 
 def write_blocks(blocks: Iterable[Example], directory: Path, shard: str, rows_per_shard: int) -> None:
-    """Writes blocks as rows of answers that wait for their labels; a directory that is there is complete.
+    """Writes blocks as rows of answers that wait for their labels, anew: the text may have changed since a kill.
 
     Args:
         blocks: From `text_blocks`.
@@ -118,10 +124,10 @@ def write_blocks(blocks: Iterable[Example], directory: Path, shard: str, rows_pe
         shard: Name of a shard, with a place for its number.
         rows_per_shard: Blocks per shard.
     """
-    if directory.exists():
-        return
     partial = directory.with_name(f"{directory.name}.partial")
-    partial.mkdir(exist_ok=True)
+    for old in (directory, partial):
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir()
     for number, rows in enumerate(_batches(blocks, rows_per_shard)):
         parquet.write(partial / shard.format(number), [_row(block) for block in rows])
     partial.rename(directory)

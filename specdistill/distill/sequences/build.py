@@ -71,7 +71,7 @@ def _text(inputs: SequenceInputs, source: str) -> Built:
     block = text_block(inputs.settings, inputs.pair)
 
     def read() -> Iterator[Example]:
-        return text_blocks(read_pieces(source), draft.tokenizer, document_end(draft), block)
+        return text_blocks(read_pieces(source), draft.tokenizer, document_end(draft), block, draft.vocab_size)
 
     # A corpus without two tokens is found now rather than at the first step.
     next(read())

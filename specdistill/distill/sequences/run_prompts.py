@@ -157,6 +157,10 @@ class RunPrompts:
         tokenizer, vocab_size = pair.target.tokenizer, pair.target.vocab_size
         room = pair.max_context - max_new_tokens
         training, heldout = (self.encode(side, tokenizer, room, vocab_size) for side in (self.training, self.heldout))
+        if not pair.same_tokenizer:
+            # The draft reads them in its own template, long after the target has answered.
+            own, own_room = pair.draft, pair.draft.max_context - max_new_tokens
+            encode_all([*self.training, *self.heldout], own.tokenizer, own_room, own.vocab_size)
         room = pair.target.max_context - max_new_tokens
         every, encoded = [*self.training, *self.heldout], [*training, *heldout]
         view = self.context.view(every, encoded, tokenizer, room, vocab_size)

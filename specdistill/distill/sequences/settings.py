@@ -13,7 +13,7 @@ from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, 
 from specdistill.distill.answers.settings import RolloutEngineName as RolloutEngineName
 from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, needs, within_one
+from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.parts import ESSENTIALS
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import LIKELIHOOD
@@ -87,7 +87,7 @@ class SequenceSettings:
         check_text_block(self.text, self.text_block)
         within_one(self, "lmbda", "target_fraction", "skd_target_top_p")
         if self.skd_target_temperature is not None:
-            at_least(self, 0, "skd_target_temperature")
+            check_temperature(self, "skd_target_temperature")
         if self.skd_target_top_p == 0:
             raise ConfigError(
                 "--skd-target-top-p must be above 0; --skd-target-temperature 0 keeps the likeliest token"

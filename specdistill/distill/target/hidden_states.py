@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor
 
 from specdistill.data.batch import Example
 from specdistill.decoding import Guidance
-from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.models import LanguageModel
 
 _CACHE_BYTES = 2 * 2**30
@@ -66,15 +65,7 @@ class TargetStates:
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
         read = [row.as_target_reads for row in sequences]
-        states = answer_hidden_states(self._target, read, one_pass=self._lockstep)
-        if self._guidance is None:
-            return states
-        twins = [
-            Example(row.prompt_id, self._guidance.negative_ids, row.answer_ids, row.provenance) for row in sequences
-        ]
-        negative = answer_hidden_states(self._target, twins, one_pass=self._lockstep)
-        with torch.no_grad():
-            return [self._guidance.combine(*both) for both in zip(states, negative, strict=True)]
+        return guided_hidden_states(self._target, read, self._guidance, one_pass=self._lockstep)
 
 
 def _length_and_key(sequence: Example) -> tuple[int, tuple[str, tuple[int, ...]]]:

@@ -9,10 +9,11 @@ from typing import Literal
 from specdistill.distill.target.place import InMemory, Served, Stored, TargetPlace
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least, needs
+from specdistill.settings.guidance import GuidanceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetSettings:
+class TargetSettings(GuidanceSettings):
     """Where the target is, and what of it is distilled."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -38,20 +39,15 @@ class TargetSettings:
     """Requests to --target-server under way at a time."""
     server_patience: float = 600.0
     """Seconds to keep trying while --target-server is down or overloaded, before the run is saved and ends."""
-    guidance: float = 0.0
-    """Weight w of classifier-free guidance: distil a target that says (1 + w) log p(y|x) - w log p(y|negative)."""
-    negative_prompt: str | None = None
-    """User's turn that the target is pushed away from; goes with --guidance."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "server_top_k", "server_concurrency")
-        at_least(self, 0, "server_patience", "guidance")
+        at_least(self, 0, "server_patience")
         names = ("server_model", "server_top_k", "server_concurrency", "server_patience")
         needs(self, self.target_server is not None, "--target-server", *names)
         if self.soft_labels is not None and self.target_server is not None:
             raise ConfigError("--soft-labels and --target-server are two ways to do without the target; choose one")
-        if bool(self.guidance) != (self.negative_prompt is not None):
-            raise ConfigError("--guidance and --negative-prompt go together")
 
     @property
     def place(self) -> TargetPlace:

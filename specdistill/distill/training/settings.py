@@ -44,7 +44,7 @@ class OptimiserSettings:
         at_least(self, 1, "steps", "batch_size")
         at_least(self, 0, "learning_rate", "weight_decay", "micro_batch_size", "lora_rank")
         within_one(self, "warmup")
-        if self.max_grad_norm <= 0:
+        if not self.max_grad_norm > 0:
             raise ConfigError(f"--max-grad-norm must be above 0, got {self.max_grad_norm}")
 
     def check_machine(self) -> None:

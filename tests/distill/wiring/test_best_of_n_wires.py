@@ -63,7 +63,8 @@ def by_table(table):
 def test_every_right_answer_is_kept_once_and_the_counts_are_those_by_hand(target):
     samples = [*SAMPLES[:5], ("0", "w3 w0"), SAMPLES[5]]
     table = {("0", "w0 w3"): 1.0, ("0", "w3 w0"): 1.0, ("1", "w1 w3"): 1.0}
-    strict = {("0", "w0 w3"): 1.0, ("1", "w1 w3"): 1.0}
+    # The stricter one takes an answer that is wrong, too: it is asked about the right ones only.
+    strict = {("0", "w0 w3"): 1.0, ("1", "w1 w3"): 1.0, ("1", "w0 w3"): 1.0}
     examples = sampled(target, samples)
     judge = Judge("table", by_table(table), 1.0, by_table(strict))
     kept, counts = select_answers(examples, PROMPTS, target, judge, keep_correct=True)

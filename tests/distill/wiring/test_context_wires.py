@@ -133,6 +133,8 @@ def test_the_target_sees_system_prompt_examples_and_hint_in_their_places():
     ]
     assert seen.tools == ({"name": "f"},) and seen.chat_template_kwargs == {"a": 1}
     assert turns[1] == {"role": "user", "content": "Q"}, "the prompt itself stays as it is"
+    twice = Prompt("p", tuple({"role": role, "content": role[0]} for role in ("user", "assistant", "user")), answer="1")
+    assert [turn["content"] for turn in TargetContext(hint="{answer}!").prompt(twice).messages] == ["u", "a", "u\n\n1!"]
     only_system = TargetContext("Be brief.").prompt(Prompt("p", ({"role": "user", "content": "Q"},)))
     assert only_system.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"})
 
@@ -236,6 +238,17 @@ def test_heldout_alpha_is_measured_against_the_target_that_sees_more(tiny, tmp_p
     ]
     by_hand = float(torch.cat(accepted).mean())
     assert history(tmp_path / "out")[0]["heldout_alpha_sampled"] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_the_watched_loss_is_measured_against_the_target_that_sees_more(tiny, tmp_path, models, system):
+    train(tiny, tmp_path / "out", method="supervised-kd", watch="loss", target_system=system, steps=1)
+    values = []
+    for row in read_rollouts(tmp_path / "out" / "heldout"):
+        name = row["prompt_id"]
+        answer = (*words(ROWS[name]["answer"]), 1)
+        both = log_probs(models["draft"], SHORT[name], answer), log_probs(models["target"], LONG[name], answer)
+        values.append(divergence(*both, "fkl"))
+    assert history(tmp_path / "out")[0]["heldout_loss"] == pytest.approx(float(torch.cat(values).mean()), rel=1e-3)
 
 
 def test_best_of_n_takes_the_likelihood_behind_the_targets_prompt(models):
@@ -359,7 +372,7 @@ def test_answers_and_labels_are_made_behind_the_longer_prompt_and_used_with_the_
             with pytest.raises(DataError, match=r"was made by a target that saw what .*target_context.json holds"):
                 train(tiny, tmp_path / "refused", **use, **flags)
     with pytest.raises(DataError, match="was made by a target that saw what"):
-        annotate(annotate_config(tiny, tmp_path / "refused", **settings))
+        annotate(annotate_config(tiny, tmp_path / "refused", rollouts=str(answers)))
     assert not (tmp_path / "refused").exists()
 
 
@@ -374,7 +387,7 @@ def test_plain_answers_are_labelled_by_a_target_that_sees_more_but_not_trained_o
         train(tiny, tmp_path / "refused", rollouts=str(answers), method="seqkd", target_system=system)
     # The prompts that were answered must be named, or nothing could be added to them.
     with pytest.raises(DataError, match="is to none of --prompts"):
-        annotate(annotate_config(tiny, tmp_path / "x", **settings | {"prompts": "builtin:train", "max_new_tokens": 2}))
+        annotate(annotate_config(tiny, tmp_path / "x", **settings | {"prompts": "builtin:train"}))
 
 
 def test_generate_goes_on_with_the_same_context_only(tiny, tmp_path, system):
@@ -532,7 +545,7 @@ NOTHING = r"teach it nothing, loss and gradient would be 0; let the target see m
 def test_a_target_of_the_drafts_own_weights_is_refused(tiny, tmp_path, twins, settings, monkeypatch):
     with pytest.raises(ConfigError, match=f"have the same weights: .*{NOTHING}"):
         train(tiny, tmp_path / "out", **twins, **settings)
-    monkeypatch.setattr("specdistill.distill.train_draft.load_pair", interrupt)
+    monkeypatch.setattr("specdistill.distill.train_draft.load_pair", None)
     with pytest.raises(ConfigError, match=f"--target and --draft are both .*{NOTHING}"):
         train(tiny, tmp_path / "out", **twins | {"target": twins["draft"] + "/"}, **settings)
 

@@ -53,6 +53,16 @@ def test_a_replacement_at_temperature_0_is_the_argmax():
     assert replacements(Sampling(temperature=0.0), 50).tolist() == [50, 0, 0, 0, 0, 0]
 
 
+def test_a_replacement_is_drawn_where_the_draft_was_wrong():
+    """Rows of 3 and 1 draft tokens: the target says 0, 1, 2, 3 and then 4, 5; ids 9 are replaced."""
+    target = torch.zeros(6, 10)
+    target[torch.arange(6), torch.arange(6)] = 9.0
+    proposal = Proposal(torch.tensor([0, 9, 2, 9]), torch.tensor([3, 4]), None)
+    keys = Keys(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    verified = TopKAcceptance(1, Sampling(temperature=0.0))(target, proposal, keys)
+    assert verified.num_accepted.tolist() == [1, 0] and verified.next_token.tolist() == [1, 4]
+
+
 def ranks(run, target) -> tuple[list[int], list[int], list[float]]:
     """Ranks of the draft's and of the target's tokens in the target's logits, and the target's highest chances."""
     own, replaced, highest = [], [], []
@@ -149,7 +159,7 @@ def test_the_targets_sampling_does_not_reach_the_loss(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"skd_target_temperature": -1.0}, "--skd-target-temperature must be at least 0"),
+        ({"skd_target_temperature": -1.0}, "--skd-target-temperature must be 0 or at least"),
         ({"skd_target_top_p": 0.0}, "--skd-target-top-p must be above 0"),
         ({"skd_target_top_p": 1.5}, "--skd-target-top-p must be in"),
     ],
