@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from specdistill.serving.gates import check
     from specdistill.settings.chat import ChatSettings
     from specdistill.settings.machine import Machine
+    from specdistill.settings.target_context import ContextSettings
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _HOME = {
     "BenchConfig": "specdistill.serving.bench_config",
     "ChatSettings": "specdistill.settings.chat",
     "CheckConfig": "specdistill.serving.check_config",
+    "ContextSettings": "specdistill.settings.target_context",
     "EvaluationSettings": "specdistill.distill.training.settings",
     "ExportConfig": "specdistill.serving.export_config",
     "GenerateConfig": "specdistill.distill.answers.generate_config",
@@ -105,6 +107,7 @@ __all__ = [
     "BenchConfig",
     "ChatSettings",
     "CheckConfig",
+    "ContextSettings",
     "EvaluationSettings",
     "ExportConfig",
     "GenerateConfig",

@@ -26,6 +26,8 @@ class AnswerRow(TypedDict):
     """Number of this answer among those to the same prompt, counted from 0. A missing column means 0."""
     prompt_ids: list[int]
     """Token ids of the prompt, in the target's chat template."""
+    target_prompt_ids: NotRequired[list[int]]
+    """Token ids of the prompt as the target saw it, where that was more than `prompt_ids`."""
     answer_ids: list[int]
     """Token ids of the answer, with its end-of-sequence token if it has one."""
     provenance: list[int]

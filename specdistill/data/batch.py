@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -39,10 +39,19 @@ class Example:
     """[answer, hidden]: the target's hidden states that predict the answer, if writing it has computed them."""
     soft_labels: SoftLabels | None = field(default=None, compare=False, repr=False)
     """[answer, K]: the target's likeliest ids and their log-probabilities, if the target itself is not loaded."""
+    target_prompt_ids: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
+    """The prompt as the target sees it, where it sees more than the draft does (context distillation)."""
 
     def __post_init__(self) -> None:
         if len(self.provenance) != len(self.answer_ids):
             raise ValueError(f"{len(self.answer_ids)} answer tokens but {len(self.provenance)} provenance marks")
+
+    @property
+    def as_target_reads(self) -> Example:
+        """The same answer behind the target's own prompt."""
+        if self.target_prompt_ids is None:
+            return self
+        return replace(self, prompt_ids=self.target_prompt_ids, target_prompt_ids=None)
 
 
 @dataclass(frozen=True)

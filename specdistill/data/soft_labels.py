@@ -186,7 +186,7 @@ class LabelStore:
 
     def rows(self) -> list[AnswerRow]:
         """All rows in order, with the columns that training reads and without the labels."""
-        names = ("prompt_id", "prompt_ids", "answer_ids", "provenance", "copy")
+        names = ("prompt_id", "prompt_ids", "target_prompt_ids", "answer_ids", "provenance", "copy")
         rows = self._rows.select_columns([name for name in names if name in self._rows.column_names])
         return cast(list[AnswerRow], rows.to_list())
 

@@ -135,6 +135,7 @@ class SpeculativeDecoder:
         stop_strings: tuple[str, ...] = (),
         on_tokens: OnTokens | None = None,
         keep_hidden: bool = False,
+        target_prompts: list[list[int]] | None = None,
     ) -> list[Generation]:
         """Generates one answer per prompt, all prompts in one batch. Rows leave the batch when their answers end.
 
@@ -145,6 +146,8 @@ class SpeculativeDecoder:
             stop_strings: An answer also ends with the token that completes one of these.
             on_tokens: Called with the tokens that a round adds to a row, for streaming and progress.
             keep_hidden: Whether to fill `Generation.target_hidden`, at no extra pass of the target.
+            target_prompts: The prompts as the target sees them, where it sees others than the draft (context
+                distillation); None shows both the same.
 
         Returns:
             Generations in the order of the prompts.
@@ -152,13 +155,15 @@ class SpeculativeDecoder:
         Raises:
             DataError: A prompt is empty, or does not fit the context of one of the models.
         """
-        check_lengths(prompts, max_new_tokens, self.target, self.draft)
+        target_prompts = prompts if target_prompts is None else target_prompts
+        check_lengths(target_prompts, max_new_tokens, self.target)
+        check_lengths(prompts, max_new_tokens, self.draft)
         if self.guidance is not None:
             check_lengths([list(self.guidance.negative_ids)], max_new_tokens, self.target)
         start = time.perf_counter()
         with self.target.generating(), self.draft.generating():
             stopping = Stopping.of(self.target, max_new_tokens, stop_strings)
-            batch = _Batch(self, prompts, stopping, seeds, on_tokens, keep_hidden, start)
+            batch = _Batch(self, prompts, target_prompts, stopping, seeds, on_tokens, keep_hidden, start)
             while batch.alive:
                 batch.round()
         for result in batch.results:
@@ -175,6 +180,7 @@ class _Batch:
         self,
         decoder: SpeculativeDecoder,
         prompts: list[list[int]],
+        target_prompts: list[list[int]],
         stopping: Stopping,
         seeds: list[int],
         on_tokens: OnTokens | None,
@@ -183,15 +189,16 @@ class _Batch:
     ) -> None:
         self.decoder, self.stopping, self.on_tokens = decoder, stopping, on_tokens
         self.keep_hidden = keep_hidden
-        capacity = max(map(len, prompts)) + stopping.max_new_tokens + decoder.length.max_tokens + 1
-        self.target = cached_model(decoder.target, len(prompts), capacity, decoder.guidance)
-        self.draft = CachedModel(decoder.draft, len(prompts), capacity)
+        room = stopping.max_new_tokens + decoder.length.max_tokens + 1
+        longest = max(map(len, target_prompts)) + room
+        self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
+        self.draft = CachedModel(decoder.draft, len(prompts), max(map(len, prompts)) + room)
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
         """Index of the prompt that each row answers."""
-        self.prompts = prompts
-        hidden = self.target.read(prompts)
+        self.prompts, self.target_prompts = prompts, target_prompts
+        hidden = self.target.read(target_prompts)
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
             first = pick(logits, decoder.sampling, self._keys()).tolist()
@@ -233,7 +240,7 @@ class _Batch:
         Returns:
             Hidden states of each row, [proposals + 1, hidden].
         """
-        last_emitted = [(self.results[row].token_ids or self.prompts[row])[-1] for row in self.alive]
+        last_emitted = [(self.results[row].token_ids or self.target_prompts[row])[-1] for row in self.alive]
         longest = max(map(len, proposed))
         padded = [[token, *ids, *[0] * (longest - len(ids))] for token, ids in zip(last_emitted, proposed, strict=True)]
         hidden = self.target.forward(torch.tensor(padded, device=self.target.model.device))
@@ -264,9 +271,10 @@ class _Batch:
             result.rounds.append(Round(proposed=possible, accepted=min(count, emitted), emitted=emitted))
         self.decoder.length.observe([len(ids) for ids in proposed], kept)
         # The target keeps all but the last emitted token, which the next round reads. The draft may have read less.
-        lengths = [len(self.prompts[row]) + len(self.results[row].token_ids) - 1 for row in self.alive]
-        self.target.set_lengths(lengths)
-        self.draft.set_lengths([min(a, b) for a, b in zip(lengths, self.draft.lengths, strict=True)])
+        new = [len(self.results[row].token_ids) - 1 for row in self.alive]
+        self.target.set_lengths([len(self.target_prompts[row]) + n for row, n in zip(self.alive, new, strict=True)])
+        read = [len(self.prompts[row]) + n for row, n in zip(self.alive, new, strict=True)]
+        self.draft.set_lengths([min(a, b) for a, b in zip(read, self.draft.lengths, strict=True)])
         self._drop_finished()
 
     def _emit(self, row: int, token_ids: list[int], num_from_draft: int) -> int:

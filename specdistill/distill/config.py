@@ -22,6 +22,7 @@ from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import CHOICES
+from specdistill.settings.target_context import FLAGS, ContextSettings
 
 MAY_CHANGE = {
     *("resume", "device", "threads", "output", "report_to"),
@@ -35,10 +36,12 @@ class TrainConfig(Config):
     """Distil a draft (student) toward its target (teacher)."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model being served: hub id, checkpoint directory or .gguf file. It is never changed. Name the draft's own start
-    here for self-distillation."""
+    """Model to learn from: hub id, checkpoint directory or .gguf file. It is never changed. For a draft, the model that
+    is served. The draft's own start teaches something only where the target sees more than the draft (--target-system
+    and the like) or is guided, or where answers are chosen or judged (best-of-n, --reward)."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Start of the draft: hub id, checkpoint directory or .gguf file; 'specdistill init-draft' makes one."""
+    """Model that learns, as it is before training: hub id, checkpoint directory or .gguf file; 'specdistill init-draft'
+    cuts one out of the target. It is left as it is; the trained one goes to --output."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the trained draft; must be new or empty."""
     method: Annotated[MethodName, Parameter(group=ESSENTIALS, help=method_help())] = "distillspec"
@@ -50,6 +53,7 @@ class TrainConfig(Config):
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     sequences: Annotated[SequenceSettings, box("Text to train on")] = field(default_factory=SequenceSettings)
     sampling: Annotated[Sampling, box("Sampling of all rollouts")] = field(default_factory=Sampling)
     on_policy: Annotated[OnPolicySettings, box("Engine for the draft's own answers")] = field(
@@ -72,6 +76,8 @@ class TrainConfig(Config):
         self.sampling.refuse_idle_filters()
         check_method(self.method, self.to_flat(), defaults(type(self)))
         _ = self.sequences.judge
+        if self.context.adds_something and self.sequences.text is not None:
+            raise ConfigError(f"--text has no prompts, to which {FLAGS} could add something; leave one of them away")
         self.on_policy.refuse_idle()
         if (self.method == "online") != (self.sequences.online is not None):
             raise ConfigError("--method online and --online DIR go together")
@@ -136,6 +142,17 @@ class TrainConfig(Config):
     def recipe(self) -> Method:
         """The method's row of `METHODS`."""
         return METHODS[self.method]
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether a target of the draft's own weights would teach something: sees more, or its text says more."""
+        if self.context.adds_something or self.target_settings.guidance or self.loss.reward or self.loss.ce_weight:
+            return True
+        if self.target_settings.target_memory in ("int8", "nf4") or self.method in ("sft", "online"):
+            return True
+        # Cross entropy on plain samples of the model itself has the gradient 0 on average; sharper ones change it.
+        plain = self.sampling.temperature == 1 and not self.sampling.filtered and self.sequences.rollouts is None
+        return self.objective.kind == "ce" and (self.method == "best-of-n" or not plain)
 
     @property
     def place(self) -> TargetPlace:

@@ -58,9 +58,13 @@ METHOD_SETTINGS = {
     "ce_weight": "mixes in cross entropy",
     "reference": "selects tokens by the target's whole distribution",
     "guidance": "distils a target under guidance",
+    "target_system": "adds to what the target sees",
+    "target_examples": "adds to what the target sees",
+    "target_hint": "adds to what the target sees",
 }
 """Settings that only some methods take, and what each one does; every other setting is for all methods."""
 
+_CONTEXT = frozenset({"target_system", "target_examples", "target_hint"})
 _MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance"})
 _SAMPLED = frozenset({"rollouts"})
 _SKD = frozenset({"skd_top_k", "skd_num_draft_tokens", "skd_target_temperature", "skd_target_top_p"})
@@ -76,19 +80,21 @@ METHODS: Mapping[str, Method] = {
             settings=frozenset({"text", "text_block", "guidance"}),
             given_answers=True,
         ),
-        Method("seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED),
+        Method(
+            "seqkd", "the target's answers", "ce", ("memory", "served"), frozenset({"guidance"}) | _SAMPLED | _CONTEXT
+        ),
         Method(
             "best-of-n",
             "the best of N of the target's answers, or all right ones",
             "ce",
-            settings=_MIXING | _SAMPLED | {"score_threshold", "keep_correct", "strict_scorer"},
+            settings=_MIXING | _SAMPLED | _CONTEXT | {"score_threshold", "keep_correct", "strict_scorer"},
         ),
         Method(
             "supervised-kd",
             "given answers (field answer), or raw text",
             "fkl",
             ("memory", "stored", "served"),
-            _MIXING | {"text", "text_block"},
+            _MIXING | _CONTEXT | {"text", "text_block"},
             given_answers=True,
         ),
         Method(
@@ -96,20 +102,20 @@ METHODS: Mapping[str, Method] = {
             "a mixture of the draft's own answers and fixed ones (given, or the target's)",
             "jsd",
             ("memory", "served"),
-            _MIXING | _SAMPLED | _ON_POLICY | {"lmbda"},
+            _MIXING | _SAMPLED | _CONTEXT | _ON_POLICY | {"lmbda"},
         ),
         Method(
             "distillspec",
             "the target's sampled answers, then the draft's own",
             "fkl",
             ("memory", "stored", "served"),
-            _MIXING | _SAMPLED | _ON_POLICY | {"target_fraction"},
+            _MIXING | _SAMPLED | _CONTEXT | _ON_POLICY | {"target_fraction"},
         ),
         Method(
             "skd",
             "answers that draft and target write together (speculative KD)",
             "fkl",
-            settings=frozenset({"divergence", "ce_weight", "reference"}) | _SKD,
+            settings=_CONTEXT | _SKD | {"divergence", "ce_weight", "reference"},
         ),
         Method(
             "online",

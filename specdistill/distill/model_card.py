@@ -8,6 +8,7 @@ from typing import Any
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary
 from specdistill.models import ModelPair
+from specdistill.settings.target_context import ContextSettings
 
 _TEMPLATE = """---
 library_name: transformers
@@ -18,7 +19,7 @@ tags: [speculative-decoding, draft-model, specdistill]
 
 Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
 agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose} vocabulary and tokenizer files.
-{trimmed}
+{trimmed}{context}
 ## Measured
 
 {measured}{others}
@@ -29,6 +30,11 @@ rate {learning_rate:g}. Step {kept_step} was kept: {why}. Held-out {watched} was
 `specdistill.yaml`, the curve in `history.jsonl`.
 {disagreement}{left_out}
 {serving}"""
+
+_CONTEXT = """
+The target saw more than the draft: `target_context.json` has what was added to its prompts. Below, alpha compares with
+the target that sees it; serve the draft without it.
+"""
 
 _ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
 {heldout_prompts} held-out prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping
@@ -108,6 +114,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,
         trimmed=trimmed,
+        context=_CONTEXT if any(settings[name] for name in ContextSettings.__dataclass_fields__) else "",
         rows=_rows(summary),
         left_out=_left_out(summary, settings["max_new_tokens"]),
         ended=" (interrupted)" if summary.interrupted else "",

@@ -56,12 +56,22 @@ def _objective(settings: run_settings.FlatSettings) -> Objective:
 def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
     """The examples of the step, and their soft labels where they had some."""
     rows = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
-    examples = [Example(name, tuple(prompt), tuple(answer), tuple(marks)) for name, prompt, answer, marks in rows]
+    examples = [
+        Example(
+            name, tuple(prompt), tuple(answer), tuple(marks), target_prompt_ids=tuple(seen[0]) if any(seen) else None
+        )
+        for name, prompt, answer, marks, *seen in rows
+    ]
     if not (directory / LABELS_FILE).is_file():
         return examples, None
     labels = load_file(directory / LABELS_FILE)
     parts = [SoftLabels(labels[f"{row}.token_ids"], labels[f"{row}.log_probs"]) for row in range(len(examples))]
     return examples, join_soft_labels(parts)
+
+
+def _seen(stored: list[list[int] | None]) -> tuple[int, ...] | None:
+    """The target's prompt; older runs did not keep it."""
+    return tuple(stored[0]) if stored and stored[0] else None
 
 
 def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool) -> ModelPair:

@@ -20,6 +20,7 @@ from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
+from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
@@ -122,8 +123,10 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
         if name is not None:
             load.check_exists(name, role)
+    if not config.teaches_itself:
+        itself.refuse_same_name(config.target, config.draft)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
-    prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place)
+    prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place, config.context)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
     return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
@@ -149,21 +152,23 @@ def _load(
         draft_answers=True,
         say=progress.say,
     )
+    if place.has_weights and not config.teaches_itself:
+        itself.refuse_same_weights(pair)
     pair.target.model.requires_grad_(False)
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
     guidance = build_guidance(config.target_settings, pair.target, config.chat, config.sequences.max_new_tokens)
-    target = place.open(pair.target, found.connection)
+    target = place.open(pair.target, found.connection, found.view)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
-    prompts.check_room(found.training, found.heldout, room)
+    prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)
     text_block(config.sequences, pair)
     prompts.warn(found, pair.target, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
-        atomic.write_text(output / run_settings.PROMPTS_FILE, prompts.hash + "\n")
+        prompts.keep(output)
     ranks.wait()
     return _Run(
         config, prompts, found.training, found.heldout, pair, target, reference, guidance, output, progress, ranks

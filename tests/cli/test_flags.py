@@ -119,6 +119,8 @@ TOGETHER = {
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}
 for encoding in ("annotate", "bench", "generate", "init-draft", "train-draft"):
     TOGETHER.setdefault(encoding, {})["chat_template_kwargs"] = TEMPLATE
+for seeing in ("annotate", "generate", "train-draft"):
+    TOGETHER[seeing]["target_hint"] = {"target_hint": "it is {answer}"}
 CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]
 
 

@@ -42,6 +42,9 @@ CHANGED = {
     "ce_weight": 0.2,
     "reference": "other-draft",
     "guidance": 0.5,
+    "target_system": "system.txt",
+    "target_examples": "examples.jsonl",
+    "target_hint": "it is {answer}",
 }
 """A value of each setting that not every method takes."""
 TOGETHER = {"guidance": {"negative_prompt": "be rude"}, "text_block": {"text": "documents.txt"}}

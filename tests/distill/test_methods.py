@@ -366,13 +366,6 @@ def test_raw_text_is_trained_on(tiny, tmp_path):
         train(tiny, tmp_path / "x", method="sft", text="nowhere.txt")
 
 
-def test_self_distillation_from_a_copy_of_the_draft(tiny, tmp_path):
-    """The target is the draft's own start: on-policy nothing is to be learned, and nothing is lost."""
-    draft = str(tiny / "draft")
-    summary = train(tiny, tmp_path / "out", target=draft, method="gkd", lmbda=1.0, learning_rate=1e-4)
-    assert summary.before["sampled"] == pytest.approx(1, abs=1e-5) and summary.best_step == 0
-
-
 @pytest.mark.parametrize("method", ["seqkd", "sft", "best-of-n"])
 def test_text_methods_work_across_tokenizers(tiny, tmp_path, method):
     summary = train(

@@ -148,7 +148,7 @@ def test_early_stopping_keeps_the_best(folder, tmp_path):
 
 def test_when_nothing_is_better_the_start_is_written_unchanged(folder, tmp_path, monkeypatch):
     target = str(folder / "target")
-    summary = train(folder, tmp_path / "out", draft=target, learning_rate=1.0, steps=2, eval_every=1)
+    summary = train(folder, tmp_path / "out", draft=target, method="sft", learning_rate=1.0, steps=2, eval_every=1)
     assert summary.best_step == 0
     start = load_model(target).model.state_dict()
     written = load_model(str(tmp_path / "out")).model.state_dict()

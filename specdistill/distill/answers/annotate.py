@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specdistill.data import soft_labels
-from specdistill.data.answer_rows import AnswerRow, asked_columns, asked_prompt
-from specdistill.data.batch import Provenance
-from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, check_ids, encode, encode_all, in_chat, load_prompts
+from specdistill.data.answer_rows import AnswerRow, asked_prompt
+from specdistill.data.prompts import Prompt, encode, in_chat, load_prompts
+from specdistill.data.target_context import TargetContext
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
-from specdistill.distill.answers.given import AnswerCounts, check_some_text, given_answers
+from specdistill.distill.answers.asked import Asked, SeenIds, ask
+from specdistill.distill.answers.given import AnswerCounts, check_some_text
+from specdistill.distill.answers.given_rows import given_rows
 from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.label_writer import SHARD_SIZE, LabelWriter, Parts
 from specdistill.distill.answers.same_chat import check_same_chat
+from specdistill.distill.answers.same_context import check_same_context, write_context
 from specdistill.distill.answers.shards import SHARD, find_shards
 from specdistill.distill.answers.text_blocks import block_size, text_blocks, text_counts, write_blocks
 from specdistill.distill.processes.ranks import Ranks, join
@@ -25,13 +27,15 @@ from specdistill.errors import DataError, OutputError
 from specdistill.evaluation.summaries import AnnotateSummary
 from specdistill.files import locks, parquet, run_settings
 from specdistill.models import LanguageModel, load
-from specdistill.models.answer_end import answer_end, document_end
+from specdistill.models.answer_end import document_end
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet, Task
 
 _BLOCKS = "blocks"
 """Folder of a text's blocks while they are labelled."""
 _MAY_CHANGE = {"batch_size", "device", "threads", "output", "ray", "ray_workers"}
+# Their content is compared, not their names.
+_MAY_CHANGE |= {"target_system", "target_examples", "target_hint"}
 
 
 def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateSummary:
@@ -51,28 +55,29 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     load.check_exists(config.target, "target")
     if config.cluster.ray is not None:
         on_ray.check_installed()
-    paths = _find_answers(config)
-    prompts = [] if paths is not None or config.text is not None else _answered(config)
+    context = TargetContext.read(config.context)
+    paths = _find_answers(config, context)
+    prompts = [] if config.text is not None else _prompts(config, context)
     counts = None if config.text is None else check_texts(config.text)
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     config.machine.limit_threads()
     source = load.find(config.target, "target", progress.say)
-    # Prompts are checked before the output directory is made.
-    encode_all(prompts, source.tokenizer, source.max_context - config.max_new_tokens, source.vocab_size)
+    # Prompts are checked before the output directory is made; stored answers have their own lengths.
+    asked = ask(prompts, context, source, source.max_context - (config.max_new_tokens if paths is None else 0))
     with (
         locks.output_lock(output, progress.say, wanted=ranks.is_main),
         reported_interrupt(output, "labels", progress),
     ):
-        return _annotate(config, source, paths, prompts, counts, output, progress, ranks)
+        return _annotate(config, source, paths, asked, counts, output, progress, ranks)
 
 
 def _annotate(
     config: AnnotateConfig,
     source: load.ModelSource,
     paths: list[Path] | None,
-    prompts: Sequence[Prompt],
+    asked: Asked,
     counts: TextCounts | None,
     output: Path,
     progress: Progress,
@@ -80,21 +85,26 @@ def _annotate(
 ) -> AnnotateSummary:
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
+        if any(output.glob("*.parquet")):
+            check_same_context("--output", output, asked.context)
     ranks.wait()
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
     shell = load.load_shell(source)
-    parts, left_out = _parts(config, paths, prompts, counts, shell, ranks, progress)
-    answers, tokens = _check(config, parts, shell)
+    parts, left_out = _parts(config, paths, asked, counts, shell, ranks, progress)
+    seen = asked.seen_in(parts, f"--rollouts {config.rollouts}")
+    answers, tokens = _check(config, parts, shell, seen)
     planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
     # The weights are read before anything is written.
-    local = config.cluster.ray is None
-    writer = LabelWriter(config, parts.shards, output, parts.given, source, ranks.device) if local else None
+    writer = None
+    if config.cluster.ray is None:
+        writer = LabelWriter(config, parts.shards, output, parts.given, seen, source, ranks.device)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
+        write_context(output, asked.context)
     with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
         if writer is None:
-            _write_on_ray(config, parts, output, task)
+            _write_on_ray(config, parts, output, seen, task)
         else:
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
@@ -115,13 +125,13 @@ def _annotate(
     )
 
 
-def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, task: Task) -> None:
+def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, seen: SeenIds, task: Task) -> None:
     assert config.cluster.ray is not None
     # A worker starts in another folder.
     paths = None if parts.shards is None else [path.absolute() for path in parts.shards]
     on_ray.write_shards(
         LabelWriter,
-        (_absolute(config), paths, output.absolute(), parts.given),
+        (_absolute(config), paths, output.absolute(), parts.given, seen),
         range(len(parts)),
         address=config.cluster.ray,
         workers=config.cluster.ray_workers,
@@ -129,17 +139,23 @@ def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, task: Task
     )
 
 
-def _find_answers(config: AnnotateConfig) -> list[Path] | None:
+def _find_answers(config: AnnotateConfig, context: TargetContext) -> list[Path] | None:
     if config.rollouts is None:
         return None
     if not Path(config.rollouts).is_dir():
         raise DataError(f"--rollouts {config.rollouts} is no directory of rollouts")
     check_same_chat("--rollouts", Path(config.rollouts), config.chat)
+    check_same_context("--rollouts", Path(config.rollouts), context, or_none=True)
     return find_shards(Path(config.rollouts))
 
 
-def _answered(config: AnnotateConfig) -> list[Prompt]:
+def _prompts(config: AnnotateConfig, context: TargetContext) -> list[Prompt]:
+    """Prompts whose own answers are labelled, or those of stored answers where the target sees more of them."""
+    if config.rollouts is not None and context.is_empty:
+        return []
     prompts = load_prompts(config.prompts, config.chat)
+    if config.rollouts is not None:
+        return prompts
     for prompt in prompts:
         if prompt.answer is None:
             raise DataError(
@@ -153,7 +169,7 @@ def _answered(config: AnnotateConfig) -> list[Prompt]:
 def _parts(
     config: AnnotateConfig,
     paths: list[Path] | None,
-    prompts: Sequence[Prompt],
+    asked: Asked,
     documents: TextCounts | None,
     target: LanguageModel,
     ranks: Ranks,
@@ -165,8 +181,8 @@ def _parts(
         return Parts(shards, []), text_counts(config.text, documents, progress.say)
     if paths is not None:
         return Parts(paths, []), AnswerCounts()
-    given, counts = _given(config, prompts, target, progress)
-    counts.say(progress.say, len(prompts), config.max_new_tokens)
+    given, counts = given_rows(asked, target, config.max_new_tokens, progress)
+    counts.say(progress.say, len(given) + counts.empty, config.max_new_tokens)
     return Parts(None, given), counts
 
 
@@ -183,33 +199,7 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
     return find_shards(output / _BLOCKS)
 
 
-def _given(
-    config: AnnotateConfig, prompts: Sequence[Prompt], target: LanguageModel, progress: Progress
-) -> tuple[list[AnswerRow], AnswerCounts]:
-    encoded = encode_all(prompts, target.tokenizer, target.max_context - config.max_new_tokens, target.vocab_size)
-    warn_about_prompts(prompts, encoded, target, progress.say)
-    end, known = answer_end(target, prompts[0].chat_template_kwargs), {prompt.id: prompt for prompt in prompts}
-    sequences, counts = given_answers(prompts, encoded, target.tokenizer, end, config.max_new_tokens)
-    for sequence in sequences:
-        check_ids(sequence.answer_ids, target.tokenizer, target.vocab_size, f"the answer to {sequence.prompt_id!r}")
-    asked = {prompt.id: columns for prompt, columns in zip(prompts, asked_columns(prompts), strict=True)}
-    rows: list[AnswerRow] = [
-        {
-            "prompt_id": sequence.prompt_id,
-            **asked[sequence.prompt_id],
-            "answer": known[sequence.prompt_id].answer or "",
-            "category": known[sequence.prompt_id].category,
-            "copy": 0,
-            "prompt_ids": list(sequence.prompt_ids),
-            "answer_ids": list(sequence.answer_ids),
-            "provenance": [int(Provenance.GIVEN)] * len(sequence.answer_ids),
-        }
-        for sequence in sequences
-    ]
-    return rows, counts
-
-
-def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple[int, int]:
+def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: SeenIds) -> tuple[int, int]:
     """Refuses answers that are none, or whose ids mean something else to this target; counts answers and tokens."""
     where = f"--rollouts {config.rollouts}"
     answers, tokens = 0, 0
@@ -219,7 +209,7 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
         if missing:
             raise DataError(f"{where} is no set of rollouts: it lacks {', '.join(sorted(missing))}")
         for row in rows:
-            ids = [*row["prompt_ids"], *row["answer_ids"]]
+            ids = [*_read_by_target(row, seen), *row["answer_ids"]]
             if len(ids) > target.max_context:
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
@@ -229,18 +219,25 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel) -> tuple
                 f"{where} was made with another tokenizer or chat template than {config.target} has, or with other "
                 "--chat-template-kwargs or --raw-prompts"
             )
-        _check_labelled(Path(config.output) / SHARD.format(number), rows)
+        _check_labelled(Path(config.output) / SHARD.format(number), rows, seen)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
-    _check_labelled(Path(config.output) / SHARD.format(len(parts)), ())
+    _check_labelled(Path(config.output) / SHARD.format(len(parts)), (), seen)
     return answers, tokens
 
 
-def _check_labelled(path: Path, rows: Sequence[AnswerRow]) -> None:
+def _read_by_target(row: AnswerRow, seen: SeenIds) -> list[int]:
+    return list(seen.get((row["prompt_id"], tuple(row["prompt_ids"])), row["prompt_ids"]))
+
+
+def _check_labelled(path: Path, rows: Sequence[AnswerRow], seen: SeenIds) -> None:
     """Refuses to go on where a finished shard labels other answers than those that are there now."""
     if not path.exists():
         return
-    labelled = [(row["prompt_ids"], row["answer_ids"]) for row in parquet.read(path, "prompt_ids", "answer_ids")]
-    if labelled != [(list(row["prompt_ids"]), list(row["answer_ids"])) for row in rows[: len(labelled)]]:
+    labelled = [
+        (row.get("target_prompt_ids") or row["prompt_ids"], row["answer_ids"])
+        for row in parquet.read(path, "prompt_ids", "target_prompt_ids", "answer_ids")
+    ]
+    if labelled != [(_read_by_target(row, seen), list(row["answer_ids"])) for row in rows[: len(labelled)]]:
         raise OutputError(
             f"{path} labels other answers than those that are to be labelled now; they have changed since it was "
             "written: choose another --output"

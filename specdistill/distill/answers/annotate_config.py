@@ -13,6 +13,7 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, check_temperature, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
+from specdistill.settings.target_context import FLAGS, ContextSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class AnnotateConfig(Config):
     """Answers to label: a directory that 'specdistill generate' or train-draft (its folder rollouts) wrote, by the
     target or by any other model of its tokenizer. Left out: the prompts' own answers (field answer)."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
-    """Prompts with answers, where there are no --rollouts; same forms as in train-draft."""
+    """Prompts with answers, where there are no --rollouts; same forms as in train-draft. With --target-system and the
+    like also the prompts that the --rollouts answer."""
     text: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Raw text to label instead of answers, in blocks; same forms as in train-draft. It is read as a stream."""
     text_block: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
@@ -79,6 +81,7 @@ class AnnotateConfig(Config):
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
     cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
     batch_size: Annotated[int, Parameter(group=MACHINE)] = 8
@@ -94,5 +97,10 @@ class AnnotateConfig(Config):
         check_text_block(self.text, self.text_block)
         if self.text is not None and self.rollouts is not None:
             raise ConfigError("--text and --rollouts are two things to label; choose one")
+        if self.text is not None and self.context.adds_something:
+            raise ConfigError(f"--text has no prompts, to which {FLAGS} could add something; leave one of them away")
         own = self.text is None and self.rollouts is None
-        needs(self, own, "the prompts' own answers; leave --text and --rollouts away", "prompts", "max_new_tokens")
+        needs(self, own, "the prompts' own answers; leave --text and --rollouts away", "max_new_tokens")
+        # Prompts of stored answers are read where the target sees more of them.
+        asked = own or self.context.adds_something
+        needs(self, asked, "the prompts' own answers; leave --text and --rollouts away", "prompts")

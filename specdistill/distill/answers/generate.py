@@ -8,12 +8,15 @@ from pathlib import Path
 
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, encode_all, load_prompts
+from specdistill.data.prompts import Prompt, load_prompts
+from specdistill.data.target_context import TargetContext, TargetView
 from specdistill.distill.answers import on_ray, scorers, shards
+from specdistill.distill.answers.asked import Asked, ask
 from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import GenerateConfig
 from specdistill.distill.answers.interrupts import reported_interrupt
+from specdistill.distill.answers.same_context import check_same_context, write_context
 from specdistill.distill.answers.selection import Judge, build_judge
 from specdistill.distill.answers.shard_plan import ShardPlan, ShardWork, plan_shards
 from specdistill.errors import out_of_memory_named, smaller_batch
@@ -37,6 +40,10 @@ _MAY_CHANGE = {
     "scorer",
     "score_threshold",
     "strict_scorer",
+    # Their content is compared, not their names.
+    "target_system",
+    "target_examples",
+    "target_hint",
 }
 """Settings under which finished answers stay as good as new ones."""
 
@@ -58,35 +65,36 @@ def generate(
         SpecdistillError: Bad input, before anything is generated.
     """
     progress = progress or Quiet()
-    prompts, judge = _check_before_loading(config, make_engine)
+    prompts, context, judge = _check_before_loading(config, make_engine)
     config.machine.limit_threads()
     found = _find(config, progress.say)
     # Prompts are checked before any weights are read.
-    encoded = encode_all(
-        prompts, found.target.tokenizer, found.max_context - config.max_new_tokens, found.target.vocab_size
-    )
+    asked = ask(prompts, context, found.target, found.max_context - config.max_new_tokens)
     output = Path(config.output)
     with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
-        return _generate(config, found, prompts, encoded, judge, output, progress, make_engine)
+        return _generate(config, found, asked, judge, output, progress, make_engine)
 
 
 def _generate(
     config: GenerateConfig,
     found: FoundPair,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
+    asked: Asked,
     judge: Judge,
     output: Path,
     progress: Progress,
     make_engine: MakeEngine | None,
 ) -> GenerateSummary:
     run_settings.claim(output, _settings(config), "answers")
+    if any(output.rglob("*.parquet")):
+        check_same_context("--output", output, asked.context)
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
     models = _load(config, found)
-    warn_about_prompts(prompts, encoded, models["target"], progress.say)
+    prompts = asked.prompts
+    warn_about_prompts(prompts, asked.encoded, models["target"], progress.say)
     run_settings.write(output, _settings(config))
-    writer = _Writer(config, models, prompts, encoded, make_engine, progress)
+    write_context(output, asked.context)
+    writer = _Writer(config, models, asked, make_engine, progress)
     answers = {"target": writer.write("target", config.copies)}
     if config.comparison.other is not None:
         first = writer.write("other", 1)
@@ -97,8 +105,10 @@ def _generate(
     return GenerateSummary(output=str(output), match=match, generators=generators)
 
 
-def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None) -> tuple[list[Prompt], Judge]:
-    """Finds what can be wrong without looking at a model; the prompts, and the report's judge."""
+def _check_before_loading(
+    config: GenerateConfig, make_engine: MakeEngine | None
+) -> tuple[list[Prompt], TargetContext, Judge]:
+    """Finds what can be wrong without a model; the prompts, what only the target sees, and the report's judge."""
     resolve_device(config.machine.device)
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
@@ -107,7 +117,8 @@ def _check_before_loading(config: GenerateConfig, make_engine: MakeEngine | None
         if name is not None:
             load.check_exists(name, role)
     prompts = load_prompts(config.prompts, config.chat)
-    return prompts, build_judge(config.comparison.judge, prompts, threshold_needed=True)
+    judge = build_judge(config.comparison.judge, prompts, threshold_needed=True)
+    return prompts, TargetContext.read(config.context), judge
 
 
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
@@ -136,17 +147,16 @@ class _Writer:
         self,
         config: GenerateConfig,
         models: Mapping[str, LanguageModel],
-        prompts: Sequence[Prompt],
-        encoded: Sequence[list[int]],
+        asked: Asked,
         make_engine: MakeEngine | None,
         progress: Progress,
     ) -> None:
-        self._config, self._models, self._prompts, self._encoded = config, models, prompts, encoded
-        self._make_engine, self._progress = make_engine, progress
-        self._settings = _rollout_settings(config)
+        self._config, self._models, self._prompts, self._encoded = config, models, asked.prompts, asked.encoded
+        self._make_engine, self._progress, self._view = make_engine, progress, asked.view
+        self._settings = _rollout_settings(config, asked.view)
         self._engine = None
         if config.cluster.ray is None:
-            self._engine = build_engine(config.engine, make_engine, models["target"], encoded, config.max_new_tokens)
+            self._engine = build_engine(config.engine, make_engine, models["target"], asked.seen, config.max_new_tokens)
 
     def write(self, role: str, copies: int) -> list[Example]:
         """Writes and reads back a model's answers, `copies` to each prompt."""
@@ -170,7 +180,8 @@ class _Writer:
                     write=None if self._engine is None else self._engine.write,
                 )
         vocab_size = self._models["target"].vocab_size
-        return shards.load_rollouts(directory, self._prompts, self._encoded, vocab_size, copies)
+        examples = shards.load_rollouts(directory, self._prompts, self._encoded, vocab_size, copies, self._view)
+        return self._view.examples(examples)
 
 
 class AnswerWriter:
@@ -185,13 +196,13 @@ class AnswerWriter:
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
         self._work = work
         source = load.find(config.target, "target")
-        prompts = load_prompts(config.prompts, config.chat)
-        room = source.max_context - config.max_new_tokens
-        encoded = encode_all(prompts, source.tokenizer, room, source.vocab_size)
+        prompts, context = load_prompts(config.prompts, config.chat), TargetContext.read(config.context)
+        asked = ask(prompts, context, source, source.max_context - config.max_new_tokens)
         model = _load_target(config, source)
-        engine = build_engine(config.engine, make_engine, model, encoded, config.max_new_tokens)
+        engine = build_engine(config.engine, make_engine, model, asked.seen, config.max_new_tokens)
         write = None if engine is None else engine.write
-        self._job = shards.RolloutJob(model, prompts, encoded, _rollout_settings(config), Path(config.output), write)
+        settings = _rollout_settings(config, asked.view)
+        self._job = shards.RolloutJob(model, prompts, asked.encoded, settings, Path(config.output), write)
 
     def write(self, number: int) -> int:
         """Writes a shard where it is missing; the tokens it may hold."""
@@ -204,7 +215,9 @@ def _write_on_ray(
     if remark := plan.remark(Path(config.output)):
         progress.say(remark)
     assert config.cluster.ray is not None
-    local = {name: str(Path(getattr(config, name)).absolute()) for name in ("target", "prompts", "output")}
+    named = config.to_flat()
+    names = ("target", "prompts", "output", "target_system", "target_examples")
+    local = {name: str(Path(named[name]).absolute()) for name in names if named[name] is not None}
     existing = {name: path for name, path in local.items() if Path(path).exists()}
     total = config.copies * num_prompts * config.max_new_tokens
     with progress.task("target rollouts", total, "tokens") as task:
@@ -218,7 +231,7 @@ def _write_on_ray(
         )
 
 
-def _rollout_settings(config: GenerateConfig) -> shards.RolloutSettings:
+def _rollout_settings(config: GenerateConfig, view: TargetView) -> shards.RolloutSettings:
     batches = config.batches
     return shards.RolloutSettings(
         config.sampling,
@@ -226,6 +239,7 @@ def _rollout_settings(config: GenerateConfig) -> shards.RolloutSettings:
         batches.seed,
         batches.shard_size if config.engine.uses_engine else batches.batch_size,
         batches.shard_size,
+        view=view,
     )
 
 
@@ -256,7 +270,7 @@ def _summary(
     )
     if config.comparison.other is not None:
         target = models["target"]
-        likelihoods = scorers.mean_log_likelihoods(target, examples)
+        likelihoods = scorers.mean_log_likelihoods(target, [row.as_target_reads for row in examples])
         summary = dataclasses.replace(
             summary,
             distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),

@@ -15,6 +15,7 @@ from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import LIKELIHOOD
+from specdistill.settings.target_context import ContextSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class GenerateConfig(Config):
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
     comparison: Annotated[ComparisonSettings, box("Scores, and a second model for the same budget")] = field(
         default_factory=ComparisonSettings

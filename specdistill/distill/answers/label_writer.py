@@ -12,6 +12,7 @@ import torch
 from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.distill.answers.annotate_config import AnnotateConfig
+from specdistill.distill.answers.asked import SeenIds
 from specdistill.distill.answers.shards import SHARD, rollout_seed, to_example
 from specdistill.errors import out_of_memory_named, smaller_batch
 from specdistill.evaluation.acceptance import answer_hidden_states
@@ -35,6 +36,13 @@ class Parts:
     def __len__(self) -> int:
         return len(self.shards) if self.shards is not None else -(-len(self.given) // SHARD_SIZE)
 
+    def prompts(self) -> list[AnswerRow]:
+        """Name and ids of each answer's prompt, without the answers."""
+        if self.shards is None:
+            return list(self.given)
+        rows = (row for shard in self.shards for row in parquet.read(shard, "prompt_id", "prompt_ids"))
+        return cast(list[AnswerRow], list(rows))
+
     def __getitem__(self, number: int) -> list[AnswerRow]:
         if self.shards is not None:
             return cast(list[AnswerRow], parquet.read(self.shards[number]))
@@ -48,6 +56,7 @@ class LabelWriter:
         config: Settings.
         shards, given: As in `Parts`.
         output: Where labelled shards go.
+        seen: Prompts as the target sees them, where it sees more than the draft.
         source: The target, where it was found already.
         device: This rank's, where there are several.
     """
@@ -58,12 +67,13 @@ class LabelWriter:
         shards: Sequence[Path] | None,
         output: Path,
         given: Sequence[AnswerRow],
+        seen: SeenIds,
         source: load.ModelSource | None = None,
         device: str | None = None,
     ) -> None:
         device = device or resolve_device(config.machine.device)
         source = source or load.find(config.target, "target")
-        self._config, self._output, self._parts = config, output, Parts(shards, given)
+        self._config, self._output, self._parts, self._seen = config, output, Parts(shards, given), seen
         self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
 
     def write(self, number: int) -> int:
@@ -72,19 +82,26 @@ class LabelWriter:
         # A shard of a set that has grown since lacks its last answers, and is written again.
         if not path.exists() or parquet.num_rows(path) != len(rows):
             with out_of_memory_named(smaller_batch(self._config.batch_size)):
-                parquet.write(path, label_rows(self._config, self._target, rows))
+                parquet.write(path, label_rows(self._config, self._target, rows, self._seen))
         return sum(len(row["answer_ids"]) for row in rows)
 
 
 @torch.no_grad()
-def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[AnswerRow]) -> list[parquet.Row]:
-    """The rows with their label columns."""
+def label_rows(
+    config: AnnotateConfig, target: LanguageModel, rows: Sequence[AnswerRow], seen: SeenIds | None = None
+) -> list[parquet.Row]:
+    """The rows with their label columns, and with the prompt that the target saw where `seen` has one."""
     settings, labelled = config.labels, []
     for start in range(0, len(rows), config.batch_size):
         chunk = rows[start : start + config.batch_size]
-        states = answer_hidden_states(target, [to_example(row) for row in chunk])
+        longer = [(seen or {}).get((row["prompt_id"], tuple(row["prompt_ids"]))) for row in chunk]
+        read = [
+            dataclasses.replace(to_example(row), target_prompt_ids=ids).as_target_reads
+            for row, ids in zip(chunk, longer, strict=True)
+        ]
+        states = answer_hidden_states(target, read)
         # One answer at a time: [answer, vocab] logits are small, those of a whole batch need not be.
-        for row, hidden in zip(chunk, states, strict=True):
+        for row, ids, hidden in zip(chunk, longer, states, strict=True):
             seed = rollout_seed(settings.seed, row["prompt_id"], row.get("copy", 0))
             generator, blocks = torch.Generator().manual_seed(seed), []
             for block in logit_blocks(hidden, target.vocab_size):
@@ -94,5 +111,6 @@ def label_rows(config: AnnotateConfig, target: LanguageModel, rows: Sequence[Ans
                 else:
                     blocks.append(soft_labels.likeliest(log_probs, settings.top_k))
             labels = soft_labels.joined(blocks)
-            labelled.append({**row} | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
+            prompt = {} if ids is None else {"target_prompt_ids": list(ids)}
+            labelled.append({**row} | prompt | soft_labels.to_columns(labels, target.vocab_size, settings.precision))
     return labelled

@@ -12,7 +12,9 @@ from typing import Any
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
+from specdistill.data.target_context import TargetView
 from specdistill.errors import DataError
+from specdistill.settings.target_context import FLAGS
 
 
 def to_example(row: AnswerRow) -> Example:
@@ -63,6 +65,7 @@ def select_rows(
     encoded: Sequence[list[int]],
     vocab_size: int,
     copies: int | None = None,
+    view: TargetView | None = None,
 ) -> list[tuple[int, Example]]:
     """Finds the rows that answer the given prompts.
 
@@ -72,14 +75,16 @@ def select_rows(
         prompts, encoded: Whose answers are wanted.
         vocab_size: Size of the target's vocabulary.
         copies: At most this many per prompt, the first ones; None takes all.
+        view: The prompts as the target must have seen them; None asks for nothing more than the draft sees.
 
     Returns:
         Number and example of each, in order; an example has the id of its prompt, not of the row. The same answer that
         a row holds twice, as two runs on one directory left it, counts once.
 
     Raises:
-        DataError: No row answers any of them, or one belongs to another tokenizer.
+        DataError: No row answers any of them, one belongs to another tokenizer, or its target saw another prompt.
     """
+    seen_ids = {} if view is None else view.ids
     selected, counts, seen = [], Counter(), set()
     for number, (row, name) in enumerate(zip(rows, prompts_of(rows, prompts, encoded), strict=True)):
         if name is None or (copies and (row.get("copy", 0) >= copies or counts[name] >= copies)):
@@ -87,6 +92,11 @@ def select_rows(
         example = to_example({**row, "prompt_id": name})
         if max(example.answer_ids, default=0) >= vocab_size:
             raise DataError(f"{source}: an id outside the vocabulary; made with another tokenizer?")
+        if tuple(row.get("target_prompt_ids") or ()) not in ((), seen_ids.get(name)):
+            raise DataError(
+                f"{source}: the answer to prompt {name!r} was made by a target that saw another prompt than now; its "
+                f"field answer or what {FLAGS} adds has changed: make it again"
+            )
         if "copy" in row:
             key = (row["prompt_id"], row["copy"], example)
             if key in seen:

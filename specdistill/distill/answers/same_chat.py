@@ -13,6 +13,13 @@ _INNER = ("rollouts", "target", "other")
 """Folders of answers inside the directory of the run that wrote them."""
 
 
+def settings_home(directory: Path) -> Path:
+    """The directory with the settings of the run that wrote some answers: they may lie in a folder of it."""
+    if not run_settings.exists(directory) and directory.name in _INNER:
+        return directory.absolute().parent
+    return directory
+
+
 def check_same_chat(flag: str, directory: Path, chat: ChatSettings) -> None:
     """Compares with the settings of the run that wrote the directory, which needs no model.
 
@@ -24,9 +31,7 @@ def check_same_chat(flag: str, directory: Path, chat: ChatSettings) -> None:
     Raises:
         DataError: The directory's prompts were rendered otherwise.
     """
-    settings = directory
-    if not run_settings.exists(directory) and directory.name in _INNER:
-        settings = directory.absolute().parent
+    settings = settings_home(directory)
     if not run_settings.exists(settings):
         return
     theirs: ChatSettings = pick(ChatSettings, run_settings.read(settings))

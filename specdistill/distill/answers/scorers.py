@@ -69,7 +69,8 @@ def best_of_n(
     """
     known = {prompt.id: prompt for prompt in prompts}
     best: dict[str, tuple[float, float, Example]] = {}
-    for sequence, likelihood in zip(sequences, mean_log_likelihoods(target, sequences), strict=True):
+    likelihoods = mean_log_likelihoods(target, [row.as_target_reads for row in sequences])
+    for sequence, likelihood in zip(sequences, likelihoods, strict=True):
         score = 0.0
         if scorer is not None:
             score = scorer(known[sequence.prompt_id], target.decode(sequence.answer_ids))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from specdistill.data.answer_rows import AnswerRow, Asked, asked_columns
 from specdistill.data.batch import ROW_TOKENS, Example, Provenance, split_by_tokens
 from specdistill.data.prompts import Prompt
+from specdistill.data.target_context import TargetView
 from specdistill.decoding import Generation, Guidance, Sampling, generate_plain
 from specdistill.decoding.generation import as_example
 from specdistill.distill.answers.matching import select_rows
@@ -44,6 +45,8 @@ class RolloutSettings:
     shard_size: int = 64
     """Answers per shard: what a kill can cost."""
     guidance: Guidance | None = None
+    view: TargetView = field(default_factory=TargetView)
+    """Prompts as the target sees them."""
 
     def num_shards(self, num_prompts: int, copies: int) -> int:
         """Number of shards for `copies` answers to each prompt; a shard never holds two copies."""
@@ -116,7 +119,10 @@ class RolloutJob:
             return most
         task.advance(known)
         rows: list[AnswerRow] = []
-        lengths = [len(self._encoded[index]) + settings.max_new_tokens for index in chosen]
+        lengths = [
+            len(settings.view.ids_of(self._prompts[index].id, self._encoded[index])) + settings.max_new_tokens
+            for index in chosen
+        ]
         # Servers and engines batch by themselves.
         row_tokens = ROW_TOKENS if self._write is None else max(lengths)
         for places in split_by_tokens(lengths, settings.batch_size, settings.batch_size * row_tokens):
@@ -141,7 +147,8 @@ def _answer(
     write: Write | None,
 ) -> list[AnswerRow]:
     seeds = [rollout_seed(settings.seed, prompts[index].id, copy) for index in chosen]
-    asked = [encoded[index] for index in chosen]
+    view = settings.view
+    asked = [view.ids_of(prompts[index].id, encoded[index]) for index in chosen]
     if write is None:
         written = generate_plain(
             model,
@@ -169,6 +176,7 @@ def _answer(
                 "category": prompt.category,
                 "copy": copy,
                 "prompt_ids": list(sequence.prompt_ids),
+                **({"target_prompt_ids": list(view.ids[prompt.id])} if prompt.id in view.ids else {}),
                 "answer_ids": list(sequence.answer_ids),
                 "provenance": list(sequence.provenance),
                 "finish_reason": generation.finish_reason,
@@ -210,7 +218,12 @@ def read_rollouts(source: Path) -> list[AnswerRow]:
 
 
 def load_rollouts(
-    source: Path, prompts: Sequence[Prompt], encoded: Sequence[list[int]], vocab_size: int, copies: int | None = None
+    source: Path,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    vocab_size: int,
+    copies: int | None = None,
+    view: TargetView | None = None,
 ) -> list[Example]:
     """Reads a directory of shards; only answers to the given prompts, so held-out ones stay out of training.
 
@@ -219,9 +232,10 @@ def load_rollouts(
         prompts, encoded: Whose answers are wanted.
         vocab_size: Size of the target's vocabulary.
         copies: At most this many per prompt, the first ones; None takes all.
+        view: The prompts as the target must have seen them.
 
     Raises:
         DataError: The directory is missing or broken, belongs to another tokenizer, or answers none of the prompts.
     """
     rows = read_rollouts(source)
-    return [sequence for _, sequence in select_rows(rows, source, prompts, encoded, vocab_size, copies)]
+    return [sequence for _, sequence in select_rows(rows, source, prompts, encoded, vocab_size, copies, view)]

@@ -19,7 +19,7 @@ from specdistill.distill.sequences.online import Online
 from specdistill.distill.sequences.pool import Pool
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.sequences.skd import Skd
-from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Source
+from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Source, Viewed
 from specdistill.distill.sequences.text_stream import TextStream
 from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import RightAnswers
@@ -50,7 +50,7 @@ def build_source(inputs: SequenceInputs) -> Built:
     target = inputs.target
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
-        stored = target.stored.select(inputs.prompts, inputs.encoded)
+        stored = target.stored.select(inputs.prompts, inputs.encoded, target.view)
         name = inputs.pair.target.name
         remarks = matching.remarks("--soft-labels", (), stored, inputs.prompts, name)
         for line in remarks + matching.labels_by_another(target.stored.labelled_by, name):
@@ -58,6 +58,9 @@ def build_source(inputs: SequenceInputs) -> Built:
         examples, answers = without_empty(stored, inputs.progress.say)
         return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
     built = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
+    if target.view.ids:
+        reused = frozenset(target.view.examples(list(built.reused)))
+        built = dataclasses.replace(built, source=Viewed(built.source, target.view), reused=reused)
     if target.labeller is not None and inputs.needs_labels:
         built = dataclasses.replace(built, source=Labelled(built.source, target.labeller))
     return built
@@ -124,6 +127,7 @@ def _skd(inputs: SequenceInputs) -> Built:
         batch_size=inputs.batch_size,
         seed=inputs.seed + 1,
         ranks=inputs.ranks,
+        view=inputs.target.view,
     )
     return Built(source)
 

@@ -65,7 +65,11 @@ def _fixed_set(inputs: SequenceInputs) -> FixedSet:
     right = None
     if inputs.judge is not None:
         examples, right = select_answers(
-            examples, inputs.prompts, target, inputs.judge, keep_correct=settings.keep_correct
+            inputs.target.view.examples(examples),
+            inputs.prompts,
+            target,
+            inputs.judge,
+            keep_correct=settings.keep_correct,
         )
         if right is not None:
             _say_right(right, len(examples), say)
@@ -91,7 +95,10 @@ def _target_answers(inputs: SequenceInputs) -> list[Example]:
     if settings.rollouts is not None:
         return _stored_answers(inputs, Path(settings.rollouts))
     directory = inputs.output / ROLLOUTS_DIRECTORY
-    sampled = shards.RolloutSettings(inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance)
+    view = inputs.target.view
+    sampled = shards.RolloutSettings(
+        inputs.sampling, settings.max_new_tokens, inputs.seed, guidance=inputs.guidance, view=view
+    )
     shards.sample_rollouts(
         target,
         inputs.prompts,
@@ -103,12 +110,13 @@ def _target_answers(inputs: SequenceInputs) -> list[Example]:
         ranks=inputs.ranks,
         write=inputs.target.write,
     )
-    return shards.load_rollouts(directory, inputs.prompts, inputs.encoded, target.vocab_size)
+    return shards.load_rollouts(directory, inputs.prompts, inputs.encoded, target.vocab_size, view=view)
 
 
 def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
     target, rows = inputs.pair.target, shards.read_rollouts(directory)
-    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size)
+    view = inputs.target.view
+    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size, view=view)
     examples = [example for _, example in selected]
     remedy = "; 'specdistill generate' adds them where --output is that directory"
     for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):

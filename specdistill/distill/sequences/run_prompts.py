@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, check_lengths, encode_all, load_prompts, split_prompts
 from specdistill.data.scorers import Scorer, check_scorer, load_function
+from specdistill.data.target_context import TargetContext, TargetView
 from specdistill.data.texts import TextCounts, check_texts
 from specdistill.distill.answers.given import check_answers
 from specdistill.distill.answers.matching import fingerprint
+from specdistill.distill.answers.same_context import check_same_context, write_context
 from specdistill.distill.answers.selection import Judge, build_judge
 from specdistill.distill.answers.text_blocks import as_prompt
 from specdistill.distill.methods import Method
 from specdistill.distill.sequences.fixed import takes_given_answers
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.place import Stored, TargetPlace
+from specdistill.files import atomic, run_settings
 from specdistill.models import LanguageModel
 from specdistill.models.pair import FoundPair, find_pair
 from specdistill.servers.client import ModelServer
 from specdistill.settings.chat import ChatSettings
+from specdistill.settings.target_context import ContextSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class FoundRun:
     """Training prompts in the target's ids."""
     heldout: list[list[int]]
     """Held-out prompts in the target's ids."""
+    view: TargetView
+    """Both sides as the target sees them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class RunPrompts:
     """Ids before each block of labelled text, which stands in a prompt's place; empty where there are prompts."""
     documents: TextCounts | None = None
     """Documents of --text."""
+    context: TargetContext = field(default_factory=TargetContext)
+    """Text that only the target sees."""
     reward: Scorer | None = None
     """Judges the draft's own answers in training."""
     scorer: Scorer | None = None
@@ -55,27 +65,38 @@ class RunPrompts:
 
     @property
     def hash(self) -> str:
-        """Hash of all prompts with their answers: a run is resumed on the same ones only."""
-        return fingerprint([*self.training, *self.heldout])
+        """Hash of all prompts with their answers, and of the target's context: a run is resumed on the same only."""
+        plain = fingerprint([*self.training, *self.heldout])
+        if self.context.is_empty:
+            return plain
+        return hashlib.sha256((plain + self.context.to_text()).encode()).hexdigest()
 
     @staticmethod
-    def read(source: str, chat: ChatSettings, settings: SequenceSettings, place: TargetPlace) -> RunPrompts:
-        """Reads the prompts, or the names of labelled blocks.
+    def read(
+        source: str, chat: ChatSettings, settings: SequenceSettings, place: TargetPlace, context: ContextSettings
+    ) -> RunPrompts:
+        """Reads the prompts, or the names of labelled blocks, and what only the target sees.
 
         Args:
             source: --prompts.
             chat: How prompts are rendered.
             settings: How many are held out, and --text.
             place: Labels of raw text bring their own blocks along.
+            context: Files that only the target sees; stored answers and labels must have been made with the same.
 
         Raises:
             DataError: A file is missing, empty or malformed.
         """
+        seen = TargetContext.read(context)
+        if settings.rollouts is not None:
+            check_same_context("--rollouts", Path(settings.rollouts), seen)
+        if isinstance(place, Stored):
+            check_same_context("--soft-labels", place.directory, seen)
         documents = None if settings.text is None else check_texts(settings.text)
         blocks = place.blocks() if isinstance(place, Stored) else {}
         prompts = [as_prompt(name) for name in blocks] if blocks else load_prompts(source, chat)
         training, heldout = split_prompts(prompts, settings.heldout_prompts)
-        return RunPrompts(training, heldout, blocks, documents)
+        return RunPrompts(training, heldout, blocks, documents, seen)
 
     def judged(
         self, method: Method, settings: SequenceSettings, place: TargetPlace, reward: str | None, watch: str
@@ -119,7 +140,7 @@ class RunPrompts:
         other_tokenizer: bool,
         say: Callable[[str], None],
     ) -> FoundRun:
-        """Reaches the server, finds the models and encodes both sides, in this order.
+        """Reaches the server, finds the models and encodes both sides, as each model sees them, in this order.
 
         Args:
             target, draft: Names of the models.
@@ -140,16 +161,41 @@ class RunPrompts:
             # The draft reads them in its own template, long after the target has answered.
             own, own_room = pair.draft, pair.draft.max_context - max_new_tokens
             encode_all([*self.training, *self.heldout], own.tokenizer, own_room, own.vocab_size)
-        return FoundRun(connection, pair, training, heldout)
+        room = pair.target.max_context - max_new_tokens
+        every, encoded = [*self.training, *self.heldout], [*training, *heldout]
+        view = self.context.view(every, encoded, tokenizer, room, vocab_size)
+        return FoundRun(connection, pair, training, heldout, view)
 
     def warn(self, found: FoundRun, target: LanguageModel, say: Callable[[str], None]) -> None:
         """Remarks on prompts that look as if they were meant otherwise; see `warn_about_prompts`."""
         if not self.blocks:
             prompts, encoded = [*self.training, *self.heldout], [*found.training, *found.heldout]
             warn_about_prompts(prompts, encoded, target, say)
+        if found.view.ids:
+            draft = sum(map(len, [*found.training, *found.heldout])) / len(found.view.ids)
+            more = sum(map(len, found.view.ids.values())) / len(found.view.ids)
+            say(
+                f"the target sees {more:.0f} tokens of a prompt where the draft sees {draft:.0f}; held-out alpha is "
+                "measured against the target that sees more"
+            )
 
-    def check_room(self, training: Sequence[list[int]], heldout: Sequence[list[int]], room: int) -> None:
-        """Raises DataError where a server's context is shorter than the models' and has no room for a prompt."""
+    def check_room(self, found: FoundRun, room: int, target_room: int) -> None:
+        """Refuses prompts that a server has no room for: its context may be shorter than the models'.
+
+        Args:
+            found: The prompts as each model sees them.
+            room: Tokens that a prompt may have that both see.
+            target_room: Tokens that a prompt of the target may have.
+
+        Raises:
+            DataError: A prompt has more.
+        """
         if not self.blocks:
-            check_lengths(self.training, training, room)
-            check_lengths(self.heldout, heldout, room)
+            check_lengths(self.training, found.training, room)
+            check_lengths(self.heldout, found.heldout, room)
+            found.view.check_room(target_room)
+
+    def keep(self, output: Path) -> None:
+        """Keeps in a run's directory what it must find again when it is resumed."""
+        atomic.write_text(output / run_settings.PROMPTS_FILE, self.hash + "\n")
+        write_context(output, self.context)

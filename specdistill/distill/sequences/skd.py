@@ -20,6 +20,7 @@ from torch import Tensor
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompts import Prompt
+from specdistill.data.target_context import TargetView
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import Keys, pick
 from specdistill.decoding.speculative import Proposal
@@ -62,7 +63,7 @@ class TopKAcceptance:
 
 
 class Skd(SampledSource):
-    """A source of sequences that draft and target wrote together.
+    """A source of sequences that draft and target wrote together, each behind the prompt as it sees it.
 
     Each carries the target's hidden states of its answer: the check has computed them, so training on it needs no
     second pass of the target.
@@ -94,7 +95,9 @@ class Skd(SampledSource):
         seed: int,
         ranks: Ranks = ALONE,
         target_sampling: Sampling | None = None,
+        view: TargetView | None = None,
     ) -> None:
+        self._view = view or TargetView()
         self._decoder = SpeculativeDecoder(
             pair.target,
             pair.draft,
@@ -115,6 +118,7 @@ class Skd(SampledSource):
             max_new_tokens=self._max_new_tokens,
             seeds=[seed for _, _, seed in chosen],
             keep_hidden=True,
+            target_prompts=[self._view.ids_of(name, ids) for name, ids, _ in chosen],
         )
         for generation in written:
             self._rejections.count(generation)

@@ -11,6 +11,7 @@ import random
 from typing import Any, Protocol
 
 from specdistill.data.batch import Example
+from specdistill.data.target_context import TargetView
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.pool import restore_stream, stream_state
 from specdistill.distill.target.place import Labeller
@@ -34,6 +35,25 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         ...
+
+
+class Viewed:
+    """A source whose sequences take the target's prompt along, where it sees more than the draft."""
+
+    def __init__(self, source: Source, view: TargetView) -> None:
+        self._source, self._view = source, view
+
+    def next_batch(self, step: int) -> list[Example]:
+        return self._view.examples(self._source.next_batch(step))
+
+    def measurements(self, *, reset: bool = False) -> Measurements:
+        return self._source.measurements(reset=reset)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state)
 
 
 class Labelled:

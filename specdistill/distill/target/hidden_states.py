@@ -16,7 +16,7 @@ _BLOCK = 8
 
 
 class TargetStates:
-    """Hidden states [answer, hidden] of the frozen target, one tensor per sequence.
+    """Hidden states [answer, hidden] of the frozen target, one tensor per sequence, behind the prompt as it sees it.
 
     A pass rounds differently with each batch that a sequence shares. So sequences that come again are computed in
     blocks that never change, whoever asks first: a resumed run then meets the numbers of the interrupted one.
@@ -64,7 +64,8 @@ class TargetStates:
         return states_of_all
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
-        return guided_hidden_states(self._target, sequences, self._guidance, one_pass=self._lockstep)
+        read = [row.as_target_reads for row in sequences]
+        return guided_hidden_states(self._target, read, self._guidance, one_pass=self._lockstep)
 
 
 def _length_and_key(sequence: Example) -> tuple[int, tuple[str, tuple[int, ...]]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from specdistill.data.batch import Example
     from specdistill.data.prompts import Prompt
     from specdistill.data.soft_labels import LabelStore, TokenLabels
+    from specdistill.data.target_context import TargetView
     from specdistill.distill.answers.shards import Write
     from specdistill.models import LanguageModel
     from specdistill_kernels import SoftLabels
@@ -50,6 +51,8 @@ class OpenTarget:
     """With its weights, or only their shapes where there is a labeller."""
     max_context: int
     """Tokens that a prompt and its answer may have together."""
+    view: TargetView
+    """Prompts as the target sees them."""
     labeller: Labeller | None = None
     """Says the target's distributions; None where the model itself does."""
     write: Write | None = None
@@ -67,12 +70,13 @@ class StoredAnswers:
         """Name of the model whose distributions the labels are."""
 
     def select(
-        self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], copies: int | None = None
+        self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], view: TargetView, copies: int | None = None
     ) -> list[Example]:
         """Finds the answers to some prompts; the store then knows where their labels lie.
 
         Args:
             prompts, encoded: Whose answers are wanted.
+            view: The prompts as the target must have seen them.
             copies: At most this many per prompt, the first ones; None takes all.
 
         Raises:
@@ -80,7 +84,7 @@ class StoredAnswers:
         """
         from specdistill.distill.answers.matching import select_rows
 
-        rows = select_rows(self._store.rows(), self._directory, prompts, encoded, self._vocab_size, copies)
+        rows = select_rows(self._store.rows(), self._directory, prompts, encoded, self._vocab_size, copies, view)
         for number, example in rows:
             self._store.place(example, number)
         return [example for _, example in rows]
@@ -107,9 +111,9 @@ class InMemory:
     def connect(self, say: Callable[[str], None]) -> None:
         """Has nothing to wait for."""
 
-    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+    def open(self, model: LanguageModel, connection: ModelServer | None, view: TargetView) -> OpenTarget:
         """Takes the loaded model as it is."""
-        return OpenTarget(model, model.max_context)
+        return OpenTarget(model, model.max_context, view)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Stored:
     def connect(self, say: Callable[[str], None]) -> None:
         """Has nothing to wait for."""
 
-    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+    def open(self, model: LanguageModel, connection: ModelServer | None, view: TargetView) -> OpenTarget:
         """Opens the labels.
 
         Raises:
@@ -190,7 +194,7 @@ class Stored:
 
         store = LabelStore(find_shards(self.directory))
         answers = StoredAnswers(store, self.directory, model.vocab_size, str(self._settings()["target"]))
-        return OpenTarget(model, model.max_context, store, stored=answers)
+        return OpenTarget(model, model.max_context, view, store, stored=answers)
 
     def _settings(self) -> run_settings.FlatSettings:
         has_settings = self.directory.is_dir() and run_settings.exists(self.directory)
@@ -244,7 +248,7 @@ class Served:
         """
         return ModelServer(self.url, self.model, concurrency=self.concurrency, patience=self.patience, say=say)
 
-    def open(self, model: LanguageModel, connection: ModelServer | None) -> OpenTarget:
+    def open(self, model: LanguageModel, connection: ModelServer | None, view: TargetView) -> OpenTarget:
         """Compares tokenizers with the server.
 
         Raises:
@@ -254,7 +258,7 @@ class Served:
 
         assert connection is not None, "connect comes first"
         server = TargetServer(connection, model, self.top_k)
-        return OpenTarget(model, server.max_context, server, server.write)
+        return OpenTarget(model, server.max_context, view, server, server.write)
 
 
 TargetPlace = InMemory | Stored | Served

@@ -52,6 +52,7 @@ class TargetServer:
 
     def labels_of(self, sequences: Sequence[Example]) -> list[TokenLabels]:
         """Labels of each sequence, in order; the requests run at the same time."""
+        sequences = [row.as_target_reads for row in sequences]
         bodies = [self._dialect.label_body([*row.prompt_ids, *row.answer_ids], self._top_k) for row in sequences]
         try:
             answers = self._ask(bodies)

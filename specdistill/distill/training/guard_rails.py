@@ -65,7 +65,9 @@ def dump_step(directory: Path, step: int, network: nn.Module, sequences: Sequenc
     with atomic.new_directory(directory) as temporary:
         weights = {name: parameter.detach().contiguous() for name, parameter in trained(network).items()}
         save_file(weights, temporary / WEIGHTS_FILE)
-        rows = [[row.prompt_id, row.prompt_ids, row.answer_ids, row.provenance] for row in sequences]
+        rows = [
+            [row.prompt_id, row.prompt_ids, row.answer_ids, row.provenance, row.target_prompt_ids] for row in sequences
+        ]
         (temporary / SEQUENCES_FILE).write_text(json.dumps({"step": step, "reason": reason, "sequences": rows}))
         labels = [row.soft_labels for row in sequences if row.soft_labels is not None]
         if labels:

@@ -61,7 +61,10 @@ class HeldOutScorer(Protocol):
 
 
 class HeldOut:
-    """Alpha under every rule; the target's pass over the answers is made once."""
+    """Alpha under every rule; the target's pass over the answers is made once.
+
+    A target that sees more than the draft is compared as it is: alpha says how far the draft does without what it sees.
+    """
 
     measure = "alpha"
 
@@ -75,7 +78,7 @@ class HeldOut:
     ) -> None:
         self._target, self._answers, self._sampling, self.watched = target, answers, sampling, rule
         self._cache: HiddenCache = {}
-        if guidance is not None:
+        if guidance is not None or any(answer.target_prompt_ids is not None for answer in answers):
             states = TargetStates(target, guidance=guidance)
             self._cache = {answer: states.hidden_states([answer])[0] for answer in answers}
 

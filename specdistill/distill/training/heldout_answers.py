@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,15 +39,16 @@ def heldout_answers(
     Args:
         target: Writes the answers, or brings stored ones along.
         prompts, encoded: The held-out prompts.
-        settings: How answers are sampled.
+        settings: How answers are sampled; the target's own view of the prompts is added.
         output: Directory of the run.
         progress: Where the bar goes.
         ranks: The processes that train together.
         sharded: Whether they share the target's weights.
     """
+    view = target.view
     if target.stored is not None:
-        return target.stored.select(prompts, encoded, copies=1)
-    directory = output / HELDOUT_DIRECTORY
+        return target.stored.select(prompts, encoded, view, copies=1)
+    directory, settings = output / HELDOUT_DIRECTORY, dataclasses.replace(settings, view=view)
     if sharded:
         _write_in_lockstep(target.model, prompts, encoded, settings, directory, ranks)
     sample_rollouts(
@@ -61,7 +63,7 @@ def heldout_answers(
         ranks=ranks,
         write=target.write,
     )
-    return load_rollouts(directory, prompts, encoded, target.model.vocab_size)
+    return view.examples(load_rollouts(directory, prompts, encoded, target.model.vocab_size, view=view))
 
 
 def _write_in_lockstep(

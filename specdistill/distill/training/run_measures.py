@@ -115,7 +115,8 @@ def _loss(inputs: MeasureInputs, answers: Sequence[Example]) -> HeldOutLoss:
     if inputs.target.stored is None and takes_given_answers(inputs.method, inputs.settings, heldout):
         end = answer_end(pair.target, heldout[0].chat_template_kwargs)
         length = inputs.settings.max_new_tokens
-        examples, _ = given_answers(heldout, inputs.encoded, pair.target.tokenizer, end, length)
+        given, _ = given_answers(heldout, inputs.encoded, pair.target.tokenizer, end, length)
+        examples = inputs.target.view.examples(given)
     if not pair.same_tokenizer:
         examples, _ = retokenise(examples, heldout, pair)
     labels = labeller.soft_labels(examples) if labeller is not None and inputs.objective.needs_target else None

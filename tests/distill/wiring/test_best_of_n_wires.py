@@ -63,7 +63,8 @@ def by_table(table):
 def test_every_right_answer_is_kept_once_and_the_counts_are_those_by_hand(target):
     samples = [*SAMPLES[:5], ("0", "w3 w0"), SAMPLES[5]]
     table = {("0", "w0 w3"): 1.0, ("0", "w3 w0"): 1.0, ("1", "w1 w3"): 1.0}
-    strict = {("0", "w0 w3"): 1.0, ("1", "w1 w3"): 1.0}
+    # The stricter one takes an answer that is wrong, too: it is asked about the right ones only.
+    strict = {("0", "w0 w3"): 1.0, ("1", "w1 w3"): 1.0, ("1", "w0 w3"): 1.0}
     examples = sampled(target, samples)
     judge = Judge("table", by_table(table), 1.0, by_table(strict))
     kept, counts = select_answers(examples, PROMPTS, target, judge, keep_correct=True)
@@ -96,6 +97,15 @@ def test_without_keep_correct_the_best_right_answer_is_kept(target):
     assert kept == [examples[1]] and counts.covered == 1, "prompt 1's best is not right"
     kept, counts = select_answers(examples, PROMPTS, target, Judge("table", by_table(table), None), keep_correct=False)
     assert len(kept) == 3 and kept[1] == examples[3] and counts is None, "without a threshold the best one is kept"
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_of_two_right_answers_the_one_that_scores_more_is_kept(target, better):
+    """Whichever of the two the target finds likelier."""
+    examples = sampled(target, [("0", "w0 w3"), ("0", "w9 w9")])
+    table = {("0", "w0 w3"): 0.7, ("0", "w9 w9"): (0.6, 0.8)[better]}
+    kept, _ = select_answers(examples, PROMPTS, target, Judge("table", by_table(table), 0.5), keep_correct=False)
+    assert kept == [examples[better]]
 
 
 def test_texts_that_differ_in_white_space_around_them_are_one(target):
