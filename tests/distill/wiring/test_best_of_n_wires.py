@@ -247,9 +247,7 @@ def test_best_of_n_of_ones_own_answers_trains_on_the_best_of_them(tiny, tmp_path
     for name, ids in seen:
         assert ids in by_prompt[name] and ids.count(12) == max(copy.count(12) for copy in by_prompt[name])
     assert any(ids.count(12) for _, ids in seen)
-    assert (
-        not tiny_runs.same_weights(tmp_path / "out", tiny / "draft") or history(tmp_path / "out")[-1]["grad_norm"] > 0
-    )
+    assert history(tmp_path / "out")[-1]["grad_norm"] > 0
 
 
 def test_generate_counts_right_answers_of_one_model(tiny, tmp_path, scorer_module, capsys):
