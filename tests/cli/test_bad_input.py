@@ -51,7 +51,7 @@ def changed(command, **flags):
 CASES = {
     "learning rate of NaN": (changed(TRAIN, learning_rate="nan"), "--learning-rate must be at least 0, got nan"),
     "gradient norm of NaN": (changed(TRAIN, max_grad_norm="nan"), "--max-grad-norm must be above 0, got nan"),
-    "infinite temperature": (changed(GENERATE, temperature="inf"), "--temperature must be finite, got inf"),
+    "infinite temperature": (changed(GENERATE, temperature="inf"), "--temperature must be a finite number"),
     "missing target": (changed(BENCH, target="./nowhere"), "--target ./nowhere does not exist"),
     "missing gguf": (changed(TRAIN, target="no.gguf"), "--target no.gguf does not exist"),
     "missing draft": (changed(TRAIN, draft="./nowhere"), "--draft ./nowhere does not exist"),
