@@ -159,8 +159,8 @@ def encode_all(
         vocab_size: Number of ids that the target has weights for; None trusts the tokenizer.
 
     Raises:
-        DataError: A prompt is longer than `max_prompt_tokens` (prompts are never cut), or holds a token without
-            weights.
+        DataError: A prompt is empty or longer than `max_prompt_tokens` (prompts are never cut), or holds a token
+            without weights.
     """
     encoded = [encode(prompt, tokenizer) for prompt in prompts]
     check_lengths(prompts, encoded, max_prompt_tokens)
@@ -171,13 +171,17 @@ def encode_all(
 
 
 def check_lengths(prompts: Sequence[Prompt], encoded: Sequence[list[int]], max_prompt_tokens: int) -> None:
-    """Raises DataError if a prompt is longer than `max_prompt_tokens`; see `encode_all`."""
+    """Raises DataError if a prompt is empty or longer than `max_prompt_tokens`; see `encode_all`."""
     if max_prompt_tokens < 1:
         raise DataError(
             f"the new tokens alone exceed the context by {1 - max_prompt_tokens}, with no room for a prompt; lower "
             "--max-new-tokens (in init-draft --calibration-tokens)"
         )
     for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids:
+            raise DataError(
+                f"{prompt.where} gives no token at all: its text, or what the chat template makes of it, is empty"
+            )
         if len(ids) > max_prompt_tokens:
             raise DataError(
                 f"prompt {prompt.id!r} has {len(ids)} tokens, but only {max_prompt_tokens} fit the context next to the "

@@ -78,7 +78,7 @@ def load_function(name: str, flag: str) -> Scorer:
         scorer = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(f"{flag} {name}: can't import {module} ({error}); is it in the current folder?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{flag} {name}: importing {module} fails ({reason}); mend the module") from error
     finally:
@@ -89,7 +89,7 @@ def load_function(name: str, flag: str) -> Scorer:
     def checked(prompt: Prompt, text: str) -> float:
         try:
             value = float(scorer(prompt, text))  # pyright: ignore[reportArgumentType]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise DataError(f"{flag} {name} fails for prompt {prompt.id!r} ({reason}); mend the function") from error
         if not math.isfinite(value):

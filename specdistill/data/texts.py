@@ -160,7 +160,7 @@ def _json_lines(file: TextIO, source: str) -> Iterator[str]:
         place = f"--text {source}, line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: not valid JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")

@@ -16,6 +16,7 @@ TOKENIZER_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "sp
 """Files that hold a tokenizer's tokens; one of them is enough."""
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _NOT_THE_MODEL = ("adapter_model", "training_args", "optimizer", "scheduler", "rng_state")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def _read_json(path: Path, role: str) -> dict[str, Any]:
@@ -113,6 +114,24 @@ def check_weights(directory: Path, name: str, role: str) -> None:
             raise ModelError(
                 f"--{role} {name} is incomplete: {SHARD_INDEX} names {file}, which is missing; download it again"
             )
+
+
+def first_integer_weight(directory: Path) -> str | None:
+    """Name of the first weight that is stored in integers or one-byte floats; None where all are ordinary floats.
+
+    Such numbers mean nothing without scales, which only a quantisation's own settings tell how to apply.
+    """
+    for file in weight_files(directory):
+        try:
+            with (directory / file).open("rb") as content:
+                header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        except (OSError, ValueError, MemoryError, OverflowError):
+            # Loading says what is wrong with it.
+            continue
+        for name, entry in header.items():
+            if name.endswith(".weight") and isinstance(entry, dict) and entry.get("dtype") not in _FLOATS:
+                return name
+    return None
 
 
 def weight_files(directory: Path) -> list[str]:

@@ -167,6 +167,13 @@ def check_loadable(source: ModelSource, role: str, keep: str = "whole", *, plain
     if plain:
         quantised.check_plain(source.config, where)
     method = quantised.method_of(source.config)
+    if method is None and source.directory is not None:
+        name = checkpoint_files.first_integer_weight(source.directory)
+        if name is not None:
+            raise ModelError(
+                f"{where}: {name} is stored in integers or one-byte floats, but config.json has no "
+                "quantization_config that says how to read them; take the checkpoint that it was quantised from"
+            )
     if method is not None and keep in memory.QUANTISED:
         raise ModelError(f"{where} is quantised already, by {method}; leave out --target-memory {keep}")
 

@@ -54,7 +54,7 @@ def canonical(given: str | TemplateArguments | None) -> str | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"--chat-template-kwargs is not valid JSON ({error}); write it as '{{\"enable_thinking\": false}}'"
             ) from error
@@ -65,7 +65,7 @@ def canonical(given: str | TemplateArguments | None) -> str | None:
         # Half a surrogate pair can be written in JSON, and is no character.
         json.dumps(arguments, ensure_ascii=False).encode()
         return json.dumps(arguments, sort_keys=True, allow_nan=False) if arguments else None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"--chat-template-kwargs holds a value that JSON does not have: {error}") from error
 
 

@@ -67,12 +67,14 @@ MODELS = [
     *model_cases("pickled", "pickles"),
     *model_cases("missing-weight", "model.layers.0.mlp.up_proj.weight"),
     *model_cases("nan-weights", "NaN"),
+    *model_cases("integer-weights", "model.layers.0.mlp.up_proj.weight is stored in integers", "quantization_config"),
     *model_cases("modelopt", "modelopt"),
     *model_cases("gptq", "gptq"),
     *model_cases("cut.gguf", "cut.gguf", commands=TARGET),
     *model_cases("text.gguf", "text.gguf", commands=TARGET),
     *model_cases("empty.gguf", "empty.gguf", commands=TARGET),
     *model_cases("broken-template", "no valid Jinja", commands=READING),
+    *model_cases("silent-template", "prompts.jsonl, line 1 gives no token at all", commands=READING),
     *model_cases("two-templates", "rag, tool_use but no default", commands=READING),
     *model_cases("foreign", "id 5 is", role="draft", commands=("train-draft", "bench", "export")),
     *[
@@ -114,6 +116,7 @@ TEMPLATE_ARGUMENTS = {
     "": "not valid JSON",
     "null": "must be a JSON object, got None",
     "NaN": "must be a JSON object, got nan",
+    "[" * 100_000: "not valid JSON (maximum recursion depth",
     '{"a": NaN}': "JSON does not have",
     "{": "not valid JSON",
     '{"messages": 1}': "'messages' is set by specdistill",
@@ -188,6 +191,7 @@ SETTINGS = [
             ".scores:fine": "must be module:function",
             "scores:number": "scores has no function number",
             "breaks:f": "ZeroDivisionError",
+            "leaves:f": "SystemExit",
         }.items()
     ],
 ]
@@ -210,7 +214,6 @@ IDLE = {
     "generate": {
         "--engine-memory": ("0.5", "--rollout-engine vllm"),
         "--match": ("cost", "--other"),
-        "--scorer": ("exact-match", "--other"),
         "--target-price": ("1", "--other"),
         "--ray-workers": ("2", "--ray"),
     },
@@ -218,7 +221,7 @@ IDLE = {
     "annotate": {
         "--draws": ("3", "--labels sampled"),
         "--ray-workers": ("2", "--ray"),
-        "--text": ("fine.txt", "--prompts"),
+        "--text": ("fine.txt", "--text"),
         "--text-block": ("8", "--text"),
     },
     "init-draft": {},

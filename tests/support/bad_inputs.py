@@ -25,6 +25,7 @@ def make_folder(folder: Path) -> Path:
     (folder / "used" / "precious").write_text("keep me")
     (folder / "empty-directory").mkdir()
     (folder / "fine.txt").write_text("w1 w2\nw3 w4\n")
+    (folder / "leaves.py").write_text("import sys\n\nsys.exit(0)\n")
     (folder / "scores.py").write_text("def fine(prompt, text):\n    return 1.0\n\nnumber = 3\n")
     (folder / "breaks.py").write_text("1 / 0\n")
     _prompts(folder)
@@ -97,6 +98,11 @@ def _checkpoints(folder: Path) -> None:
     def drop(key: str) -> Callable[[Path], None]:
         return lambda path: wild.change_weights(path, lambda weights: weights.pop(key))
 
+    def whole_numbers(key: str) -> Callable[[Path], None]:
+        return lambda path: wild.change_weights(
+            path, lambda weights: weights.update({key: weights[key].to(torch.int8)})
+        )
+
     def config(**changes) -> Callable[[Path], None]:
         return lambda path: wild.change_json(path / "config.json", **changes)
 
@@ -110,6 +116,7 @@ def _checkpoints(folder: Path) -> None:
     damaged("cut-weights", lambda path: _cut(path / wild.WEIGHTS))
     damaged("no-weights", lambda path: (path / wild.WEIGHTS).unlink())
     damaged("nan-weights", spoil(layer))
+    damaged("integer-weights", whole_numbers(layer))
     damaged("missing-weight", drop(layer))
     damaged("no-config", lambda path: (path / "config.json").unlink())
     damaged("broken-config", lambda path: (path / "config.json").write_text("{"))
@@ -120,6 +127,7 @@ def _checkpoints(folder: Path) -> None:
     damaged("no-tokenizer", lambda path: [file.unlink() for file in path.glob("tokenizer*")])
     damaged("broken-tokenizer", lambda path: (path / "tokenizer.json").write_text("{"))
     damaged("broken-template", lambda path: tokenizer(path, "w1\n{% if %}"))
+    damaged("silent-template", lambda path: tokenizer(path, "{# nothing #}"))
     two = [{"name": "rag", "template": "w1"}, {"name": "tool_use", "template": "w2"}]
     damaged("two-templates", lambda path: tokenizer(path, two))
     damaged("no-system", lambda path: tokenizer(path, NO_SYSTEM))
