@@ -40,10 +40,13 @@ def read_prompt(record: Record, place: str, number: int) -> Prompt:
     answer = record.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise DataError(f'{place}: "answer" must be a string, got {type(answer).__name__}')
-    reply = None
+    reply, left_out = None, _unread_fields(record, turns)
     if turns[-1]["role"] == "assistant":
         closing = turns.pop()
-        reply = closing if _BEYOND_TEXT & closing.keys() and not answer else None
+        beyond = bool(_BEYOND_TEXT & closing.keys())
+        reply = closing if beyond and not answer else None
+        if answer and (beyond or answer != closing.get("content")):
+            left_out.append((_name_of_closing(record), "the field answer"))
         # A field of its own says more exactly what the answer is, such as a number to compare with.
         answer = answer or closing.get("content") or ""
     if not turns:
@@ -57,6 +60,7 @@ def read_prompt(record: Record, place: str, number: int) -> Prompt:
         tools=_tools(record, place),
         chat_template_kwargs=_template_arguments(record, place),
         reply=reply,
+        left_out=tuple(left_out),
         place=place,
     )
 
@@ -82,6 +86,20 @@ def _turns(record: Record, place: str) -> list[Any]:
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise DataError(f'{place}: "completion" must be a string, or turns that end with the assistant\'s')
     return [*prompt, *completion]
+
+
+def _unread_fields(record: Record, turns: list[Message]) -> list[tuple[str, str]]:
+    """Fields that `_turns` passed over for another, with it; a copy of a turn's text, as data sets have it, is none."""
+    given = [name for name in ("messages", "conversations", "prompt", "completion") if record.get(name) is not None]
+    if given[0] == "prompt":
+        return []
+    texts = ("", *(turn.get("content") for turn in turns))
+    return [(f"the field {name}", f"the field {given[0]}") for name in given[1:] if record[name] not in texts]
+
+
+def _name_of_closing(record: Record) -> str:
+    alone = record.get("messages") is None and record.get("conversations") is None
+    return "the field completion" if alone and record.get("completion") is not None else "the closing assistant turn"
 
 
 def _list(record: Record, name: str, place: str) -> list[Any]:

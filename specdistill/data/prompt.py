@@ -30,6 +30,8 @@ class Prompt:
     """Whether the text is taken as it is, without the chat template."""
     reply: Message | None = field(default=None, compare=False)
     """The assistant's turn that holds the answer, if it has more than text: tool calls, or its reasoning."""
+    left_out: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
+    """Parts of the row that were not read, each with the part that was read in its place."""
     place: str = field(default="", compare=False, repr=False)
     """File and line that the prompt was read from, for messages."""
 

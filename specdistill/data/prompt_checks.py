@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from specdistill.data.prompts import Prompt
+from specdistill.data.templates import with_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +30,8 @@ class PromptReader(Protocol):
 def warn_about_prompts(
     prompts: Sequence[Prompt], encoded: Sequence[list[int]], target: PromptReader, say: Callable[[str], None]
 ) -> None:
-    """Says which template arguments are never read, and which prompts are templated already or end in a stop token.
+    """Says what of rows and template arguments is not read, and which prompts are templated already, end in a stop
+    token, or change from day to day.
 
     Args:
         prompts, encoded: The prompts and their ids.
@@ -37,9 +40,11 @@ def warn_about_prompts(
     """
     tokenizer = target.tokenizer
     for warning in (
+        *_left_out(prompts),
         _unread_arguments(prompts, tokenizer),
         _templated_twice(prompts, tokenizer),
         _ended(prompts, encoded, tokenizer, target.eos_token_ids),
+        dated(prompts, tokenizer),
     ):
         if warning:
             say(f"warning: {warning}")
@@ -57,6 +62,55 @@ def template_variables(template: str) -> set[str] | None:
         return meta.find_undeclared_variables(environment.parse(plain))
     except jinja2.TemplateError:
         return None
+
+
+def dated(prompts: Sequence[Prompt], tokenizer) -> str:
+    """Says which prompt holds the day's date by its chat template, and what fixes it; empty where none does."""
+    templates = tokenizer.chat_template or ""
+    sources = list(templates.values()) if isinstance(templates, dict) else [templates]
+    if not any("strftime_now" in source for source in sources):
+        return ""
+    found = next((prompt for prompt in prompts if not prompt.raw and _differs_by_day(prompt, tokenizer)), None)
+    if found is None:
+        return ""
+    if any("date_string" in (template_variables(source) or ()) for source in sources):
+        remedy = 'set it in every command: --chat-template-kwargs \'{"date_string": "26 Jul 2024"}\''
+    else:
+        remedy = "write a fixed date into the template, in the tokenizer's files"
+    return (
+        f"the chat template writes today's date into prompt {found.id!r}, so answers stored today belong to no prompt "
+        f"of tomorrow; {remedy}"
+    )
+
+
+def _differs_by_day(prompt: Prompt, tokenizer) -> bool:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    tools = list(prompt.tools) or None
+    # apply_chat_template hands no function over.
+    template = _compile_jinja_template(tokenizer.get_chat_template(tools=tools))
+    known = {**tokenizer.special_tokens_map, **prompt.chat_template_kwargs, "add_generation_prompt": True}
+    turns = [
+        {name: value for name, value in turn.items() if value is not None} for turn in with_objects(prompt.messages)
+    ]
+    try:
+        one, other = (
+            template.render(messages=turns, tools=tools, **{**known, "strftime_now": day.strftime})
+            for day in (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2032, 11, 10, 9, 8, 7))
+        )
+    except Exception:
+        # As in `_markers`.
+        return False
+    return one != other
+
+
+def _left_out(prompts: Sequence[Prompt]) -> list[str]:
+    pairs = dict.fromkeys(pair for prompt in prompts for pair in prompt.left_out)
+    return [
+        f"{_which([prompt.id for prompt in prompts if pair in prompt.left_out])} has {pair[0]} and {pair[1]} too: "
+        f"{pair[1]} is what counts, {pair[0]} is left out; remove the one that you don't mean"
+        for pair in pairs
+    ]
 
 
 def _unread_arguments(prompts: Sequence[Prompt], tokenizer) -> str:

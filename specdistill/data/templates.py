@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from specdistill.data.prompt import Message, Prompt
 from specdistill.data.readers import check_characters
@@ -25,7 +27,6 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
     if tokenizer.chat_template and not prompt.raw:
         # The template already contains the special tokens.
         text = _render(prompt, prompt.messages, tokenizer)
-        check_characters(text, prompt.where)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     if prompt.tools or any(turn.get("tool_calls") for turn in prompt.messages):
         raise DataError(
@@ -66,8 +67,8 @@ def answer_text(prompt: Prompt, tokenizer) -> str:
 def _render(prompt: Prompt, messages: Sequence[Message], tokenizer, *, ends: bool = False) -> str:
     """Text of some turns. `ends` says that the last one is the assistant's, so none is asked for."""
     try:
-        return tokenizer.apply_chat_template(
-            list(messages),
+        text = tokenizer.apply_chat_template(
+            with_objects(messages),
             tools=list(prompt.tools) or None,
             tokenize=False,
             add_generation_prompt=not ends,
@@ -80,6 +81,29 @@ def _render(prompt: Prompt, messages: Sequence[Message], tokenizer, *, ends: boo
         raise DataError(
             f"{prompt.where}: the chat template of {tokenizer.name_or_path} refuses the prompt: {first_line(error)}"
         ) from error
+    check_characters(text, prompt.where)
+    return text
+
+
+def with_objects(messages: Sequence[Message]) -> list[Message]:
+    """Turns as servers hand them to a template: arguments of tool calls are objects, where OpenAI has JSON text."""
+    return [
+        turn | {"tool_calls": [_with_object(call) for call in calls]}
+        if isinstance(calls := turn.get("tool_calls"), list)
+        else turn
+        for turn in messages
+    ]
+
+
+def _with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return call | {"function": function | {"arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _fault_of_template(tokenizer) -> str | None:

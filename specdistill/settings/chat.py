@@ -16,7 +16,7 @@ TemplateArguments = Mapping[str, Json]
 OURS = (
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "self", "conversations"),
 )
 """Arguments that transformers would not hand to the template, or that specdistill sets itself."""
 

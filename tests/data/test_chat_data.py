@@ -130,6 +130,27 @@ def test_a_list_of_texts_is_their_text_and_images_are_refused_by_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ('{"city": "w8", "n": [1]}', '{"city": "w8", "n": [1]}'),
+        ({"city": "w8"}, '{"city": "w8"}'),
+        # No object: as it is.
+        ("[1]", '"[1]"'),
+        ("w8", '"w8"'),
+    ],
+)
+def test_arguments_as_json_text_reach_the_template_as_an_object(tmp_path, arguments, written):
+    """OpenAI's API writes them as text, which `tojson` would quote a second time; servers parse them first."""
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL | {"function": {"arguments": arguments}}]}
+    asked, answered = load(tmp_path, {"messages": [USER, call, RESULT]}, {"messages": [USER, call]})
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
+    spy = Spy("{% for m in messages %}[" + calls + "]{% endfor %}")
+    assert encode(asked, spy) == f"[][{written}][]"
+    assert asked.messages == (USER, call, RESULT), "what is kept is the row's own form"
+    assert answer_text(answered, spy) == f"[{written}]"
+
+
+@pytest.mark.parametrize(
     ("row", "text"),
     [
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "content must be a string, got dict"),
@@ -139,6 +160,7 @@ def test_a_list_of_texts_is_their_text_and_images_are_refused_by_line(tmp_path):
         ({"prompt": "w1", "tools": "w1"}, '"tools" must be a list of JSON schemas'),
         ({"prompt": "w1", "chat_template_kwargs": 3}, '"chat_template_kwargs" must be an object'),
         ({"prompt": "w1", "chat_template_kwargs": {"tokenize": True}}, "can't set tokenize"),
+        ({"prompt": "w1", "chat_template_kwargs": {"self": 1}}, "can't set self"),
         ({"prompt": [USER], "completion": [USER]}, '"completion" must be a string, or turns'),
         ({"conversations": [{"from": "martian", "value": "w1"}]}, "a turn is from 'martian'; known are human, gpt"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -13,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from specdistill.data import Prompt, load_prompts
 from specdistill.data.prompt_checks import template_variables, warn_about_prompts
 from specdistill.data.prompts import encode
+from specdistill.distill.answers.matching import select_rows
 from specdistill.errors import ConfigError, DataError
 from specdistill.settings.chat import ChatSettings
 
@@ -215,6 +217,73 @@ def test_a_prompt_that_the_tokenizer_ends_is_named_once(raw):
     prompts = [user("w1", raw=raw), user("w2", raw=raw), user("w3", raw=raw)]
     (line,) = warnings_of(prompts, tokenizer, frozenset({tokenizer.eos_token_id}))
     assert "prompt 'p' (and 2 more) ends in the stop token '<bot>' (id 4)" in line and "add_eos_token" in line
+
+
+ANSWERED = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "unread", "read"),
+    [
+        ({"messages": ANSWERED, "answer": "w3"}, "the closing assistant turn", "the field answer"),
+        ({"prompt": "w1", "completion": "w2", "answer": "w3"}, "the field completion", "the field answer"),
+        ({"messages": ANSWERED, "prompt": "w3"}, "the field prompt", "the field messages"),
+        ({"messages": ANSWERED[:1], "completion": "w2"}, "the field completion", "the field messages"),
+    ],
+)
+def test_parts_of_rows_that_are_passed_over_are_named_once(tmp_path, tokenizer, row, unread, read):
+    write_rows(tmp_path / "p.jsonl", [row, {"prompt": "w1"}, row])
+    prompts = load_prompts(str(tmp_path / "p.jsonl"), ChatSettings())
+    (line,) = warnings_of(prompts, tokenizer)
+    assert f"prompt '1' (and 1 more) has {unread} and {read} too" in line and f"{unread} is left out" in line
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ANSWERED, "answer": None},
+        {"messages": ANSWERED, "answer": "w2"},
+        {"messages": ANSWERED, "prompt": "w1", "completion": "w2"},
+        {"prompt": "w1", "completion": "w2"},
+        {"prompt": "w1", "answer": "w2"},
+    ],
+)
+def test_parts_that_say_the_same_are_not_warned_about(tmp_path, tokenizer, row):
+    write_rows(tmp_path / "p.jsonl", [row])
+    assert warnings_of(load_prompts(str(tmp_path / "p.jsonl"), ChatSettings()), tokenizer) == []
+
+
+LLAMA_DATE = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+    "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }} "
+)
+
+
+def test_a_template_that_writes_the_date_is_named_with_what_fixes_it(tokenizer):
+    tokenizer.chat_template = LLAMA_DATE + TEMPLATE
+    (line,) = warnings_of([user("w1")], tokenizer)
+    assert "today's date into prompt 'p'" in line
+    assert """--chat-template-kwargs '{"date_string": "26 Jul 2024"}'""" in line
+    assert not warnings_of([user("w1", chat_template_kwargs={"date_string": "26 Jul 2024"})], tokenizer)
+    assert not warnings_of([user("w1", raw=True)], tokenizer)
+
+
+def test_a_date_without_an_argument_is_fixed_in_the_template_and_one_that_is_not_written_is_none(tokenizer):
+    tokenizer.chat_template = "{{ strftime_now('%Y') }} " + TEMPLATE
+    (line,) = warnings_of([user("w1")], tokenizer)
+    assert "write a fixed date into the template" in line and "date_string" not in line
+    tokenizer.chat_template = "{% set today = strftime_now('%Y') %}" + TEMPLATE
+    assert not warnings_of([user("w1")], tokenizer)
+
+
+def test_answers_of_another_day_are_told_why_they_answer_nothing(tokenizer):
+    row = {"prompt_id": "p", "prompt_ids": [5], "answer_ids": [6], "provenance": [1]}
+    for template, told in ((TEMPLATE, False), (LLAMA_DATE + TEMPLATE, True)):
+        tokenizer.chat_template = template
+        with pytest.raises(DataError, match="answers none of the training prompts") as caught:
+            select_rows([row], Path("x"), [user("w1")], [[4]], 65, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
+        assert ("another day" in str(caught.value) and "date_string" in str(caught.value)) is told
 
 
 def test_ordinary_prompts_are_not_warned_about(tokenizer):

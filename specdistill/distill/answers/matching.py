@@ -7,14 +7,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specdistill.data.answer_rows import AnswerRow
 from specdistill.data.batch import Example
+from specdistill.data.prompt_checks import dated
 from specdistill.data.prompts import Prompt
 from specdistill.data.target_context import TargetView
 from specdistill.errors import DataError
 from specdistill.settings.target_context import FLAGS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def to_example(row: AnswerRow) -> Example:
@@ -66,6 +70,7 @@ def select_rows(
     vocab_size: int,
     copies: int | None = None,
     view: TargetView | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[tuple[int, Example]]:
     """Finds the rows that answer the given prompts.
 
@@ -76,6 +81,7 @@ def select_rows(
         vocab_size: Size of the target's vocabulary.
         copies: At most this many per prompt, the first ones; None takes all.
         view: The prompts as the target must have seen them; None asks for nothing more than the draft sees.
+        tokenizer: The target's, to say why nothing was found.
 
     Returns:
         Number and example of each, in order; an example has the id of its prompt, not of the row. The same answer that
@@ -105,8 +111,10 @@ def select_rows(
         counts[name] += 1
         selected.append((number, example))
     if not selected:
+        cause = "" if tokenizer is None else dated(prompts, tokenizer)
         raise DataError(
             f"{source} answers none of the training prompts; pass the --prompts and the tokenizer it was made with"
+            + (f". Or it was made on another day: {cause}" if cause else "")
         )
     return selected
 

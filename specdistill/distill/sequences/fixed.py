@@ -115,8 +115,15 @@ def _target_answers(inputs: SequenceInputs) -> list[Example]:
 
 def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
     target, rows = inputs.pair.target, shards.read_rollouts(directory)
-    view = inputs.target.view
-    selected = matching.select_rows(rows, directory, inputs.prompts, inputs.encoded, target.vocab_size, view=view)
+    selected = matching.select_rows(
+        rows,
+        directory,
+        inputs.prompts,
+        inputs.encoded,
+        target.vocab_size,
+        view=inputs.target.view,
+        tokenizer=target.tokenizer,
+    )
     examples = [example for _, example in selected]
     remedy = "; 'specdistill generate' adds them where --output is that directory"
     for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):
