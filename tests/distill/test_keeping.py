@@ -11,12 +11,14 @@ from tiny_runs import any_config, example, history, same_weights, train, train_c
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from specdistill import train_draft
+from specdistill.data import Prompt
 from specdistill.data.batch import collate
 from specdistill.data.prompts import load_prompts, split_prompts
+from specdistill.decoding import Sampling, generate_plain
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.checkpoints import RunState
 from specdistill.distill.training.keeping import Keeper
-from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures
+from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, OwnAnswers
 from specdistill.distill.training.settings import EvaluationSettings
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.statistics import paired_difference, ratio
@@ -215,6 +217,19 @@ def test_the_score_counts_the_students_own_greedy_answers(tiny, tmp_path, draft)
     assert right > 0, "a count of nothing would show nothing"
     assert summary.after["score"] == pytest.approx(right / 9)
     assert history(tmp_path / "out")[-1]["heldout_score"] == pytest.approx(right / 9)
+
+
+def test_every_evaluation_samples_the_drafts_own_answers_from_the_same_seeds():
+    """A draft that did not change gets the same texts, those of the seed that was given."""
+    draft, heard = make_model(layers=1), []
+    prompts, encoded = [Prompt(f"p{number}", ()) for number in range(4)], [[3, 5 + number, 4] for number in range(4)]
+    own = OwnAnswers("score", lambda prompt, text: heard.append(text) or 0.0, prompts, encoded, Sampling(), 6, seed=7)
+    for _ in range(3):
+        own.sums(draft)
+    seeds = [7 * 100_003 + number for number in range(4)]
+    written = generate_plain(draft, encoded, sampling=Sampling(), max_new_tokens=6, seeds=seeds)
+    assert heard == [draft.decode(answer.token_ids) for answer in written] * 3
+    assert len(set(heard)) == 4
 
 
 def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch):

@@ -327,6 +327,18 @@ def test_best_of_n_keeps_the_highest_score_and_then_the_likelier():
     assert scorers.best_of_n(answers, PROMPTS, target, lambda prompt, text: 1.0) == [likeliest]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_answers_that_score_the_same_the_likelier_is_kept_wherever_it_stands(turned):
+    target = make_model()
+    words = [example((3, 5, 4), (token,), name="0") for token in range(6, 20)]
+    ranked = sorted(words, key=lambda row: scorers.mean_log_likelihoods(target, [row])[0])
+    worst, likelier, likeliest = ranked[0], ranked[1], ranked[-1]
+    wrong = target.decode(likeliest.answer_ids)
+    answers = [likelier, likeliest, worst] if turned else [worst, likeliest, likelier]
+    best = scorers.best_of_n(answers, PROMPTS, target, lambda prompt, text: float(text != wrong))
+    assert best == [likelier], "the likeliest of all scores less"
+
+
 @pytest.mark.parametrize(
     ("answer", "text", "score"),
     [

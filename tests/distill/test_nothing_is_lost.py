@@ -412,6 +412,26 @@ def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(tmp_path,
     assert list(tmp_path.iterdir()) == [], "neither lock nor directory is left"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_on_a_file_that_lost_its_name_holds_nothing(tmp_path, monkeypatch, replaced):
+    """The run before removes the file between open and lock; a third run may have made it anew."""
+    output, lock = tmp_path / "out", locks._lock
+    named = output / ".specdistill.lock"
+
+    def late(descriptor):
+        monkeypatch.setattr(locks, "_lock", lock)
+        named.unlink()
+        if replaced:
+            named.touch()
+        return lock(descriptor)
+
+    monkeypatch.setattr(locks, "_lock", late)
+    with locks.output_lock(output, print):
+        assert named.read_text().startswith(f"process {os.getpid()} on ")
+        with pytest.raises(OutputError, match="is in use by another run"), locks.output_lock(output, print):
+            pass
+
+
 def test_a_lock_that_is_released_while_another_waits_to_open_it_is_not_shared(tmp_path):
     """The file is removed at the end: a process that opened it just before must not hold a lock on no name."""
     code = HOLDER.replace("time.sleep(300)", "pass")

@@ -17,6 +17,7 @@ from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation import measure
+from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
 
@@ -108,6 +109,15 @@ def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monk
     assert report.score.speculative_minus_target.mean == pytest.approx(gap, abs=1e-6)
 
 
+def test_the_speculative_score_is_paired_with_the_plain_answers_of_the_same_timed_run():
+    """The target's answers beside them are other samples: p0 came out wrong there, and right in the timed run."""
+    judge = AnswerJudge("exact-match", SCORERS["exact-match"], ())
+    target, draft = {"p0": 0.0, "p1": 0.0, "p2": 1.0}, {"p0": 0.0, "p1": 0.0, "p2": 0.0}
+    score = judge.section(target, draft, ({"p0": 1.0, "p1": 0.0}, {"p0": 0.0, "p1": 0.0}))
+    assert score.speculative_minus_target.mean == -1 / 2
+    assert score.draft_minus_target.mean == pytest.approx(-1 / 3)
+
+
 def test_an_engines_answers_are_scored_beside_the_drafts_own(files):
     report = bench(config(files, engine="transformers", scorer="exact-match", compare=None))
     score = report.score
@@ -163,6 +173,8 @@ def test_generate_scores_what_one_model_writes(files, tmp_path):
         ("number", "0.5", ".5", True),
         ("json", '{"a": 1, "b": [true, null]}', ' {"b": [true, null],\n "a": 1.0}\n', True),
         ("json", '{"a": 1}', '```json\n{"a": 1}\n```', True),
+        ("json", "1", "```json\n1\n```\nor\n```json\n2\n```", False),
+        ("json", "2", "```json\n1\n```\nor\n```json\n2\n```", False),
         ("json", '{"a": 1}', '{"a": true}', False),
         ("json", '{"a": 1}', '{"a": 1, "b": 2}', False),
         ("json", "[1, 2]", "[2, 1]", False),

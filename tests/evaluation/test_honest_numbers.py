@@ -66,6 +66,20 @@ def test_no_interval_is_never_a_verdict_that_pays(mean):
     assert economics.judge(slow, {1: 1.7, 2: 2.2}, 2, 0.5, nothing).verdict == "cannot pay"
 
 
+def test_an_interval_leaves_out_a_fortieth_on_each_side():
+    """Resampled, 8 right of 16 are binomial: 3 or fewer have probability 0.011, 4 or fewer 0.038, 5 or fewer 0.105."""
+    found = ratio([1.0, 0.0] * 8, np.ones(16))
+    assert tuple(found) == (8 / 16, 4 / 16, 12 / 16)
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.95, "does not pay"), (1.0, "does not pay"), (1.01, "pays")])
+def test_a_draft_pays_where_the_whole_interval_lies_above_1(low, verdict):
+    costs = economics.Costs(1.0, 0.1, {1: 1.0, 2: 1.2, 3: 1.4})
+    found = economics.judge(costs, {1: 1.7, 2: 2.2}, 2, 0.5, Estimate(1.2, low, 1.4))
+    assert found.verdict == verdict
+    assert ("the interval spans 1, so this is too close to call" in found.why) == (verdict == "does not pay")
+
+
 @pytest.mark.parametrize("batch_size", [12, 3])
 def test_a_bench_of_few_batches_never_pays(files, batch_size, monkeypatch):
     """Even where the clock made one lucky batch look twice as fast."""

@@ -70,6 +70,13 @@ def ending_model(template: str = CLOSES_TURNS, stop: object = (EOS, END_OF_TURN)
             EOS,
             id="a stop id before a special token",
         ),
+        pytest.param(
+            "{% for m in messages %}{{ m['content'] }} <bot> <eos> {% endfor %}",
+            (EOS, END_OF_TURN),
+            False,
+            END_OF_TURN,
+            id="the first of two stop ids",
+        ),
         pytest.param("{{ raise_exception('no') }}", (EOS, END_OF_TURN), False, EOS, id="the template refuses"),
         pytest.param("{% if %}", (EOS, END_OF_TURN), False, EOS, id="the template is broken"),
         pytest.param("", (EOS, END_OF_TURN), False, EOS, id="no template, the configuration agrees"),

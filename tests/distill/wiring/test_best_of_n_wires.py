@@ -90,6 +90,15 @@ def test_the_threshold_is_where_right_begins(target):
                 select_answers(examples, PROMPTS, target, judge, keep_correct=True)
 
 
+def test_the_stricter_scorer_has_the_same_threshold(target):
+    examples = sampled(target, [("0", "w0 w3"), ("0", "w9 w9"), ("1", "w1 w3")])
+    table = {("0", "w0 w3"): 0.5, ("0", "w9 w9"): 0.9, ("1", "w1 w3"): 1.0}
+    strict = {("0", "w0 w3"): 0.5, ("0", "w9 w9"): 0.4, ("1", "w1 w3"): 0.7}
+    judge = Judge("table", by_table(table), 0.5, by_table(strict))
+    _, counts = select_answers(examples, PROMPTS, target, judge, keep_correct=True)
+    assert (counts.right, counts.false_positives) == (3, 1), "only 0.4 is below 0.5"
+
+
 def test_without_keep_correct_the_best_right_answer_is_kept(target):
     examples = sampled(target)
     table = {("0", "w0 w3"): 0.5, ("0", "w9 w9"): 0.7, ("1", "w1 w3"): 0.3}
