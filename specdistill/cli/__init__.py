@@ -5,10 +5,19 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from cyclopts.config import Dict
 
 from specdistill import __version__
@@ -30,6 +39,7 @@ app = App(
     # Else cyclopts ends the process on Ctrl-C, before `main` can say so.
     suppress_keyboard_interrupt=False,
 )
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 # In the order of work, which is the order of the help.
 _COMMANDS = {
     "plan": plan,
@@ -57,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], received: Received) -> int:
     debug = "--debug" in arguments
     try:
-        app.config = _config_files(arguments)
+        app.config = [*_config_files(arguments), _check_whole_numbers]
         tokens = [each for each in arguments if each != "--debug"]
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
@@ -105,6 +115,9 @@ def _message(error: CycloptsError | SpecdistillError) -> str:
             f"{error.unused_tokens[0]!r} belongs to no flag; write settings as --name value, and quote a value that "
             "holds spaces"
         )
+    # With a keyword, the flag is there and its value is missing.
+    if isinstance(error, MissingArgumentError) and error.argument is not None and error.keyword is None:
+        return f"{error.argument.name} is required"
     if isinstance(error, UnknownOptionError) and error.token.source != "cli":
         name = (error.token.keyword or "").strip("[]")
         known = [each.removeprefix("--") for argument in error.argument_collection for each in argument.names]
@@ -135,3 +148,15 @@ def _config_files(arguments: list[str]) -> list[Dict]:
             raise ConfigError("--config needs a file name")
         path = Path(name)
         files.append(Dict(read_config(path), source=str(path.absolute()), use_commands_as_keys=False))
+
+
+def _check_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuses what cyclopts would round, or read in another base than ten; called with all flags and files read.
+
+    Raises:
+        ConfigError: A setting that takes a whole number has something else.
+    """
+    for argument in arguments:
+        for token in argument.tokens if argument.resolved_hint is int else ():
+            if not _WHOLE.fullmatch(token.value):
+                raise ConfigError(f"{argument.name} must be a whole number, got {token.value}")

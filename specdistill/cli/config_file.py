@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ _MAPPINGS = ("chat_template_kwargs",)
 """The settings whose value is a mapping; all others are flat."""
 _LISTS = ("report_to", "lenience_sweep")
 """The settings that take several values."""
+_PLAIN = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _EXAMPLE = "write a setting per line, such as 'temperature: 0.7'"
 
 
@@ -49,6 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
         kind = "a list" if isinstance(content, list) else f"the single value {content!r}"
         raise ConfigError(f"{where} holds {kind} in place of settings; {_EXAMPLE}")
     _refuse_repeated(root, where)
+    _refuse_other_bases(root, where)
     return {name: _flat_value(name, value, where) for name, value in content.items()}
 
 
@@ -69,6 +72,17 @@ def _refuse_repeated(root: yaml.Node | None, where: str) -> None:
         if name in lines:
             raise ConfigError(f"{where}, line {line}: {key.value} is set already in line {lines[name]}; keep one")
         lines[name] = line
+
+
+def _refuse_other_bases(root: yaml.Node | None, where: str) -> None:
+    """Refuses 0x10, 010, 1_0 and 1:30, which YAML reads as 16, 8, 10 and 90."""
+    for key, value in root.value if root is not None else ():
+        if value.tag == "tag:yaml.org,2002:int" and not _PLAIN.fullmatch(value.value):
+            flag = f"--{str(key.value).replace('_', '-')}"
+            line = value.start_mark.line + 1
+            raise ConfigError(
+                f"{flag} must be a whole number in plain digits, got {value.value} ({where}, line {line})"
+            )
 
 
 def _flat_value(name: Any, value: Any, where: str) -> Any:

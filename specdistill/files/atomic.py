@@ -81,14 +81,20 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def claim_output_directory(path: Path) -> None:
+def claim_output_directory(
+    path: Path, remedy: str = "choose another --output, or move the old result away first"
+) -> None:
     """Makes the directory `path` and checks that it can be written, before any expensive work starts.
+
+    Args:
+        path: The directory.
+        remedy: Ends the message where it already holds files.
 
     Raises:
         OutputError: `path` already holds files, is a file, or can't be written.
     """
     if path.is_dir() and any(file.name != LOCK_FILE for file in path.iterdir()):
-        raise OutputError(f"{path} already holds files; choose another --output, or move the old result away first")
+        raise OutputError(f"{path} already holds files; {remedy}")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; --output must name a directory")
     with output_errors(path):

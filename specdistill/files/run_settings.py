@@ -105,6 +105,10 @@ def claim_run(
     Raises:
         OutputError: The directory holds something else, a finished run, or one of other settings or prompts.
     """
+    if not resume and (output / PROMPTS_FILE).is_file() and not (output / finished).exists():
+        atomic.claim_output_directory(
+            output, "the run in it did not end: add --resume to go on with it, or choose another --output"
+        )
     if not (resume and exists(output)):
         atomic.claim_output_directory(output)
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
-from specdistill.models.quiet import quiet_transformers
+from specdistill.models.quiet import quiet_hub, quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
     path = Path(name)
     location = str(gguf.convert(path, say) if path.is_file() else name)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_hub():
             config = AutoConfig.from_pretrained(location, trust_remote_code=False)
             families.check_supported(config, name)
             if Path(location).is_dir():
@@ -127,18 +128,33 @@ def _why_not(error: Exception, location: str, name: str, role: str) -> str:
             needed = "pip install sentencepiece protobuf"
             return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: {needed}"
         return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
-    adapter = _cached(location, checkpoint_files.ADAPTER_FILE)
+    # A hub that just was out of reach is not asked again: the library tries for 20 seconds each time.
+    adapter = _cached(location, checkpoint_files.ADAPTER_FILE, ask_hub=not _out_of_reach(error))
     if adapter is not None:
         checkpoint_files.refuse_adapter(adapter, name, role)
-    return f"can't load --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
+    # A hub id's owner is seldom a folder here, but a mistyped directory's parent is one.
+    mistyped = "there is no directory of that name here, and as a hub id: " if directory.parent.is_dir() else ""
+    return f"can't load --{role} {name}: {mistyped}{first_line(error)} (a hub id needs network access or a local cache)"
 
 
-def _cached(location: str, file: str) -> Path | None:
+def _out_of_reach(error: BaseException | None) -> bool:
+    """Whether the hub could not be asked, by the error or what caused it."""
+    while error is not None and not isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__
+    return error is not None
+
+
+def _cached(location: str, file: str, *, ask_hub: bool = True) -> Path | None:
     """A file of a hub id, from the network or the local cache; None if there is none, or if this is no hub id."""
     try:
-        found = cached_file(
-            location, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
+        with quiet_hub():
+            found = cached_file(
+                location,
+                file,
+                local_files_only=not ask_hub,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
     except OSError:
         return None
     return None if found is None else Path(found)

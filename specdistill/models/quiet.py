@@ -1,10 +1,11 @@
-"""Hides warnings of transformers where our own errors say more."""
+"""Hides warnings of transformers and huggingface_hub where our own errors say more."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 
@@ -17,3 +18,14 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Hides huggingface_hub's warnings inside the block: a line or two for each try to reach the hub."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)

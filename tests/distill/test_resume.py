@@ -163,7 +163,14 @@ def test_what_can_not_be_resumed_is_refused(folder, tmp_path, monkeypatch):
         train_draft(config(folder, tmp_path / "cut"))
     with pytest.raises(OutputError, match="has another --learning-rate, --seed"):
         train_draft(config(folder, tmp_path / "cut", resume=True, seed=1, learning_rate=1e-3))
-    with pytest.raises(OutputError, match="already holds files"):
+    with pytest.raises(OutputError, match="already holds files; the run in it did not end: add --resume to go on"):
         train_draft(config(folder, tmp_path / "cut"))
+    with pytest.raises(OutputError, match="already holds files; choose another --output, or move the old"):
+        train_draft(config(folder, tmp_path / "done", steps=4))
+    # An exported draft takes its run's settings along, and is no run.
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "specdistill.yaml").write_text((tmp_path / "cut" / "specdistill.yaml").read_text())
+    with pytest.raises(OutputError, match="already holds files; choose another --output, or move the old"):
+        train_draft(config(folder, tmp_path / "exported"))
     with pytest.raises(ConfigError, match="must be a multiple of --eval-every"):
         config(folder, tmp_path / "x", checkpoint_every=3)

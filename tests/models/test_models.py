@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny_models import FAMILIES, make_model, make_tokenizer, save
 from transformers import BloomConfig, BloomForCausalLM
 
 from specdistill.errors import ConfigError, IncompatibleModelsError, ModelError
-from specdistill.models import check_same_vocabulary, cut_draft, load_model, load_pair, vocabulary
+from specdistill.models import check_same_vocabulary, cut_draft, load, load_model, load_pair, vocabulary
 from specdistill.models.cut import only_layers
 
 
@@ -72,6 +74,36 @@ def test_other_architectures_are_refused_by_name(tmp_path):
 def test_missing_models_are_refused_with_the_remedy(name, text):
     with pytest.raises(ModelError, match=text):
         load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("cause", "asked"), [(LocalEntryNotFoundError("offline"), False), (EntryNotFoundError("no such file"), True)]
+)
+def test_a_hub_that_is_out_of_reach_is_asked_once_and_quietly(monkeypatch, caplog, cause, asked):
+    """The library tries for some 20 seconds each time, and writes two lines for each try."""
+    calls = []
+
+    def warn():
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+
+    def no_config(*given, **named):
+        warn()
+        raise OSError("We couldn't connect") from cause
+
+    def no_adapter(*given, **named):
+        warn()
+        calls.append(named["local_files_only"])
+
+    monkeypatch.setattr("specdistill.models.load.AutoConfig.from_pretrained", no_config)
+    monkeypatch.setattr("specdistill.models.load.cached_file", no_adapter)
+    with pytest.raises(ModelError, match="--draft nodir: there is no directory of that name here, and as a hub id"):
+        load.find("nodir", "draft")
+    assert not caplog.records
+    warn()
+    assert len(caplog.records) == 1, "else the test would see no line at all"
+    assert calls == [not asked]
+    with pytest.raises(ModelError, match="--draft owner/name: We couldn't connect"):
+        load.find("owner/name", "draft")
 
 
 def test_directories_and_files_that_are_no_models(tmp_path):

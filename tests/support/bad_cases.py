@@ -252,7 +252,7 @@ SETTINGS += [
 WORDS = [
     *each(ALL, {"word": ""}, "'word' belongs to no flag", "--name value"),
     *each(ALL, {"--nosuch": "1"}, "Unknown option: --nosuch"),
-    *each(WRITING, {"--output": None}, "--output requires an argument"),
+    *each(WRITING, {"--output": None}, "--output is required"),
     *each(WRITING, {"--output": ""}, "--output is empty"),
     *each(WRITING, {"--output": "used"}, "used already holds files"),
     *each(WRITING, {"--output": "fine.txt"}, "fine.txt is a file"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
@@ -114,7 +115,13 @@ def distinct(examples: Sequence[Example], model: LanguageModel) -> list[Example]
 
 
 def select_answers(
-    examples: Sequence[Example], prompts: Sequence[Prompt], target: LanguageModel, judge: Judge, *, keep_correct: bool
+    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
+    target: LanguageModel,
+    judge: Judge,
+    *,
+    keep_correct: bool,
+    stored: Path | None = None,
 ) -> tuple[list[Example], RightAnswers | None]:
     """Chooses the answers that best-of-n trains on.
 
@@ -124,6 +131,7 @@ def select_answers(
         target: Decodes the answers; its likelihood is the score or decides ties.
         judge: Decides which answers are right.
         keep_correct: Keep every right answer, each text once, instead of one answer per prompt.
+        stored: Where this run has written the answers, for the message that none is right.
 
     Returns:
         The chosen answers, and what was counted; None where no answer is right or wrong.
@@ -136,10 +144,19 @@ def select_answers(
     scores = judge.scores(examples, prompts, target)
     counts, right = judge.count(examples, scores, prompts, target), judge.right(examples, scores)
     if not right:
+        # A named scorer gives 0 or 1: every threshold up to 1 says the same.
+        lower = ":" in judge.name or judge.threshold > RIGHT
+        other = "lower --score-threshold" if lower else "choose another --scorer"
+        again = (
+            f"; the answers are in {stored}: to judge them anew, run the same command with --rollouts {stored} and "
+            "another --output"
+            if stored is not None
+            else ""
+        )
         raise DataError(
             f"none of {counts.answers} answers to {counts.prompts} prompts scores {judge.threshold:g} or more by "
-            f"--scorer {judge.name}; sample more (--rollouts-per-prompt), lower --score-threshold, or let a better "
-            "model answer"
+            f"--scorer {judge.name}; sample more (--rollouts-per-prompt), {other}, or let a better "
+            f"model answer{again}"
         )
     if keep_correct:
         return distinct(right, target), counts

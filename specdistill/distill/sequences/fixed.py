@@ -70,6 +70,7 @@ def _fixed_set(inputs: SequenceInputs) -> FixedSet:
             target,
             inputs.judge,
             keep_correct=settings.keep_correct,
+            stored=inputs.output / ROLLOUTS_DIRECTORY if settings.rollouts is None else None,
         )
         if right is not None:
             _say_right(right, len(examples), say)

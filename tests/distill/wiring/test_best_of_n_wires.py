@@ -241,6 +241,20 @@ def test_a_run_without_a_right_answer_is_refused(tiny, tmp_path):
         train(tiny, tmp_path / "out", method="best-of-n", scorer="exact-match", rollouts=str(answers))
 
 
+def test_answers_that_are_all_wrong_can_be_judged_anew_as_the_refusal_says(tiny, tmp_path, scorer_module):
+    settings = {"method": "best-of-n", "rollouts_per_prompt": 2, "steps": 9}
+    output, strict = tmp_path / "out", f"{scorer_module}:strict"
+    with pytest.raises(DataError) as refusal:
+        train(tiny, output, scorer="exact-match", **settings)
+    text = str(refusal.value)
+    assert f"run the same command with --rollouts {output / 'rollouts'} and another --output" in text
+    assert "choose another --scorer" in text and "--score-threshold" not in text
+    again = {"rollouts": str(output / "rollouts"), "scorer": strict, "method": "best-of-n", "steps": 9}
+    with pytest.raises(DataError, match=r"lower --score-threshold, or let a better model answer$"):
+        train(tiny, tmp_path / "again", score_threshold=0.5, **again)
+    assert train(tiny, tmp_path / "anew", score_threshold=0.0, **again).right_answers.right == 36
+
+
 def test_best_of_n_of_ones_own_answers_trains_on_the_best_of_them(tiny, tmp_path, monkeypatch, scorer_module):
     """Target and draft are one model, and yet there is something to learn: which of its own answers are good."""
     seen = trained_on(monkeypatch)
