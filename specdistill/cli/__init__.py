@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from cyclopts import (
+    UNSET,
     App,
     ArgumentCollection,
     CycloptsError,
@@ -158,5 +159,6 @@ def _check_whole_numbers(app: App, commands: tuple[str, ...], arguments: Argumen
     """
     for argument in arguments:
         for token in argument.tokens if argument.resolved_hint is int else ():
-            if not _WHOLE.fullmatch(token.value):
+            # A null in a file has no text, and leaves the default.
+            if token.implicit_value is UNSET and not _WHOLE.fullmatch(token.value):
                 raise ConfigError(f"{argument.name} must be a whole number, got {token.value}")

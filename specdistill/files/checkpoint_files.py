@@ -116,10 +116,11 @@ def check_weights(directory: Path, name: str, role: str) -> None:
             )
 
 
-def first_integer_weight(directory: Path) -> str | None:
-    """Name of the first weight that is stored in integers or one-byte floats; None where all are ordinary floats.
+def refuse_integers(directory: Path, where: str) -> None:
+    """Refuses weights in integers or one-byte floats: without a quantisation's settings nothing says what they mean.
 
-    Such numbers mean nothing without scales, which only a quantisation's own settings tell how to apply.
+    Raises:
+        ModelError: Names the first such weight; `where` names the model.
     """
     for file in weight_files(directory):
         try:
@@ -130,8 +131,10 @@ def first_integer_weight(directory: Path) -> str | None:
             continue
         for name, entry in header.items():
             if name.endswith(".weight") and isinstance(entry, dict) and entry.get("dtype") not in _FLOATS:
-                return name
-    return None
+                raise ModelError(
+                    f"{where}: {name} is stored in integers or one-byte floats, but config.json has no "
+                    "quantization_config that says how to read them; take the checkpoint that it was quantised from"
+                )
 
 
 def weight_files(directory: Path) -> list[str]:

@@ -94,8 +94,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         ModelError: The model can't be found or read, its architecture is not supported, or a target can't end answers.
     """
     check_exists(name, role)
-    path = Path(name)
-    location = str(gguf.convert(path, say) if path.is_file() else name)
+    location = str(gguf.convert(Path(name), say) if Path(name).is_file() else name)
     try:
         with quiet_transformers(), quiet_hub():
             config = AutoConfig.from_pretrained(location, trust_remote_code=False)
@@ -184,12 +183,7 @@ def check_loadable(source: ModelSource, role: str, keep: str = "whole", *, plain
         quantised.check_plain(source.config, where)
     method = quantised.method_of(source.config)
     if method is None and source.directory is not None:
-        name = checkpoint_files.first_integer_weight(source.directory)
-        if name is not None:
-            raise ModelError(
-                f"{where}: {name} is stored in integers or one-byte floats, but config.json has no "
-                "quantization_config that says how to read them; take the checkpoint that it was quantised from"
-            )
+        checkpoint_files.refuse_integers(source.directory, where)
     if method is not None and keep in memory.QUANTISED:
         raise ModelError(f"{where} is quantised already, by {method}; leave out --target-memory {keep}")
 
@@ -220,8 +214,7 @@ def load_model(
         ModelError: The model can't be found or read, its architecture is not supported, or its weights are not the
             architecture's own, not finite, or quantised in a way that can't be read here.
     """
-    if isinstance(source, str):
-        source = find(source, role, say)
+    source = find(source, role, say) if isinstance(source, str) else source
     check_loadable(source, role, keep)
     # Read first, because from_pretrained overwrites the configuration's dtype.
     stored_dtype = getattr(source.config, "dtype", None)

@@ -19,7 +19,8 @@ BENCH = {
     "latency_prompts": 0, "max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
     "rule": "auto", "lenience": 1.0, "num_draft_tokens": 0, "max_draft_tokens": 8, "draft_length": "fixed",
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
-    "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False,
+    "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
+    "negative_prompt": None, "scorer": None, "lenience_sweep": [],
 }  # fmt: skip
 PLAN = {
     "draft_layers": 0, "draft_width": 0, "dtype": "bfloat16", "vocab_size": 128256, "target_resident_params": None,
