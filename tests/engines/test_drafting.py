@@ -126,7 +126,7 @@ def test_bench_tells_that_vllms_cpu_build_verifies_wrongly(target, folder):
     report = bench(
         BenchConfig.flat(
             target=str(target.directory), draft=str(folder / "draft-vllm"), engine="vllm", temperature=0.8,
-            engine_args="--enforce-eager", **BENCH | {"num_prompts": 16, "batch_size": 4},
+            engine_args="--enforce-eager", **BENCH | {"num_prompts": 32, "batch_size": 4},
         )
     )  # fmt: skip
     warning = prediction_warning(report)

@@ -81,7 +81,7 @@ def test_training_on_rollouts_by_vllm(files, tmp_path):
         method="gkd",
         lmbda=1.0,
         divergence="fkl",
-        heldout_prompts=4,
+        heldout_prompts=8,
         max_new_tokens=12,
         steps=40,
         eval_every=20,
