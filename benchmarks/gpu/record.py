@@ -1,4 +1,4 @@
-"""The JSON of one part: written anew after every row, so that a run which is cut off leaves what it has measured."""
+"""The JSON of one part: written again after every row, so that a run which is cut off leaves what it has measured."""
 
 from __future__ import annotations
 

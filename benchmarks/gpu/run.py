@@ -46,6 +46,7 @@ def run_part(name: str, output: Path, dry: bool, vllm: Path | None = None, limit
         importlib.import_module(PARTS[name]).measure(record)
         record.finish()
     except Exception:
+        # The other parts must have their turn on a machine that is lent for minutes.
         record.failed(traceback.format_exc()[-3000:])
     return record.failures
 

@@ -96,7 +96,7 @@ class Study:
         return self.folder.run(f"{row}-{depth}", seed)
 
     def train(self, run: Path, start: Path, target: Path | str, prompts: str, steps: int, **settings: Any) -> None:
-        """Trains on one thread and keeps the last step; writes how long that took, models loaded anew."""
+        """Trains on one thread and keeps the last step; writes how long that took, with loading the models."""
         if is_finished(run):
             return
         shared: dict[str, Any] = {

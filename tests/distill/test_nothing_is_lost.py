@@ -414,7 +414,7 @@ def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(tmp_path,
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_lock_on_a_file_that_lost_its_name_holds_nothing(tmp_path, monkeypatch, replaced):
-    """The run before removes the file between open and lock; a third run may have made it anew."""
+    """The run before removes the file between open and lock; a third run may have made it again."""
     output, lock = tmp_path / "out", locks._lock
     named = output / ".specdistill.lock"
 

@@ -148,7 +148,7 @@ def select_answers(
         lower = ":" in judge.name or judge.threshold > RIGHT
         other = "lower --score-threshold" if lower else "choose another --scorer"
         again = (
-            f"; the answers are in {stored}: to judge them anew, run the same command with --rollouts {stored} and "
+            f"; the answers are in {stored}: to judge them again, run the same command with --rollouts {stored} and "
             "another --output"
             if stored is not None
             else ""

@@ -116,7 +116,7 @@ def as_prompt(block: str) -> Prompt:
 
 
 def write_blocks(blocks: Iterable[Example], directory: Path, shard: str, rows_per_shard: int) -> None:
-    """Writes blocks as rows of answers that wait for their labels, anew: the text may have changed since a kill.
+    """Writes blocks as rows of answers that wait for labels. Replaces old blocks: a text may have changed after a kill.
 
     Args:
         blocks: From `text_blocks`.

@@ -241,7 +241,7 @@ def test_a_run_without_a_right_answer_is_refused(tiny, tmp_path):
         train(tiny, tmp_path / "out", method="best-of-n", scorer="exact-match", rollouts=str(answers))
 
 
-def test_answers_that_are_all_wrong_can_be_judged_anew_as_the_refusal_says(tiny, tmp_path, scorer_module):
+def test_answers_that_are_all_wrong_can_be_judged_again_as_the_refusal_says(tiny, tmp_path, scorer_module):
     settings = {"method": "best-of-n", "rollouts_per_prompt": 2, "steps": 9}
     output, strict = tmp_path / "out", f"{scorer_module}:strict"
     with pytest.raises(DataError) as refusal:
