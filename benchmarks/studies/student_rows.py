@@ -1,4 +1,7 @@
-"""Rows of `students.py`: every method from one warmed-up student, with the same number of steps and answers a step."""
+"""Rows of `students.py`: every method from one warmed-up student, with the same number of steps and answers a step.
+
+One row has the training time of another instead: stored labels against a live target and the student's own answers.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,10 @@ class StudentRow:
     """Whether the task's score is the reward."""
     chosen: bool = False
     """Whether only answers that the task's score finds right are trained on."""
+    labelled: bool = False
+    """Whether the target's stored labels of its answers stand for the target, which is not loaded."""
+    as_long_as: str | None = None
+    """Row whose training time with the same seed this one is given, instead of equally many steps."""
 
 
 FORWARD_KL = {"method": "distillspec", "target_fraction": 1.0}
@@ -39,7 +46,8 @@ def _gkd(lmbda: float, divergence: str) -> StudentRow:
 
 
 ROWS = {
-    "more-fkl": StudentRow(FORWARD_KL, Answers.TARGET),
+    "offline": StudentRow(FORWARD_KL, labelled=True),
+    "offline-equal-time": StudentRow(FORWARD_KL, labelled=True, as_long_as="gkd-1-fkl"),
     "sft": StudentRow({"method": "sft"}),
     "seqkd": StudentRow({"method": "seqkd"}, Answers.TARGET),
     "supervised-kd": StudentRow({"method": "supervised-kd"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.studies.student_rows import FORWARD_KL, ROWS, Answers
 from benchmarks.studies.student_tasks import Task
 from benchmarks.support.commands import run_command
 from benchmarks.support.paths import target_file
-from specdistill import GenerateConfig, TrainConfig, generate, train_draft
+from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
 from specdistill.data import Example, Provenance
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
@@ -29,6 +29,7 @@ from specdistill.models.pair import resolve_device
 from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
+SECONDS_FILE = "seconds.json"
 SMALL_TEACHER = 8
 """Layers of the small teacher: the warmed-up student of this depth."""
 COPIES = 4
@@ -50,12 +51,17 @@ class Scale:
     warm_steps: int
     steps: int
     batch_size: int
+    vocab_keep: int
+    """Ids of the students' output head, by use in `calibration_prompts` answers; 0: all."""
+    calibration_prompts: int
 
 
 SCALES = {
-    "study": Scale(2000, 512, 128, 1.0, 250, 60, 16),
+    "study": Scale(2000, 512, 128, 1.0, 250, 60, 16, 0, 8),
+    # For two CPU cores and some nights.
+    "cpu": Scale(1000, 256, 64, 1.0, 100, 30, 8, 8192, 256),
     # Proves in minutes that every part runs; its numbers mean nothing.
-    "try": Scale(16, 12, 4, 0.01, 2, 2, 2),
+    "try": Scale(16, 12, 4, 0.01, 2, 2, 2, 8192, 8),
 }
 
 
@@ -91,14 +97,25 @@ class Study:
         """Folder of stored answers."""
         return self.folder.root / answers.value
 
+    @property
+    def labels(self) -> Path:
+        """The teacher's stored distributions over its own answers."""
+        return self.folder.root / "labels"
+
     def run(self, row: str, depth: int, seed: int) -> Path:
         """A training run."""
         return self.folder.run(f"{row}-{depth}", seed)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds: of this process's one thread on a CPU, so that other work on the machine does not count."""
+        return time.perf_counter if self.on_gpu else time.process_time
 
     def train(self, run: Path, start: Path, target: Path | str, prompts: str, steps: int, **settings: Any) -> None:
         """Trains on one thread and keeps the last step; writes how long that took, with loading the models."""
         if is_finished(run):
             return
+        clock = self.clock
         shared: dict[str, Any] = {
             "batch_size": self.scale.batch_size,
             "max_new_tokens": self.task.max_new_tokens,
@@ -110,18 +127,36 @@ class Study:
             steps=steps, keep="last", patience=0, heldout_prompts=min(8, self.scale.heldout), rule="greedy",
             resume=True, threads=1, device=self.device, **shared, **settings,
         )  # fmt: skip
-        began = time.perf_counter()
+        began = clock()
         train_draft(config, TerminalProgress())
-        write_text(run / "seconds.json", json.dumps(time.perf_counter() - began))
+        write_text(run / SECONDS_FILE, json.dumps(clock() - began))
 
-    def answer(self, model: Path, answers: Answers, copies: int) -> None:
-        """Stores a model's sampled answers to the training prompts."""
+    def answer(self, model: Path, answers: Answers, copies: int) -> float:
+        """Stores a model's sampled answers to the training prompts, and how long that took, in seconds."""
+        folder = self.stored(answers)
         config = GenerateConfig.flat(
-            target=str(model), output=str(self.stored(answers)), prompts=str(self.folder.prompts("train")),
+            target=str(model), output=str(folder), prompts=str(self.folder.prompts("train")),
             rollouts_per_prompt=copies, max_new_tokens=self.task.max_new_tokens, batch_size=BATCH, shard_size=BATCH,
             threads=1, device=self.device,
         )  # fmt: skip
-        generate(config, TerminalProgress())
+        return self._timed(folder, lambda: generate(config, TerminalProgress()))
+
+    def label(self) -> float:
+        """Stores the teacher's distributions over its answers, and how long that took, in seconds."""
+        config = AnnotateConfig.flat(
+            target=str(self.teacher), output=str(self.labels), rollouts=str(self.stored(Answers.TARGET)),
+            threads=1, device=self.device,
+        )  # fmt: skip
+        return self._timed(self.labels, lambda: annotate(config, TerminalProgress()))
+
+    def _timed(self, made: Path, make: Callable[[], object]) -> float:
+        """Makes a folder once. A part that was cut off is finished, and then only the rest of its time is known."""
+        file = made.with_suffix(".seconds.json")
+        if not file.exists():
+            began = self.clock()
+            make()
+            write_text(file, json.dumps(self.clock() - began))
+        return json.loads(file.read_text())
 
 
 def prepare(study: Study, depths: Sequence[int]) -> None:
@@ -133,25 +168,26 @@ def prepare(study: Study, depths: Sequence[int]) -> None:
     steps = max(2, round(study.task.teacher_steps * scale.teacher_share))
     original = convert(target_file())
     study.train(study.teacher, original, target_file(), "finetuning", steps, method="sft", learning_rate=2e-4)
-    study.answer(study.teacher, Answers.TARGET, COPIES)
+    seconds = {"answers_seconds": study.answer(study.teacher, Answers.TARGET, COPIES), "labels_seconds": study.label()}
     for depth in sorted({*depths, SMALL_TEACHER}):
         if not has_weights(folder.cut(depth)):
-            shape = ["--layers", str(depth), "--choose", "even", "--calibration-prompts", "8"]
-            prompts = ["--prompts", str(folder.prompts("train")), "--calibration-tokens", "32"]
+            shape = ["--layers", str(depth), "--choose", "even", "--vocab-keep", str(scale.vocab_keep)]
+            size = {"prompts": scale.calibration_prompts, "tokens": study.task.max_new_tokens}
+            prompts = ["--prompts", str(folder.prompts("train"))]
+            prompts += [part for name, number in size.items() for part in (f"--calibration-{name}", str(number))]
             pair = ["--target", str(study.teacher), "--output", str(folder.cut(depth)), "--device", study.device]
             run_command("init-draft", *pair, *shape, *prompts)
-        stored = {"rollouts": str(study.stored(Answers.TARGET))}
-        study.train(
-            study.start(depth), folder.cut(depth), study.teacher, "train", scale.warm_steps, **FORWARD_KL, **stored
-        )
+        warm = FORWARD_KL | {"soft_labels": str(study.labels)}
+        study.train(study.start(depth), folder.cut(depth), study.teacher, "train", scale.warm_steps, **warm)
     copies = small_copies(study)
-    study.answer(study.start(SMALL_TEACHER), Answers.SMALL, copies)
+    seconds["small_answers_seconds"] = study.answer(study.start(SMALL_TEACHER), Answers.SMALL, copies)
     judge = Judge(study)
     for model in (study.teacher, *(study.start(depth) for depth in depths)):
         judge.judge(model)
     device = torch.cuda.get_device_name() if study.on_gpu else "CPU"
     facts = {"device": device, "torch": torch.__version__, "heldout_prompts": len(judge.prompts)}
     facts |= {"teacher_copies": COPIES, "small_teacher_layers": SMALL_TEACHER, "small_teacher_copies": copies}
+    facts |= {name: round(value, 1) for name, value in seconds.items()}
     write_text(study.facts, json.dumps(facts))
 
 
@@ -175,8 +211,24 @@ def train_row(study: Study, name: str, depth: int, seed: int) -> None:
         settings |= {"scorer": study.task.scorer, "keep_correct": True}
     if row.rewarded:
         settings |= {"reward": study.task.scorer}
+    if row.labelled:
+        settings["soft_labels"] = str(study.labels)
     run = study.run(name, depth, seed)
-    study.train(run, study.start(depth), study.teacher, "train", study.scale.steps, **settings, seed=seed)
+    steps = steps_of(study, name, depth, seed)
+    study.train(run, study.start(depth), study.teacher, "train", steps, **settings, seed=seed)
+
+
+def timed_after(study: Study, name: str, depth: int, seed: int) -> list[Path]:
+    """The runs whose times decide a run's number of steps: the row to match, and this one's short form."""
+    longer = ROWS[name].as_long_as
+    return [study.run(row, depth, seed) for row in (longer, name.removesuffix("-equal-time"))] if longer else []
+
+
+def steps_of(study: Study, name: str, depth: int, seed: int) -> int:
+    """Steps of a run: the study's, or as many as take the time of the row to match."""
+    runs = timed_after(study, name, depth, seed)
+    times = [json.loads((run / SECONDS_FILE).read_text()) for run in runs]
+    return round(study.scale.steps * times[0] / times[1]) if times else study.scale.steps
 
 
 class Judge:

@@ -1,16 +1,18 @@
 """Distillation for its own sake: how well does a student do the task, after every method from one start?
 
     python benchmarks/studies/students.py --output DIR               (both tasks; resumable: finished parts are kept)
-    python benchmarks/studies/students.py --output DIR --workers 8   (so many runs side by side, on a GPU)
+    python benchmarks/studies/students.py --output DIR --workers 8   (so many runs side by side)
+    python benchmarks/studies/students.py --output DIR --scale cpu   (a quarter of the size, for two cores)
     python benchmarks/studies/students.py --output DIR --collect     (compares, writes results/students.json)
 
 Two tasks: customers' mails to JSON, with one right answer (`service_mail.py`), and arithmetic word problems, with
 several right ways (`word_problems.py`). For each:
 
 1. SmolLM2-135M-Instruct is fine-tuned: the teacher. It answers the training prompts four times, sampled.
-2. Students of 4 and 8 of its layers are cut out and warmed up by forward KL on those answers: the start.
-3. From the start every row of `student_rows.py` goes on with equally many steps, three seeds each. The last step is
-   kept.
+2. Students of 4 and 8 of its layers are cut out and warmed up by forward KL on those answers, from stored
+   labels: the start.
+3. From the start every row of `student_rows.py` goes on with equally many steps, three seeds each; `offline-equal-time`
+   with as many as fit into the time of `gkd-1-fkl`. The last step is kept.
 4. Judged on held-out prompts: the student's own greedy answers by the task's scores, and alpha under every rule on the
    teacher's sampled answers. Intervals are over prompts, differences paired with the start.
 """
@@ -23,6 +25,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,14 +37,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.student_rows import ROWS, StudentRow
-from benchmarks.studies.student_runs import SCALES, Judge, Study, prepare, train_row
+from benchmarks.studies.student_runs import SCALES, SECONDS_FILE, Judge, Study, prepare, timed_after, train_row
 from benchmarks.studies.student_tasks import TASKS
 from benchmarks.support.paths import RESULTS
 from benchmarks.support.results import write_result_to
 from specdistill.evaluation.statistics import paired_difference, ratio
 
 DEPTHS, SEEDS = (4, 8), (0, 1, 2)
+WAIT_SECONDS = 20
+"""Between looks for the times that a run waits for."""
 SLOW_FIRST = ("skd", "gkd-reward", "gkd-1", "gkd-1-fkl", "gkd-1-rkl", "gkd-0.5")
+Job = tuple[str, str, int, int]
+"""Task, row, depth, seed."""
 Sums = dict[str, np.ndarray]
 """Column or rule -> sum and number per prompt, [2, prompts]."""
 
@@ -63,7 +70,7 @@ def entry(runs: list[Path], start: Sums | None) -> dict[str, Any]:
     """A row of the result: means with intervals, seed by seed, and over the start."""
     seeds = [read_sums(run) for run in runs]
     found: dict[str, Any] = {"seeds": len(seeds)}
-    times = [run / "seconds.json" for run in runs]
+    times = [run / SECONDS_FILE for run in runs]
     found["seconds"] = [round(json.loads(time.read_text()), 1) for time in times if time.exists()]
     found["mean"] = {name: ratio(*added(seeds, name)).to_json() for name in seeds[0]}
     found["by_seed"] = {name: [ratio(*seed[name]).mean for seed in seeds] for name in seeds[0]}
@@ -102,9 +109,9 @@ def collect(studies: list[Study], output: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Whether this process has a job to itself; a worker that dies gives it back."""
-    with file.open("w") as lock:
+def claimed(run: Path) -> Iterator[bool]:
+    """Whether this process has a run to itself; a worker that dies gives it back."""
+    with run.with_suffix(".job").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,25 +120,51 @@ def claimed(file: Path) -> Iterator[bool]:
         yield True
 
 
-def work(studies: list[Study], jobs: list[tuple[str, str, int, int]]) -> int:
+def work(studies: list[Study], jobs: list[Job]) -> int:
     """Trains and scores every job that is not done and that no other worker has in hand; the number that failed."""
-    by_name, judges, failed = {study.task.name: study for study in studies}, {}, 0
-    for task, row, depth, seed in jobs:
-        study = by_name[task]
-        run = study.run(row, depth, seed)
-        with claimed(run.with_suffix(".job")) as mine:
-            if not mine or (run / "scores.json").exists():
-                continue
-            try:
-                train_row(study, row, depth, seed)
-                if task not in judges:
-                    judges[task] = Judge(study)
-                judges[task].judge(run)
-            except Exception:
-                # One row's fault must not cost the others a night.
-                traceback.print_exc()
-                failed += 1
+    by_name = {study.task.name: study for study in studies}
+    judges: dict[str, Judge] = {}
+    failed = 0
+    while jobs:
+        waiting: list[Job] = []
+        for job in jobs:
+            task, row, depth, seed = job
+            study = by_name[task]
+            run = study.run(row, depth, seed)
+            with claimed(run) as mine:
+                if not mine or (run / "scores.json").exists():
+                    continue
+                try:
+                    if not ready(study, row, depth, seed):
+                        waiting.append(job)
+                        continue
+                    train_row(study, row, depth, seed)
+                    if task not in judges:
+                        judges[task] = Judge(study)
+                    judges[task].judge(run)
+                except Exception:
+                    # One row's fault must not cost the others a night.
+                    traceback.print_exc()
+                    failed += 1
+        if waiting == jobs:
+            time.sleep(WAIT_SECONDS)
+        jobs = waiting
     return failed
+
+
+def ready(study: Study, row: str, depth: int, seed: int) -> bool:
+    """Whether the runs whose times this one needs are done.
+
+    Raises:
+        RuntimeError: One of them is not, and no worker has it in hand.
+    """
+    for run in timed_after(study, row, depth, seed):
+        if not (run / SECONDS_FILE).exists():
+            with claimed(run) as nobody_has_it:
+                if nobody_has_it and not (run / SECONDS_FILE).exists():
+                    raise RuntimeError(f"{run.name} must be trained first")
+            return False
+    return True
 
 
 def start_workers(options: argparse.Namespace) -> None:
@@ -172,13 +205,13 @@ def main() -> None:
         return
     if options.workers:
         return start_workers(options)
-    # Rows outermost, the slow ones first: then no worker is left with one at the end.
+    # Seed by seed, so that a study cut short has all rows; the slow ones first: no worker is left with one at the end.
     rows = sorted(options.rows, key=lambda row: list(SLOW_FIRST).index(row) if row in SLOW_FIRST else len(SLOW_FIRST))
     jobs = [
         (study.task.name, row, depth, seed)
         for depth in options.depths
-        for row in rows
         for seed in options.seeds
+        for row in rows
         for study in studies
     ]
     if work(studies, jobs):
