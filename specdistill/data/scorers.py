@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import math
 import re
@@ -85,6 +86,7 @@ def load_function(name: str, flag: str) -> Scorer:
         sys.path.remove(here)
     if not callable(scorer):
         raise ConfigError(f"{flag} {name}: {module} has no function {function}")
+    _check_signature(scorer, flag, name)
 
     def checked(prompt: Prompt, text: str) -> float:
         try:
@@ -97,6 +99,21 @@ def load_function(name: str, flag: str) -> Scorer:
         return value
 
     return checked
+
+
+def _check_signature(function: Callable[..., object], flag: str, name: str) -> None:
+    """Refuses a function that can't be called with a prompt and a text before any answer is written."""
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{flag} {name} is async; it must return a number, not a coroutine")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Functions written in C may tell nothing of themselves.
+        return
+    try:
+        signature.bind("prompt", "text")
+    except TypeError as error:
+        raise ConfigError(f"{flag} {name} must take (prompt, text), but takes {signature}") from error
 
 
 def check_scorer(

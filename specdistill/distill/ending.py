@@ -64,6 +64,7 @@ def finish(
         training_prompts=len(prompts.training),
         processes=ranks.world,
         measure=measures.measure,
+        caveat=measures.caveat,
         scorer=None if prompts.scorer is None else settings["scorer"],
         before=measures.means(start),
         after=measures.means(kept),

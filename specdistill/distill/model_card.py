@@ -47,7 +47,7 @@ watched these prompts, so run `specdistill bench` on fresh ones before you deplo
 The rules: `greedy` is argmax agreement (temperature 0); `sampled` is sum min(p, q) (transformers, vLLM with
 `draft_sample_method: probabilistic`); `argmax_draft` is p_target(argmax q) (vLLM's default, SGLang, llama.cpp above
 temperature 0).
-
+{caveat}
 Alpha alone does not say whether serving gets faster: that depends on what a draft step costs. Ask
 `specdistill bench --target {target} --draft {output}`.
 
@@ -63,14 +63,19 @@ alpha.
 """
 
 _SERVING = """## Serving
-
+{gguf}
 ```
-vllm serve {target} --speculative-config '{{"method": "draft_model", "model": "{output}", "num_speculative_tokens": 4}}'
+vllm serve {served} --speculative-config '{{"method": "draft_model", "model": "{output}", "num_speculative_tokens": 4}}'
 ```
 
 ```python
 target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("{output}"))
 ```
+"""
+
+_GGUF = """
+`{target}` is a .gguf file. For llama.cpp, write this draft with `specdistill export --format gguf`. vLLM and
+transformers take checkpoints: TARGET below is the one that the file was made from.
 """
 
 _OTHER_TOKENIZER = """## Serving
@@ -107,9 +112,13 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         )
     parts = (_ALPHA, _SERVING) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
     template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
+    is_gguf = settings["target"].endswith(".gguf")
     return template.format(
         **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
         loss=settings["divergence"],
+        served="TARGET" if is_gguf else settings["target"],
+        gguf=_GGUF.format(target=settings["target"]) if is_gguf else "",
+        caveat="" if summary.caveat is None else f"\nHere {summary.caveat}.\n",
         whose="the target's" if pair.same_tokenizer else "its own",
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,

@@ -16,7 +16,7 @@ from specdistill.evaluation.interruption import UNKNOWN, Interruption
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report_scores import AnswerScores
-from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
+from specdistill.evaluation.statistics import Estimate, paired_difference, share
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
 
@@ -131,8 +131,7 @@ def own_scores(
 
 def mean(scores: PromptScores) -> Estimate:
     """Mean score with its interval over prompts; NaN without any."""
-    values = np.array(list(scores.values()), dtype=float)
-    return ratio(values, np.ones(len(values))) if len(values) else UNKNOWN
+    return share(list(scores.values())) if scores else UNKNOWN
 
 
 def difference(after: PromptScores, before: PromptScores) -> Estimate:

@@ -71,6 +71,22 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
     return of_sums(lambda over, under: over / under, numerators, denominators)
 
 
+def share(values: ArrayLike) -> Estimate:
+    """Mean of one value per prompt with its 95 % interval over prompts.
+
+    Where all are 0 or all are 1, a bootstrap sees no spread; the interval is then Clopper and Pearson's, of a share.
+
+    Args:
+        values: [prompts], not empty.
+    """
+    numbers = np.asarray(values, dtype=float)
+    found = ratio(numbers, np.ones(len(numbers)))
+    if not found.has_interval or found.mean not in (0.0, 1.0) or np.any(numbers != found.mean):
+        return found
+    unseen = 0.025 ** (1 / len(numbers))
+    return Estimate(1.0, unseen, 1.0) if found.mean else Estimate(0.0, 0.0, 1 - unseen)
+
+
 def paired_difference(after: tuple[ArrayLike, ArrayLike], before: tuple[ArrayLike, ArrayLike]) -> Estimate:
     """ratio(after) - ratio(before) over the same prompts: an interval that excludes zero is a change.
 

@@ -91,6 +91,8 @@ class TrainSummary:
     """Held-out numbers of the kept draft."""
     gain: Mapping[str, Estimate]
     """Paired differences after - before."""
+    caveat: str | None = None
+    """What the numbers by rule are not: bounds, where stored labels hold a part of the distribution."""
     scorer: str | None = None
     """Scorer of `score`; None without one."""
     disagreement: str | None = None

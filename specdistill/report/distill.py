@@ -29,6 +29,8 @@ def training_table(summary: TrainSummary) -> None:
             label += f" ({summary.scorer})"
         table.add_row(label, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
     console.print(table)
+    if summary.caveat is not None:
+        console.print(summary.caveat, soft_wrap=True)
     if summary.right_answers is not None:
         shown = ", ".join(f"{label} {value}" for label, value in _right_answers(summary.right_answers))
         console.print(f"of {summary.right_answers.answers:,} sampled answers: {shown}", soft_wrap=True)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specdistill.evaluation.report import Report
+from specdistill.evaluation.statistics import Estimate
 from specdistill.report.wording import alpha_rows
 
 INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
@@ -60,6 +61,9 @@ def all_plots(report: Report) -> list[tuple[str, str, str]]:
         plots.append(("Alpha by rule", _draw(_alphas, report), caption))
     if len(report.acceptance.by_category) > 1:
         plots.append(("Alpha by category", _draw(_categories, report), "Kinds of prompts that the draft is good at."))
+    if report.lenience_sweep:
+        caption = "Each dot is one lenience, 1 the exact rule; the further to the right, the faster. 95 % intervals."
+        plots.append(("What lenience trades", _draw(lenience_plot, report), caption))
     return plots
 
 
@@ -90,9 +94,10 @@ def _speedups(axes: Axes, report: Report) -> None:
     predicted, measured = report.economics.predicted_speedup, report.latency.speedup
     axes.axhline(1, color=QUIET, linewidth=1.5)
     axes.plot(list(predicted), list(predicted.values()), color=ACCENT, marker="o", label="predicted")
-    spread = [[measured.mean - measured.low], [measured.high - measured.mean]]
     length = report.setup.num_draft_tokens
-    axes.errorbar([length], [measured.mean], yerr=spread, color=SECOND, marker="s", capsize=4, label="measured")
+    axes.errorbar(
+        [length], [measured.mean], yerr=_spread([measured]), color=SECOND, marker="s", capsize=4, label="measured"
+    )
     axes.set(xlabel="draft tokens per target call", ylabel="speed-up", xticks=list(predicted))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
@@ -106,9 +111,8 @@ def _alphas(axes: Axes, report: Report) -> None:
     width = 0.7 / len(series)
     for place, (name, alphas, colour) in enumerate(series):
         left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(rows))]
-        spread = [[alpha.mean - alpha.low for alpha in alphas], [alpha.high - alpha.mean for alpha in alphas]]
         means = [alpha.mean for alpha in alphas]
-        axes.bar(left, means, width, yerr=spread, color=colour, capsize=3, label=_short(name))
+        axes.bar(left, means, width, yerr=_spread(alphas), color=colour, capsize=3, label=_short(name))
     labels = [row.rule.replace(", at temperature", "\nat temperature") for row in rows]
     axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(rows)), xticklabels=labels)
     if len(series) > 1:
@@ -120,6 +124,31 @@ def _categories(axes: Axes, report: Report) -> None:
     places = range(len(rows))
     axes.barh(list(places), [scores.alpha(rule) for scores in rows.values()], 0.6, color=ACCENT)
     axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
+
+
+def lenience_plot(axes: Axes, report: Report) -> None:
+    """DistillSpec's last figure: speed-up against the score, or without one against the share of changed tokens."""
+    rows = report.lenience_sweep or []
+    scored = all(row.score is not None for row in rows)
+    heights = [row.score if scored and row.score is not None else row.changed_tokens for row in rows]
+    axes.errorbar(
+        [row.speedup.mean for row in rows],
+        [height.mean for height in heights],
+        xerr=_spread([row.speedup for row in rows]),
+        yerr=_spread(heights),
+        color=ACCENT,
+        marker="o",
+        capsize=3,
+    )
+    for row, height in zip(rows, heights, strict=True):
+        axes.annotate(f"{row.lenience:g}", (row.speedup.mean, height.mean), (6, 6), textcoords="offset points")
+    axes.set(xlabel="speed-up", ylabel="score" if scored else "share of changed tokens")
+
+
+def _spread(estimates: list[Estimate]) -> list[list[float]]:
+    """Lengths of the error bars below and above, [2, estimates]."""
+    below = [estimate.mean - estimate.low for estimate in estimates]
+    return [below, [estimate.high - estimate.mean for estimate in estimates]]
 
 
 def _short(name: str) -> str:

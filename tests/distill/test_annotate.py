@@ -179,6 +179,8 @@ def test_training_needs_no_weights_of_the_target(folder, tmp_path, labels):
     settings = {"target": str(target), "soft_labels": str(tmp_path / "labels"), "steps": 60, "eval_every": 20}
     summary = train_draft(supervised_config(folder, tmp_path / "out", **settings))
     assert summary.gain["sampled"].low > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("`sampled` is an upper bound" in card) == (labels == "top-k") == (summary.caveat is not None)
     saved = load_model(str(tmp_path / "out"))
     assert saved.head_weight.shape[0] == 65 and saved.eos_token_ids == {1}
 

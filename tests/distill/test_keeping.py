@@ -44,7 +44,7 @@ def tiny(tmp_path_factory):
 class Given:
     """Numbers that a test gives, in the place of alpha."""
 
-    measure, watched = "alpha", "sampled"
+    measure, watched, caveat = "alpha", "sampled", None
 
     def __init__(self, values):
         self._values = iter(values)
@@ -72,14 +72,14 @@ ALPHA = [0.3, 0.5, 0.4, 0.2, 0.1]
 OTHERS = {"score": [0.0, 0.1, 0.9, 0.9, 0.5], "reward": [0.2, 1, 5, 12, 11], "loss": [4.0, 3.0, 2.0, 2.5, 1.5]}
 
 
-def run_by_hand(watch, prompts=8, **settings):
+def run_by_hand(watch, prompts=8, alpha=ALPHA, **settings):
     """Five evaluations, one every ten steps; the steps that were written, and the keeper with its state."""
 
     def each(values):
         return [np.full(prompts, value) for value in values]
 
     others = [GivenMeasure(name, each(values)) for name, values in OTHERS.items()]
-    measures = HeldOutMeasures(Given(each(ALPHA)), others, watch)
+    measures = HeldOutMeasures(Given(each(alpha)), others, watch)
     keeper = Keeper(measures, EvaluationSettings(eval_every=10, **settings))
     state, written, stopped = RunState(), [], None
     for step in range(0, 50, 10):
@@ -115,6 +115,29 @@ def test_keep_last_writes_every_step_and_still_stops_by_the_watched_number(watch
     assert steps == [0, 10, 20, 30, 40] and state.kept_step == 40
     assert (state.best_step, stopped) == {"alpha": (10, 30), "loss": (40, None)}[watch]
     assert keeper.kept is keeper.records["last"] and "--keep last" in keeper.why(state)
+
+
+@pytest.mark.parametrize(("alphas", "warned"), [([0.0, 0.0, 0.0], True), ([0.0, 0.1, 0.1], False), ([0.0], False)])
+def test_a_watched_number_that_never_moves_is_warned_of(alphas, warned):
+    keeper, state, _, _ = run_by_hand("alpha")
+    state.history = [{"heldout_alpha_sampled": value} for value in alphas]
+    told = [text for text in keeper.warnings(state) if "tells no draft from another" in text]
+    assert bool(told) == warned and (not warned or "alpha (sampled) was 0.000 every time" in told[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"keep": "best"}, "--watch score, reward or loss, or --keep last"),
+        ({"keep": "last", "patience": 2}, "--watch score, reward or loss"),
+        ({"keep": "last", "patience": 0}, None),
+    ],
+)
+def test_a_perfect_start_is_warned_of_where_alpha_decides_something(settings, text):
+    keeper, state, _, _ = run_by_hand("alpha", alpha=[1.0] * 5, **settings)
+    state.history = [{"heldout_alpha_sampled": 1.0}]
+    warnings = keeper.warnings(state)
+    assert len(warnings) == (text is not None) and (text is None or warnings[0].endswith(text))
 
 
 def test_best_and_last_that_differ_widely_are_warned_of():

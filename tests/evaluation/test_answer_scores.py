@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation import measure
 from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.statistics import ratio, share
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
 
@@ -145,6 +147,28 @@ def test_prompts_without_answers_are_refused_before_models_are_found(files, monk
         bench(config(files, scorer="magic", **bare))
 
 
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("def judge(text): return 1", r"odd_test:judge must take \(prompt, text\), but takes \(text\)"),
+        ("async def judge(prompt, text): return 1", "odd_test:judge is async; it must return a number"),
+        ("class Judge:\n    def __call__(self, prompt): return 1\njudge = Judge()", r"but takes \(prompt\)"),
+        ("def judge(prompt, text, more): return 1", r"but takes \(prompt, text, more\)"),
+        ("def judge(*given, **named): return 1", None),
+        ("judge = max", None),
+    ],
+)
+def test_a_function_that_cannot_be_asked_is_refused_at_once(tmp_path, monkeypatch, function, text):
+    (tmp_path / "odd_test.py").write_text(function)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_test", raising=False)
+    if text is None:
+        assert check_scorer("odd_test:judge", [], flag="--reward") is not None
+        return
+    with pytest.raises(ConfigError, match=text):
+        check_scorer("odd_test:judge", [])
+
+
 def test_generate_scores_what_one_model_writes(files, tmp_path):
     settings = {"prompts": str(files / "prompts.jsonl"), "max_new_tokens": LENGTH, "temperature": 0.0}
     summary = generate(generate_config(files, tmp_path / "greedy", scorer="exact-match", **settings))
@@ -155,6 +179,15 @@ def test_generate_scores_what_one_model_writes(files, tmp_path):
     summary = generate(generate_config(files, tmp_path / "sampled", scorer="tiny_runs:count_w7", **sampled))
     counts = [row["answer"].split().count("w7") for row in read_rollouts(tmp_path / "sampled")]
     assert summary.generators["target"].mean_score == pytest.approx(sum(counts) / 24)
+
+
+@pytest.mark.parametrize(("scores", "low", "high"), [([1.0] * 8, 0.631, 1.0), ([0.0] * 8, 0.0, 0.369)])
+def test_equal_scores_have_an_interval_of_a_proportion(scores, low, high):
+    """A bootstrap over eight right answers would be sure; Clopper and Pearson's interval for 8 of 8 is 0.631 to 1."""
+    found = share(scores)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-4)
+    assert share([0.5] * 8) == ratio([0.5] * 8, [1] * 8)
+    assert not share([1.0] * 5).has_interval
 
 
 # ---- the scorers

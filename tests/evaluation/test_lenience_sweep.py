@@ -10,6 +10,7 @@ import pytest
 import torch
 from bench_report import example_report, spread
 from by_hand import answer_logits, plain_model
+from matplotlib.figure import Figure
 from scipy.stats import chisquare
 from tiny_models import make_model, perturbed
 from tiny_runs import prompt_rows, write_folder
@@ -28,6 +29,7 @@ from specdistill.models import load_model
 from specdistill.progress import Quiet
 from specdistill.report.html import html_report
 from specdistill.report.json_file import json_text
+from specdistill.report.plots import lenience_plot
 from specdistill.report.terminal import bench_tables
 from specdistill_kernels import verify
 
@@ -170,6 +172,17 @@ def test_the_table_is_in_terminal_and_page(capsys):
     unscored = [dataclasses.replace(row, score=None) for row in ROWS]
     page = html_report(dataclasses.replace(example_report(), lenience_sweep=unscored))
     assert "1 (exact)" in page and "<th>score</th>" not in page
+
+
+@pytest.mark.parametrize(("scored", "heights", "label"), [(True, [0.75, 0.75], "score"), (False, [0, 0.1], "share of")])
+def test_the_plot_shows_speed_against_what_is_lost(scored, heights, label):
+    rows = ROWS if scored else [dataclasses.replace(row, score=None) for row in ROWS]
+    report = dataclasses.replace(example_report(), lenience_sweep=rows)
+    axes = Figure().subplots()
+    lenience_plot(axes, report)
+    assert axes.lines[0].get_xydata().tolist() == [[1.25, heights[0]], [1.5, heights[1]]]
+    assert [text.get_text() for text in axes.texts] == ["1", "0.6"] and axes.get_ylabel().startswith(label)
+    assert "What lenience trades" in html_report(report)
 
 
 @pytest.mark.parametrize(

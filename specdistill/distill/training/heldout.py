@@ -36,6 +36,8 @@ class HeldOutScorer(Protocol):
 
     measure: str
     """Name of the numbers, for people."""
+    caveat: str | None
+    """What the numbers are not, for people; None where they are what they are called."""
     watched: str
     """The name of the number that early stopping follows; more is better."""
 
@@ -67,6 +69,7 @@ class HeldOut:
     """
 
     measure = "alpha"
+    caveat: str | None = None
 
     def __init__(
         self,
@@ -142,6 +145,11 @@ class HeldOutLabels(HeldOut):
     ) -> None:
         self._answers, self._temperature, self._greedy, self.watched = answers, temperature, greedy, rule
         self._labels = labeller.labels_of(answers)
+        if not greedy and any(labels.draws is None for labels in self._labels):
+            self.caveat: str | None = (
+                "the labels hold the likeliest ids alone: `sampled` is an upper bound, `argmax_draft` a lower one, "
+                "`greedy` exact; bench, which has the target, measures all three"
+            )
 
     @torch.no_grad()
     def score(self, draft: LanguageModel) -> list[PromptAcceptance]:
@@ -213,6 +221,7 @@ class HeldOutText:
     """
 
     measure = "log-likelihood per byte, nats"
+    caveat: str | None = None
     watched = "text"
 
     def __init__(self, answers: Sequence[Example], num_bytes: Sequence[int]) -> None:

@@ -12,6 +12,8 @@ from specdistill.distill.training.settings import EvaluationSettings
 
 _WIDE = 0.1
 """Relative distance from which two drafts differ widely, where the interval of the difference excludes 0 as well."""
+_EVALUATIONS_TO_TELL = 3
+"""Evaluations after which a watched number should have moved."""
 _PERFECT_ALPHA = 1 - 1e-4
 
 
@@ -76,17 +78,26 @@ class Keeper:
         watched = self._measures.watched
         name, history = self._measures.label(watched), state.history
         if len(history) == 1 and self._measures.is_alpha(watched) and state.best_value > _PERFECT_ALPHA:
-            return [
-                f"the draft starts with {name} 1: it is its own target, and training can only lower that; choose "
-                "--watch score, reward or loss, or --keep last"
-            ]
+            return self._own_target(name)
         key = self._measures.history_key(watched)
         merits = [self._measures.merit({watched: cast(float, entry[key])}) for entry in history]
         worse = guard_rails.worsening(merits)
+        if len(merits) == _EVALUATIONS_TO_TELL and len({*merits}) == 1:
+            return [f"held-out {name} was {merits[0]:.3f} every time: it tells no draft from another; --watch another"]
         if worse is None:
             return []
         remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
         return [f"held-out {name}: {worse}; {remedy}"]
+
+    def _own_target(self, name: str) -> list[str]:
+        """Warns of a draft that is its own target, where that decides anything."""
+        if self._settings.keep == "last" and not self._settings.patience:
+            return []
+        remedy = "" if self._settings.keep == "last" else ", or --keep last"
+        return [
+            f"the draft starts with {name} 1: it is its own target, and training can only lower that; choose "
+            f"--watch score, reward or loss{remedy}"
+        ]
 
     def disagreement(self, state: RunState) -> str | None:
         """Warns where the best and the last draft differ widely; None where they don't."""

@@ -148,6 +148,8 @@ class HeldOutMeasures:
         self._base, self._measures = base, {measure.name: measure for measure in measures}
         self.measure = base.measure
         """Name of the base's numbers, for people."""
+        self.caveat = base.caveat
+        """What these are not; None where there is nothing to say."""
         self.watched = base.watched if watch == "alpha" else watch
         """Name of the number that decides which draft is best."""
         if watch != "alpha" and watch not in self._measures:

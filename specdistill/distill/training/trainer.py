@@ -241,6 +241,8 @@ class DraftTrainer:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         best = "  (best)" if self.step and self.step == self._state.best_step else ""
         self._progress.say(f"step {self.step}: held-out {self.measures.measure}: {shown}{best}")
+        if not self.step and self.measures.caveat is not None:
+            self._progress.say(self.measures.caveat)
 
     @contextlib.contextmanager
     def _kept_if_server_goes(self) -> Iterator[None]:
