@@ -35,6 +35,8 @@ SMALL_TEACHER = 8
 COPIES = 4
 """The teacher's answers to each prompt."""
 ANSWERS_SEED = 1234
+MICRO_BATCH = 4
+"""Answers in memory at a time, in training."""
 BATCH = 512
 """Answers that are written at a time."""
 
@@ -119,7 +121,9 @@ class Study:
         shared: dict[str, Any] = {
             "batch_size": self.scale.batch_size,
             "max_new_tokens": self.task.max_new_tokens,
-            "eval_every": steps,
+            # A checkpoint now and then, for studies that are cut off.
+            "eval_every": min(steps, 50),
+            "micro_batch_size": min(self.scale.batch_size, MICRO_BATCH),
         }
         shared["precision"] = "bfloat16" if self.on_gpu else "float32"
         config = TrainConfig.flat(
