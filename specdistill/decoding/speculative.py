@@ -25,6 +25,7 @@ from specdistill.decoding.drafting import Proposal, propose
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
+from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
@@ -100,6 +101,7 @@ class SpeculativeDecoder:
     Raises:
         ConfigError: The number of draft tokens is below 1, lenience is out of range, or the rule does not go with the
             temperature.
+        ModelError: A model can't be rolled back (see `proof`).
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class SpeculativeDecoder:
             raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}; {remedy}")
         if not 0 < lenience <= 1:
             raise ConfigError(f"--lenience must be in (0, 1], got {lenience}")
+        for model in (target, draft):
+            prove(model).require_rollback(model.name)
         self.target, self.draft, self.guidance = target, draft, guidance
         self.length = FixedLength(num_draft_tokens) if isinstance(num_draft_tokens, int) else num_draft_tokens
         self.sampling = sampling

@@ -63,7 +63,7 @@ def _cut_config(target_config: PretrainedConfig, layers: Sequence[int]) -> Pretr
 
 def _cut_weights(target: LanguageModel, layers: Sequence[int], names: Iterable[str]) -> dict[str, Tensor]:
     """The target's weights under the draft's names, whose layers are numbered from 0."""
-    layer_list = families.LAYER_LIST[target.config.model_type]
+    layer_list = families.layers_path(target.base_model, target.config)
     prefixes = {f".{layer_list}.{position}.": f".{layer_list}.{index}." for position, index in enumerate(layers)}
     source = target.model.state_dict()
     weights = {}
@@ -77,17 +77,18 @@ def _cut_weights(target: LanguageModel, layers: Sequence[int], names: Iterable[s
 def only_layers(model: LanguageModel, layers: Sequence[int]) -> Iterator[LanguageModel]:
     """Removes the other layers from the model inside the block, without copying weights; `CachedModel` runs it too."""
     base, config = model.base_model, model.config
-    layer_list = families.LAYER_LIST[config.model_type]
-    all_layers, types = getattr(base, layer_list), families.layer_attention_types(config)
+    parent_path, _, name = families.layers_path(base, config).rpartition(".")
+    parent, types = base.get_submodule(parent_path), families.layer_attention_types(config)
+    all_layers = getattr(parent, name)
     total = config.num_hidden_layers
     try:
-        setattr(base, layer_list, torch.nn.ModuleList(all_layers[index] for index in layers))
+        setattr(parent, name, torch.nn.ModuleList(all_layers[index] for index in layers))
         config.num_hidden_layers = len(layers)
         if types is not None:
             config.layer_types = [types[index] for index in layers]
         yield model
     finally:
-        setattr(base, layer_list, all_layers)
+        setattr(parent, name, all_layers)
         config.num_hidden_layers = total
         if types is not None:
             config.layer_types = types

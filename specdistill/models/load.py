@@ -98,7 +98,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
     try:
         with quiet_transformers(), quiet_hub():
             config = AutoConfig.from_pretrained(location, trust_remote_code=False)
-            families.check_supported(config, name)
+            families.check_causal(config, name)
             if Path(location).is_dir():
                 checkpoint_files.check_tokenizer(Path(location), name, role)
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
