@@ -37,7 +37,8 @@ _KEPT_FROM = 20_000_000
 _SHORT_WINDOW = 4
 _STARTS, _NEW, _KEPT = (7, 3, 5), 4, (4, 0, 2)
 """Tokens that each row begins with, that all read next, and that each keeps of them."""
-_INSTEAD = "'specdistill bench --engine' measures the pair in an engine"
+INSTEAD = "'specdistill bench --engine' measures the pair in an engine"
+"""Remedy where a model can't be rolled back here."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Proof:
             ModelError: Names what differed and what measures such a model.
         """
         if not self.rolls_back:
-            raise ModelError(f"{purpose} must drop tokens again, which {name} can't here: {self.reason}; {_INSTEAD}")
+            raise ModelError(f"{purpose} must drop tokens again, which {name} can't here: {self.reason}; {INSTEAD}")
 
 
 def state_reason(config: PretrainedConfig) -> str | None:
@@ -79,11 +80,16 @@ def refuse_states(config: PretrainedConfig, name: str, purpose: str) -> None:
 
 
 def prove(model: LanguageModel) -> Proof:
-    """The proof of a model: from memory, from the cache folder, or made now by some passes over a few tokens."""
+    """The proof of a model: from memory, from the cache folder, or made now by some passes over a few tokens.
+
+    Raises:
+        ModelError: Its hidden states don't give its logits (see `LanguageModel.logit_scale`).
+    """
     known = model.proof
     if isinstance(known, Proof):
         return known
-    file = _file(model)
+    # Also proves that hidden states give the model's own logits.
+    file = _file(model.with_logit_scale())
     proof = _stored(file)
     if proof is None:
         proof = _made(model)

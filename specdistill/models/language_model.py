@@ -98,6 +98,11 @@ class LanguageModel:
             self._logit_scale = 1.0 if self.device.type == "meta" else self._find_logit_scale()
         return self._logit_scale
 
+    def with_logit_scale(self) -> LanguageModel:
+        """The model itself, whose `logit_scale` is then known."""
+        _ = self.logit_scale
+        return self
+
     def _find_logit_scale(self) -> float:
         with self.generating():
             ids = torch.tensor([output_head.sample_ids(self.vocab_size, 8)], device=self.device)

@@ -91,7 +91,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         say: Called with a line of text when a slow conversion starts.
 
     Raises:
-        ModelError: The model can't be found or read, its architecture is not supported, or a target can't end answers.
+        ModelError: The model can't be found or read, is no causal one, or a target can't end answers.
     """
     check_exists(name, role)
     location = str(gguf.convert(Path(name), say) if Path(name).is_file() else name)
@@ -211,8 +211,8 @@ def load_model(
         A `LanguageModel` in eval mode, with a trimmed head if the checkpoint has one.
 
     Raises:
-        ModelError: The model can't be found or read, its architecture is not supported, or its weights are not the
-            architecture's own, not finite, or quantised in a way that can't be read here.
+        ModelError: The model can't be found or read, is no causal one, or its weights are not the architecture's own,
+            not finite, or quantised in a way that can't be read here.
     """
     source = find(source, role, say) if isinstance(source, str) else source
     check_loadable(source, role, keep)
@@ -233,7 +233,7 @@ def load_model(
     )
     if keep == "offloaded":
         memory.offload(loaded, device)
-    return loaded
+    return loaded.with_logit_scale()
 
 
 def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtype, keep: str) -> PreTrainedModel:

@@ -44,10 +44,13 @@ def logit_scale(model: PreTrainedModel, hidden: Tensor, input_ids: Tensor, name:
     product, logits = product[..., :width], logits[..., :width]
     tolerance = _TOLERANCES.get(model.dtype, _TOLERANCE_OF_OTHERS)
     cap = families.final_softcap(model.config)
-    plain, visible = logits, torch.ones_like(logits, dtype=torch.bool)
+    # Weights that overflowed say nothing; whoever uses them reports it.
+    visible = logits.isfinite() & product.isfinite()
+    product, logits = product.where(visible, 0), logits.where(visible, 0)
+    plain = logits
     if cap is not None:
         # Logits near the cap tell nothing about what was capped.
-        visible = logits.abs() < 0.9 * cap
+        visible = visible & (logits.abs() < 0.9 * cap)
         plain = cap * torch.atanh((logits / cap).clamp(-0.99, 0.99))
     square = (product[visible] ** 2).sum()
     fitted = float((plain[visible] * product[visible]).sum() / square) if square > 0 else 1.0

@@ -131,6 +131,5 @@ def pack(model: LanguageModel, kind: str) -> float:
                 setattr(module, name, PackedLinear(child.weight.T, child.bias, kind))
     with model.generating():
         # Found before layers are rounded; the packed head itself has no weights to compare.
-        _ = model.logit_scale
-        model.packed_head = PackedLinear(model.inference_head(), model.inference_bias(), kind)
+        model.packed_head = PackedLinear(model.with_logit_scale().inference_head(), model.inference_bias(), kind)
     return time.perf_counter() - start

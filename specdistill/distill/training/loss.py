@@ -56,7 +56,8 @@ class DistillationLoss(nn.Module):
         self.temperature = objective.temperature
         # Found here, where the weights are whole: a pass later may meet shards.
         for model in (draft, target, reference):
-            _ = None if model is None else model.logit_scale
+            if model is not None:
+                model.with_logit_scale()
 
     def forward(
         self,
