@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
@@ -30,6 +32,20 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         raise ModelError(
             f"{name} is of type {kind!r}, which reads prompts with an encoder; name a model that only decodes"
         )
+
+
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Configuration of the language model inside a multimodal one; the same one where it is nothing else."""
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return config
+    text = copy.deepcopy(text)
+    # The outer file says how all weights are stored, and whether the head is the embedding.
+    for name in ("tie_word_embeddings", "quantization_config", "dtype", "eos_token_id"):
+        value = getattr(config, name, None)
+        if value is not None:
+            setattr(text, name, value)
+    return text
 
 
 def layers_path(base_model: nn.Module, config: PretrainedConfig) -> str:

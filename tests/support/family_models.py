@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from specdistill.models import LanguageModel
 
 VOCAB = 65
-_SMALL = {
+SMALL = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -87,7 +87,16 @@ OWN: dict[str, dict] = {
     "bailing_hybrid": {"layer_types": _MIXED},
     "minimax": {"layer_types": _MIXED},
     "qwen3_next": {"layer_types": _MIXED},
-    "qwen3_5_text": {"layer_types": _MIXED},
+    "qwen3_5_text": {
+        "layer_types": _MIXED,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 1.0,
+            "mrope_interleaved": True,
+            "mrope_section": [2, 1, 1],
+        },
+    },
     "qwen3_5_moe_text": {"layer_types": _MIXED},
     "falcon_mamba": {"expand": 2, "intermediate_size": 64},
     "mamba": {"expand": 2, "intermediate_size": 64},
@@ -99,11 +108,16 @@ OWN: dict[str, dict] = {
 """Settings that a type needs besides."""
 
 
+def own_settings(kind: str) -> dict:
+    """Settings that a type needs besides the shared ones."""
+    return OWN.get(kind, {})
+
+
 def family_config(kind: str) -> PretrainedConfig:
     """A small configuration of a type."""
     known = set(CONFIG_MAPPING[kind]().to_dict()) | set(getattr(CONFIG_MAPPING[kind], "attribute_map", {}))
-    settings = {name: value for name, value in _SMALL.items() if name in known}
-    return AutoConfig.for_model(kind, **{**settings, **OWN.get(kind, {})})
+    settings = {name: value for name, value in SMALL.items() if name in known}
+    return AutoConfig.for_model(kind, **{**settings, **own_settings(kind)})
 
 
 def family_model(kind: str, seed: int = 0, scale: float = 4.0) -> LanguageModel:
