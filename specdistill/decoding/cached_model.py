@@ -42,7 +42,7 @@ class CachedModel:
         """Time inside forward passes, output head included."""
         self.calls = 0
         """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
-        self._cache = RaggedCache(model.base_model, model.config, batch_size, _rounded(capacity))
+        self._cache = RaggedCache(model.base_model, model.config, batch_size, rounded(capacity))
         self._takes_positions = model.takes_positions
 
     @property
@@ -81,7 +81,7 @@ class CachedModel:
         # Padding takes room too, since it is written like any token.
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
-        extent = _rounded(needed)
+        extent = rounded(needed)
         self._cache.write_next(positions, extent, min(self.lengths) + offset)
         hidden = self._run(token_ids, positions, ragged_masks(self.model.config, positions, extent, self._dtype))
         self._stop_clock(start)
@@ -122,7 +122,7 @@ class CachedModel:
         pair_bytes = 5 * len(kinds_of_masks(config))
         if getattr(config, "_attn_implementation", None) == "eager":
             pair_bytes += 12 * config.num_attention_heads
-        token_bytes = pair_bytes * len(self.lengths) * _rounded(max(self.lengths) + longest)
+        token_bytes = pair_bytes * len(self.lengths) * rounded(max(self.lengths) + longest)
         if longest <= LONG_TEXT and longest * token_bytes <= WHOLE_BYTES:
             return longest
         return min(LONG_TEXT, max(EXTENT, PASS_BYTES // token_bytes // EXTENT * EXTENT))
@@ -205,5 +205,6 @@ class CachedModel:
         self.seconds += time.perf_counter() - start
 
 
-def _rounded(positions: int) -> int:
+def rounded(positions: int) -> int:
+    """The next multiple of `EXTENT`."""
     return -(-positions // EXTENT) * EXTENT

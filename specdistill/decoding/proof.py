@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.position_scaling import cached
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, families
@@ -120,19 +120,19 @@ def _first_difference(model: LanguageModel) -> str | None:
     """Compares passes with a cache to plain ones; None if all agree."""
     ids = sample_ids(model.vocab_size, sum(_STARTS) + 2 * _NEW * len(_STARTS))
     texts = [[ids.pop() for _ in range(count)] for count in _STARTS]
-    cached = CachedModel(model, len(texts), max(_STARTS) + 3 * _NEW)
-    last = cached.read(texts)
+    reader = cached(model, len(texts), max(_STARTS) + 3 * _NEW)
+    last = reader.read(texts)
     compared = [_difference(model, row, text, last[row][None]) for row, text in enumerate(texts)]
     for kept in (_KEPT, (_NEW, 1, 0)):
         fed = [[ids.pop() for _ in range(_NEW)] for _ in texts]
-        if cached.recurrent:
+        if reader.recurrent:
             # One token at a time, each kept, since nothing can be dropped.
             kept = (_NEW,) * len(texts)
-            steps = [cached.read_next(torch.tensor(step, device=model.device)) for step in zip(*fed, strict=True)]
+            steps = [reader.read_next(torch.tensor(step, device=model.device)) for step in zip(*fed, strict=True)]
             hidden = torch.stack(steps, 1)
         else:
-            hidden = cached.forward(torch.tensor(fed, device=model.device))
-            cached.advance(list(kept))
+            hidden = reader.forward(torch.tensor(fed, device=model.device))
+            reader.advance(list(kept))
         compared += [_difference(model, row, texts[row] + fed[row], hidden[row]) for row in range(len(texts))]
         texts = [text + new[:count] for text, new, count in zip(texts, fed, kept, strict=True)]
     return next((found for found in compared if found is not None), None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.models import LanguageModel
 
@@ -92,5 +93,5 @@ def plain_model(model: LanguageModel, batch_size: int, capacity: int) -> CachedM
         capacity: Positions to allocate per row.
     """
     if prove(model).decodes:
-        return CachedModel(model, batch_size, capacity)
+        return cached(model, batch_size, capacity)
     return RecomputedModel(model, batch_size)

@@ -19,12 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength, FixedLength
 from specdistill.decoding.drafting import Proposal, propose
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
+from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
@@ -196,7 +196,7 @@ class _Batch:
         room = stopping.max_new_tokens + decoder.length.max_tokens + 1
         longest = max(map(len, target_prompts)) + room
         self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
-        self.draft = CachedModel(decoder.draft, len(prompts), max(map(len, prompts)) + room)
+        self.draft = cached(decoder.draft, len(prompts), max(map(len, prompts)) + room)
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))

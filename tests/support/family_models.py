@@ -113,17 +113,17 @@ def own_settings(kind: str) -> dict:
     return OWN.get(kind, {})
 
 
-def family_config(kind: str) -> PretrainedConfig:
+def family_config(kind: str, **extra) -> PretrainedConfig:
     """A small configuration of a type."""
     known = set(CONFIG_MAPPING[kind]().to_dict()) | set(getattr(CONFIG_MAPPING[kind], "attribute_map", {}))
     settings = {name: value for name, value in SMALL.items() if name in known}
-    return AutoConfig.for_model(kind, **{**settings, **own_settings(kind)})
+    return AutoConfig.for_model(kind, **{**settings, **own_settings(kind), **extra})
 
 
-def family_model(kind: str, seed: int = 0, scale: float = 4.0) -> LanguageModel:
+def family_model(kind: str, seed: int = 0, scale: float = 4.0, **extra) -> LanguageModel:
     """A random model of a type, whose logits are spread enough that its argmaxes are no ties."""
     torch.manual_seed(seed)
-    config = family_config(kind)
+    config = family_config(kind, **extra)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     assert size < 2_000_000, f"{kind} has {size} parameters"
