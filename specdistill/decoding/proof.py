@@ -1,8 +1,8 @@
 """Proves on a few tokens of a model's own that the ragged cache gives exactly what a plain pass gives.
 
 Three rows of different lengths are read, rolled back by different counts and read on; every hidden state is compared
-with that of a plain pass over the row's text alone. Windows and chunks are shortened meanwhile, in the configuration
-alone, so that a few tokens reach beyond them. A proof is made once for a checkpoint and kept in the cache folder.
+with that of a plain pass over the row's text alone. Windows and chunks are shortened meanwhile, so that a few tokens
+reach beyond them. A proof is made once for a checkpoint and kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def prove(model: LanguageModel) -> Proof:
 
 def _made(model: LanguageModel) -> Proof:
     try:
-        with model.generating(), _short_windows(model.config):
+        with model.generating(), _short_windows(model):
             difference = _first_difference(model)
     except Exception as error:
         # Caches and masks of other shapes fail in as many ways as there are families.
@@ -156,17 +156,22 @@ def _difference(model: LanguageModel, row: int, text: list[int], hidden: Tensor)
 
 
 @contextlib.contextmanager
-def _short_windows(config: PretrainedConfig) -> Iterator[None]:
-    """Shortens windows and chunks inside the block; masks read them from the configuration at every pass."""
-    before = {name: getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")}
-    longer = {name: value for name, value in before.items() if isinstance(value, int) and value > _SHORT_WINDOW}
+def _short_windows(model: LanguageModel) -> Iterator[None]:
+    """Shortens windows, chunks and numbers of chosen keys inside the block.
+
+    Masks read the configuration at every pass, layers that choose keys (DeepSeek V3.2) an attribute of their own.
+    """
+    places = [(model.config, name) for name in ("sliding_window", "attention_chunk_size")]
+    places += [(module, "index_topk") for module in model.model.modules() if hasattr(module, "index_topk")]
+    before = [(place, name, getattr(place, name, None)) for place, name in places]
+    longer = [entry for entry in before if isinstance(entry[2], int) and entry[2] > _SHORT_WINDOW]
     try:
-        for name in longer:
-            setattr(config, name, _SHORT_WINDOW)
+        for place, name, _ in longer:
+            setattr(place, name, _SHORT_WINDOW)
         yield
     finally:
-        for name, value in longer.items():
-            setattr(config, name, value)
+        for place, name, value in longer:
+            setattr(place, name, value)
 
 
 def _file(model: LanguageModel) -> Path | None:

@@ -86,7 +86,10 @@ class ModelFiles:
         """Whether some layers slide and others do not: more than one group of KV caches."""
         types = self.config.get("layer_types")
         if types is not None:
-            return len(set(types)) > 1
+            return len(set(types)) > 1 or "hybrid" in types
+        if self.recurrent:
+            # States and keys; a model of states alone has no attention heads.
+            return "num_attention_heads" in self.config
         return self.config.get("model_type") in ("gemma2", "gemma3_text", "gemma3")
 
     @property

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from family_models import DECODE, PREDICT, family_model
+from family_models import CUT_CHANGES, DECODE, NO_CUT, PREDICT, family_model
 from tiny_models import perturbed
 
 from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.proof import prove
 from specdistill.errors import ModelError
+from specdistill.models import cut_draft
+from specdistill.models.cut import only_layers
 
+ROOT = Path(__file__).parents[2]
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33, 34]]
 SETTINGS = {"max_new_tokens": 12, "seeds": [0, 1, 2]}
@@ -68,6 +75,29 @@ def test_what_cant_drop_tokens_still_writes_and_predicts(kind):
     assert written(generate_plain(target, PROMPTS, sampling=GREEDY, **SETTINGS)) == generated(target)
     with pytest.raises(ModelError, match="bench --engine"):
         SpeculativeDecoder(target, target, num_draft_tokens=3, sampling=GREEDY)
+
+
+@pytest.mark.parametrize("kind", [*DECODE, *PREDICT])
+def test_a_cut_is_the_target_without_the_other_layers(kind):
+    target, layers, ids = family_model(kind), [1, 3], torch.tensor([PROMPTS[0]])
+    if kind in NO_CUT:
+        with pytest.raises(ModelError, match=r"layers can't be cut out of a .* name a smaller sibling"):
+            cut_draft(target, layers)
+        return
+    draft = cut_draft(target, layers)
+    assert draft.config.num_hidden_layers == 2
+    with torch.inference_mode():
+        with only_layers(target, layers):
+            wanted = target.logits(target.hidden_states(ids))
+        found = draft.logits(draft.hidden_states(ids))
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4) != (kind in CUT_CHANGES)
+
+
+def test_the_table_in_the_docs_is_made_of_these_types():
+    done = subprocess.run(
+        [sys.executable, "tests/support/family_table.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_at_least_fifty_types_are_tried():

@@ -63,6 +63,8 @@ SMALL = {
 
 _MIXED = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 _LATENT = {"head_dim": 4, "num_key_value_heads": 4}
+_INDEXED = {"index_head_dim": 8, "index_n_heads": 16, "index_topk": 6}
+"""So many heads that scores are hardly ever all 0, which would be a tie."""
 OWN: dict[str, dict] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
@@ -73,9 +75,11 @@ OWN: dict[str, dict] = {
     "falcon_h1": {"lm_head_multiplier": 0.5},
     "gpt_oss": {"tie_word_embeddings": False},
     "axk1": _LATENT,
-    "axk2": _LATENT,
-    "deepseek_v32": {**_LATENT, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4},
-    "glm_moe_dsa": {**_LATENT, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4},
+    "axk2": {**_LATENT, **_INDEXED},
+    "hy_v4": {"index_head_dim": 8, "index_n_heads": 16, "index_topk": 6},
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "deepseek_v32": {**_LATENT, **_INDEXED},
+    "glm_moe_dsa": {**_LATENT, **_INDEXED},
     "glm4_moe_lite": _LATENT,
     "minicpm3": _LATENT,
     "youtu": _LATENT,
@@ -154,6 +158,7 @@ DECODE = (
     "cwm",
     "deepseek_v2",
     "deepseek_v3",
+    "deepseek_v32",
     "diffllama",
     "doge",
     "dots1",
@@ -173,6 +178,7 @@ DECODE = (
     "glm4",
     "glm4_moe",
     "glm4_moe_lite",
+    "glm_moe_dsa",
     "gpt2",
     "gpt_bigcode",
     "gpt_neox",
@@ -247,9 +253,12 @@ PREDICT = {
     "qwen3_5_text": STATE,
     "qwen3_next": STATE,
     "bloom": "don't take this cache",
-    "deepseek_v32": "differs by",
     "deepseek_v4": "don't take this cache",
     "gpt_neo": "differs by",
     "openai-gpt": "don't take this cache",
 }
 """Types whose acceptance is predicted and that write answers, but can't drop tokens here -> the reason."""
+CUT_CHANGES = ("beam", "diffllama", "minicpm3")
+"""Types whose layers compute with their number, or with the number of layers: a cut begins as another model."""
+NO_CUT = ("flint", "jamba")
+"""Types whose layers can't be cut out; the message says so."""
