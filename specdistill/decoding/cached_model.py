@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from specdistill.decoding.masks import kinds_of_masks, ragged_masks
 from specdistill.decoding.ragged_cache import RaggedCache
-from specdistill.models import LanguageModel, families
+from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
 
 EXTENT = 64
@@ -41,8 +42,17 @@ class CachedModel:
         """Time inside forward passes, output head included."""
         self.calls = 0
         """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
-        self._cache = RaggedCache(families.num_cached_layers(model.base_model, model.config), _rounded(capacity))
-        self._types = families.layer_attention_types(model.config)
+        self._cache = RaggedCache(model.base_model, model.config, batch_size, rounded(capacity))
+        self._takes_positions = model.takes_positions
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether layers keep a state, so that rows read their prompts alone and nothing is ever dropped."""
+        return self._cache.recurrent
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.model.dtype
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Runs the model on new tokens, and writes their keys and values after each row's kept tokens.
@@ -71,18 +81,18 @@ class CachedModel:
         # Padding takes room too, since it is written like any token.
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
-        extent = _rounded(needed)
-        self._cache.write_next(positions, extent)
-        output = self.model.base_model(
-            input_ids=token_ids,
-            attention_mask=self._masks(positions, extent),
-            # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
-            position_ids=positions.clamp(max=self.model.max_context - 1),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        extent = rounded(needed)
+        self._cache.write_next(positions, extent, min(self.lengths) + offset)
+        hidden = self._run(token_ids, positions, ragged_masks(self.model.config, positions, extent, self._dtype))
         self._stop_clock(start)
-        return output.last_hidden_state
+        return hidden
+
+    def _run(self, token_ids: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor | None] | None) -> Tensor:
+        # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
+        at = {"position_ids": positions.clamp(max=self.model.max_context - 1)} if self._takes_positions else {}
+        return self.model.base_model(
+            input_ids=token_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **at
+        ).last_hidden_state
 
     def passes(self, rows: list[list[int]]) -> Iterator[tuple[int, Tensor]]:
         """Lets each row read its own number of tokens, in as many passes as memory asks for, and keep them.
@@ -108,10 +118,11 @@ class CachedModel:
 
     def _tokens_per_pass(self, longest: int) -> int:
         # A mask takes 4 bytes for each pair of tokens and 1 while it is made; eager attention 3 float32 numbers a head.
-        config, pair_bytes = self.model.config, 5 * len(set(self._types or ("",)))
+        config = self.model.config
+        pair_bytes = 5 * len(kinds_of_masks(config))
         if getattr(config, "_attn_implementation", None) == "eager":
             pair_bytes += 12 * config.num_attention_heads
-        token_bytes = pair_bytes * len(self.lengths) * _rounded(max(self.lengths) + longest)
+        token_bytes = pair_bytes * len(self.lengths) * rounded(max(self.lengths) + longest)
         if longest <= LONG_TEXT and longest * token_bytes <= WHOLE_BYTES:
             return longest
         return min(LONG_TEXT, max(EXTENT, PASS_BYTES // token_bytes // EXTENT * EXTENT))
@@ -125,6 +136,8 @@ class CachedModel:
         Returns:
             Hidden state of each row's last token, [batch, hidden].
         """
+        if self.recurrent:
+            return self._read_alone(rows)
         last = torch.tensor([len(ids) - 1 for ids in rows], device=self.model.device)
         ends: Tensor | None = None
         for start, hidden in self.passes(rows):
@@ -134,6 +147,23 @@ class CachedModel:
             ends = picked if ends is None else torch.where(inside[:, None], picked, ends)
         assert ends is not None, "each row has a token"
         return ends
+
+    def _read_alone(self, rows: list[list[int]]) -> Tensor:
+        """Lets each row read its prompt in a pass of its own: padding would change the state that a row keeps."""
+        assert not any(self.lengths), "a state has one beginning"
+        start, ends = time.perf_counter(), []
+        for row, ids in enumerate(rows):
+            token_ids = torch.tensor([ids], device=self.model.device)
+            positions = torch.arange(len(ids), device=self.model.device)[None]
+            self._cache.write_next(positions, len(ids), 0, row)
+            with self._cache.first_pass_of(row):
+                # Without other rows and older tokens the model's own masks are right, and need less memory.
+                ends.append(self._run(token_ids, positions, None)[0, -1])
+        self._cache.join()
+        self.calls += 1
+        self._stop_clock(start)
+        self.advance([len(ids) for ids in rows])
+        return torch.stack(ends)
 
     def read_next(self, tokens: Tensor) -> Tensor:
         """Lets each row read and keep one token.
@@ -161,6 +191,7 @@ class CachedModel:
 
     def set_lengths(self, lengths: list[int]) -> None:
         """Rolls each row back to a length that it has had before."""
+        assert lengths == self.lengths or not self.recurrent, "a state can't be rolled back"
         self.lengths = list(lengths)
 
     def select(self, rows: list[int]) -> None:
@@ -173,28 +204,7 @@ class CachedModel:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 
-    def _masks(self, positions: Tensor, extent: int) -> Tensor | dict[str, Tensor] | None:
-        keys = torch.arange(extent, device=positions.device)
-        # Comparisons of positions, not of distances: int64 distances would be 8 bytes per pair of tokens.
-        latest = positions[:, :, None]
-        window = families.uniform_sliding_window(self.model.config)
-        if window is not None:
-            return self._additive((keys > latest).logical_or_(keys <= latest - window))
-        if self._types is None:
-            return self._additive(keys > latest)
-        masks = {"full_attention": self._additive(keys > latest)}
-        if "sliding_attention" in self._types:
-            window = self.model.config.sliding_window
-            masks["sliding_attention"] = self._additive((keys > latest).logical_or_(keys <= latest - window))
-        return masks
 
-    def _additive(self, unseen: Tensor) -> Tensor:
-        """Additive mask of the pairs that attention must not see, [batch, new, keys]."""
-        # Eager and sdpa attention both accept an additive mask [batch, 1, new, keys] as it is.
-        dtype = self.model.model.dtype
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
-        return mask.masked_fill_(unseen, torch.finfo(dtype).min)[:, None]
-
-
-def _rounded(positions: int) -> int:
+def rounded(positions: int) -> int:
+    """The next multiple of `EXTENT`."""
     return -(-positions // EXTENT) * EXTENT

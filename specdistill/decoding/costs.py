@@ -12,6 +12,7 @@ import torch
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import GuidedModel, cached_model
+from specdistill.decoding.recomputed import RecomputedModel
 from specdistill.models import LanguageModel
 
 
@@ -85,7 +86,9 @@ def measure_costs(
     return Costs(step, median["draft", 1], {width: median["target", width] / step for width in widths})
 
 
-def _time_pass(cached: CachedModel | GuidedModel, token_ids: torch.Tensor, picks_token: bool) -> float:
+def _time_pass(
+    cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picks_token: bool
+) -> float:
     start = time.perf_counter()
     logits = cached.own_logits(cached.forward(token_ids))
     if picks_token:

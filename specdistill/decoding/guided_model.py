@@ -6,6 +6,7 @@ from torch import Tensor
 
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.guidance import Guidance
+from specdistill.decoding.recomputed import RecomputedModel, plain_model
 from specdistill.models import LanguageModel
 
 
@@ -25,7 +26,7 @@ class GuidedModel:
     def __init__(self, model: LanguageModel, guidance: Guidance, batch_size: int, capacity: int) -> None:
         self.model = model
         self._guidance = guidance
-        self._cached = CachedModel(model, 2 * batch_size, capacity + len(guidance.negative_ids))
+        self._cached = plain_model(model, 2 * batch_size, capacity + len(guidance.negative_ids))
         self._leads = [0] * batch_size
         """Tokens by which each twin is longer than its row."""
 
@@ -77,8 +78,8 @@ class GuidedModel:
 
 def cached_model(
     model: LanguageModel, batch_size: int, capacity: int, guidance: Guidance | None = None
-) -> CachedModel | GuidedModel:
+) -> CachedModel | GuidedModel | RecomputedModel:
     """A model with a cache, guided where there is guidance; arguments as of the classes."""
     if guidance is None:
-        return CachedModel(model, batch_size, capacity)
+        return plain_model(model, batch_size, capacity)
     return GuidedModel(model, guidance, batch_size, capacity)

@@ -19,12 +19,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength, FixedLength
 from specdistill.decoding.drafting import Proposal, propose
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
+from specdistill.decoding.position_scaling import cached
+from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
 from specdistill.errors import ConfigError
@@ -100,6 +101,7 @@ class SpeculativeDecoder:
     Raises:
         ConfigError: The number of draft tokens is below 1, lenience is out of range, or the rule does not go with the
             temperature.
+        ModelError: A model can't be rolled back (see `proof`).
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class SpeculativeDecoder:
             raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}; {remedy}")
         if not 0 < lenience <= 1:
             raise ConfigError(f"--lenience must be in (0, 1], got {lenience}")
+        for model in (target, draft):
+            prove(model).require_rollback(model.name)
         self.target, self.draft, self.guidance = target, draft, guidance
         self.length = FixedLength(num_draft_tokens) if isinstance(num_draft_tokens, int) else num_draft_tokens
         self.sampling = sampling
@@ -192,7 +196,7 @@ class _Batch:
         room = stopping.max_new_tokens + decoder.length.max_tokens + 1
         longest = max(map(len, target_prompts)) + room
         self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
-        self.draft = CachedModel(decoder.draft, len(prompts), max(map(len, prompts)) + room)
+        self.draft = cached(decoder.draft, len(prompts), max(map(len, prompts)) + room)
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))

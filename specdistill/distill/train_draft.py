@@ -19,6 +19,7 @@ from specdistill.distill.ending import finish
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
+from specdistill.distill.sequences.rollback import prove_pair, refuse_states_of
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
@@ -77,6 +78,7 @@ def train_draft(
         other_tokenizer=not config.objective.needs_target and config.place.has_weights,
         say=progress.say,
     )
+    refuse_states_of(found.pair, config.method)
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
@@ -155,6 +157,7 @@ def _load(
     if place.has_weights and not config.teaches_itself:
         itself.refuse_same_weights(pair)
     pair.target.model.requires_grad_(False)
+    prove_pair(pair, config.method, config.place.has_weights)
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from specdistill.data.batch import Example, collate, split_by_tokens
-from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.position_scaling import cached
+from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Sampling, process
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
@@ -89,10 +90,13 @@ def _in_one_pass(model: LanguageModel, sequences: Sequence[Example]) -> Iterator
 
 def _in_passes(model: LanguageModel, sequences: Sequence[Example]) -> list[torch.Tensor]:
     """Reads long sequences in passes with a KV cache, which need no memory for every pair of tokens."""
+    if not prove(model).rolls_back:
+        # A state reads no padding, so each sequence has a pass of its own.
+        return [states for sequence in sequences for states in _in_one_pass(model, [sequence])]
     texts = [[*sequence.prompt_ids, *sequence.answer_ids] for sequence in sequences]
-    cached = CachedModel(model, len(texts), max(map(len, texts)))
+    reader = cached(model, len(texts), max(map(len, texts)))
     parts: list[list[torch.Tensor]] = [[] for _ in texts]
-    for start, hidden in cached.passes(texts):
+    for start, hidden in reader.passes(texts):
         for row, (sequence, ids) in enumerate(zip(sequences, texts, strict=True)):
             first, end = len(sequence.prompt_ids) - 1 - start, len(ids) - 1 - start
             parts[row].append(hidden[row, max(0, first) : max(0, end)].clone())

@@ -73,7 +73,7 @@ class Economics:
     """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
     """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval, `unknown`
-    where Ctrl-C came before decoding was timed."""
+    where decoding was not timed."""
     why: str
     """The verdict's reason in one sentence."""
     target_step_seconds: float | None = None
@@ -90,6 +90,7 @@ def judge(
     num_draft_tokens: int,
     alpha: float,
     measured: Estimate,
+    untimed: str | None = None,
 ) -> Economics:
     """Draws the verdict from the costs of single steps.
 
@@ -100,10 +101,12 @@ def judge(
         num_draft_tokens: Draft length that was timed; one of those in `predicted_tau`.
         alpha: Acceptance of one draft token under the served rule, in [0, 1]; only the sentence uses it.
         measured: Measured speed-up at `num_draft_tokens`.
+        untimed: Why none was measured; None where one was.
 
     Returns:
-        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `undecided`
-        where the measurement has no interval, `pays` where its interval lies above 1, else `does not pay`.
+        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `unknown` where
+        nothing was timed, `undecided` where the measurement has no interval, `pays` where its interval lies above 1,
+        else `does not pay`.
 
     Raises:
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
@@ -113,6 +116,11 @@ def judge(
     check = v[num_draft_tokens + 1]
     facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
     economics = judge_rounds(round_cost, predicted_tau, num_draft_tokens, alpha, measured, facts)
+    if untimed is not None and economics.verdict != "cannot pay":
+        speedup = f"{economics.predicted_speedup[num_draft_tokens]:.2f}x with {_drafts(num_draft_tokens)}"
+        perfect = f"a perfect draft would give {economics.perfect_draft_speedup:.2f}x"
+        why = f"predicted {speedup}, not timed, since {untimed}: {facts} ({perfect})"
+        economics = replace(economics, verdict="unknown", why=why)
     return replace(
         economics,
         cost_ratio=c,

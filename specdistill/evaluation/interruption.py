@@ -104,8 +104,13 @@ def latency_or_unknown(runs: Sequence[TimedRun]) -> Latency:
     return Latency(baseline=_UNTIMED, speculative=_UNTIMED, speedup=UNKNOWN, engine_efficiency=float("nan"))
 
 
-def unknown_economics(num_draft_tokens: int) -> Economics:
-    """`economics` of a bench that was interrupted before decoding was timed: no verdict."""
+def unknown_economics(num_draft_tokens: int, why: str) -> Economics:
+    """`economics` of a bench that timed no steps: no verdict.
+
+    Args:
+        num_draft_tokens: Draft length of the report.
+        why: Why nothing was timed.
+    """
     return Economics(
         cost_ratio=None,
         verify_cost={},
@@ -115,5 +120,5 @@ def unknown_economics(num_draft_tokens: int) -> Economics:
         predicted_speedup={},
         perfect_draft_speedup=float("nan"),
         verdict="unknown",
-        why="the bench was interrupted before decoding was timed",
+        why=why,
     )

@@ -8,15 +8,14 @@ from dataclasses import replace
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
-from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder, build_guidance
+from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs
-from specdistill.decoding.draft_length import DraftLength
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
-from specdistill.evaluation import acceptance, economics, latency
+from specdistill.evaluation import acceptance, draft_lengths, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
-from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
+from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.interruption import (
     FEWEST,
@@ -78,7 +77,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
             costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
-            if config.acceptance.lenience_sweep and not stop:
+            if config.acceptance.lenience_sweep and timed.runs and not stop:
                 asked = encoded[: timed.asked]
                 sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
@@ -185,7 +184,9 @@ def _guided_states(models: Models, answers: Sequence[Example], progress: Progres
     return states
 
 
-def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs:
+def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs | None:
+    if not draft_lengths.steps_are_real(models):
+        return None
     with progress.task("timing single steps", 8 * (max_draft_tokens + 2), "passes") as task:
         return measure_costs(
             models.target,
@@ -204,16 +205,20 @@ def _decode(
     prompts: Sequence[Prompt],
     encoded: list[list[int]],
     predicted: dict[int, float],
-    costs: Costs,
+    costs: Costs | None,
     progress: Progress,
     stop: Interruption,
 ) -> Timed:
     settings, asked = config.acceptance, config.num_draft_tokens
-    chosen = asked or _best_length(predicted, costs)
+    chosen = asked or draft_lengths.best(predicted, costs)
+    untimed = draft_lengths.why_untimed(models)
+    if untimed is not None or costs is None:
+        progress.say(f"decoding is not timed, since {untimed}")
+        return Timed(chosen, 0, [], None, untimed)
     decoder = SpeculativeDecoder(
         models.target,
         models.draft,
-        num_draft_tokens=_draft_length(settings, asked, chosen, costs),
+        num_draft_tokens=draft_lengths.of_settings(settings, asked, chosen, costs),
         sampling=config.sampling,
         rule=config.served_rule,
         lenience=settings.lenience,
@@ -231,24 +236,6 @@ def _decode(
         with stop.caught():
             differences = _differences(config, models, prompts[:done], encoded, runs, chosen)
     return Timed(chosen, timed, runs, differences)
-
-
-def _best_length(predicted: dict[int, float], costs: Costs) -> int:
-    """The draft length with the highest predicted speed-up."""
-    return max(
-        predicted,
-        key=lambda length: economics.speedup(
-            predicted[length], length, costs.cost_ratio, costs.verify_cost[length + 1]
-        ),
-    )
-
-
-def _draft_length(settings: AcceptanceSettings, asked: int, chosen: int, costs: Costs) -> int | DraftLength:
-    if settings.draft_length == "auto":
-        return AutoLength(costs, settings.max_draft_tokens)
-    if settings.draft_length == "confidence":
-        return ConfidenceLength(asked or settings.max_draft_tokens, settings.confidence)
-    return chosen
 
 
 def _time(

@@ -23,7 +23,7 @@ from specdistill.evaluation.sections import (
     scored_section,
     setup_section,
 )
-from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.statistics import Estimate, ratio
 from specdistill.models import LanguageModel
 
 
@@ -61,6 +61,8 @@ class Timed:
     runs: list[TimedRun]
     differences: list[GreedyDifference | None] | None
     """None where outputs were not compared."""
+    untimed: str | None = None
+    """Why decoding was not timed here; None where it was, or where Ctrl-C came before."""
 
     @property
     def prompts(self) -> int:
@@ -93,12 +95,19 @@ def build_report(
             **vars(scored_section(prompts, scores.draft, rule, length, scores.predicted)),
         ),
         latency=speed,
-        economics=economics.judge(costs, scores.predicted, length, alpha, speed.speedup)
-        if costs is not None and runs
-        else unknown_economics(length),
+        economics=_economics(costs, scores.predicted, length, alpha, speed.speedup, timed),
         lossless=_lossless(config, timed),
         compare=compared,
     )
+
+
+def _economics(
+    costs: Costs | None, predicted: dict[int, float], length: int, alpha: float, measured: Estimate, timed: Timed | None
+) -> economics.Economics:
+    untimed = timed.untimed if timed else None
+    if costs is not None and timed is not None and (timed.runs or untimed):
+        return economics.judge(costs, predicted, length, alpha, measured, untimed)
+    return unknown_economics(length, untimed or "the bench was interrupted before decoding was timed")
 
 
 def _lossless(config: MeasureConfig, timed: Timed | None) -> Lossless:

@@ -7,6 +7,7 @@ None; any other None, and every number that is not finite, is null.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,11 @@ class Latency:
     """Ratio of tokens per second, paired by prompt (by batch where prompts share one)."""
     engine_efficiency: float
     """Time inside the two models' forward passes over the wall time of decoding; null for real engines."""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether decoding was timed at all."""
+        return math.isfinite(self.speedup.mean)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,40 +1,75 @@
-"""Supported model families: where their layers are, how they mask attention, how they scale logits."""
+"""Facts about a model's architecture, read from its structure and its configuration, never from its name."""
 
 from __future__ import annotations
 
+import copy
+
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from specdistill.errors import ModelError
 
-LAYER_LIST = {
-    "llama": "layers",
-    "mistral": "layers",
-    "qwen2": "layers",
-    "qwen3": "layers",
-    "gemma": "layers",
-    "gemma2": "layers",
-    "gemma3_text": "layers",
-    "gpt2": "h",
-}
-"""model_type -> name of the base model's attribute that holds the decoder layers."""
+NO_LIMIT = 2**20
+"""Positions of a model whose configuration names no limit, such as one without attention."""
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
-def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Refuses architectures whose cache, mask or layers are unknown.
+def check_causal(config: PretrainedConfig, name: str) -> None:
+    """Refuses what is no causal language model.
 
     Raises:
-        ModelError: The architecture is not supported.
+        ModelError: transformers has no causal model of this type, or the model reads its prompt with an encoder.
     """
-    if config.model_type not in LAYER_LIST:
+    kind = config.model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{name} is of type {config.model_type!r}, which is not supported; supported are {', '.join(LAYER_LIST)}"
+            f"{name} is of type {kind!r}, of which transformers has no causal language model; name a checkpoint that "
+            "AutoModelForCausalLM loads"
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name} is of type {kind!r}, which reads prompts with an encoder; name a model that only decodes"
+        )
+
+
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Configuration of the language model inside a multimodal one; the same one where it is nothing else."""
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return config
+    text = copy.deepcopy(text)
+    # The outer file says how all weights are stored, and whether the head is the embedding.
+    for name in ("tie_word_embeddings", "quantization_config", "dtype", "eos_token_id"):
+        value = getattr(config, name, None)
+        if value is not None:
+            setattr(text, name, value)
+    return text
+
+
+def layers_path(base_model: nn.Module, config: PretrainedConfig) -> str:
+    """Dotted name of the decoder layers inside a base model: of all lists of that length the one with most weights.
+
+    Raises:
+        ModelError: No list has as many members as the configuration has layers.
+    """
+    lists = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers(config)
+    }
+    if not lists:
+        raise ModelError(
+            f"the decoder layers of a {config.model_type!r} model can't be found: no list of modules has "
+            f"{num_layers(config)} members, the number of layers in config.json"
+        )
+    return max(lists, key=lambda name: lists[name])
 
 
 def decoder_layers(base_model: nn.Module, config: PretrainedConfig) -> nn.ModuleList:
     """Decoder layers of a base model, which is a model without its output head."""
-    layers = getattr(base_model, LAYER_LIST[config.model_type])
+    layers = base_model.get_submodule(layers_path(base_model, config))
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -44,30 +79,49 @@ def num_layers(config: PretrainedConfig) -> int:
     return int(config.num_hidden_layers)
 
 
-def num_cached_layers(base_model: nn.Module, config: PretrainedConfig) -> int:
-    """Layers that a KV cache needs: more than there are while `cut.only_layers` hides some, whose numbers stay."""
-    parts = [part for layer in decoder_layers(base_model, config) for part in layer.children()]
-    return max(num_layers(config), 1 + max((getattr(part, "layer_idx", None) or 0 for part in parts), default=0))
-
-
 def max_context(config: PretrainedConfig) -> int:
     """Largest number of positions that the model supports."""
-    return int(config.max_position_embeddings)
+    limits = (getattr(config, name, None) for name in _CONTEXT)
+    return next((int(limit) for limit in limits if limit), NO_LIMIT)
 
 
 def layer_attention_types(config: PretrainedConfig) -> list[str] | None:
-    """`full_attention` or `sliding_attention` for each layer; None for families that take a single mask."""
+    """Kind of each layer, such as `full_attention` or `linear_attention`; None where they aren't named one by one."""
     types = getattr(config, "layer_types", None)
     return list(types) if types else None
 
 
-def uniform_sliding_window(config: PretrainedConfig) -> int | None:
-    """Window of families whose layers all slide and take a single mask (Mistral 7B v0.1); None for others."""
-    if layer_attention_types(config) is not None or config.model_type != "mistral":
-        return None
-    return getattr(config, "sliding_window", None)
+def attention_kinds(config: PretrainedConfig) -> set[str]:
+    """Every kind of attention mask that the layers need; the rules are transformers' own.
+
+    Without a kind for each layer, a window or a chunk size in the configuration holds for all of them.
+    """
+    types = layer_attention_types(config)
+    if types is not None:
+        return set(types)
+    if getattr(config, "sliding_window", None) is not None:
+        return {"sliding_attention"}
+    return {"chunked_attention" if getattr(config, "attention_chunk_size", None) else "full_attention"}
+
+
+def recurrent_kinds(config: PretrainedConfig) -> list[str]:
+    """Kinds of the layers that keep a state instead of each token's keys and values; empty for plain attention."""
+    types, layers = layer_attention_types(config), cache_layers(config)
+    recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
+    if types is None or len(types) != len(layers):
+        return ["linear_attention"] if any(recurrent) else []
+    return sorted({kind for kind, recurs in zip(types, recurrent, strict=True) if recurs})
+
+
+def cache_layers(config: PretrainedConfig) -> list[object]:
+    """transformers' own empty cache of every layer, whose class says what the layer keeps; empty where it has none."""
+    try:
+        return list(DynamicCache(config=config).layers)
+    except (KeyError, AttributeError, TypeError, ValueError):
+        # Models without attention, and those of older families, have caches of their own.
+        return []
 
 
 def final_softcap(config: PretrainedConfig) -> float | None:
     """Softcap c in logits = c tanh(logits / c), which Gemma 2 has; None for others."""
-    return getattr(config, "final_logit_softcapping", None)
+    return getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)

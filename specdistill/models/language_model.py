@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdistill.models import families
+from specdistill.models import families, output_head
 from specdistill.models.stop_ids import eos_ids
 
 LONG_TEXT = 2048
@@ -43,7 +44,10 @@ class LanguageModel:
     """Stop ids that a draft has from its target, where it answers in the target's place."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
+    proof: object | None = field(default=None, repr=False)
+    """Result of `decoding.proof` for this model; None before it was made."""
     _head: Tensor | None = field(default=None, repr=False)
+    _logit_scale: float | None = field(default=None, repr=False)
 
     @property
     def config(self):
@@ -78,6 +82,33 @@ class LanguageModel:
         return cast(Tensor, head.weight)
 
     @property
+    def head_bias(self) -> Tensor | None:
+        """Bias of the output head, [padded vocab]; None for most families."""
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on the head's product; found once, by a pass over a few tokens (see `output_head`).
+
+        Raises:
+            ModelError: The model gets its logits in another way.
+        """
+        if self._logit_scale is None:
+            self._logit_scale = 1.0 if self.device.type == "meta" else self._find_logit_scale()
+        return self._logit_scale
+
+    def with_logit_scale(self) -> LanguageModel:
+        """The model itself, whose `logit_scale` is then known."""
+        _ = self.logit_scale
+        return self
+
+    def _find_logit_scale(self) -> float:
+        with self.generating():
+            ids = torch.tensor([output_head.sample_ids(self.vocab_size, 8)], device=self.device)
+            return output_head.logit_scale(self.model, self.hidden_states(ids), ids, self.name)
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Every id that ends an answer. The generation config may list several; config and tokenizer know one.
 
@@ -108,12 +139,26 @@ class LanguageModel:
     @property
     def base_model(self):
         """The transformers model without its output head."""
-        return self.model.base_model
+        base = self.model.base_model
+        if base is not self.model:
+            return base
+        # Some classes (Llama 4) name an attribute that they don't have, and would give the whole model.
+        return next((child for child in base.children() if isinstance(child, PreTrainedModel)), base)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether a pass can be told the positions of its tokens."""
+        parameters = inspect.signature(self.base_model.forward).parameters
+        return "position_ids" in parameters or "kwargs" in parameters
 
     def own_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the ids that this model can propose: [..., N] with a trimmed head, else [..., vocab_size]."""
-        logits = hidden @ self.inference_head().T if self.packed_head is None else self.packed_head(hidden)
-        # No supported family has a bias in its head.
+        if self.packed_head is not None:
+            logits = self.packed_head(hidden)
+        else:
+            logits = nn.functional.linear(hidden, self.inference_head(), self.inference_bias())
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def to_vocabulary(self, own_logits: Tensor) -> Tensor:
@@ -142,6 +187,32 @@ class LanguageModel:
             # Copied once, since gathering the rows at every step would cost as much as the trimmed head saves.
             self._head = weight[self.kept_ids].clone()
         return self._head
+
+    def inference_bias(self) -> Tensor | None:
+        """Bias of the rows of `inference_head`; None for heads without one, which most are."""
+        bias = self.head_bias
+        if bias is None:
+            return None
+        return bias[: self.vocab_size] if self.kept_ids is None else bias[self.kept_ids]
+
+    def loss_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and a head whose plain product, softcapped, is the model's logits.
+
+        The losses know neither scale nor bias: the scale goes into the hidden states, the bias becomes one more column.
+
+        Args:
+            hidden: [..., hidden].
+
+        Returns:
+            [..., hidden] and [padded vocab, hidden], or both with one column more.
+        """
+        weight, bias = self.head_weight, self.head_bias
+        if self.logit_scale != 1:
+            hidden = hidden * self.logit_scale
+        if bias is None:
+            return hidden, weight
+        ones = hidden.new_full((*hidden.shape[:-1], 1), self.logit_scale)
+        return torch.cat((hidden, ones), -1), torch.cat((weight, bias[:, None].to(weight.dtype)), 1)
 
     def weights_changed(self) -> None:
         """Drops cached copies of weights; call it after an optimiser step."""

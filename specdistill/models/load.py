@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
-from specdistill.models import families, gguf, memory, quantised, stop_ids, vocabulary, weights
+from specdistill.models import families, gguf, memory, multimodal, quantised, stop_ids, vocabulary, weights
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.quiet import quiet_hub, quiet_transformers
 
@@ -39,6 +39,8 @@ class ModelSource:
     """Directory or hub id that transformers loads from."""
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    inside: bool = False
+    """Whether it is the text part of a multimodal checkpoint, which is loaded without the rest."""
 
     @property
     def max_context(self) -> int:
@@ -91,14 +93,15 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         say: Called with a line of text when a slow conversion starts.
 
     Raises:
-        ModelError: The model can't be found or read, its architecture is not supported, or a target can't end answers.
+        ModelError: The model can't be found or read, is no causal one, or a target can't end answers.
     """
     check_exists(name, role)
     location = str(gguf.convert(Path(name), say) if Path(name).is_file() else name)
     try:
         with quiet_transformers(), quiet_hub():
-            config = AutoConfig.from_pretrained(location, trust_remote_code=False)
-            families.check_supported(config, name)
+            outer = AutoConfig.from_pretrained(location, trust_remote_code=False)
+            config = families.text_part(outer)
+            families.check_causal(config, name)
             if Path(location).is_dir():
                 checkpoint_files.check_tokenizer(Path(location), name, role)
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
@@ -106,7 +109,7 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
         raise
     except Exception as error:
         raise ModelError(_why_not(error, location, name, role)) from error
-    source = ModelSource(name, location, config, tokenizer)
+    source = ModelSource(name, location, config, tokenizer, inside=config is not outer)
     vocabulary.check_ordinary_tokens(tokenizer, source.rows, f"--{role} {name}")
     if role == "target":
         stop_ids.check_stop_ids(name, role, location, config, tokenizer)
@@ -211,8 +214,8 @@ def load_model(
         A `LanguageModel` in eval mode, with a trimmed head if the checkpoint has one.
 
     Raises:
-        ModelError: The model can't be found or read, its architecture is not supported, or its weights are not the
-            architecture's own, not finite, or quantised in a way that can't be read here.
+        ModelError: The model can't be found or read, is no causal one, or its weights are not the architecture's own,
+            not finite, or quantised in a way that can't be read here.
     """
     source = find(source, role, say) if isinstance(source, str) else source
     check_loadable(source, role, keep)
@@ -221,9 +224,11 @@ def load_model(
     model = _read_weights(source, role, device, dtype, keep)
     vocab_size = vocabulary.usable_size(source.tokenizer, model.config.vocab_size)
     kept_ids = vocabulary.load_kept_ids(source.directory, vocab_size)
-    moves = keep == "whole" and not quantised.stays(source.config)
+    if keep == "whole" and not quantised.stays(source.config):
+        # transformers' own annotation of `to` does not take a device's name.
+        torch.nn.Module.to(model, device)
     loaded = LanguageModel(
-        model=(_on(model, device) if moves else model).eval(),
+        model=model.eval(),
         tokenizer=source.tokenizer,
         name=source.name,
         directory=source.directory,
@@ -233,7 +238,7 @@ def load_model(
     )
     if keep == "offloaded":
         memory.offload(loaded, device)
-    return loaded
+    return loaded.with_logit_scale()
 
 
 def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtype, keep: str) -> PreTrainedModel:
@@ -246,7 +251,6 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     placed = keep in memory.QUANTISED or quantised.stays(source.config)
     try:
         with quiet_transformers():
-            # A pair, because of `output_loading_info`.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,
@@ -258,15 +262,17 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
                 # Other shapes are reported, and refused below with the weight's name.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                key_mapping=multimodal.KEY_MAPPING if source.inside else None,
             )
         model, report = loaded
     except Exception as error:
         raise ModelError(f"can't load the weights of --{role} {source.name}: {first_line(error)}") from error
-    weights.check_report(report, f"--{role} {source.name}", dequantised=method in quantised.DEQUANTISED)
+    where = f"--{role} {source.name}"
+    weights.check_report(report, where, dequantised=method in quantised.DEQUANTISED, inside=source.inside)
     if method in quantised.DEQUANTISED:
         # transformers leaves what was not quantised in the dtype of the files.
         torch.nn.Module.to(model, dtype)
-    weights.check_finite(model, f"--{role} {source.name}")
+    weights.check_finite(model, where)
     return model
 
 
@@ -292,9 +298,3 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
         model.generation_config = stored
     vocab_size = vocabulary.usable_size(source.tokenizer, source.rows)
     return LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
-
-
-def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    # transformers' own annotation of `to` does not take a device's name.
-    torch.nn.Module.to(model, device)
-    return model

@@ -130,5 +130,6 @@ def pack(model: LanguageModel, kind: str) -> float:
             elif isinstance(child, Conv1D):
                 setattr(module, name, PackedLinear(child.weight.T, child.bias, kind))
     with model.generating():
-        model.packed_head = PackedLinear(model.inference_head(), None, kind)
+        # Found before layers are rounded; the packed head itself has no weights to compare.
+        model.packed_head = PackedLinear(model.with_logit_scale().inference_head(), model.inference_bias(), kind)
     return time.perf_counter() - start

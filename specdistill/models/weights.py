@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from specdistill.errors import ModelError
+from specdistill.models import multimodal
 
 _IGNORED = re.compile(r"^mtp\.|\.attn\.masked_bias$")
 """Weights that change no answer: layers that guess further tokens ahead, and a constant of old GPT-2 checkpoints."""
 _ACTIVATION_SCALES = re.compile(r"\.(activation_scale|input_scale)$")
 
 
-def check_report(report: Any, where: str, *, dequantised: bool = False) -> None:
+def check_report(report: Any, where: str, *, dequantised: bool = False, inside: bool = False) -> None:
     """Refuses weights that are missing, left over, or of another shape than the configuration says.
 
     Args:
@@ -23,6 +24,7 @@ def check_report(report: Any, where: str, *, dequantised: bool = False) -> None:
             architecture declares ignorable are not in it.
         where: The model as messages name it, such as `--target NAME`.
         dequantised: Whether the weights became floats, so that scales of activations have no use.
+        inside: Whether the model is the text part of a multimodal one, whose towers are left over.
 
     Raises:
         ModelError: The weights are not exactly the architecture's own; the message names the first one.
@@ -43,7 +45,9 @@ def check_report(report: Any, where: str, *, dequantised: bool = False) -> None:
     left_over = [
         name
         for name in sorted(report["unexpected_keys"])
-        if not _IGNORED.search(name) and not (dequantised and _ACTIVATION_SCALES.search(name))
+        if not _IGNORED.search(name)
+        and not (dequantised and _ACTIVATION_SCALES.search(name))
+        and not (inside and multimodal.is_beside_text(name))
     ]
     if left_over:
         raise ModelError(

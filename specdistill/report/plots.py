@@ -94,10 +94,9 @@ def _speedups(axes: Axes, report: Report) -> None:
     predicted, measured = report.economics.predicted_speedup, report.latency.speedup
     axes.axhline(1, color=QUIET, linewidth=1.5)
     axes.plot(list(predicted), list(predicted.values()), color=ACCENT, marker="o", label="predicted")
-    length = report.setup.num_draft_tokens
-    axes.errorbar(
-        [length], [measured.mean], yerr=_spread([measured]), color=SECOND, marker="s", capsize=4, label="measured"
-    )
+    if report.latency.is_timed:
+        length, spread = report.setup.num_draft_tokens, _spread([measured])
+        axes.errorbar([length], [measured.mean], yerr=spread, color=SECOND, marker="s", capsize=4, label="measured")
     axes.set(xlabel="draft tokens per target call", ylabel="speed-up", xticks=list(predicted))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

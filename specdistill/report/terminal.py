@@ -41,7 +41,7 @@ def bench_tables(report: Report) -> None:
         _categories(console, report.acceptance, report.setup.predicting_rule)
     if report.score is not None:
         _scores(console, report, report.score.scorer)
-    if report.economics.predicted_speedup:
+    if report.latency.is_timed:
         _speed(console, report.latency, report.setup)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
@@ -183,11 +183,12 @@ def _costs(report: Report) -> list[str]:
             f"a round of {length} draft tokens and their check takes {economics.round_cost[length]:.2f} target steps; "
             f"break-even alpha {needed}",
         ]
-    return [
-        measured,
+    facts = [
         f"speed-up, predicted: {predicted:.2f}; best with {economics.best_num_draft_tokens} draft tokens; a perfect "
         f"draft {perfect:.2f}",
         f"costs in target steps: draft step {economics.cost_ratio:.3f}, checking {length + 1} tokens "
         f"{economics.verify_cost[length + 1]:.2f}; break-even alpha {needed}",
-        f"time inside the models: {latency.engine_efficiency:.3f} of the decoding time",
     ]
+    if not latency.is_timed:
+        return facts
+    return [measured, *facts, f"time inside the models: {latency.engine_efficiency:.3f} of the decoding time"]

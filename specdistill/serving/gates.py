@@ -91,7 +91,7 @@ def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdi
             f"the draft's attention is of two kinds ({draft.window}), and all its layers must share one KV-cache group"
         )
     if draft.m_rope:
-        verdict.refusals.append("the draft uses M-RoPE positions")
+        verdict.refusals.append("the draft uses M-RoPE positions, which vLLM takes in the target only")
     heads, kv_heads = draft.heads
     if server.tensor_parallel > 1 and heads % server.tensor_parallel:
         verdict.refusals.append(
@@ -176,8 +176,9 @@ def _transformers(target: ModelFiles, draft: ModelFiles, server: PlannedServer) 
                 f"the {role} is a .gguf file: load it with from_pretrained({str(side.directory)!r}, "
                 f"gguf_file={Path(side.name).name!r}), which needs the memory of 16- or 32-bit weights"
             )
-    if draft.config.get("model_type") in ("mamba", "mamba2", "rwkv", "recurrent_gemma", "jamba"):
-        verdict.refusals.append(f"a {draft.config['model_type']} draft keeps a state that can't be cut back")
+    for role, side in (("target", target), ("draft", draft)):
+        if side.recurrent:
+            verdict.refusals.append(f"a {side.config.get('model_type')} {role} keeps a state that can't be cut back")
     return verdict
 
 

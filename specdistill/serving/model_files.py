@@ -14,6 +14,11 @@ from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.serving.gguf_header import read_header
 
+_STATES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba", "recurrent")
+"""Kinds of layers that keep a state."""
+_STATE_SETTINGS = ("mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "attention_hidden_size")
+"""Settings that only configurations with such layers have, where they don't name each layer's kind."""
+
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -81,14 +86,26 @@ class ModelFiles:
         """Whether some layers slide and others do not: more than one group of KV caches."""
         types = self.config.get("layer_types")
         if types is not None:
-            return len(set(types)) > 1
+            return len(set(types)) > 1 or "hybrid" in types
+        if self.recurrent:
+            # States and keys; a model of states alone has no attention heads.
+            return "num_attention_heads" in self.config
         return self.config.get("model_type") in ("gemma2", "gemma3_text", "gemma3")
 
     @property
     def m_rope(self) -> bool:
         """Whether positions have several parts, as in vision models."""
         rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return "mrope_section" in rope
+        # One setting for all layers, or one for each kind of layer.
+        return any("mrope_section" in part for part in (rope, *rope.values()) if isinstance(part, dict))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether layers keep a state that can't be cut back."""
+        types = self.config.get("layer_types") or self.config.get("layers_block_type")
+        if types is not None:
+            return any(kind in _STATES for kind in types)
+        return any(name in self.config for name in _STATE_SETTINGS)
 
     @property
     def pickled(self) -> list[str]:

@@ -8,6 +8,7 @@ from tiny_models import make_model, perturbed
 
 from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain, unpad
 from specdistill.decoding.costs import Costs
+from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import process
 from specdistill.errors import ConfigError
 
@@ -189,6 +190,8 @@ def test_steps_keep_their_shapes_so_that_they_can_be_captured():
     """Draft steps of 1 token (2 after a wholly kept draft), target passes of one width, keys in multiples of 64."""
     target = make_model()
     draft = perturbed(target, 0.02)
+    # The proofs have passes of their own.
+    prove(target), prove(draft)
     seen = {"target": set(), "draft": set()}
 
     def record(name):

@@ -11,6 +11,7 @@ from tiny_runs import annotate_config, example, target_states
 from specdistill.data import soft_labels
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Sampling
+from specdistill.decoding.proof import prove
 from specdistill.distill.answers.label_writer import label_rows
 from specdistill.distill.cutting.init_draft import most_used_ids
 from specdistill.distill.cutting.layer_search import LayerScorer
@@ -57,6 +58,13 @@ def watched(monkeypatch):
     return seen
 
 
+def proven(watched, model):
+    """The model after its proof, whose passes are not counted."""
+    prove(model)
+    watched["passes"].clear()
+    return model
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_states_of_long_sequences_equal_one_plain_pass_each(family):
     model = make_model(family, layers=2, context=CONTEXT)
@@ -68,7 +76,7 @@ def test_states_of_long_sequences_equal_one_plain_pass_each(family):
 
 
 def test_long_sequences_do_not_share_one_pass(watched):
-    model = make_model(layers=1, context=CONTEXT)
+    model = proven(watched, make_model(layers=1, context=CONTEXT))
     answer_hidden_states(model, [example(ids(1500, row), ids(5, row), name=str(row)) for row in range(16)])
     assert watched["passes"] == [(10, 1505), (6, 1505)]
     watched["passes"].clear()
@@ -189,7 +197,7 @@ def test_the_ids_of_a_trimmed_head_are_counted_in_blocks(watched, monkeypatch):
 
 def test_the_layer_search_reads_long_prompts_in_passes(watched):
     """Layers that a candidate leaves out keep their numbers, so the cache needs a place for each of them."""
-    target = make_model(layers=3, context=CONTEXT)
+    target = proven(watched, make_model(layers=3, context=CONTEXT))
     answers = [example(ids(4000, row), ids(6, row), name=str(row)) for row in range(2)]
     scorer = LayerScorer(target, answers)
     assert scorer([0, 1, 2]) == pytest.approx(1, abs=1e-4)
@@ -198,7 +206,7 @@ def test_the_layer_search_reads_long_prompts_in_passes(watched):
 
 
 def test_a_difference_behind_a_long_prompt_is_judged_in_passes(watched):
-    target = make_model(layers=1, context=CONTEXT)
+    target = proven(watched, make_model(layers=1, context=CONTEXT))
     prompt = ids(4000, 7)
     found = first_difference(target, Prompt("p", ()), prompt, Generation([7, 8]), Generation([7, 9]))
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny_models import FAMILIES, make_model, make_tokenizer, save
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BartConfig, T5Config
 
 from specdistill.errors import ConfigError, IncompatibleModelsError, ModelError
 from specdistill.models import check_same_vocabulary, cut_draft, load, load_model, load_pair, vocabulary
@@ -54,12 +54,16 @@ def test_cut_refuses(layers):
         cut_draft(make_model(layers=3), layers)
 
 
-def test_other_architectures_are_refused_by_name(tmp_path):
-    model = BloomForCausalLM(BloomConfig(vocab_size=65, hidden_size=16, n_layer=1, n_head=2))
-    model.save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"'bloom', which is not supported; supported are llama"):
-        load_model(str(tmp_path))
+def test_what_is_no_causal_language_model_is_refused(tmp_path):
+    """No type is refused by its name: T5 has no causal model, and BART reads its prompt with an encoder."""
+    for name, config, why in (
+        ("t5", T5Config(), "'t5', of which transformers has no causal language model"),
+        ("bart", BartConfig(), "'bart', which reads prompts with an encoder"),
+    ):
+        config.save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=why):
+            load_model(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ MODELS = [
     *model_cases("no-config", "no config.json", commands=TARGET),
     *model_cases("broken-config", "config.json", commands=TARGET),
     *model_cases("list-config", "config.json", commands=TARGET),
-    *model_cases("unknown-architecture", "bloom", commands=LOADING),
+    *model_cases("unknown-architecture", "t5", commands=LOADING),
     *model_cases("adapter", "is a LoRA adapter", "merge_and_unload", commands=TARGET),
     *model_cases("no-tokenizer", "no tokenizer files"),
     *model_cases("broken-tokenizer", "broken-tokenizer"),

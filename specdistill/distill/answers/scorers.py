@@ -26,8 +26,7 @@ def mean_log_likelihoods(model: LanguageModel, sequences: Sequence[Example], bat
         ):
             labels = torch.tensor(sequence.answer_ids, device=hidden.device)
             loss = fused_divergence(
-                hidden,
-                model.head_weight,
+                *model.loss_inputs(hidden),
                 None,
                 None,
                 torch.full((len(labels),), 1 / len(labels), device=hidden.device),

@@ -107,10 +107,8 @@ def healed_alpha(
             batch = collate(sequences).to(target.device)
             hidden = draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
             output = fused_divergence(
-                hidden,
-                draft.head_weight,
-                torch.cat(answer_hidden_states(target, sequences, cache)),
-                target.head_weight,
+                *draft.loss_inputs(hidden),
+                *target.loss_inputs(torch.cat(answer_hidden_states(target, sequences, cache))),
                 torch.full((len(hidden),), 1 / len(hidden), device=hidden.device),
                 kind="fkl",
                 vocab_size=target.vocab_size,

@@ -54,6 +54,10 @@ class DistillationLoss(nn.Module):
         self._draft, self._target, self._reference, self._objective = draft, target, reference, objective
         self.kind, self.beta, self.scale = divergence_of(objective.kind, objective.beta)
         self.temperature = objective.temperature
+        # Found here, where the weights are whole: a pass later may meet shards.
+        for model in (draft, target, reference):
+            if model is not None:
+                model.with_logit_scale()
 
     def forward(
         self,
@@ -152,11 +156,15 @@ class DistillationLoss(nn.Module):
         soft_labels: SoftLabels | None = None,
     ) -> Any:
         draft = draft or self._draft
+        hidden, head = draft.loss_inputs(hidden)
+        target_head = None
+        if target_hidden is not None:
+            target_hidden, target_head = self._target.loss_inputs(target_hidden)
         return fused_divergence(
             hidden,
-            draft.head_weight,
+            head,
             target_hidden,
-            None if target_hidden is None else self._target.head_weight,
+            target_head,
             weights,
             kind=kind,
             beta=self.beta,
