@@ -5,8 +5,7 @@ all its tokens, each once. So in plain target steps, with D(n) the expected numb
 
     verify_cost(n) = shared part + expert part * D(n) / D(1)
 
-D comes from the router's own choices over the target's answers, or, where there is no model to ask, from uniform
-routing: E (1 - (1 - k/E)^n) for E experts, k of them per token.
+D comes from the router's own choices over the target's answers. `plan_experts` has it for a router that prefers none.
 """
 
 from __future__ import annotations
@@ -22,11 +21,6 @@ from specdistill.data.batch import Example
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
 from specdistill.models import LanguageModel
 from specdistill.models.experts import RoutingRecorder, expert_layers, step_bytes
-
-
-def uniform_distinct(experts: int, per_token: int, tokens: float) -> float:
-    """Expected number of distinct experts of n tokens that are each sent to k of E experts, all equally likely."""
-    return experts * (1 - (1 - per_token / experts) ** tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,11 +160,11 @@ def _experts(console: Console, report: Report) -> None:
         return
     console.print(line, soft_wrap=True)
     table = Table(title=f"one target pass, batch {report.setup.batch_size}, in plain target steps")
-    table.add_column("tokens in the pass")
+    table.add_column("tokens")
     for row in rows:
         table.add_column(str(row.tokens), justify="right")
-    table.add_row("distinct experts a layer", *(f"{row.distinct:.1f}" for row in rows))
-    table.add_row("predicted by weights read", *(number(row.predicted) for row in rows))
+    table.add_row("distinct experts", *(f"{row.distinct:.1f}" for row in rows))
+    table.add_row("predicted", *(number(row.predicted) for row in rows))
     if any(row.measured is not None for row in rows):
         table.add_row("measured", *(number(row.measured) for row in rows))
     console.print(table)

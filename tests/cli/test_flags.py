@@ -75,6 +75,8 @@ TOGETHER = {
         "target_params": {"target_params": "30B"},
         "draft_params": {"draft_params": "500M"},
         "target_resident_params": {"target_resident_params": "200B"},
+        "experts": {"experts": 8, "experts_per_token": 2, "target_resident_params": "200B"},
+        "experts_per_token": {"experts": 8, "experts_per_token": 2, "target_resident_params": "200B"},
         "on_policy_fraction": {"on_policy_fraction": 0.5},
         "labels": {"labels": "stored", "on_policy_fraction": 0.0},
     },

@@ -13,7 +13,7 @@ from tiny_runs import example, prompt_rows, write_rows
 
 from specdistill import BenchConfig
 from specdistill.decoding.costs import measure_costs, windows_of
-from specdistill.evaluation.experts import Routing, routed_hidden_states, uniform_distinct
+from specdistill.evaluation.experts import Routing, routed_hidden_states
 from specdistill.evaluation.measure import measure_draft
 from specdistill.models import families
 from specdistill.models.experts import RoutingRecorder, expert_layers, step_bytes
@@ -71,15 +71,6 @@ def one_layer(experts=4, per_token=1):
     return make_mixture(
         "qwen3_moe", num_hidden_layers=1, experts=experts, per_token=per_token, tie_word_embeddings=True
     )
-
-
-def test_uniform_routing_by_hand():
-    assert uniform_distinct(8, 2, 1) == pytest.approx(2)
-    assert uniform_distinct(8, 2, 2) == pytest.approx(8 * (1 - 0.75**2))
-    # Against drawn experts.
-    draws = np.random.default_rng(0)
-    counts = [len({e for _ in range(5) for e in draws.choice(16, 4, replace=False)}) for _ in range(4000)]
-    assert uniform_distinct(16, 4, 5) == pytest.approx(np.mean(counts), rel=0.01)
 
 
 def test_distinct_experts_by_hand():

@@ -88,7 +88,7 @@ def test_a_mixture_of_experts_has_a_table_of_predicted_and_measured_checks(repor
     printed = capsys.readouterr().out
     assert "a token is sent to 4 of 64 a layer and uses 21.9M of 134.5M parameters" in printed
     assert "experts are 78% of the weights" in printed
-    for row in (r"distinct experts a layer +\S +4.0 +\S +7.6 +\S +10.9", r"weights read +\S +1.00 +\S +1.71 +\S +2.37",
+    for row in (r"distinct experts +\S +4.0 +\S +7.6 +\S +10.9", r"predicted +\S +1.00 +\S +1.71 +\S +2.37",
                 r"measured +\S +1.00 +\S +1.30 +\S +1.50"):  # fmt: skip
         assert re.search(row, printed), row
     page = re.sub(r"\s+", " ", html_report(mixture))
