@@ -12,7 +12,9 @@ from tiny_models import make_model, save
 from tiny_runs import example, prompt_rows, write_rows
 
 from specdistill import BenchConfig
+from specdistill import bench as bench_anywhere
 from specdistill.decoding.costs import measure_costs, windows_of
+from specdistill.evaluation import measure
 from specdistill.evaluation.experts import Routing, routed_hidden_states
 from specdistill.evaluation.measure import measure_draft
 from specdistill.models import families
@@ -168,8 +170,22 @@ def bench(folder, **settings):
     return measure_draft(BenchConfig.flat(**(names | defaults | settings)))
 
 
-def test_bench_predicts_a_mixture_from_its_own_answers(tmp_path):
+@pytest.fixture
+def timed_windows(monkeypatch):
+    """The windows that a bench times its steps on."""
+    seen = []
+
+    def watching(*models, windows=(), **settings):
+        seen.extend(windows)
+        return measure_costs(*models, windows=windows, **settings)
+
+    monkeypatch.setattr(measure, "measure_costs", watching)
+    return seen
+
+
+def test_bench_predicts_a_mixture_from_its_own_answers(tmp_path, timed_windows):
     report = bench(folder_of(tmp_path, make_mixture("qwen3_moe"), 8), batch_size=2)
+    assert timed_windows and all(len(after) == 8 for _, after in timed_windows)
     experts = json.loads(json.dumps(report.to_json()))["economics"]["experts"]
     assert experts["experts"] == EXPERTS and experts["experts_per_token"] == PER_TOKEN
     assert list(experts["distinct_experts"]) == list(experts["verify_cost"]) == [str(n) for n in range(1, 9)]
@@ -181,9 +197,20 @@ def test_bench_predicts_a_mixture_from_its_own_answers(tmp_path):
     assert report.lossless.greedy_identical
 
 
-def test_a_dense_target_has_no_such_section(tmp_path):
+def test_a_real_engines_report_has_the_prediction_alone(tmp_path):
+    """Single passes of an engine can't be timed; its rounds of 2 draft tokens check 3."""
+    folder = folder_of(tmp_path, make_mixture("qwen3_moe"), 8)
+    settings = {"engine": "transformers", "max_draft_tokens": 4, "num_draft_tokens": 2, "max_new_tokens": 12}
+    names = {name: str(folder / name) for name in ("target", "draft")} | {"prompts": str(folder / "prompts.jsonl")}
+    economics = bench_anywhere(BenchConfig.flat(**names, **settings)).economics
+    assert list(economics.experts.verify_cost) == [1, 2, 3, 4, 5] and not economics.verify_cost
+    assert economics.experts.distinct_experts[1] == pytest.approx(PER_TOKEN)
+
+
+def test_a_dense_target_has_no_such_section(tmp_path, timed_windows):
     report = bench(folder_of(tmp_path, make_model(layers=2), 8))
     assert report.economics.experts is None and "experts" not in report.to_json()["economics"]
+    assert not timed_windows
 
 
 @pytest.mark.alone
