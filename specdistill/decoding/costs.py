@@ -36,6 +36,17 @@ class Costs:
         return self.draft_step_seconds / self.target_step_seconds
 
 
+def windows_of(answers: Sequence[Example], length: int) -> list[Window]:
+    """The middle of each answer that is long enough: its text so far, and the next `length` tokens."""
+    windows = []
+    for answer in answers:
+        start = (len(answer.answer_ids) - length) // 2
+        if start >= 0:
+            before = [*answer.prompt_ids, *answer.answer_ids[:start]]
+            windows.append((before, list(answer.answer_ids[start : start + length])))
+    return windows
+
+
 def measure_costs(
     target: LanguageModel,
     draft: LanguageModel,
@@ -96,17 +107,6 @@ def measure_costs(
     median = {kind: statistics.median(values) for kind, values in seconds.items()}
     step = median["target", 1]
     return Costs(step, median["draft", 1], {width: median["target", width] / step for width in widths})
-
-
-def windows_of(answers: Sequence[Example], length: int) -> list[Window]:
-    """The middle of each answer that is long enough: its text so far, and the next `length` tokens."""
-    windows = []
-    for answer in answers:
-        start = (len(answer.answer_ids) - length) // 2
-        if start >= 0:
-            before = [*answer.prompt_ids, *answer.answer_ids[:start]]
-            windows.append((before, list(answer.answer_ids[start : start + length])))
-    return windows
 
 
 def _time_pass(cached: CachedModel | GuidedModel, token_ids: torch.Tensor, picks_token: bool) -> float:

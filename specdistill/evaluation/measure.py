@@ -84,7 +84,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
     scored = [prompt for prompt in prompts if prompt.id in answered]
     report = build_report(config, models, scored, scores, costs, timed)
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    judged = replace(report.economics, experts=scores.experts)
+    report = replace(report, training_prompts=trained, lenience_sweep=sweep, economics=judged)
     if judge is not None and own is not None:
         ways = judge.timed(timed.runs if timed else [], models.target)
         score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)

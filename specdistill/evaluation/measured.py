@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance
@@ -11,7 +11,6 @@ from specdistill.decoding.costs import Costs
 from specdistill.evaluation import acceptance, economics
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import counted_or_unknown, latency_or_unknown, unknown_economics
 from specdistill.evaluation.latency import TimedRun
@@ -25,7 +24,7 @@ from specdistill.evaluation.sections import (
     scored_section,
     setup_section,
 )
-from specdistill.evaluation.statistics import Estimate, ratio
+from specdistill.evaluation.statistics import ratio
 from specdistill.models import LanguageModel
 
 
@@ -97,20 +96,12 @@ def build_report(
             **vars(scored_section(prompts, scores.draft, rule, length, scores.predicted)),
         ),
         latency=speed,
-        economics=_economics(scores, costs, length, alpha, speed.speedup if runs else None),
+        economics=economics.judge(costs, scores.predicted, length, alpha, speed.speedup)
+        if costs is not None and runs
+        else unknown_economics(length),
         lossless=_lossless(config, timed),
         compare=compared,
     )
-
-
-def _economics(
-    scores: Scores, costs: Costs | None, num_draft_tokens: int, alpha: float, speedup: Estimate | None
-) -> Economics:
-    """Verdict, and what was predicted of a mixture of experts; no verdict where decoding was not timed."""
-    judged = unknown_economics(num_draft_tokens)
-    if costs is not None and speedup is not None:
-        judged = economics.judge(costs, scores.predicted, num_draft_tokens, alpha, speedup)
-    return replace(judged, experts=scores.experts)
 
 
 def _lossless(config: MeasureConfig, timed: Timed | None) -> Lossless:
