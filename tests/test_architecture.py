@@ -42,7 +42,7 @@ KERNEL_USERS = {"distill", "evaluation", "decoding", "models", "data"}
 # The rooms of specdistill/distill/, in the same way: the command with its model card and the replay of a failed step,
 # then the parts of a run, then the table of methods. init-draft's room is beside those that train.
 ROOMS = ("train_draft", "reproduce", "ending", "model_card", "config", "training", "sequences", "target", "answers")
-ROOMS += ("processes", "methods")
+ROOMS += ("processes", "presets", "methods")
 ROOM_MAY_IMPORT = {room: set(ROOMS[position + 1 :]) for position, room in enumerate(ROOMS)}
 ROOM_MAY_IMPORT["cutting"] = {"sequences", "target", "answers", "processes"}
 SOURCES = sorted([*ROOT.glob("specdistill/**/*.py"), *ROOT.glob("kernels/**/*.py")])

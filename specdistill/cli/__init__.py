@@ -25,6 +25,7 @@ from specdistill import __version__
 from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
 from specdistill.cli.config_file import read_config
 from specdistill.cli.stop_signals import Received, stop_signals
+from specdistill.distill.presets import preset_settings
 from specdistill.errors import ConfigError, SpecdistillError, is_out_of_memory
 
 app = App(
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], received: Received) -> int:
     debug = "--debug" in arguments
     try:
-        app.config = [*_config_files(arguments), _check_whole_numbers]
+        app.config = [*_config_files(arguments), _fill_in_preset, _check_whole_numbers]
         tokens = [each for each in arguments if each != "--debug"]
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
@@ -149,6 +150,15 @@ def _config_files(arguments: list[str]) -> list[Dict]:
             raise ConfigError("--config needs a file name")
         path = Path(name)
         files.append(Dict(read_config(path), source=str(path.absolute()), use_commands_as_keys=False))
+
+
+def _fill_in_preset(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Sets what --preset stands for where neither a flag nor a file has set it; called with all of these read."""
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    preset = given.get("--preset")
+    if preset is not None:
+        values = preset_settings(preset, given.get("--method", "distillspec"))
+        Dict(values, source=f"--preset {preset}", use_commands_as_keys=False)(app, commands, arguments)
 
 
 def _check_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

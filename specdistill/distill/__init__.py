@@ -11,4 +11,5 @@ below it:
     target          where the target is, and what it says about an example
     answers         answers on disk: generate, annotate, best-of-n
     processes       shares of work and of weights
+    presets         settings for a purpose
 """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from cyclopts import Parameter
 
 from specdistill.distill.methods import METHODS, Method, MethodName, check_method, method_help
+from specdistill.distill.presets import PresetSettings, preset_settings
 from specdistill.distill.processes.settings import ProcessSettings
 from specdistill.distill.sequences.settings import OnPolicySettings, SequenceSettings
 from specdistill.distill.target.place import TargetPlace
@@ -52,6 +53,7 @@ class TrainConfig(Config):
     resume: Annotated[bool, Parameter(group=ESSENTIALS)] = False
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
+    presets: Annotated[PresetSettings, box("Preset")] = field(default_factory=PresetSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     sequences: Annotated[SequenceSettings, box("Text to train on")] = field(default_factory=SequenceSettings)
@@ -87,6 +89,17 @@ class TrainConfig(Config):
             raise ConfigError("a rejection log holds the target at temperature 1; set --loss-temperature 1")
         self._check_watch()
         self._check_sharing()
+        if self.presets.preset == "adapt" and self.loss.reward is not None and self.sequences.target_fraction == 1:
+            raise ConfigError(
+                "--preset adapt trains on the target's answers only, which --reward does not judge; set "
+                "--target-fraction below 1, or leave one of them away"
+            )
+
+    @classmethod
+    def flat(cls, **settings: Any) -> Self:
+        """As `Config.flat`, with the values of a named preset for settings that are left out."""
+        preset = preset_settings(settings.get("preset", "none"), settings.get("method", "distillspec"))
+        return super().flat(**(preset | settings))
 
     def _check_watch(self) -> None:
         """Refuses to watch what nothing measures."""

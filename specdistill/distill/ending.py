@@ -12,6 +12,7 @@ from specdistill.distill.model_card import model_card
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built
 from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic
@@ -56,7 +57,9 @@ def finish(
         best_step=state.best_step,
         keep=settings["keep"],
         watched=measures.label(measures.watched),
-        why=keeper.why(state),
+        why=keeper.why(state) if trainer.idle is None else "the start; nothing was trained",
+        preset=settings["preset"],
+        verdict=None if interrupted else _verdict(trainer, settings["preset"]),
         disagreement=None if interrupted else keeper.disagreement(state),
         interrupted=interrupted,
         learning_rate=learning_rate,
@@ -76,3 +79,19 @@ def finish(
     if ranks.is_main:
         atomic.write_text(output / "README.md", model_card(settings, pair, summary))
     return summary
+
+
+def _verdict(trainer: DraftTrainer, preset: str) -> str | None:
+    """Gain of a run with a preset, or why it trained nothing, in a sentence; None without either."""
+    measures, records = trainer.measures, trainer.keeper.records
+    if trainer.idle is not None or preset == "none":
+        return trainer.idle
+    watched, kept = measures.watched, trainer.keeper.kept
+    return gain_sentence(
+        measures.watched_estimate(records["start"]),
+        measures.means(kept)[watched],
+        measures.gains(kept, records["start"])[watched],
+        measures.label(watched),
+        trainer.state.step,
+        low_is_good=measures.low_is_good,
+    )

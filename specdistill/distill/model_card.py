@@ -28,7 +28,7 @@ agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose}
 Method `{method}`, divergence `{loss}`, {trained_on}, {steps} steps{ended}, peak learning
 rate {learning_rate:g}. Step {kept_step} was kept: {why}. Held-out {watched} was watched. All settings are in
 `specdistill.yaml`, the curve in `history.jsonl`.
-{disagreement}{left_out}
+{preset}{disagreement}{left_out}
 {serving}"""
 
 _CONTEXT = """
@@ -136,9 +136,17 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         watched=summary.watched,
         disagreement="" if summary.disagreement is None else f"\nBeware: {summary.disagreement}.\n",
         others=_others(summary),
+        preset=_preset(summary),
         steps=summary.steps,
         learning_rate=summary.learning_rate,
     )
+
+
+def _preset(summary: TrainSummary) -> str:
+    """The preset's line, and what the run has gained; empty without a preset."""
+    name = "" if summary.preset == "none" else f"Preset `{summary.preset}`. "
+    verdict = "" if summary.verdict is None else f"{summary.verdict[0].upper()}{summary.verdict[1:]}."
+    return f"\n{name}{verdict}\n" if name or verdict else ""
 
 
 def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:

@@ -21,6 +21,7 @@ from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
 from specdistill.distill.sequences.rollback import prove_pair, refuse_states_of
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
+from specdistill.distill.sequences.sources import NoText
 from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
@@ -29,6 +30,7 @@ from specdistill.distill.training.callbacks import check_trackers
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
+from specdistill.distill.training.start import judge_start, made_for
 from specdistill.distill.training.step import learning_rate
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
@@ -37,7 +39,7 @@ from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load, load_pair
 from specdistill.progress import Progress, Quiet
 
-SUMMARY_FILE = "summary.json"
+SUMMARY_FILE = run_settings.SUMMARY_FILE
 
 
 def train_draft(
@@ -82,6 +84,7 @@ def train_draft(
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
+        config.presets.announce(config.method, config.to_flat(), progress.say)
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
@@ -185,7 +188,15 @@ def _build_trainer(
     config, pair, ranks = run.config, run.pair, run.ranks
     # First: whatever is wrong with the held-out prompts ends the run before rollouts are sampled.
     measures = _build_measures(run)
-    built = _build_source(run, make_engine)
+    idle = judge_start(
+        measures,
+        pair.draft,
+        config.presets,
+        lambda rule: made_for(config.draft, config.to_flat(), run.prompts.hash, rule),
+        ranks,
+        run.progress.say,
+    )
+    built = Built(NoText()) if idle is not None else _build_source(run, make_engine)
     trainer = DraftTrainer(
         pair,
         built.source,
@@ -206,6 +217,7 @@ def _build_trainer(
         shards_draft=config.processes.shards_draft,
         labelled=not config.place.has_weights,
         resume=config.resume,
+        idle=idle,
     )
     return trainer, built
 

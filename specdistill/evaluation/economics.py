@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specdistill.decoding.costs import Costs
+from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
 
@@ -82,6 +83,8 @@ class Economics:
     """Seconds of a draft step; absent for real engines."""
     round_cost_ci95: tuple[float, float] | None = None
     """95 % interval of the one entry of `round_cost`, for real engines."""
+    experts: ExpertCosts | None = None
+    """Present where the target is a mixture of experts."""
 
 
 def judge(

@@ -10,13 +10,12 @@ from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
-from specdistill.decoding.costs import Costs, measure_costs
+from specdistill.decoding.costs import Costs, measure_costs, windows_of
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths, latency
-from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
+from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
-from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.interruption import (
     FEWEST,
     BenchInterruptedError,
@@ -27,6 +26,7 @@ from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
 from specdistill.models.packed import check_packable, pack
@@ -75,7 +75,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     costs = timed = sweep = None
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
+            costs = _costs(models, config, context, answers if scores.experts else (), progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
             if config.acceptance.lenience_sweep and timed.runs and not stop:
                 asked = encoded[: timed.asked]
@@ -83,7 +83,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
     scored = [prompt for prompt in prompts if prompt.id in answered]
     report = build_report(config, models, scored, scores, costs, timed)
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    judged = replace(report.economics, experts=scores.experts)
+    report = replace(report, training_prompts=trained, lenience_sweep=sweep, economics=judged)
     if judge is not None and own is not None:
         ways = judge.timed(timed.runs if timed else [], models.target)
         score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
@@ -147,9 +148,10 @@ def _score(
     stop: Interruption,
 ) -> Scores:
     """Scores both drafts; the answers that were reached before a Ctrl-C, and the compared draft only on all of them."""
-    target_states: HiddenCache = {}
-    if models.guidance is not None:
-        target_states = _guided_states(models, answers, progress, stop)
+    longest = config.acceptance.max_draft_tokens + 1
+    read = target_pass(models.target, answers, models.guidance, longest, progress, stop)
+    target_states, routing = ({}, None) if read is None else read
+    if read is not None:
         answers = [answer for answer in answers if answer in target_states]
 
     def score(draft: LanguageModel) -> list[PromptAcceptance]:
@@ -171,31 +173,28 @@ def _score(
         for length in range(1, config.acceptance.max_draft_tokens + 1)
     }
     compared = None if models.compared is None else score(models.compared)
-    return Scores(records, compared if compared is not None and len(compared) == len(records) else None, predicted)
+    if compared is not None and len(compared) < len(records):
+        compared = None
+    return Scores(records, compared, predicted, None if routing is None else routing.costs(config.timing.batch_size))
 
 
-def _guided_states(models: Models, answers: Sequence[Example], progress: Progress, stop: Interruption) -> HiddenCache:
-    """The guided target's states of the answers; of the first ones after a Ctrl-C."""
-    states: HiddenCache = {}
-    with stop.caught(), progress.task("guided target reads its answers", len(answers), "answers") as task:
-        for answer in answers:
-            states[answer] = guided_hidden_states(models.target, [answer], models.guidance)[0]
-            task.advance(1)
-    return states
-
-
-def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs | None:
+def _costs(
+    models: Models, config: MeasureConfig, context: int, texts: Sequence[Example], progress: Progress
+) -> Costs | None:
+    """Times single steps; on the given answers where the target's time depends on the tokens that it reads."""
     if not draft_lengths.steps_are_real(models):
         return None
-    with progress.task("timing single steps", 8 * (max_draft_tokens + 2), "passes") as task:
+    longest = config.acceptance.max_draft_tokens
+    with progress.task("timing single steps", 8 * (longest + 2), "passes") as task:
         return measure_costs(
             models.target,
             models.draft,
-            batch_size=batch_size,
-            max_draft_tokens=max_draft_tokens,
+            batch_size=config.timing.batch_size,
+            max_draft_tokens=longest,
             context=context,
             on_pass=task.advance,
             guidance=models.guidance,
+            windows=windows_of(texts, longest + 1),
         )
 
 

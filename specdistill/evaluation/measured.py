@@ -11,6 +11,7 @@ from specdistill.decoding.costs import Costs
 from specdistill.evaluation import acceptance, economics
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import counted_or_unknown, latency_or_unknown, unknown_economics
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
@@ -48,6 +49,8 @@ class Scores:
     compared: list[PromptAcceptance] | None
     predicted: dict[int, float]
     """Draft length -> predicted tokens per target call."""
+    experts: ExpertCosts | None = None
+    """Predicted verify costs of a mixture of experts."""
 
 
 @dataclass(frozen=True)

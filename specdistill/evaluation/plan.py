@@ -13,6 +13,7 @@ from typing import Any
 
 from specdistill.data.soft_labels import bytes_per_token
 from specdistill.evaluation.plan_config import PlanConfig, PlannedMachine, PlannedText
+from specdistill.evaluation.plan_experts import PlannedExperts, planned_experts, weights_read
 from specdistill.evaluation.to_json import to_json
 
 _GIB = 2.0**30
@@ -119,6 +120,8 @@ class Plan:
     """Disk space."""
     assumptions: list[str]
     """Assumptions of the estimate, a sentence each."""
+    experts: PlannedExperts | None = None
+    """Present with --experts."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers."""
@@ -147,7 +150,8 @@ def plan(config: PlanConfig) -> Plan:
             name: MemoryUse(bytes=size, fits=size <= gpu.memory * _USABLE_MEMORY) for name, size in memory.items()
         },
         storage=_storage(config, tokens.written),
-        assumptions=_assumptions(config.machine),
+        assumptions=_assumptions(config),
+        experts=planned_experts(config) if config.models.experts else None,
     )
 
 
@@ -190,21 +194,22 @@ def _flops(config: PlanConfig, tokens: TokenCounts) -> dict[str, float]:
 
 def _gpu_hours(config: PlanConfig, gpu: Accelerator, tokens: TokenCounts) -> dict[str, float]:
     flops, machine, weight_bytes = _flops(config, tokens), config.machine, config.models.weight_bytes
+    read = weights_read(config, machine.decode_batch)
     seconds = {
-        "target writes": _writing(machine, gpu, weight_bytes, tokens.written, config.target, tokens.read),
+        "target writes": _writing(machine, gpu, weight_bytes * read, tokens.written, config.target, tokens.read),
         "target labels": flops["target labels"] / (gpu.flops * machine.utilisation),
-        "draft writes": _writing(machine, gpu, weight_bytes, tokens.own, config.draft, 0),
+        "draft writes": _writing(machine, gpu, weight_bytes * config.draft, tokens.own, config.draft, 0),
         "draft trains": flops["draft trains"] / (gpu.flops * machine.utilisation),
     }
     return {stage: value / 3600 for stage, value in seconds.items()}
 
 
 def _writing(
-    machine: PlannedMachine, gpu: Accelerator, weight_bytes: int, tokens: float, params: float, read: float
+    machine: PlannedMachine, gpu: Accelerator, step_bytes: float, tokens: float, params: float, read: float
 ) -> float:
-    """Accelerator seconds: a step reads all weights once, or computes for the batch, whichever takes longer."""
+    """Accelerator seconds: a step reads its weights once, or computes for the batch, whichever takes longer."""
     step = max(
-        params * weight_bytes / (gpu.bandwidth * machine.decode_utilisation),
+        step_bytes / (gpu.bandwidth * machine.decode_utilisation),
         2 * params * machine.decode_batch / (gpu.flops * machine.decode_utilisation),
     )
     return tokens / machine.decode_batch * step + 2 * params * read / (gpu.flops * machine.utilisation)
@@ -220,8 +225,17 @@ def _storage(config: PlanConfig, written: float) -> Storage:
     )
 
 
-def _assumptions(machine: PlannedMachine) -> list[str]:
+def _assumptions(config: PlanConfig) -> list[str]:
+    machine, lines = config.machine, []
+    if config.models.experts:
+        lines = ["every expert is as likely as any other; routers that prefer some read fewer weights at a time"]
+    elif config.target_resident > config.target:
+        lines = [
+            f"writing {machine.decode_batch} answers at a time reads all of the mixture's weights; --experts and "
+            "--experts-per-token tell better"
+        ]
     return [
+        *lines,
         f"{machine.utilisation:.0%} of peak FLOP/s in training and prefill, {machine.decode_utilisation:.0%} of peak "
         f"bandwidth while decoding {machine.decode_batch} answers at a time",
         "2 N FLOPs per token forward and 4 N backward; attention over long contexts comes on top",

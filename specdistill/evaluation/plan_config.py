@@ -47,10 +47,21 @@ class PlannedModels:
     """Rows of the output head; the default is Llama 3's."""
     target_resident_params: str | None = None
     """All parameters of the target, which memory holds. Set it for a mixture of experts."""
+    experts: int = 0
+    """Experts of a layer of the target, without shared ones; with them the plan knows what writing and checking several
+    tokens at a time reads. num_experts, num_local_experts or n_routed_experts in its config.json."""
+    experts_per_token: int = 0
+    """Experts of a layer that each token is sent to; num_experts_per_tok in the target's config.json."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "vocab_size")
-        at_least(self, 0, "draft_layers", "draft_width")
+        at_least(self, 0, "draft_layers", "draft_width", "experts", "experts_per_token")
+        if bool(self.experts) != bool(self.experts_per_token):
+            raise ConfigError("--experts and --experts-per-token go together")
+        if self.experts and self.target_resident_params is None:
+            raise ConfigError("--experts needs --target-resident-params: all parameters, beside the active ones")
+        if self.experts and self.experts_per_token >= self.experts:
+            raise ConfigError(f"--experts-per-token {self.experts_per_token} must be below --experts {self.experts}")
 
     @property
     def weight_bytes(self) -> int:
@@ -162,6 +173,13 @@ class PlanConfig(Config):
             raise ConfigError(f"a draft of {self.draft_params} is no smaller than its target of {self.target_params}")
         if self.target_resident < self.target:
             raise ConfigError("--target-resident-params must be at least --target-params, the active ones")
+        models = self.models
+        if models.experts and self.target / self.target_resident < models.experts_per_token / models.experts:
+            raise ConfigError(
+                f"{self.target_params} active of {models.target_resident_params} parameters are less than "
+                f"{models.experts_per_token} of {models.experts} experts: --target-params are all that one token uses, "
+                "attention and embeddings included"
+            )
 
     @property
     def target(self) -> float:

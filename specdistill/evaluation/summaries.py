@@ -95,6 +95,10 @@ class TrainSummary:
     """What the numbers by rule are not: bounds, where stored labels hold a part of the distribution."""
     scorer: str | None = None
     """Scorer of `score`; None without one."""
+    preset: str = "none"
+    """Value of --preset."""
+    verdict: str | None = None
+    """Gain of a run with a preset, or why nothing was trained, in a sentence; None without either."""
     disagreement: str | None = None
     """Warning that the best and the last draft differ widely; None where they don't."""
     answers_cut: int = 0

@@ -17,6 +17,9 @@ CONFIG_FILE = "specdistill.yaml"
 PROMPTS_FILE = "prompts.sha256"
 """Name of the file with a hash of a run's prompts: a resumed run must have the same ones."""
 
+SUMMARY_FILE = "summary.json"
+"""Name of the file with a run's result, which only a finished run has."""
+
 FlatSettings = dict[str, Any]
 """Flat name of each setting -> its value, as YAML holds it."""
 

@@ -34,7 +34,9 @@ def training_table(summary: TrainSummary) -> None:
     if summary.right_answers is not None:
         shown = ", ".join(f"{label} {value}" for label, value in _right_answers(summary.right_answers))
         console.print(f"of {summary.right_answers.answers:,} sampled answers: {shown}", soft_wrap=True)
-    if summary.kept_step == 0:
+    if summary.verdict is not None:
+        console.print(summary.verdict, soft_wrap=True)
+    if summary.kept_step == 0 and summary.steps:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
     if summary.disagreement is not None:
         console.print(f"warning: {summary.disagreement}", soft_wrap=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from rich.table import Table
 
 from specdistill.evaluation.plan import MemoryUse, Plan
+from specdistill.evaluation.plan_experts import PlannedExperts
 from specdistill.report.console import plain_console
 
 
 def plan_tables(plan: Plan) -> None:
     """Prints a plan."""
     console, settings = plain_console(), plan.settings
+    held = settings.models.target_resident_params
+    mixture = "" if held is None else f" active of {held} parameters"
     console.print(
-        f"target of {settings.target_params}, draft of {settings.draft_params}, {settings.gpus} x "
+        f"target of {settings.target_params}{mixture}, draft of {settings.draft_params}, {settings.gpus} x "
         f"{settings.gpu}: {_count(plan.tokens.trained)} answer tokens in {plan.steps:,} steps",
     )
     console.print(_work_table(plan))
@@ -22,6 +25,8 @@ def plan_tables(plan: Plan) -> None:
         f"stored labels ('specdistill annotate --top-k {settings.training.label_top_k}'): "
         f"{plan.storage.label_bytes_per_token:.0f} bytes a token, {plan.storage.labels / 1e9:,.1f} GB",
     )
+    if plan.experts is not None:
+        console.print(_expert_table(plan.experts))
     for line in plan.assumptions:
         console.print(f"assumed: {line}", soft_wrap=True)
 
@@ -33,6 +38,16 @@ def _work_table(plan: Plan) -> Table:
     for stage, flops in plan.flops.items():
         table.add_row(stage, _count(counted[stage]), f"{flops:.2e}", f"{plan.gpu_hours[stage]:,.1f}")
     table.add_row("all", "", "", f"{plan.gpu_hours['all']:,.1f}")
+    return table
+
+
+def _expert_table(experts: PlannedExperts) -> Table:
+    table = Table(title="one pass of the target over tokens of one answer")
+    table.add_column("tokens")
+    for tokens in experts.verify_cost:
+        table.add_column(str(tokens), justify="right")
+    table.add_row("distinct experts", *(f"{value:.1f}" for value in experts.distinct_experts.values()))
+    table.add_row("time in plain steps", *(f"{value:.2f}" for value in experts.verify_cost.values()))
     return table
 
 

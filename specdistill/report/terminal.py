@@ -18,6 +18,8 @@ from specdistill.report.wording import (
     chat_lines,
     compared_score,
     estimate,
+    expert_line,
+    expert_rows,
     guidance_lines,
     lenience_name,
     lossless_line,
@@ -43,6 +45,7 @@ def bench_tables(report: Report) -> None:
         _scores(console, report, report.score.scorer)
     if report.latency.is_timed:
         _speed(console, report.latency, report.setup)
+    _experts(console, report)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
@@ -147,6 +150,23 @@ def _speed(console: Console, latency: Latency, setup: Setup) -> None:
             f"{speed.time_to_first_token:.3f}",
             f"{speed.time_per_output_token:.4f}",
         )
+    console.print(table)
+
+
+def _experts(console: Console, report: Report) -> None:
+    """Costs of checking tokens where the target is a mixture of experts, predicted and measured."""
+    line, rows = expert_line(report), expert_rows(report)
+    if line is None:
+        return
+    console.print(line, soft_wrap=True)
+    table = Table(title=f"one target pass, batch {report.setup.batch_size}, in plain target steps")
+    table.add_column("tokens")
+    for row in rows:
+        table.add_column(str(row.tokens), justify="right")
+    table.add_row("distinct experts", *(f"{row.distinct:.1f}" for row in rows))
+    table.add_row("predicted", *(number(row.predicted) for row in rows))
+    if any(row.measured is not None for row in rows):
+        table.add_row("measured", *(number(row.measured) for row in rows))
     console.print(table)
 
 

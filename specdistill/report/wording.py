@@ -80,6 +80,41 @@ def score_rows(report: Report) -> list[ScoreRow]:
     return rows
 
 
+class ExpertRow(NamedTuple):
+    """One line of the table of a mixture of experts."""
+
+    tokens: int
+    """Tokens in one target pass."""
+    distinct: float
+    predicted: float
+    measured: float | None
+    """None where single passes were not timed."""
+
+
+def expert_rows(report: Report) -> list[ExpertRow]:
+    """Costs of checking tokens, predicted by distinct experts and measured; empty for a target without experts."""
+    experts = report.economics.experts
+    if experts is None:
+        return []
+    measured = report.economics.verify_cost
+    return [
+        ExpertRow(tokens, distinct, experts.verify_cost[tokens], measured.get(tokens))
+        for tokens, distinct in experts.distinct_experts.items()
+    ]
+
+
+def expert_line(report: Report) -> str | None:
+    """The mixture in a sentence; None for a target without experts."""
+    experts = report.economics.experts
+    if experts is None:
+        return None
+    return (
+        f"mixture of experts: a token is sent to {experts.experts_per_token:.3g} of {experts.experts} a layer and uses "
+        f"{experts.active_parameters / 1e6:.1f}M of {report.target.parameters / 1e6:.1f}M parameters; experts are "
+        f"{1 - experts.shared:.0%} of the weights that a plain step reads"
+    )
+
+
 def compared_score(report: Report) -> str | None:
     """The score of the compared draft in a line; None without one."""
     scores, other = report.score, report.compare

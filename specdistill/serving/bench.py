@@ -12,11 +12,13 @@ from specdistill.errors import ModelError, ServerError, out_of_memory_named, sma
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
+from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
 from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device
@@ -90,16 +92,17 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         raise failure
     if not in_process:
         pair = _load(config, found, progress)
-    records = None
+    records = costs = None
     if pair.same_tokenizer:
-        records = _score(config, pair, _answers(prompts[:done], encoded, runs), progress)
+        records, costs = _score(config, pair, _answers(prompts[:done], encoded, runs), progress, stop)
     differences = None
     if config.sampling.greedy:
         judge = pair.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
     score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
-    report = dataclasses.replace(report, training_prompts=trained, score=score)
+    judged = dataclasses.replace(report.economics, experts=costs)
+    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
@@ -226,9 +229,20 @@ def _answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineR
     ]
 
 
-def _score(config: BenchConfig, pair: ModelPair, answers: list[Example], progress: Progress) -> list[PromptAcceptance]:
-    sampling = config.sampling
+def _score(
+    config: BenchConfig, pair: ModelPair, answers: list[Example], progress: Progress, stop: Interruption
+) -> tuple[list[PromptAcceptance], ExpertCosts | None]:
+    """Scores of the answers, and the predicted verify costs where the target is a mixture of experts."""
+    sampling, read = config.sampling, None
+    if config.target_is_present:
+        longest = max(config.acceptance.max_draft_tokens, config.num_draft_tokens) + 1
+        read = target_pass(pair.target, answers, None, longest, progress, stop)
+    states, routing = ({}, None) if read is None else read
+    costs = None if routing is None else routing.costs(config.timing.batch_size)
     with progress.task(f"scoring {pair.draft.name}", len(answers), "answers") as task:
-        if config.target_is_present:
-            return acceptance.score(pair.target, pair.draft, answers, sampling, on_sequences=task.advance)
-        return acceptance.score_draft(pair.draft, answers, sampling.greedy, on_sequences=task.advance)
+        if not config.target_is_present:
+            return acceptance.score_draft(pair.draft, answers, sampling.greedy, on_sequences=task.advance), None
+        records = acceptance.score(
+            pair.target, pair.draft, answers, sampling, target_cache=states, on_sequences=task.advance
+        )
+    return records, costs

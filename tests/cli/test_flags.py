@@ -10,6 +10,7 @@ import yaml
 from cyclopts import App
 from flag_table import flag_table
 
+from specdistill import TrainConfig
 from specdistill.cli import app, main
 
 TABLE = json.loads((Path(__file__).parent / "flags.json").read_text())
@@ -75,6 +76,8 @@ TOGETHER = {
         "target_params": {"target_params": "30B"},
         "draft_params": {"draft_params": "500M"},
         "target_resident_params": {"target_resident_params": "200B"},
+        "experts": {"experts": 8, "experts_per_token": 2, "target_resident_params": "200B"},
+        "experts_per_token": {"experts": 8, "experts_per_token": 2, "target_resident_params": "200B"},
         "on_policy_fraction": {"on_policy_fraction": 0.5},
         "labels": {"labels": "stored", "on_policy_fraction": 0.0},
     },
@@ -194,6 +197,19 @@ def test_flags_win_over_the_file(parse, command):
     overridden = overridden or {"target_params": "30B"}
     flat = parse(command, *as_flags(overridden), file=REQUIRED[command]).to_flat()
     assert {key: flat[key] for key in REQUIRED[command]} == REQUIRED[command] | overridden
+
+
+def test_a_preset_fills_in_what_neither_flags_nor_the_file_set(parse):
+    needed = REQUIRED["train-draft"]
+    config = parse("train-draft", *as_flags(needed), "--preset", "adapt")
+    assert config == TrainConfig.flat(**needed, preset="adapt") and config.optimiser.steps == 100
+    # A flag at its own default is a flag, and a line of the file a setting.
+    config = parse("train-draft", "--steps=300", file=needed | {"preset": "adapt", "patience": 9})
+    assert config == TrainConfig.flat(**needed, preset="adapt", steps=300, patience=9)
+    assert (config.optimiser.steps, config.evaluation.patience, config.evaluation.eval_every) == (300, 9, 20)
+    config = parse("train-draft", *as_flags(needed), "--preset=adapt", "--method=seqkd")
+    assert config.sequences.target_fraction is None and config.optimiser.steps == 100
+    assert parse("train-draft", "--preset=none", file=needed | {"preset": "adapt"}) == TrainConfig.flat(**needed)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from specdistill.cli import main
 from specdistill.errors import ConfigError
 from specdistill.evaluation.plan import memory_per_gpu, plan, shape_of, token_counts, working_bytes
 from specdistill.evaluation.plan_config import PlanConfig, parse_count
+from specdistill.evaluation.plan_experts import uniform_distinct
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 SMALL = {"target_params": "134.5M", "draft_params": "42.5M", "vocab_size": 49152, "gpus": 1}
@@ -56,6 +59,46 @@ def test_memory_by_strategy():
     moe = settings(target_params="3B", target_resident_params="30B")
     assert memory_per_gpu(moe)["whole (--shard none)"] > 60e9
     assert plan(moe).flops["target labels"] < plan(settings(target_params="30B")).flops["target labels"] / 9
+
+
+def test_uniform_routing_by_hand():
+    assert uniform_distinct(8, 2, 1) == pytest.approx(2)
+    assert uniform_distinct(8, 2, 2) == pytest.approx(8 * (1 - 0.75**2))
+    # Against drawn experts.
+    draws = np.random.default_rng(0)
+    counts = [len({e for _ in range(5) for e in draws.choice(16, 4, replace=False)}) for _ in range(4000)]
+    assert uniform_distinct(16, 4, 5) == pytest.approx(np.mean(counts), rel=0.01)
+
+
+MIXTURE = {"target_params": "3B", "target_resident_params": "30B", "experts": 100, "experts_per_token": 4}
+
+
+def test_a_mixture_by_hand():
+    """27B lie in 96 experts that a token does not use: 281M in each, so 3B - 4 x 281M are shared."""
+    planned = plan(settings(**MIXTURE)).experts
+    expert = 27e9 / 96
+    assert planned.active_parameters == 3e9 and planned.parameters == 30e9
+    assert planned.shared_parameters == pytest.approx(3e9 - 4 * expert)
+    assert planned.distinct_experts[2] == pytest.approx(100 * (1 - 0.96**2)) and len(planned.distinct_experts) == 8
+    assert planned.verify_cost[1] == pytest.approx(1)
+    assert planned.verify_cost[2] == pytest.approx((planned.shared_parameters + 7.84 * expert) / 3e9)
+    assert plan(settings()).experts is None
+
+
+def test_a_mixture_writes_at_the_speed_of_the_weights_that_a_batch_reads():
+    def writing(**changes):
+        # Nothing to read but one token of a prompt; answers of a batch are sent to experts of their own.
+        return plan(settings(**MIXTURE | {"prompt_tokens": 1} | changes)).gpu_hours["target writes"]
+
+    alone, many = writing(decode_batch=1), writing(decode_batch=64)
+    expert = 27e9 / 96
+    read = 3e9 + (100 * (1 - 0.96**64) - 4) * expert
+    assert many * 64 / alone == pytest.approx(read / 3e9, rel=1e-2)
+    # Where its experts are not known, a batch reads all of it, and a sentence says so.
+    unknown = {"experts": 0, "experts_per_token": 0}
+    assert writing(**unknown) == pytest.approx(many * 30e9 / read, rel=1e-2)
+    assert any("--experts" in line for line in plan(settings(**MIXTURE | unknown)).assumptions)
+    assert not any("expert" in line for line in plan(settings()).assumptions)
 
 
 def test_known_shapes():
@@ -121,6 +164,12 @@ def test_the_command(tmp_path, capsys):
     assert "--shard both" in printed and "accelerator hours" in printed
     assert json.loads(out.read_text())["tokens"]["written"] == 80_000_000
     assert main(arguments) == 2 and "already exists" in capsys.readouterr().err
+    mixture = [f"--{name.replace('_', '-')}={value}" for name, value in MIXTURE.items()]
+    assert main(["plan", "--draft-params", "1B", *mixture]) == 0
+    printed = capsys.readouterr().out
+    assert "target of 3B active of 30B parameters" in printed and re.search(
+        r"distinct experts +\S +4.0 +\S +7.8", printed
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,6 +184,10 @@ def test_the_command(tmp_path, capsys):
         ({"epochs": 0.0}, "--epochs must be above 0"),
         ({"utilisation": 0.0}, "--utilisation must be in"),
         ({"target_resident_params": "1B"}, "must be at least --target-params"),
+        ({"experts": 8}, "--experts and --experts-per-token go together"),
+        ({"experts": 8, "experts_per_token": 2}, "--experts needs --target-resident-params"),
+        ({"experts": 8, "experts_per_token": 8, "target_resident_params": "90B"}, "must be below --experts 8"),
+        ({"experts": 8, "experts_per_token": 4, "target_resident_params": "150B"}, "70B active of 150B .* 4 of 8"),
     ],
 )
 def test_settings_that_cannot_be(changes, text):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from bench_report import DIFFERENT, RULES, category, example_report, spread, spreads
 
+from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.report_acceptance import Prediction
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary
@@ -75,6 +76,25 @@ def test_plots_scale_to_the_screen_and_are_deterministic(report):
     for opening in re.findall(r"<svg[^>]*>", page):
         assert "viewBox" in opening and not re.search(r"\s(width|height)=", opening)
     assert page == html_report(report)
+
+
+def test_a_mixture_of_experts_has_a_table_of_predicted_and_measured_checks(report, capsys):
+    experts = ExpertCosts(
+        experts=64, experts_per_token=4.0, active_parameters=21_900_000, shared=0.22,
+        distinct_experts={1: 4.0, 2: 7.6, 3: 10.9}, verify_cost={1: 1.0, 2: 1.71, 3: 2.37},
+    )  # fmt: skip
+    mixture = replace(report, economics=replace(report.economics, experts=experts))
+    bench_tables(mixture)
+    printed = capsys.readouterr().out
+    assert "a token is sent to 4 of 64 a layer and uses 21.9M of 134.5M parameters" in printed
+    assert "experts are 78% of the weights" in printed
+    for row in (r"distinct experts +\S +4.0 +\S +7.6 +\S +10.9", r"predicted +\S +1.00 +\S +1.71 +\S +2.37",
+                r"measured +\S +1.00 +\S +1.30 +\S +1.50"):  # fmt: skip
+        assert re.search(row, printed), row
+    page = re.sub(r"\s+", " ", html_report(mixture))
+    assert "<td>2.37</td>" in page and "<td>10.9</td>" in page and "Mixture of experts: a token" in page
+    bench_tables(report)
+    assert "experts" not in capsys.readouterr().out + html_report(report)
 
 
 def test_above_temperature_zero_the_rules_are_shown_as_they_are(report):

@@ -37,6 +37,22 @@ class Source(Protocol):
         ...
 
 
+class NoText:
+    """The source of a run that trains nothing."""
+
+    def next_batch(self, step: int) -> list[Example]:
+        raise AssertionError("nothing is trained")
+
+    def measurements(self, *, reset: bool = False) -> Measurements:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Has no state."""
+
+
 class Viewed:
     """A source whose sequences take the target's prompt along, where it sees more than the draft."""
 

@@ -49,6 +49,10 @@ class HeldOutScorer(Protocol):
         """name -> mean."""
         ...
 
+    def estimates(self, records: Any) -> dict[str, Estimate]:
+        """name -> mean with its interval."""
+        ...
+
     def gains(self, after: Any, before: Any) -> dict[str, Estimate]:
         """name -> paired difference with its interval."""
         ...
@@ -93,7 +97,11 @@ class HeldOut:
 
     def means(self, records: Sequence[PromptAcceptance]) -> dict[str, float]:
         """rule -> mean alpha."""
-        return {rule: ratio(*alpha_sums(records, rule)).mean for rule in ALPHA_RULES}
+        return {rule: estimate.mean for rule, estimate in self.estimates(records).items()}
+
+    def estimates(self, records: Sequence[PromptAcceptance]) -> dict[str, Estimate]:
+        """rule -> mean alpha with its interval."""
+        return {rule: ratio(*alpha_sums(records, rule)) for rule in ALPHA_RULES}
 
     def gains(self, after: Sequence[PromptAcceptance], before: Sequence[PromptAcceptance]) -> dict[str, Estimate]:
         """rule -> paired difference of alpha."""
@@ -235,7 +243,10 @@ class HeldOutText:
         return np.array(mean_log_likelihoods(draft, self._answers)) * np.array(lengths)
 
     def means(self, records: np.ndarray) -> dict[str, float]:
-        return {"text": ratio(records, self._bytes).mean}
+        return {name: estimate.mean for name, estimate in self.estimates(records).items()}
+
+    def estimates(self, records: np.ndarray) -> dict[str, Estimate]:
+        return {"text": ratio(records, self._bytes)}
 
     def gains(self, after: np.ndarray, before: np.ndarray) -> dict[str, Estimate]:
         return {"text": paired_difference((after, self._bytes), (before, self._bytes))}

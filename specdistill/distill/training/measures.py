@@ -164,6 +164,12 @@ class HeldOutMeasures:
         """name -> mean."""
         return self._base.means(records.base) | {name: ratio(*sums).mean for name, sums in records.sums.items()}
 
+    def watched_estimate(self, records: Records) -> Estimate:
+        """The watched number with its interval."""
+        if self.watched in records.sums:
+            return ratio(*records.sums[self.watched])
+        return self._base.estimates(records.base)[self.watched]
+
     def gains(self, after: Records, before: Records) -> dict[str, Estimate]:
         """name -> paired difference with its interval."""
         others = {name: paired_difference(sums, before.sums[name]) for name, sums in after.sums.items()}
@@ -172,7 +178,12 @@ class HeldOutMeasures:
     def merit(self, means: Mapping[str, float]) -> float:
         """The watched number with the sign that makes more better."""
         value = means[self.watched]
-        return -value if self.watched == HeldOutLoss.name else value
+        return -value if self.low_is_good else value
+
+    @property
+    def low_is_good(self) -> bool:
+        """Whether less of the watched number is better."""
+        return self.watched == HeldOutLoss.name
 
     def is_alpha(self, name: str) -> bool:
         """Whether a number is the alpha of a rule."""

@@ -56,6 +56,7 @@ class DraftTrainer:
         shards_draft: Whether the ranks share the draft's weights instead.
         labelled: Whether examples carry soft labels in place of a target in memory.
         resume: Go on from the newest checkpoint in the output directory.
+        idle: Why nothing is to be trained: then only the start is measured.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DraftTrainer:
         shards_draft: bool = False,
         labelled: bool = False,
         resume: bool = False,
+        idle: str | None = None,
     ) -> None:
         self.draft, self.measures = pair.draft, measures
         # Engines want the target's; a draft with another tokenizer keeps its own.
@@ -85,7 +87,7 @@ class DraftTrainer:
         self._source = source
         self._optimiser, self._evaluation = optimiser, evaluation
         self._output, self._progress, self._title = output, progress, title
-        self._ranks, self._labelled, self._resume = ranks, labelled, resume
+        self._ranks, self._labelled, self._resume, self.idle = ranks, labelled, resume, idle
         self._state = RunState()
         self.keeper = Keeper(measures, evaluation)
         # Before the runner: the arguments that callbacks are given reset accelerate's state.
@@ -132,7 +134,8 @@ class DraftTrainer:
             self._callbacks.begin()
             if not (self._resume and self._restore()):
                 self.evaluate()
-            self._run_steps()
+            if self.idle is None:
+                self._run_steps()
         except KeyboardInterrupt:
             if self._state.kept_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
                 # No evaluation has found a draft to keep yet, but what was learned must not be lost. Shards can't be
