@@ -73,20 +73,20 @@ def spell(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> Spelling
     special = {number: str(token) for number, token in added.items() if token.special}
     special |= dict(zip(fast.all_special_ids, fast.all_special_tokens, strict=True))
     byte_level = _has(settings["decoder"], "ByteLevel") or _has(settings["pre_tokenizer"], "ByteLevel")
+    marks_spaces = _marks_spaces(settings)
     texts: dict[int, bytes] = {}
     byte_tokens: dict[int, bytes] = {}
     for token, number in fast.get_vocab().items():
         if number >= rows or number in special:
             continue
-        byte = _BYTE_TOKEN.fullmatch(token)
-        if number in added:
-            texts[number] = token.encode()
-        elif byte_level:
-            texts[number] = _byte_level(token)
-        elif byte is not None:
+        byte = None if byte_level or number in added else _BYTE_TOKEN.fullmatch(token)
+        if byte is not None:
             byte_tokens[number] = bytes.fromhex(byte[1])
+        elif byte_level:
+            # Added tokens are looked for in the text itself.
+            texts[number] = token.encode() if number in added else _byte_level(token)
         else:
-            texts[number] = token.replace(_SPACE, " ").encode() if _marks_spaces(settings) else token.encode()
+            texts[number] = (token.replace(_SPACE, " ") if marks_spaces else token).encode()
     written = set(texts.values())
     texts |= {number: byte for number, byte in byte_tokens.items() if byte not in written}
     spare = {number: byte for number, byte in byte_tokens.items() if byte in written}

@@ -54,6 +54,16 @@ def test_a_byte_token_beside_a_letter_is_never_written():
     assert spare == {b" ", b"c", b"a", b"t", b"s", b"\n"} and b"d" in spelling.texts.values()
 
 
+def test_added_tokens_are_text_as_it_is_written():
+    """Gemma adds runs of spaces as ▁▁, Phi as the spaces themselves."""
+    byte, pieces = byte_level(WORDS), sentencepiece(WORDS)
+    byte.add_tokens(["  "])
+    pieces.add_tokens(["▁▁", "<0x41>x"])
+    a, b = spell(byte, 1000, "a"), spell(pieces, 1000, "b")
+    assert a.texts[byte.convert_tokens_to_ids("  ")] == b"  " == b.texts[pieces.convert_tokens_to_ids("▁▁")]
+    assert b.texts[pieces.convert_tokens_to_ids("<0x41>x")] == b"<0x41>x"
+
+
 def test_the_middle_of_a_text_is_split_without_a_space_before_it():
     pieces = sentencepiece(WORDS)
     assert pieces.tokenize("cats") == ["▁cat", "s"]
