@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_vllm import FakeVllm
-from tiny_models import make_model, save
+from tiny_models import make_model, make_tokenizer, save
 
 from specdistill import load_model
 from specdistill.cli import app, main
@@ -22,7 +22,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 # Settings of real models that tiny ones can't have, and what keeps the runs short.
 SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
-SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12"}
+SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12", "--donor SMALL_MODEL": "--donor SMALL_MODEL --layers 1"}
 SHORT = {
     "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
     "generate": "",
@@ -57,6 +57,8 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("docs")
     save(make_model(layers=6, context=512), folder / "TARGET")
     shutil.copytree(folder / "TARGET", folder / LLAMA)
+    other = make_tokenizer(40, "zebra")
+    save(make_model("gemma3_text", layers=2, context=512, tokenizer=other, vocab_size=45), folder / "SMALL_MODEL")
     for name, seed in (("served", 0), ("tomorrow", 30)):
         prompts = [
             {"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)

@@ -180,13 +180,42 @@ class LayerCandidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Covered:
+    """Where the rows of a transplanted vocabulary come from, as shares of some tokens that add up to 1."""
+
+    whole: float
+    """Tokens that have the row of one token of the donor: same text, or same role."""
+    averaged: float
+    """Tokens that have the mean of the donor's rows for the pieces of their text."""
+    mean_of_all: float
+    """Tokens that start as the mean of all rows, since the donor has nothing for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonorSummary:
+    """How a donor's vocabulary was replaced by the target's."""
+
+    name: str
+    parameters: int
+    """Parameters of the donor, with its own vocabulary."""
+    same_tokenizer: bool
+    """Whether donor and target use the same ids, so that every row is the donor's own."""
+    tied: bool
+    """Whether embedding and head are one matrix, as in the donor."""
+    vocabulary: Covered
+    """Over the target's ids, each once."""
+    text: Covered
+    """Over the target's calibration answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CutSummary:
     """Result of `init_draft`, as in init_draft.json."""
 
     config: Mapping[str, Any]
     """Settings, by their flat names."""
     layers: Sequence[int]
-    """Layers of the target that the draft keeps."""
+    """Layers of the target, or of the donor, that the draft keeps."""
     candidates: Mapping[str, LayerCandidate]
     """Every choice that was compared, by its name."""
     parameters: int
@@ -195,6 +224,8 @@ class CutSummary:
     """Ids of a trimmed output head; None for the whole vocabulary."""
     head_covers: float | None = None
     """Share of the target's probability on those ids."""
+    donor: DonorSummary | None = None
+    """None for a cut of the target."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary for init_draft.json; what is None is left out."""

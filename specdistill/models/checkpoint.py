@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 from specdistill.files import atomic
 from specdistill.models import vocabulary
 from specdistill.models.language_model import LanguageModel
+from specdistill.models.load import ModelSource
 
 CUT_RECORD_FILE = "init_draft.json"
 """Record next to a draft that was cut out of its target and not trained since."""
@@ -102,7 +103,7 @@ def assisted_generation_config(target: LanguageModel) -> GenerationConfig:
     )
 
 
-def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
+def tokenizer_files(target: LanguageModel | ModelSource) -> dict[str, Path]:
     """Finds the target's tokenizer files in its directory or in the hub's local cache; name inside it -> path."""
     files = {}
     for name in (*TOKENIZER_FILES, *_named_templates(target)):
@@ -121,7 +122,7 @@ def tokenizer_files(target: LanguageModel) -> dict[str, Path]:
     return files
 
 
-def _named_templates(target: LanguageModel) -> list[str]:
+def _named_templates(target: LanguageModel | ModelSource) -> list[str]:
     """Files of the chat templates beside the default one, of which the tokenizer knows the names."""
     templates = target.tokenizer.chat_template
     names = sorted(templates) if isinstance(templates, dict) else []

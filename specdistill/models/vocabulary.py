@@ -98,7 +98,8 @@ def check_same_vocabulary(
     raise IncompatibleModelsError(
         f"target and draft have different tokenizers: id {first} is {target_tokens.get(first, 'unused')!r} in "
         f"{target_name} ({len(target_tokens)} tokens) and {draft_tokens.get(first, 'unused')!r} in {draft_name} "
-        f"({len(draft_tokens)} tokens); use a draft of the target's family, or cut one with 'specdistill init-draft'; "
+        f"({len(draft_tokens)} tokens); use a draft of the target's family, or make one with 'specdistill init-draft', "
+        "whose --donor gives a model the target's tokenizer; "
         "a draft of another tokenizer works in transformers alone: 'specdistill bench --engine transformers' measures "
         "it, 'specdistill export --format transformers' writes it"
     )

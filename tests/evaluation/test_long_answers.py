@@ -199,7 +199,7 @@ def test_the_layer_search_reads_long_prompts_in_passes(watched):
     """Layers that a candidate leaves out keep their numbers, so the cache needs a place for each of them."""
     target = proven(watched, make_model(layers=3, context=CONTEXT))
     answers = [example(ids(4000, row), ids(6, row), name=str(row)) for row in range(2)]
-    scorer = LayerScorer(target, answers)
+    scorer = LayerScorer(target, target, answers)
     assert scorer([0, 1, 2]) == pytest.approx(1, abs=1e-4)
     assert 0 < scorer([0, 2]) < 1
     assert watched["passes"] == []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from specdistill.errors import ConfigError
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
@@ -38,14 +39,17 @@ class LayerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InitDraftConfig(Config):
-    """Cut a draft out of the target's own layers, for families without a small sibling."""
+    """Cut a draft out of the target's own layers, or fit a small model of another family to its vocabulary."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
     """Model being served: hub id, checkpoint directory or .gguf file."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the draft; must be new or empty."""
-    layers: Annotated[int, Parameter(group=ESSENTIALS)]
-    """Number of the target's layers to keep."""
+    layers: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
+    """Number of the target's layers to keep; with --donor, of the donor's layers, of which all stay by default."""
+    donor: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """Small model of another family to start from, in place of the target's layers; same forms as --target. It gets
+    the target's tokenizer: tokens of equal text keep its rows, others take the mean of the rows of their pieces."""
     vocab_keep: Annotated[int, Parameter(group=ESSENTIALS)] = 0
     """Trim the output head to the N ids that the target uses most: in small drafts the head is most of a step's cost.
     0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
@@ -57,5 +61,9 @@ class InitDraftConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "layers")
+        if self.layers is None and self.donor is None:
+            raise ConfigError("--layers is required without --donor; give the number of the target's layers to keep")
+        if self.layers is not None:
+            at_least(self, 1, "layers")
         at_least(self, 0, "vocab_keep")
+        needs(self.choice, self.layers is not None, "--layers", "choose", "probe_steps")

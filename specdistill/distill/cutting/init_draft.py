@@ -1,4 +1,4 @@
-"""`specdistill init-draft`: a draft cut from the target's own layers, chosen by measurement."""
+"""`specdistill init-draft`: a draft of the target's own layers, chosen by measurement, or of a donor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
+from specdistill.distill.cutting.donors import Donor, find_donor, give_vocabulary
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
 from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
@@ -27,10 +28,10 @@ from specdistill.settings.sampling import Sampling
 
 
 def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> CutSummary:
-    """Cuts a draft and saves it as a plain checkpoint.
+    """Makes a draft of the target's own layers, or of a donor, and saves it as a plain checkpoint.
 
     Args:
-        config: What to cut.
+        config: What to make.
         progress: Where bars and remarks go.
 
     Returns:
@@ -43,35 +44,46 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     choice = config.choice
     resolve_device(config.machine.device)
     load.check_exists(config.target, "target")
+    if config.donor is not None:
+        load.check_exists(config.donor, "donor")
     prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
     source = _find_target(config, progress)
+    donor = find_donor(config, source, progress)
+    context = source.max_context if donor is None else min(source.max_context, donor.source.max_context)
     # Prompts are checked before any weights are read.
-    encoded = encode_all(prompts, source.tokenizer, source.max_context - choice.calibration_tokens, source.vocab_size)
+    encoded = encode_all(prompts, source.tokenizer, context - choice.calibration_tokens, source.vocab_size)
     output = Path(config.output)
     with locks.output_lock(output, progress.say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
-            return _cut(config, source, prompts, encoded, output, progress)
+            return _make(config, source, donor, prompts, encoded, output, progress)
 
 
-def _cut(
+def _make(
     config: InitDraftConfig,
     source: load.ModelSource,
+    donor: Donor | None,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
     output: Path,
     progress: Progress,
 ) -> CutSummary:
     choice = config.choice
-    target = _load_target(config, source)
+    # The donor comes first, so that damaged weights are found before the target writes its answers.
+    given = None if donor is None else _load(config, donor.source, "donor")
+    target = _load(config, source, "target")
     warn_about_prompts(prompts, encoded, target, progress.say)
+    whole, transplanted = target, None
     remedy = "lower --calibration-tokens or shorten the longest prompts; --probe-steps 0 trains no candidate"
     with out_of_memory_named(remedy):
         tokens, name = choice.calibration_tokens, "calibration answers"
         answers = write_answers(target, prompts, encoded, Sampling(), tokens, choice.seed, progress, name)
-        layers, candidates = choose_layers(target, answers, config.layers, choice.choose, choice.probe_steps, progress)
-    draft = cut_draft(target, layers)
+        if donor is not None and given is not None:
+            whole, transplanted = give_vocabulary(donor, given, target, answers, progress)
+        count = config.layers or families.num_layers(whole.config)
+        layers, candidates = choose_layers(target, whole, answers, count, choice.choose, choice.probe_steps, progress)
+    draft = whole if count == families.num_layers(whole.config) else cut_draft(whole, layers)
     covered = None
     if config.vocab_keep:
         draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
@@ -85,6 +97,7 @@ def _cut(
         target_parameters=target.num_parameters,
         head_size=None if draft.kept_ids is None else len(draft.kept_ids),
         head_covers=covered,
+        donor=transplanted,
     )
     atomic.write_text(output / CUT_RECORD_FILE, json.dumps(summary.to_json(), indent=2) + "\n")
     return summary
@@ -93,16 +106,16 @@ def _cut(
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
     source = load.find(config.target, "target", progress.say)
     total = families.num_layers(source.config)
-    if config.layers >= total:
+    if config.donor is None and config.layers is not None and config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
     if config.vocab_keep > source.vocab_size:
         raise ConfigError(f"--vocab-keep {config.vocab_keep} exceeds the vocabulary of {source.vocab_size} ids")
-    load.check_loadable(source, "target", plain=True)
+    load.check_loadable(source, "target", plain=config.donor is None)
     return source
 
 
-def _load_target(config: InitDraftConfig, source: load.ModelSource) -> LanguageModel:
-    return load.load_model(source, device=resolve_device(config.machine.device), dtype=torch.float32)
+def _load(config: InitDraftConfig, source: load.ModelSource, role: str) -> LanguageModel:
+    return load.load_model(source, role, device=resolve_device(config.machine.device), dtype=torch.float32)
 
 
 def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int) -> tuple[torch.Tensor, float]:

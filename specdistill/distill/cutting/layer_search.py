@@ -1,4 +1,4 @@
-"""Which of the target's layers make the best draft, by measurement."""
+"""Which layers of a model make the best draft of the target, by measurement."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ _PROBE_LEARNING_RATE = 5e-4
 
 
 class LayerScorer:
-    """Teacher-forced alpha (sum min(p, q)) of a subset of layers on the target's answers, without any training."""
+    """Teacher-forced alpha (sum min(p, q)) of a subset of layers on the target's answers, without any training.
 
-    def __init__(self, target: LanguageModel, answers: Sequence[Example]) -> None:
-        self._target = target
+    Args:
+        target: The model to agree with.
+        source: The model whose layers are tried; often the target itself.
+        answers: The target's answers.
+    """
+
+    def __init__(self, target: LanguageModel, source: LanguageModel, answers: Sequence[Example]) -> None:
+        self._source = source
         # A few tokens of many answers say more than all tokens of a few.
         share = max(4, _MAX_TOKENS // len(answers))
         cut = [
@@ -35,18 +41,18 @@ class LayerScorer:
             for answer in answers
         ]
         self._answers = cut[: max(1, _MAX_TOKENS // share)]
-        self._target_logits = self._logits()
+        self._target_logits = self._logits(target)
         self.evaluated = 0
 
     def __call__(self, layers: Sequence[int]) -> float:
-        with only_layers(self._target, layers):
-            logits = self._logits()
+        with only_layers(self._source, layers):
+            logits = self._logits(self._source)
         self.evaluated += 1
         return float(expected_acceptance(self._target_logits, logits).sampled.mean())
 
     @torch.inference_mode()
-    def _logits(self) -> torch.Tensor:
-        return self._target.logits(torch.cat(answer_hidden_states(self._target, self._answers)))
+    def _logits(self, model: LanguageModel) -> torch.Tensor:
+        return model.logits(torch.cat(answer_hidden_states(model, self._answers)))
 
 
 def even_layers(total: int, count: int) -> list[int]:
@@ -80,7 +86,13 @@ def greedy_layers(score: LayerScorer, total: int, count: int, progress: Progress
 
 
 def healed_alpha(
-    target: LanguageModel, layers: Sequence[int], answers: Sequence[Example], steps: int, progress: Progress, name: str
+    target: LanguageModel,
+    source: LanguageModel,
+    layers: Sequence[int],
+    answers: Sequence[Example],
+    steps: int,
+    progress: Progress,
+    name: str,
 ) -> float:
     """Alpha of a cut after a short training, on answers that this training did not see.
 
@@ -88,14 +100,15 @@ def healed_alpha(
     does not tell: on SmolLM2 a cut that it prefers by far learned slowest (benchmarks/results/layer_choice.json).
 
     Args:
-        target: The model to cut from.
+        target: The model to agree with.
+        source: The model to cut from.
         layers: The candidate.
         answers: The target's own answers; every second one is for training.
         steps: Optimiser steps.
         progress: Where the bar goes.
         name: Name of the candidate, for the bar.
     """
-    draft = cut_draft(target, layers)
+    draft = cut_draft(source, layers)
     draft.model.train()
     optimizer = torch.optim.AdamW(draft.model.parameters(), lr=_PROBE_LEARNING_RATE, weight_decay=0.0)
     training, watched = answers[::2], answers[1::2]
@@ -125,14 +138,21 @@ def healed_alpha(
 
 
 def choose_layers(
-    target: LanguageModel, answers: Sequence[Example], count: int, choose: str, probe_steps: int, progress: Progress
+    target: LanguageModel,
+    source: LanguageModel,
+    answers: Sequence[Example],
+    count: int,
+    choose: str,
+    probe_steps: int,
+    progress: Progress,
 ) -> tuple[list[int], dict[str, LayerCandidate]]:
     """Chooses layers for a draft.
 
     Args:
-        target: The model to cut from.
+        target: The model to agree with.
+        source: The model to cut from.
         answers: The target's own answers to calibration prompts, at least two.
-        count: Layers to keep.
+        count: Layers to keep; all of them are the only candidate.
         choose: `even`, `ends`, `greedy`, or `auto` for the best of the three.
         probe_steps: Steps of the short training that `auto` judges by; 0 judges the untrained cuts.
         progress: Where bars and remarks go.
@@ -140,20 +160,23 @@ def choose_layers(
     Returns:
         The layers, and every candidate with its alpha.
     """
-    total = families.num_layers(target.config)
-    untrained = LayerScorer(target, answers)
+    total = families.num_layers(source.config)
+    untrained = LayerScorer(target, source, answers)
     trained: dict[tuple[int, ...], float] = {}
     candidates: dict[str, LayerCandidate] = {}
-    for name in ("even", "ends", "greedy") if choose == "auto" else (choose,):
-        if name == "greedy":
+    names = ("all",) if count == total else ("even", "ends", "greedy") if choose == "auto" else (choose,)
+    for name in names:
+        if name == "all":
+            layers = list(range(total))
+        elif name == "greedy":
             layers = greedy_layers(untrained, total, count, progress)
         else:
             layers = even_layers(total, count) if name == "even" else end_layers(total, count)
         alpha = untrained(layers)
         # Two names may stand for the same layers, which are trained once.
-        if probe_steps and choose == "auto" and tuple(layers) not in trained:
+        if probe_steps and len(names) > 1 and tuple(layers) not in trained:
             title = f"{name} {layers}"
-            trained[tuple(layers)] = healed_alpha(target, layers, answers, probe_steps, progress, title)
+            trained[tuple(layers)] = healed_alpha(target, source, layers, answers, probe_steps, progress, title)
         candidates[name] = LayerCandidate(layers=layers, alpha=alpha, trained_alpha=trained.get(tuple(layers)))
     best = max(candidates, key=lambda name: _judged_alpha(candidates[name]))
     for name, candidate in candidates.items():
