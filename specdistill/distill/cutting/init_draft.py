@@ -12,6 +12,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
+from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
@@ -43,8 +44,10 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     choice = config.choice
     resolve_device(config.machine.device)
     load.check_exists(config.target, "target")
-    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
+    weights = Weights(config.machine.device, "float32")
+    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    prompts = spread_over_categories(load_prompts(named, config.chat), choice.calibration_prompts)
     source = _find_target(config, progress)
     # Prompts are checked before any weights are read.
     encoded = encode_all(prompts, source.tokenizer, source.max_context - choice.calibration_tokens, source.vocab_size)
