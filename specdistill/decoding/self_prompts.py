@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specdistill.data.opening import Opening, find_opening
@@ -50,6 +50,7 @@ def prompts_file(
     target: str,
     weights: Weights | None,
     progress: Progress,
+    at_most: int = 0,
 ) -> str:
     """Turns `self:N` into the name of a file of prompts; every other source stays as it is.
 
@@ -64,6 +65,7 @@ def prompts_file(
         target: Name of the model that writes them.
         weights: How it is loaded; None where it is not there, so that only prompts that it wrote before can be used.
         progress: Where a bar and remarks go.
+        at_most: Prompts that are used of them, so that no more are written; 0 uses all.
 
     Raises:
         SpecdistillError: `source` is malformed, the model has nothing to continue or writes too few usable prompts, or
@@ -72,6 +74,8 @@ def prompts_file(
     wanted = self_source(source, half)
     if wanted is None:
         return source
+    if at_most:
+        wanted = replace(wanted, count=min(wanted.count, at_most))
     author = _Author(wanted, settings, chat, target, progress.say)
     file = author.store.file(wanted)
     if not file.exists():
@@ -122,7 +126,7 @@ class _Author:
             max_tokens=settings.max_tokens(opening.raw),
             seed=settings.self_seed,
         )
-        self.store = SelfStore(cache_root() / "prompts" / f"{Path(target).stem}-{identity.key}", identity)
+        self.store = SelfStore(_folder(identity.key, target), identity)
         self._opening = self.store.opening(opening)
         needed = len(self._opening.ids) + identity.max_tokens
         if needed > found.max_context:
@@ -192,6 +196,12 @@ class _Author:
             f"half in {counts['draws']} draws and hardly any new ones lately (dropped: {dropped or 'none'}); ask for "
             f"fewer, raise --self-temperature, or name a file of prompts (draws: {self.store.directory})"
         )
+
+
+def _folder(key: str, target: str) -> Path:
+    """Folder of the prompts: found by the key, whatever the target was called when it was made."""
+    root = cache_root() / "prompts"
+    return next(root.glob(f"*-{key}"), root / f"{Path(target).name.removesuffix('.gguf') or 'target'}-{key}")
 
 
 def _as_draw(number: int, written: Generation, opening: Opening, model: LanguageModel) -> Draw:

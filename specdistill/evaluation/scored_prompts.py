@@ -20,5 +20,6 @@ def scored_prompts(config: MeasureConfig, progress: Progress, *, target_is_prese
         SpecdistillError: The prompts are missing or malformed, or the target can't write any.
     """
     weights = Weights(config.machine.device, config.weights.dtype) if target_is_present else None
-    source = prompts_file(config.prompts, "heldout", config.self_prompts, config.chat, config.target, weights, progress)
+    own, most = config.self_prompts, config.num_prompts
+    source = prompts_file(config.prompts, "heldout", own, config.chat, config.target, weights, progress, most)
     return spread_over_categories(load_prompts(source, config.chat), config.num_prompts)

@@ -251,7 +251,7 @@ def test_finished_prompts_need_no_weights_and_no_draws(target, monkeypatch):
 
 def test_the_same_content_under_another_name_is_the_same_target(target, tmp_path, monkeypatch):
     file = ask(target)
-    copied = tmp_path / "elsewhere" / target.name
+    copied = tmp_path / "elsewhere" / "renamed"
     shutil.copytree(target, copied)
     (copied / "README.md").write_text("a card")
     monkeypatch.setattr(load, "load_model", no_weights)

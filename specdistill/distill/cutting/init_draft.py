@@ -46,7 +46,8 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     load.check_exists(config.target, "target")
     config.machine.limit_threads()
     weights = Weights(config.machine.device, "float32")
-    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    own, most = config.self_prompts, choice.calibration_prompts
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, most)
     prompts = spread_over_categories(load_prompts(named, config.chat), choice.calibration_prompts)
     source = _find_target(config, progress)
     # Prompts are checked before any weights are read.
