@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from specdistill.serving.gates import check
     from specdistill.settings.chat import ChatSettings
     from specdistill.settings.machine import Machine
+    from specdistill.settings.self_prompts import SelfPromptSettings
     from specdistill.settings.target_context import ContextSettings
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ _HOME = {
     "ProcessSettings": "specdistill.distill.processes.settings",
     "Report": "specdistill.evaluation.report",
     "Sampling": "specdistill.decoding",
+    "SelfPromptSettings": "specdistill.settings.self_prompts",
     "SequenceSettings": "specdistill.distill.sequences.settings",
     "ServedSampling": "specdistill.evaluation.config",
     "ServerSettings": "specdistill.serving.bench_config",
@@ -122,6 +124,7 @@ __all__ = [
     "ProcessSettings",
     "Report",
     "Sampling",
+    "SelfPromptSettings",
     "SequenceSettings",
     "ServedSampling",
     "ServerSettings",

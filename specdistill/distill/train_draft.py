@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.decoding import Guidance, build_guidance
+from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.scorers import example_scorer
 from specdistill.distill.answers.shards import RolloutSettings
@@ -63,14 +64,14 @@ def train_draft(
         SpecdistillError: Bad input (nothing was trained then), or training that diverged (the draft so far is saved).
         KeyboardInterrupt: After the draft so far was saved.
     """
-    prompts = _check_before_loading(config)
+    config.machine.limit_threads()
+    prompts = _check_before_loading(config, progress or Quiet())
     check_make_engine(config.on_policy, make_engine)
     ranks = sharding.join_processes(
         config.machine.device, config.processes.shard, uses_engine=config.on_policy.uses_engine
     )
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
-    config.machine.limit_threads()
     found = prompts.find(
         config.target,
         config.draft,
@@ -121,8 +122,8 @@ class _Run:
         return self.config.processes.shards_target and self.ranks.world > 1
 
 
-def _check_before_loading(config: TrainConfig) -> RunPrompts:
-    """Finds everything that can be wrong without looking at a model."""
+def _check_before_loading(config: TrainConfig, progress: Progress) -> RunPrompts:
+    """Finds everything that can be wrong without looking at a model; prompts of its own the target writes last."""
     sequences, loss, objective = config.sequences, config.loss, config.objective
     sequences.check_files(config.chat)
     for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
@@ -131,9 +132,13 @@ def _check_before_loading(config: TrainConfig) -> RunPrompts:
     if not config.teaches_itself:
         itself.refuse_same_name(config.target, config.draft)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
-    prompts = RunPrompts.read(config.prompts, config.chat, sequences, config.place, config.context)
     config.optimiser.check_machine()
     check_trackers(config.evaluation.report_to)
+    weights = None
+    if config.place.has_weights:
+        weights = Weights(config.machine.device, config.target_settings.dtype, config.place.memory)
+    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    prompts = RunPrompts.read(named, config.chat, sequences, config.place, config.context)
     return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
 
 

@@ -14,6 +14,7 @@ from specdistill.settings.guidance import GuidanceSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 
 _LONGEST_DRAFT = 256
 
@@ -130,8 +131,9 @@ class MeasureConfig(Config):
     compare: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """A second draft, such as the one before training: its alpha and the paired difference are reported too."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:heldout"
-    """builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, or a datasets
-    name[:split]."""
+    """builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, a datasets name[:split],
+    or self:N for N that the target writes itself: held-out ones, which training with self:N never sees. Prompts that
+    you serve are best."""
     num_prompts: Annotated[int, Parameter(group=ESSENTIALS)] = 32
     """Prompts to score, spread over the categories; 0 takes all."""
     num_draft_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 0
@@ -144,6 +146,9 @@ class MeasureConfig(Config):
     html: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Write the report as one self-contained HTML page with plots to this file."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
+        default_factory=SelfPromptSettings
+    )
     sampling: Annotated[ServedSampling, box("Sampling")] = field(default_factory=ServedSampling)
     guided: Annotated[GuidanceSettings, box("Guidance of the target")] = field(default_factory=GuidanceSettings)
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
@@ -157,6 +162,7 @@ class MeasureConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sampling.refuse_idle_filters()
+        self.self_prompts.check(self.prompts, "heldout", answers_read((self.score.scorer,), None))
         at_least(self, 0, "num_prompts", "num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
         longest, rule = self.acceptance.max_draft_tokens, self.acceptance.rule

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
+from specdistill.data.prompts import Prompt, encode_all
 from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, windows_of
@@ -16,15 +16,12 @@ from specdistill.evaluation import acceptance, draft_lengths, latency
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
-from specdistill.evaluation.interruption import (
-    FEWEST,
-    BenchInterruptedError,
-    Interruption,
-)
+from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.report import GreedyDifference, Report
+from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
@@ -54,10 +51,10 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     """
     progress = progress or Quiet()
     _check_input(config)
-    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
+    config.machine.limit_threads()
+    prompts = scored_prompts(config, progress)
     judge = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
-    config.machine.limit_threads()
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say)
     room = found.max_context - config.max_new_tokens

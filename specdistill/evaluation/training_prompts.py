@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from specdistill.data.prompts import Prompt, load_prompts
-from specdistill.errors import DataError
+from specdistill.decoding.self_prompts import written_before
+from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.report import TrainingPrompts
 from specdistill.files import run_settings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.parts import pick
+from specdistill.settings.self_prompts import SelfPromptSettings
 
 
 def training_prompts(
@@ -42,8 +44,8 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
         return None
     # Raw text and rejection logs have no prompts: those of --prompts only judged the draft.
     learned_prompts = settings.get("text") is None and settings.get("online") is None
-    shared = _shared(source, config.prompts, prompts)
     chat: ChatSettings = pick(ChatSettings, settings)
+    shared = _shared(_file_of(source, settings, chat, config.target), config.prompts, prompts)
     remark = ""
     if shared:
         remark = (
@@ -51,7 +53,7 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
             f"--prompts {source}), so its acceptance on new ones may be lower; set --prompts to prompts that it has "
             "not seen"
         )
-    elif learned_prompts and config.prompts.startswith("builtin") and not source.startswith("builtin"):
+    elif learned_prompts and config.prompts.startswith("builtin") and not source.startswith(("builtin", "self:")):
         remark = (
             f"{draft} was trained on {source}, but this bench runs on the built-in prompts, which are of another "
             "domain; set --prompts to new prompts of the kind that it was trained on"
@@ -62,6 +64,18 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
             "that you serve with in both"
         )
     return TrainingPrompts(draft=draft, prompts=source, shared_prompts=shared, remark=remark) if remark else None
+
+
+def _file_of(source: str, settings: run_settings.FlatSettings, chat: ChatSettings, target: str) -> str:
+    """The training's --prompts; of prompts that the target wrote the file, empty where it is gone."""
+    if not source.startswith("self:"):
+        return source
+    try:
+        written = written_before(source, "train", pick(SelfPromptSettings, settings), chat, target)
+    except (ConfigError, DataError):
+        # Its system prompt is gone, say, and this bench does not need it.
+        return ""
+    return "" if written is None else str(written)
 
 
 def _shared(trained: str, benched: str, prompts: Sequence[Prompt]) -> int:

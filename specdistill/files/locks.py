@@ -12,6 +12,11 @@ from pathlib import Path
 from specdistill.errors import OutputError
 from specdistill.files import atomic
 
+
+class BusyError(OutputError):
+    """Another run holds the lock."""
+
+
 _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN}
 
 
@@ -88,7 +93,7 @@ def _take(lock: Path, busy: str, flag: str, say: Callable[[str], None]) -> int:
         try:
             if not _lock(descriptor):
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown process"
-                raise OutputError(f"{busy} ({holder}); wait until it ends, stop it, or choose another {flag}")
+                raise BusyError(f"{busy} ({holder}); wait until it ends, stop it, or choose another {flag}")
             if _is_named(descriptor, lock):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

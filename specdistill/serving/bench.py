@@ -6,7 +6,7 @@ import dataclasses
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
-from specdistill.data.prompts import Prompt, encode, encode_all, in_chat, load_prompts, spread_over_categories
+from specdistill.data.prompts import Prompt, encode, encode_all, in_chat
 from specdistill.decoding.answers import write_answers
 from specdistill.errors import ModelError, ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
@@ -18,6 +18,7 @@ from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.report import Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
+from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
@@ -64,11 +65,11 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         load.check_exists(name, role)
     if config.engine_kind.launcher:
         config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
-    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), config.num_prompts)
+    config.machine.limit_threads()
+    prompts = scored_prompts(config, progress, target_is_present=config.target_is_present)
     prompts = prompts[: config.timing.latency_prompts or None]
     scoring = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
-    config.machine.limit_threads()
     num_draft_tokens = config.num_draft_tokens or _LENGTH
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"

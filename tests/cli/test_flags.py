@@ -119,9 +119,20 @@ TOGETHER = {
         "skd_target_top_p": {"skd_target_top_p": 0.5, "method": "skd"},
     },
 }
+SELF_SETTINGS = {
+    "self_system": "s.txt",
+    "self_temperature": 0.5,
+    "self_top_p": 0.5,
+    "self_max_tokens": 30,
+    "self_seed": 1,
+}
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}
 for encoding in ("annotate", "bench", "generate", "init-draft", "train-draft"):
     TOGETHER.setdefault(encoding, {})["chat_template_kwargs"] = TEMPLATE
+    # Raw text that is labelled has no prompts; stored answers whose prompts the target sees more of do.
+    seen = {"rollouts": "r", "target_system": "s.txt"} if encoding == "annotate" else {}
+    for name, value in SELF_SETTINGS.items():
+        TOGETHER[encoding][name] = {name: value, "prompts": "self:10"} | seen
 for seeing in ("annotate", "generate", "train-draft"):
     TOGETHER[seeing]["target_hint"] = {"target_hint": "it is {answer}"}
 CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]

@@ -109,6 +109,20 @@ PROMPT_FILES = {
     "no-such-set": "can't load prompts 'no-such-set'",
 }
 PROMPT_CASES = [(command, {"--prompts": file}, (text,)) for command in READING for file, text in PROMPT_FILES.items()]
+# Prompts that the target writes itself.
+WITHOUT_ANSWERS = tuple(name for name in READING if name != "annotate")
+for malformed in ("self", "self:0", "self:x", "self:9:test", "self:1.5"):
+    PROMPT_CASES += each(READING, {"--prompts": malformed}, f"--prompts {malformed} is no number", "write self:N")
+PROMPT_CASES += each(["annotate"], {"--prompts": "self:9"}, "has no answers, which annotate without --rollouts reads")
+PROMPT_CASES += each(["train-draft"], {"--prompts": "self:9", "--method": "sft"}, "which --method sft reads")
+PROMPT_CASES += each(READING, {"--self-top-p": "0.5"}, "--self-top-p 0.5 has no effect here")
+for setting, bad in {"temperature": "0", "top-p": "2", "max-tokens": "1", "seed": "-1"}.items():
+    PROMPT_CASES += each(WITHOUT_ANSWERS, {"--prompts": "self:9", f"--self-{setting}": bad}, f"--self-{setting} must")
+PROMPT_CASES += each(WITHOUT_ANSWERS, {"--prompts": "self:9", "--self-system": "none.txt"}, "none.txt")
+PROMPT_CASES += each(WITHOUT_ANSWERS, {"--prompts": "self:9"}, "--self-max-tokens 256 does not fit the context")
+PROMPT_CASES += each(
+    WITHOUT_ANSWERS, {"--prompts": "self:9", "--raw-prompts": "true"}, "--raw-prompts is set", "no BOS"
+)
 PROMPT_CASES += each(READING, {"--prompts": "system.jsonl", "--target": "no-system"}, "line 1", "System role")
 TEMPLATE_ARGUMENTS = {
     "3": "must be a JSON object, got 3",

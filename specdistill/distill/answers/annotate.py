@@ -11,6 +11,7 @@ from specdistill.data.answer_rows import AnswerRow, asked_prompt
 from specdistill.data.prompts import Prompt, encode, in_chat, load_prompts
 from specdistill.data.target_context import TargetContext
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
+from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.answers import on_ray
 from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
 from specdistill.distill.answers.asked import Asked, SeenIds, ask
@@ -57,7 +58,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         on_ray.check_installed()
     context = TargetContext.read(config.context)
     paths = _find_answers(config, context)
-    prompts = [] if config.text is not None else _prompts(config, context)
+    prompts = [] if config.text is not None else _prompts(config, context, progress or Quiet())
     counts = None if config.text is None else check_texts(config.text)
     ranks = join(config.machine.device)
     progress = progress if progress is not None and ranks.is_main else Quiet()
@@ -149,11 +150,13 @@ def _find_answers(config: AnnotateConfig, context: TargetContext) -> list[Path] 
     return find_shards(Path(config.rollouts))
 
 
-def _prompts(config: AnnotateConfig, context: TargetContext) -> list[Prompt]:
+def _prompts(config: AnnotateConfig, context: TargetContext, progress: Progress) -> list[Prompt]:
     """Prompts whose own answers are labelled, or those of stored answers where the target sees more of them."""
     if config.rollouts is not None and context.is_empty:
         return []
-    prompts = load_prompts(config.prompts, config.chat)
+    weights = Weights(config.machine.device, config.dtype)
+    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    prompts = load_prompts(named, config.chat)
     if config.rollouts is not None:
         return prompts
     for prompt in prompts:

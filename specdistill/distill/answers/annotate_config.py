@@ -13,6 +13,7 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, check_temperature, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
+from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 from specdistill.settings.target_context import FLAGS, ContextSettings
 
 
@@ -81,6 +82,9 @@ class AnnotateConfig(Config):
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
+        default_factory=SelfPromptSettings
+    )
     context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
     cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
@@ -104,3 +108,5 @@ class AnnotateConfig(Config):
         # Prompts of stored answers are read where the target sees more of them.
         asked = own or self.context.adds_something
         needs(self, asked, "the prompts' own answers; leave --text and --rollouts away", "prompts")
+        answers = "annotate without --rollouts" if own else answers_read((), self.context.target_hint)
+        self.self_prompts.check(self.prompts, "train", answers)

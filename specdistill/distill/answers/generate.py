@@ -10,6 +10,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, load_prompts
 from specdistill.data.target_context import TargetContext, TargetView
+from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.answers import on_ray, scorers, shards
 from specdistill.distill.answers.asked import Asked, ask
 from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
@@ -65,8 +66,8 @@ def generate(
         SpecdistillError: Bad input, before anything is generated.
     """
     progress = progress or Quiet()
-    prompts, context, judge = _check_before_loading(config, make_engine)
     config.machine.limit_threads()
+    prompts, context, judge = _check_before_loading(config, make_engine, progress)
     found = _find(config, progress.say)
     # Prompts are checked before any weights are read.
     asked = ask(prompts, context, found.target, found.max_context - config.max_new_tokens)
@@ -106,7 +107,7 @@ def _generate(
 
 
 def _check_before_loading(
-    config: GenerateConfig, make_engine: MakeEngine | None
+    config: GenerateConfig, make_engine: MakeEngine | None, progress: Progress
 ) -> tuple[list[Prompt], TargetContext, Judge]:
     """Finds what can be wrong without a model; the prompts, what only the target sees, and the report's judge."""
     resolve_device(config.machine.device)
@@ -116,9 +117,14 @@ def _check_before_loading(
     for role, name in (("target", config.target), ("other", config.comparison.other)):
         if name is not None:
             load.check_exists(name, role)
-    prompts = load_prompts(config.prompts, config.chat)
+    prompts = _prompts(config, Weights(config.machine.device, config.dtype), progress)
     judge = build_judge(config.comparison.judge, prompts, threshold_needed=True)
     return prompts, TargetContext.read(config.context), judge
+
+
+def _prompts(config: GenerateConfig, weights: Weights | None, progress: Progress) -> list[Prompt]:
+    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    return load_prompts(named, config.chat)
 
 
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
@@ -196,7 +202,8 @@ class AnswerWriter:
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
         self._work = work
         source = load.find(config.target, "target")
-        prompts, context = load_prompts(config.prompts, config.chat), TargetContext.read(config.context)
+        # The driver has let the target write prompts of its own; a worker finds them in the cache.
+        prompts, context = _prompts(config, None, Quiet()), TargetContext.read(config.context)
         asked = ask(prompts, context, source, source.max_context - config.max_new_tokens)
         model = _load_target(config, source)
         engine = build_engine(config.engine, make_engine, model, asked.seen, config.max_new_tokens)
@@ -216,7 +223,7 @@ def _write_on_ray(
         progress.say(remark)
     assert config.cluster.ray is not None
     named = config.to_flat()
-    names = ("target", "prompts", "output", "target_system", "target_examples")
+    names = ("target", "prompts", "output", "target_system", "target_examples", "self_system")
     local = {name: str(Path(named[name]).absolute()) for name in names if named[name] is not None}
     existing = {name: path for name, path in local.items() if Path(path).exists()}
     total = config.copies * num_prompts * config.max_new_tokens

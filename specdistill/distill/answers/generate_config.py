@@ -15,6 +15,7 @@ from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.scoring import LIKELIHOOD
+from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 from specdistill.settings.target_context import ContextSettings
 
 
@@ -85,13 +86,16 @@ class GenerateConfig(Config):
     """Directory for the answers, which train-draft takes with --rollouts and datasets loads as it is. New, empty, or of
     the same command that was cut off."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
-    """Prompts to answer; same forms as in train-draft."""
+    """Prompts to answer; same forms as in train-draft, self:N included."""
     rollouts_per_prompt: Annotated[int, Parameter(group=ESSENTIALS)] = 4
     """Answers per prompt; always 1 at --temperature 0, where all would be the same. A finished directory can be taken
     further with a larger number."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
+        default_factory=SelfPromptSettings
+    )
     context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     sampling: Annotated[Sampling, box("Sampling")] = field(default_factory=Sampling)
     comparison: Annotated[ComparisonSettings, box("Scores, and a second model for the same budget")] = field(
@@ -109,6 +113,8 @@ class GenerateConfig(Config):
         at_least(self, 1, "rollouts_per_prompt", "max_new_tokens")
         self.sampling.refuse_idle_filters()
         self.engine.refuse_idle()
+        scorers = self.comparison.scorer, self.comparison.strict_scorer
+        self.self_prompts.check(self.prompts, "train", answers_read(scorers, self.context.target_hint))
         compares = self.comparison.other is not None
         needs(self.batches, not self.engine.uses_engine, "--rollout-engine transformers", "batch_size")
         if self.engine.uses_engine and compares:

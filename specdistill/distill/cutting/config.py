@@ -12,6 +12,7 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
+from specdistill.settings.self_prompts import SelfPromptSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,11 @@ class InitDraftConfig(Config):
     """Trim the output head to the N ids that the target uses most: in small drafts the head is most of a step's cost.
     0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
-    """Prompts whose answers calibrate the choice; same forms as in train-draft."""
+    """Prompts whose answers calibrate the choice; same forms as in train-draft, self:N included."""
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
+    self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
+        default_factory=SelfPromptSettings
+    )
     choice: Annotated[LayerSettings, box("Choice of layers")] = field(default_factory=LayerSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
@@ -67,3 +71,4 @@ class InitDraftConfig(Config):
             at_least(self, 1, "layers")
         at_least(self, 0, "vocab_keep")
         needs(self.choice, self.layers is not None, "--layers", "choose", "probe_steps")
+        self.self_prompts.check(self.prompts, "train")

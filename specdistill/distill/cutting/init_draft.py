@@ -12,6 +12,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
+from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.donors import Donor, find_donor, give_vocabulary
 from specdistill.distill.cutting.layer_search import choose_layers
@@ -46,8 +47,11 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     load.check_exists(config.target, "target")
     if config.donor is not None:
         load.check_exists(config.donor, "donor")
-    prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
+    weights = Weights(config.machine.device, "float32")
+    own, most = config.self_prompts, choice.calibration_prompts
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, most)
+    prompts = spread_over_categories(load_prompts(named, config.chat), choice.calibration_prompts)
     source = _find_target(config, progress)
     donor = find_donor(config, source, progress)
     context = source.max_context if donor is None else min(source.max_context, donor.source.max_context)
