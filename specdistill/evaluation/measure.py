@@ -18,11 +18,7 @@ from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
 from specdistill.evaluation.guided_states import guided_hidden_states
-from specdistill.evaluation.interruption import (
-    FEWEST,
-    BenchInterruptedError,
-    Interruption,
-)
+from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
@@ -60,7 +56,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     trained = training_prompts(config, prompts, progress.say)
     config.machine.limit_threads()
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, say=progress.say)
+    found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -98,7 +94,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
 def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
-    for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
+    load.check_exists(config.target, "target", config.adapter.target_base)
+    for role, name in (("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":

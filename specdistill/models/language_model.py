@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from specdistill.files.adapters import Adapter
 from specdistill.models import families
 from specdistill.models.stop_ids import eos_ids
 
@@ -41,9 +42,16 @@ class LanguageModel:
     """dtype of the files it was loaded from, and in which it is saved; None saves the weights' own dtype."""
     target_stop_ids: frozenset[int] = frozenset()
     """Stop ids that a draft has from its target, where it answers in the target's place."""
+    adapter: Adapter | None = None
+    """The adapter that was merged into the weights; None for a whole model."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     _head: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The name; for an adapter with its base and the content of both, so that a changed one is another model."""
+        return self.name if self.adapter is None else self.adapter.label
 
     @property
     def config(self):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
@@ -51,6 +52,7 @@ class InitDraftConfig(Config):
     0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts whose answers calibrate the choice; same forms as in train-draft."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     choice: Annotated[LayerSettings, box("Choice of layers")] = field(default_factory=LayerSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)

@@ -42,7 +42,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     progress = progress or Quiet()
     choice = config.choice
     resolve_device(config.machine.device)
-    load.check_exists(config.target, "target")
+    load.check_exists(config.target, "target", config.adapter.target_base)
     prompts = spread_over_categories(load_prompts(config.prompts, config.chat), choice.calibration_prompts)
     config.machine.limit_threads()
     source = _find_target(config, progress)
@@ -91,7 +91,7 @@ def _cut(
 
 
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
-    source = load.find(config.target, "target", progress.say)
+    source = load.find(config.target, "target", progress.say, config.adapter.target_base)
     total = families.num_layers(source.config)
     if config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
