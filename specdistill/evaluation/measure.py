@@ -25,7 +25,7 @@ from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.training_prompts import training_prompts
-from specdistill.models import LanguageModel, load
+from specdistill.models import LanguageModel, load, quantised
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
@@ -57,6 +57,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     config.machine.limit_threads()
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
+    for source in (found.target, found.draft) if config.weights.pack != "none" else ():
+        quantised.check_repackable(source.config, source.name, config.weights.pack)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)

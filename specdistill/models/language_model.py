@@ -44,6 +44,8 @@ class LanguageModel:
     """Stop ids that a draft has from its target, where it answers in the target's place."""
     adapter: Adapter | None = None
     """The adapter that was merged into the weights; None for a whole model."""
+    parameters: int | None = None
+    """Number of parameters where quantised weights hold several in one number; None counts the weights."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     _head: Tensor | None = field(default=None, repr=False)
@@ -76,7 +78,7 @@ class LanguageModel:
     @property
     def num_parameters(self) -> int:
         """Number of parameters; a tied embedding and head count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.parameters or sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def head_weight(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from specdistill.models import adapters, families, gguf, memory, quantised, stop
 from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load_errors import out_of_reach, why_not
-from specdistill.models.quiet import quiet_hub, quiet_transformers
+from specdistill.models.quiet import quiet_bars, quiet_hub, quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def load_model(
     )
     if keep == "offloaded":
         memory.offload(loaded, device)
+    if keep in memory.QUANTISED or quantised.stays(source.config):
+        loaded.parameters = load_shell(source, role).num_parameters
     return loaded
 
 
@@ -227,7 +230,7 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     # Quantised weights can't be moved later.
     placed = keep in memory.QUANTISED or quantised.stays(source.config)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_bars() if method == "compressed-tensors" else contextlib.nullcontext():
             # A pair, because of `output_loading_info`.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location if source.adapter is None else source.adapter.base,
@@ -249,6 +252,7 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     if method in quantised.DEQUANTISED:
         # transformers leaves what was not quantised in the dtype of the files.
         torch.nn.Module.to(model, dtype)
+    quantised.unpack(model, source.config)
     if source.adapter is not None:
         model = adapters.merge(model, source.adapter, f"--{role} {source.name}")
     weights.check_finite(model, f"--{role} {source.name}")
