@@ -90,8 +90,8 @@ def gguf_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(gguf_path: Path):
     """SmolLM2-135M-Instruct in float32, converted by one of several workers while the others wait."""
+    from specdistill.files.cache import cache_root
     from specdistill.models import load_model
-    from specdistill.models.gguf import cache_root
 
     with exclusive(cache_root()):
         return load_model(str(gguf_path))

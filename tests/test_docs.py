@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_vllm import FakeVllm
+from peft_adapters import make_adapter
 from tiny_models import make_model, make_tokenizer, save
 
 from specdistill import load_model
@@ -59,6 +60,7 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
     shutil.copytree(folder / "TARGET", folder / LLAMA)
     other = make_tokenizer(40, "zebra")
     save(make_model("gemma3_text", layers=2, context=512, tokenizer=other, vocab_size=45), folder / "SMALL_MODEL")
+    make_adapter(folder / "TARGET", folder / "tuned", named="../TARGET")
     for name, seed in (("served", 0), ("tomorrow", 30)):
         prompts = [
             {"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)
@@ -66,6 +68,7 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(folder / "cache"))
     return folder
 
 

@@ -18,6 +18,7 @@ from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
 from specdistill.settings import checks
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box, defaults
@@ -56,6 +57,7 @@ class TrainConfig(Config):
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
     presets: Annotated[PresetSettings, box("Preset")] = field(default_factory=PresetSettings)
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings

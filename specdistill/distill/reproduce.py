@@ -17,6 +17,7 @@ from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.files import run_settings
 from specdistill.models import ModelPair, load_pair
+from specdistill.models.pair import find_pair
 from specdistill.settings.parts import pick
 from specdistill.settings.sampling import Sampling
 from specdistill_kernels import SoftLabels
@@ -76,13 +77,9 @@ def _seen(stored: list[list[int] | None]) -> tuple[int, ...] | None:
 
 def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool) -> ModelPair:
     """Both models as they were before the step."""
-    pair = load_pair(
-        settings["target"],
-        settings["draft"],
-        draft_dtype=torch.float32,
-        target_weights=target_weights,
-        say=lambda text: None,
-    )
+    target, draft, base = settings["target"], settings["draft"], settings.get("target_base")
+    found = find_pair(target, draft, say=lambda text: None, target_base=base)
+    pair = load_pair(target, draft, found=found, draft_dtype=torch.float32, target_weights=target_weights)
     pair.target.model.requires_grad_(False)
     weights = load_file(directory / WEIGHTS_FILE)
     with torch.no_grad():

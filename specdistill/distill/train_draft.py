@@ -80,12 +80,15 @@ def train_draft(
         # A server's text is read by its own tokenizer only.
         other_tokenizer=not config.objective.needs_target and config.place.has_weights,
         say=progress.say,
+        target_base=config.adapter.target_base,
     )
     refuse_states_of(found.pair, config.method)
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
         config.presets.announce(config.method, config.to_flat(), progress.say)
+            if run_settings.exists(output):
+                run_settings.check_adapters(output, found.pair.adapter_labels)
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
@@ -126,7 +129,8 @@ def _check_before_loading(config: TrainConfig, progress: Progress) -> RunPrompts
     """Finds everything that can be wrong without looking at a model; prompts of its own the target writes last."""
     sequences, loss, objective = config.sequences, config.loss, config.objective
     sequences.check_files(config.chat)
-    for role, name in (("target", config.target), ("draft", config.draft), ("reference", loss.reference)):
+    load.check_exists(config.target, "target", config.adapter.target_base)
+    for role, name in (("draft", config.draft), ("reference", loss.reference)):
         if name is not None:
             load.check_exists(name, role)
     if not config.teaches_itself:
@@ -179,6 +183,7 @@ def _load(
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
+        run_settings.keep_adapters(output, found.pair.adapter_labels)
         prompts.keep(output)
     ranks.wait()
     return _Run(

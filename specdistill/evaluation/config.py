@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.guidance import GuidanceSettings
@@ -145,6 +146,7 @@ class MeasureConfig(Config):
     """Write the report as JSON to this file (schema: the page 'The report' of the documentation)."""
     html: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Write the report as one self-contained HTML page with plots to this file."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings

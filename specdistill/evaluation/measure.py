@@ -25,7 +25,7 @@ from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
-from specdistill.models import LanguageModel, load
+from specdistill.models import LanguageModel, load, quantised
 from specdistill.models.packed import check_packable, pack
 from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
@@ -56,7 +56,9 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     judge = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, say=progress.say)
+    found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
+    for source in (found.target, found.draft) if config.weights.pack != "none" else ():
+        quantised.check_repackable(source.config, source.name, config.weights.pack)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -95,7 +97,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
 def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
-    for role, name in (("target", config.target), ("draft", config.draft), ("compare", config.compare)):
+    load.check_exists(config.target, "target", config.adapter.target_base)
+    for role, name in (("draft", config.draft), ("compare", config.compare)):
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":

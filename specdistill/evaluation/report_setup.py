@@ -17,6 +17,8 @@ class ModelFacts:
     """Rows of the embedding."""
     dtype: str
     """Number format of the weights."""
+    adapter_of: str | None = None
+    """Base that its adapter was merged into; absent for a whole model."""
     head_size: int | None = None
     """Ids that a trimmed output head can propose; absent where the head is whole."""
 

@@ -27,6 +27,7 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         parameters=model.num_parameters,
         vocab_size=model.vocab_size,
         dtype=str(model.model.dtype).removeprefix("torch."),
+        adapter_of=None if model.adapter is None else model.adapter.base,
         head_size=None if model.kept_ids is None else len(model.kept_ids),
     )
 

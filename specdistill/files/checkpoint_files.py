@@ -8,8 +8,6 @@ from typing import Any
 
 from specdistill.errors import ModelError, first_line
 
-ADAPTER_FILE = "adapter_config.json"
-"""Settings that peft writes beside an adapter's weights."""
 SHARD_INDEX = "model.safetensors.index.json"
 """List of the files that hold the weights, if there are several."""
 TOKENIZER_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -19,7 +17,7 @@ _NOT_THE_MODEL = ("adapter_model", "training_args", "optimizer", "scheduler", "r
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def _read_json(path: Path, role: str) -> dict[str, Any]:
+def read_json(path: Path, role: str) -> dict[str, Any]:
     """Reads a JSON object.
 
     Args:
@@ -38,27 +36,6 @@ def _read_json(path: Path, role: str) -> dict[str, Any]:
     return content
 
 
-def refuse_adapter(settings: Path, name: str, role: str) -> None:
-    """Refuses an adapter, whose directory holds changes of another model and no model.
-
-    Args:
-        settings: The adapter's `adapter_config.json`.
-        name: Name that the user gave.
-        role: `target` or `draft`, for messages.
-
-    Raises:
-        ModelError: Always; the message names the base model and how to merge the two.
-    """
-    content = _read_json(settings, role)
-    base = content.get("base_model_name_or_path") or "its base model"
-    kind = {"LORA": "LoRA"}.get(str(content.get("peft_type")), content.get("peft_type") or "PEFT")
-    raise ModelError(
-        f"--{role} {name} is a {kind} adapter of {base}, not a whole model; merge the two once and name the result: "
-        f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(DIRECTORY), with "
-        f"the tokenizer files of {base} beside it"
-    )
-
-
 def check_hub_id(name: str, role: str) -> None:
     """Raises ModelError where the name of a model that is not here can only be meant as a path."""
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -69,13 +46,11 @@ def check_directory(directory: Path, name: str, role: str) -> None:
     """Checks that a directory holds a whole model's configuration.
 
     Raises:
-        ModelError: It holds an adapter, or no config.json, or one that is no JSON object.
+        ModelError: It holds no config.json, or one that is no JSON object.
     """
-    if (directory / ADAPTER_FILE).is_file():
-        refuse_adapter(directory / ADAPTER_FILE, name, role)
     if not (directory / "config.json").is_file():
         raise ModelError(f"--{role} {name} has no config.json; name a directory that save_pretrained wrote")
-    _read_json(directory / "config.json", role)
+    read_json(directory / "config.json", role)
 
 
 def check_tokenizer(directory: Path, name: str, role: str) -> None:
@@ -108,7 +83,7 @@ def check_weights(directory: Path, name: str, role: str) -> None:
     index = directory / SHARD_INDEX
     if (directory / "model.safetensors").is_file() or not index.is_file():
         return
-    files = _read_json(index, role).get("weight_map")
+    files = read_json(index, role).get("weight_map")
     for file in sorted(set(files.values() if isinstance(files, dict) else ())):
         if not (directory / file).is_file():
             raise ModelError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ PROMPTS_FILE = "prompts.sha256"
 
 SUMMARY_FILE = "summary.json"
 """Name of the file with a run's result, which only a finished run has."""
+
+ADAPTERS_FILE = "adapters.json"
+"""Name of the file that names a run's adapters and their bases by content; there is none for whole models."""
 
 FlatSettings = dict[str, Any]
 """Flat name of each setting -> its value, as YAML holds it."""
@@ -90,6 +94,41 @@ def claim(output: Path, settings: FlatSettings, content: str) -> None:
         flags = changed_flags(output, settings)
         if flags:
             raise OutputError(f"{output} holds {content} made with another {flags}; choose another --output")
+
+
+def adapters_of(output: Path) -> dict[str, str]:
+    """Role -> label of each adapter of the run that made a directory; empty where it had whole models."""
+    path = output / ADAPTERS_FILE
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read ({first_line(error)}); mend or remove it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def check_adapters(output: Path, labels: Mapping[str, str]) -> None:
+    """Refuses to go on in a directory that was made with another adapter or base, or another state of them.
+
+    Args:
+        output: A directory with results of a run.
+        labels: Role -> label of each adapter of this run.
+
+    Raises:
+        OutputError: They differ.
+    """
+    before = adapters_of(output)
+    for role in sorted(before.keys() | labels.keys()):
+        if before.get(role) != labels.get(role):
+            raise OutputError(
+                f"{output} was made with the --{role} {before.get(role, 'that was no adapter')}, now it is "
+                f"{labels.get(role, 'no adapter')}; choose another --output, or restore the adapter and its base"
+            )
+
+
+def keep_adapters(output: Path, labels: Mapping[str, str]) -> None:
+    """Keeps what `check_adapters` compares."""
+    if labels:
+        atomic.write_text(output / ADAPTERS_FILE, json.dumps(labels, indent=1) + "\n")
 
 
 def claim_run(

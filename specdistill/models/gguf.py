@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
+from specdistill.files.cache import cache_root
 from specdistill.models import weights
-
-
-def cache_root() -> Path:
-    """Folder of converted checkpoints: $SPECDISTILL_CACHE, else $XDG_CACHE_HOME/specdistill."""
-    own = os.environ.get("SPECDISTILL_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "specdistill"
 
 
 def check_gguf(path: Path) -> None:

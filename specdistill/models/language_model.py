@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from specdistill.files.adapters import Adapter
 from specdistill.models import families, output_head
 from specdistill.models.stop_ids import eos_ids
 
@@ -42,12 +43,21 @@ class LanguageModel:
     """dtype of the files it was loaded from, and in which it is saved; None saves the weights' own dtype."""
     target_stop_ids: frozenset[int] = frozenset()
     """Stop ids that a draft has from its target, where it answers in the target's place."""
+    adapter: Adapter | None = None
+    """The adapter that was merged into the weights; None for a whole model."""
+    parameters: int | None = None
+    """Number of parameters where quantised weights hold several in one number; None counts the weights."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     proof: object | None = field(default=None, repr=False)
     """Result of `decoding.proof` for this model; None before it was made."""
     _head: Tensor | None = field(default=None, repr=False)
     _logit_scale: float | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The name; for an adapter with its base and the content of both, so that a changed one is another model."""
+        return self.name if self.adapter is None else self.adapter.label
 
     @property
     def config(self):
@@ -72,7 +82,7 @@ class LanguageModel:
     @property
     def num_parameters(self) -> int:
         """Number of parameters; a tied embedding and head count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.parameters or sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def head_weight(self) -> Tensor:

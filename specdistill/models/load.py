@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,13 +19,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
-from specdistill.models import families, gguf, memory, multimodal, quantised, stop_ids, vocabulary, weights
+from specdistill.files.adapters import Adapter
+from specdistill.models import adapters, families, gguf, memory, multimodal, quantised, stop_ids, vocabulary, weights
+from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
-from specdistill.models.quiet import quiet_hub, quiet_transformers
+from specdistill.models.load_errors import out_of_reach, why_not
+from specdistill.models.quiet import quiet_bars, quiet_hub, quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class ModelSource:
     name: str
     """The name that the user gave."""
     location: str
-    """Directory or hub id that transformers loads from."""
+    """Directory or hub id that transformers loads from; for an adapter the files of the merged model but its
+    weights."""
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     inside: bool = False
     """Whether it is the text part of a multimodal checkpoint, which is loaded without the rest."""
+    adapter: Adapter | None = None
+    """The adapter that is merged into its base; None for a whole model."""
 
     @property
     def max_context(self) -> int:
@@ -63,17 +67,21 @@ class ModelSource:
         return vocabulary.usable_size(self.tokenizer, self.rows)
 
 
-def check_exists(name: str, role: str) -> None:
+def check_exists(name: str, role: str, base: str | None = None) -> None:
     """Checks a model's name without loading anything.
 
     Args:
         name: Hub id, directory or .gguf file.
         role: `target` or `draft`, for messages.
+        base: Base of an adapter, as the user named it.
 
     Raises:
-        ModelError: A path does not exist, a directory holds an adapter or no config.json, or a file is not a .gguf.
+        ModelError: A path does not exist, a directory holds no model, a file is not a .gguf, or an adapter can't be
+            merged.
     """
     path = Path(name)
+    if adapters.check_name(name, role, base):
+        return
     if path.is_dir():
         checkpoint_files.check_directory(path, name, role)
     elif path.is_file():
@@ -84,19 +92,36 @@ def check_exists(name: str, role: str) -> None:
         checkpoint_files.check_hub_id(name, role)
 
 
-def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSource:
+def find(name: str, role: str, say: Callable[[str], None] = print, base: str | None = None) -> ModelSource:
     """Loads a model's configuration and tokenizer. Converts a .gguf when it is first used.
 
     Args:
         name: Hub id, directory or .gguf file.
         role: `target` or `draft`, for messages.
         say: Called with a line of text when a slow conversion starts.
+        base: Base of an adapter, as the user named it.
 
     Raises:
         ModelError: The model can't be found or read, is no causal one, or a target can't end answers.
     """
-    check_exists(name, role)
-    location = str(gguf.convert(Path(name), say) if Path(name).is_file() else name)
+    check_exists(name, role, base)
+    adapter = adapters.find(name, role, base)
+    try:
+        source = _read(name, role, adapter, say)
+    except ModelError as error:
+        # A hub that just was out of reach is not asked again: the library tries for 20 seconds each time.
+        if adapter is not None or not adapters.on_hub(name, ask=not out_of_reach(error)):
+            raise
+        source = None
+    if source is None or (adapter is None and adapters.on_hub(name)):
+        source = _read(name, role, adapters.fetch(name, role, base), say)
+    if source.adapter is None and base is not None:
+        raise adapters.no_adapter(name, base)
+    return source
+
+
+def _read(name: str, role: str, adapter: Adapter | None, say: Callable[[str], None]) -> ModelSource:
+    location = str(gguf.convert(Path(name), say) if Path(name).is_file() else adapter.joined if adapter else name)
     try:
         with quiet_transformers(), quiet_hub():
             outer = AutoConfig.from_pretrained(location, trust_remote_code=False)
@@ -108,58 +133,12 @@ def find(name: str, role: str, say: Callable[[str], None] = print) -> ModelSourc
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_why_not(error, location, name, role)) from error
-    source = ModelSource(name, location, config, tokenizer, inside=config is not outer)
+        raise ModelError(why_not(error, location, name, role)) from error
+    source = ModelSource(name, location, config, tokenizer, inside=config is not outer, adapter=adapter)
     vocabulary.check_ordinary_tokens(tokenizer, source.rows, f"--{role} {name}")
     if role == "target":
         stop_ids.check_stop_ids(name, role, location, config, tokenizer)
     return source
-
-
-def _why_not(error: Exception, location: str, name: str, role: str) -> str:
-    """Says why configuration or tokenizer can't be loaded, with the remedy for that cause."""
-    directory = Path(location)
-    if "trust_remote_code" in str(error):
-        return (
-            f"--{role} {name} needs Python code from its own files (auto_map in its JSON files), which is never run; "
-            "name a checkpoint of an architecture and a tokenizer that transformers has"
-        )
-    if directory.is_dir():
-        only_pieces = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
-        if only_pieces and importlib.util.find_spec("sentencepiece") is None:
-            needed = "pip install sentencepiece protobuf"
-            return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: {needed}"
-        return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
-    # A hub that just was out of reach is not asked again: the library tries for 20 seconds each time.
-    adapter = _cached(location, checkpoint_files.ADAPTER_FILE, ask_hub=not _out_of_reach(error))
-    if adapter is not None:
-        checkpoint_files.refuse_adapter(adapter, name, role)
-    # A hub id's owner is seldom a folder here, but a mistyped directory's parent is one.
-    mistyped = "there is no directory of that name here, and as a hub id: " if directory.parent.is_dir() else ""
-    return f"can't load --{role} {name}: {mistyped}{first_line(error)} (a hub id needs network access or a local cache)"
-
-
-def _out_of_reach(error: BaseException | None) -> bool:
-    """Whether the hub could not be asked, by the error or what caused it."""
-    while error is not None and not isinstance(error, LocalEntryNotFoundError):
-        error = error.__cause__
-    return error is not None
-
-
-def _cached(location: str, file: str, *, ask_hub: bool = True) -> Path | None:
-    """A file of a hub id, from the network or the local cache; None if there is none, or if this is no hub id."""
-    try:
-        with quiet_hub():
-            found = cached_file(
-                location,
-                file,
-                local_files_only=not ask_hub,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-    except OSError:
-        return None
-    return None if found is None else Path(found)
 
 
 def check_loadable(source: ModelSource, role: str, keep: str = "whole", *, plain: bool = False) -> None:
@@ -175,11 +154,14 @@ def check_loadable(source: ModelSource, role: str, keep: str = "whole", *, plain
         ModelError: Weights are missing or pickles, or their quantisation can't be loaded or does not fit the purpose.
     """
     where = f"--{role} {source.name}"
+    if source.adapter is not None:
+        adapters.check_loadable(source.adapter, role, keep)
+        return
     if source.directory is not None:
         checkpoint_files.check_weights(source.directory, source.name, role)
         side = source.directory / "hf_quant_config.json"
     else:
-        side = _cached(source.location, "hf_quant_config.json")
+        side = cached(source.location, "hf_quant_config.json")
     text = side.read_text() if side is not None and side.is_file() else None
     quantised.check(source.config, text, where)
     if plain:
@@ -232,12 +214,15 @@ def load_model(
         tokenizer=source.tokenizer,
         name=source.name,
         directory=source.directory,
+        adapter=source.adapter,
         vocab_size=vocab_size,
         kept_ids=None if kept_ids is None else kept_ids.to(device),
         stored_dtype=stored_dtype if isinstance(stored_dtype, torch.dtype) else None,
     )
     if keep == "offloaded":
         memory.offload(loaded, device)
+    if keep in memory.QUANTISED or quantised.stays(source.config):
+        loaded.parameters = load_shell(source, role).num_parameters
     return loaded.with_logit_scale()
 
 
@@ -250,11 +235,11 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     # Quantised weights can't be moved later.
     placed = keep in memory.QUANTISED or quantised.stays(source.config)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_bars() if method == "compressed-tensors" else contextlib.nullcontext():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.location,
+                source.location if source.adapter is None else source.adapter.base,
                 dtype=dtype,
-                config=source.config,
+                config=source.config if source.adapter is None else _base_config(source.adapter),
                 quantization_config=quantisation,
                 device_map={"": device} if placed else None,
                 use_safetensors=True,
@@ -272,8 +257,16 @@ def _read_weights(source: ModelSource, role: str, device: str, dtype: torch.dtyp
     if method in quantised.DEQUANTISED:
         # transformers leaves what was not quantised in the dtype of the files.
         torch.nn.Module.to(model, dtype)
+    quantised.unpack(model, source.config)
+    if source.adapter is not None:
+        model = adapters.merge(model, source.adapter, where)
     weights.check_finite(model, where)
     return model
+
+
+def _base_config(adapter: Adapter) -> PretrainedConfig:
+    """Configuration of an adapter's base, which has its own number of ids; of its text part where it has others."""
+    return families.text_part(AutoConfig.from_pretrained(adapter.base, trust_remote_code=False))
 
 
 def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
@@ -297,4 +290,6 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
     if stored is not None:
         model.generation_config = stored
     vocab_size = vocabulary.usable_size(source.tokenizer, source.rows)
-    return LanguageModel(model.eval(), source.tokenizer, source.name, source.directory, vocab_size)
+    return LanguageModel(
+        model.eval(), source.tokenizer, source.name, source.directory, vocab_size, adapter=source.adapter
+    )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from specdistill.errors import ConfigError
+from specdistill.models import quantised
 from specdistill.models.language_model import LanguageModel
 
 KINDS = ("float32", "float16", "int8")
@@ -113,10 +114,12 @@ def pack(model: LanguageModel, kind: str) -> float:
 
     Raises:
         ConfigError: The kind is unknown, or packed weights can't run here.
+        ModelError: The model's weights are quantised already.
     """
     if kind not in KINDS:
         raise ConfigError(f"--pack must be one of {', '.join(KINDS)}, got {kind}")
     check_packable(kind, model.device.type)
+    quantised.check_repackable(model.config, model.name, kind)
     start = time.perf_counter()
     if kind != "float32":
         torch.backends.quantized.engine = "fbgemm"

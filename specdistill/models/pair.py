@@ -33,6 +33,12 @@ class FoundPair:
     """Flag that names the draft, for messages."""
 
     @property
+    def adapter_labels(self) -> dict[str, str]:
+        """Flag that names it -> label of each model that is an adapter."""
+        roles = {"target": self.target} | ({} if self.draft is self.target else {self.draft_role: self.draft})
+        return {role: source.adapter.label for role, source in roles.items() if source.adapter is not None}
+
+    @property
     def max_context(self) -> int:
         """Largest number of positions that both support."""
         return min(self.target.max_context, self.draft.max_context)
@@ -45,6 +51,7 @@ def find_pair(
     draft_role: str = "draft",
     other_tokenizer: bool = False,
     say: Callable[[str], None] = print,
+    target_base: str | None = None,
 ) -> FoundPair:
     """Finds both models and compares their tokenizers.
 
@@ -54,12 +61,13 @@ def find_pair(
         draft_role: Flag that names the draft, for messages.
         other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
         say: Called with a line of text when a slow step starts.
+        target_base: Base of a target that is an adapter; None takes the adapter's own word.
 
     Raises:
         ModelError: A model can't be found or read.
         IncompatibleModelsError: The tokenizers differ, and that is not allowed.
     """
-    target_source, draft_source = load.find(target, "target", say), load.find(draft, draft_role, say)
+    target_source, draft_source = load.find(target, "target", say, target_base), load.find(draft, draft_role, say)
     rows = target_source.rows, draft_source.rows
     same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
     if not (same_tokenizer or other_tokenizer):

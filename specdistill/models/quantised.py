@@ -6,11 +6,12 @@ import importlib.util
 import json
 from typing import Any
 
-from transformers import FineGrainedFP8Config, PretrainedConfig
+import torch
+from transformers import FineGrainedFP8Config, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
 from specdistill.errors import ModelError, first_line
-from specdistill.models.quiet import quiet_transformers
+from specdistill.models.quiet import quiet_bars, quiet_transformers
 
 DEQUANTISED = ("fp8", "mxfp8")
 """Methods whose weights become ordinary floats while they are loaded."""
@@ -89,6 +90,32 @@ def check_plain(config: PretrainedConfig, where: str) -> None:
             f"{where} is quantised by {method_of(config)}, and quantised weights can't be cut, trained or exported; "
             "name the checkpoint that it was quantised from"
         )
+
+
+def check_repackable(config: PretrainedConfig, name: str, kind: str) -> None:
+    """Checks that --pack finds ordinary floats to pack.
+
+    Raises:
+        ModelError: The model's weights stay quantised.
+    """
+    if stays(config):
+        raise ModelError(
+            f"{name} is quantised by {method_of(config)}, and --pack {kind} packs ordinary floats only; leave it away"
+        )
+
+
+def unpack(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Lets compressed-tensors unpack its weights now rather than at the first pass, which would be a timed one.
+
+    It does so before a pass of the whole model only, while hidden states come from the model without its head.
+
+    Args:
+        model: A loaded model; one that another method quantised is left as it is.
+        config: Its checkpoint's configuration.
+    """
+    if method_of(config) == "compressed-tensors":
+        with torch.no_grad(), quiet_bars():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
 
 
 def loading_settings(config: PretrainedConfig) -> FineGrainedFP8Config | None:

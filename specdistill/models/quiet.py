@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 
 from huggingface_hub.utils import logging as hub_logging
@@ -18,6 +19,13 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Hides progress bars that a package draws on stderr and has no switch for; errors are still raised."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

@@ -40,6 +40,16 @@ class Verdict(Protocol):
         ...
 
     @property
+    def first(self) -> list[str]:
+        """Commands to run before."""
+        ...
+
+    @property
+    def alternative(self) -> str | None:
+        """Another command that serves the pair."""
+        ...
+
+    @property
     def loads(self) -> bool:
         """Whether it loads the pair."""
         ...
@@ -88,4 +98,8 @@ def _verdict_lines(console: Console, verdict: Verdict) -> None:
             console.print(f"  {mark}: {line}", soft_wrap=True)
     if verdict.loads:
         console.print(f"  accepts by: {verdict.rule}", soft_wrap=True)
+        for line in verdict.first:
+            console.print(f"  first: {line}", soft_wrap=True)
         console.print(f"  {verdict.command}", soft_wrap=True)
+        if verdict.alternative is not None:
+            console.print(f"  or: {verdict.alternative}", soft_wrap=True)

@@ -61,8 +61,9 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     """Measures a draft in a real engine; see `bench`."""
     resolve_device(config.machine.device)
-    for role, name in (("target", config.target), ("draft", config.draft)):
-        load.check_exists(name, role)
+    base = config.adapter.target_base
+    load.check_exists(config.target, "target", base)
+    load.check_exists(config.draft, "draft")
     if config.engine_kind.launcher:
         config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
     config.machine.limit_threads()
@@ -74,7 +75,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, other_tokenizer=in_process, say=progress.say)
+    found = find_pair(config.target, config.draft, other_tokenizer=in_process, say=progress.say, target_base=base)
     room = found.max_context - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     pair = _load(config, found, progress) if in_process else _load_shells(found)

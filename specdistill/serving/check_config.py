@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.checks import at_least
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
@@ -37,4 +38,5 @@ class CheckConfig(Config):
     """The draft: hub id, checkpoint directory or .gguf file."""
     json: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Also write the verdicts to this file."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     server: Annotated[PlannedServer, box("Server")] = field(default_factory=PlannedServer)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from specdistill.errors import ModelError
+from specdistill.errors import ConfigError, ModelError, OutputError
 from specdistill.files import atomic, locks, run_settings
-from specdistill.models import LanguageModel, gguf, load, vocabulary
+from specdistill.models import LanguageModel, adapters, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.pair import find_pair
 from specdistill.progress import Progress, Quiet
@@ -52,13 +52,16 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
         OutputError: The output exists or can't be written.
     """
     output, say = Path(config.output), (progress or Quiet()).say
-    for role, name in (("target", config.target), ("draft", config.draft)):
-        load.check_exists(name, role)
+    load.check_exists(config.target, "target", config.adapter.target_base)
+    load.check_exists(config.draft, "draft")
     if config.format == "gguf":
         _check_served(Path(config.served_gguf))
         with locks.file_lock(output, "--output", say):
             atomic.refuse_existing_file(output, "--output")
             return _export(config, output, say)
+    merged = config.files.merged_target
+    if merged is not None and Path(merged).exists():
+        raise OutputError(f"{merged} exists; choose another --merged-target, or move it away first")
     with locks.output_lock(output, say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
@@ -67,15 +70,17 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
 
 def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> Exported:
     # transformers alone drafts with another tokenizer, whose files the draft then keeps.
-    pair = find_pair(config.target, config.draft, other_tokenizer=config.format == "transformers", say=say)
+    other, base = config.format == "transformers", config.adapter.target_base
+    pair = find_pair(config.target, config.draft, other_tokenizer=other, say=say, target_base=base)
     target_source, draft_source = pair.target, pair.draft
     load.check_loadable(draft_source, "draft", plain=True)
+    _check_merging(config, target_source)
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
     # Only the target's shapes, files and stop ids are needed.
     target = load.load_shell(target_source)
     draft = load.load_model(draft_source, "draft")
-    changes = _fit(draft, target)
+    changes = [*_merging(draft), *_fit(draft, target)]
     if not pair.same_tokenizer:
         changes.append("another tokenizer than the target's: the draft keeps its own files")
         changes += _of_another_size(draft, target)
@@ -93,7 +98,13 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     save_draft(draft, target, output)
     # A bench of the exported draft still knows what it was trained on.
     run_settings.copy(Path(config.draft), output)
-    verdicts = check(CheckConfig.flat(target=target_source.location, draft=config.output))
+    served = CheckConfig.flat(target=target_source.location, draft=config.output)
+    if config.files.merged_target is not None:
+        served = served.replace(target=_write_merged(target_source, config.files.merged_target))
+        changes.append(f"the target with its adapter merged: {config.files.merged_target}")
+    elif target_source.adapter is not None:
+        served = served.replace(target=config.target, target_base=config.adapter.target_base)
+    verdicts = check(served)
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
 
@@ -101,6 +112,26 @@ def _llama_cpp(config: ExportConfig) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
     command = draft_flags.command("llama.cpp", config.served_gguf, config.output, 4)
     return Verdict("llama.cpp", "argmax_draft", shlex.join(command))
+
+
+def _check_merging(config: ExportConfig, target: load.ModelSource) -> None:
+    if config.files.merged_target is None:
+        return
+    if target.adapter is None:
+        raise ConfigError(f"--merged-target merges an adapter, and --target {config.target} is none; leave it away")
+    load.check_loadable(target, "target")
+
+
+def _merging(draft: LanguageModel) -> list[str]:
+    return [] if draft.adapter is None else [f"the adapter is merged into its base, {draft.adapter.base}"]
+
+
+def _write_merged(source: load.ModelSource, directory: str) -> str:
+    """Writes the merged target in the number format of its base, in which servers would load it."""
+    dtype = getattr(source.config, "dtype", None)
+    model = load.load_model(source, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    adapters.save_merged(model, Path(directory))
+    return directory
 
 
 def _check_served(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
 
@@ -18,6 +19,9 @@ class ExportedFiles:
     type: Literal["auto", "float32", "float16", "bfloat16", "q8_0"] = "auto"
     """Number format of the weights. auto: as they are stored; float16 for gguf. q8_0 (8 bits and a scale per 32) is for
     gguf only."""
+    merged_target: str | None = None
+    """Also write the target with its adapter merged to this new directory, as a plain checkpoint that every server
+    loads. Where --target is an adapter."""
     target_gguf: str | None = None
     """The file that llama.cpp serves, where --target is no .gguf file. For gguf. Its tokenizer is copied to the
     draft's, since llama.cpp compares the two."""
@@ -35,6 +39,7 @@ class ExportConfig(Config):
     """The engine; gguf is llama.cpp's. Only transformers takes a draft of another tokenizer than the target's."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """A new directory; for gguf a new file that ends in .gguf."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     files: Annotated[ExportedFiles, box("Weights and tokenizer")] = field(default_factory=ExportedFiles)
 
     def __post_init__(self) -> None:
@@ -49,6 +54,10 @@ class ExportConfig(Config):
         if gguf and not self.served_gguf.endswith(".gguf"):
             raise ConfigError(
                 "--format gguf copies the tokenizer of the target's own .gguf: name it as --target or --target-gguf"
+            )
+        if self.files.merged_target and gguf:
+            raise ConfigError(
+                "--format gguf reads no weights of the target; write --merged-target with --format transformers"
             )
         if self.files.target_gguf and not gguf:
             raise ConfigError("--target-gguf is for --format gguf")

@@ -9,12 +9,12 @@ the machines that test this: theirs are tested on fixtures only.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from specdistill.evaluation.to_json import to_json
-from specdistill.serving import draft_flags
+from specdistill.serving import adapter_commands, draft_flags
 from specdistill.serving.check_config import CheckConfig, PlannedServer
 from specdistill.serving.model_files import ModelFiles, read
 
@@ -36,6 +36,10 @@ class Verdict:
     """Reasons why it will not load the pair; empty where it will."""
     warnings: list[str] = field(default_factory=list)
     """Costs in acceptance or memory although it loads."""
+    first: list[str] = field(default_factory=list)
+    """Commands to run before, in order: they write whole checkpoints where the pair holds adapters."""
+    alternative: str | None = None
+    """Another command that serves the pair."""
 
     @property
     def loads(self) -> bool:
@@ -57,14 +61,20 @@ def check(config: CheckConfig) -> list[Verdict]:
         One verdict per engine: vllm, sglang, llama.cpp, transformers, tensorrt-llm.
 
     Raises:
-        ModelError: A config.json or a .gguf file can't be read, or a name is an adapter's.
+        ModelError: A config.json or a .gguf file can't be read, or an adapter can't be merged.
     """
-    target, draft = read(config.target, "target"), read(config.draft, "draft")
+    target, draft = adapter_commands.as_written(
+        read(config.target, "target", config.adapter.target_base), read(config.draft, "draft")
+    )
     gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
     verdicts = [gate(target, draft, config.server) for gate in gates]
     for verdict in verdicts:
         _weights(draft, verdict)
-    return verdicts
+        verdict.first.extend(adapter_commands.preparation(verdict.engine, config, target, draft))
+    if target.adapter is None:
+        return verdicts
+    beside = adapter_commands.with_lora(target.adapter, draft.name, config.server.num_draft_tokens)
+    return [replace(each, alternative=beside) if each.engine == "vllm" else each for each in verdicts]
 
 
 def _weights(draft: ModelFiles, verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specdistill.errors import ModelError, first_line
-from specdistill.files import checkpoint_files
+from specdistill.files import adapters, checkpoint_files
 from specdistill.serving.gguf_header import read_header
 
 _STATES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba", "recurrent")
@@ -52,6 +52,8 @@ class ModelFiles:
     """Whether it is a hub id: its weights are not fetched, and their format is not checked."""
     is_gguf: bool = False
     """Whether it is one .gguf file, which holds all of these."""
+    adapter: adapters.Adapter | None = None
+    """The adapter whose merged form this is; None for a whole model."""
 
     @property
     def vocab_size(self) -> int:
@@ -116,19 +118,25 @@ class ModelFiles:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are safetensors or a .gguf file; taken for granted on the hub."""
-        return self.from_hub or self.is_gguf or bool(checkpoint_files.weight_files(self.directory))
+        """Whether there are safetensors or a .gguf file; taken for granted on the hub, and for an adapter's base."""
+        return (
+            self.from_hub
+            or self.is_gguf
+            or self.adapter is not None
+            or bool(checkpoint_files.weight_files(self.directory))
+        )
 
 
-def read(name: str, role: str) -> ModelFiles:
-    """Reads configuration and tokenizer.
+def read(name: str, role: str, base: str | None = None) -> ModelFiles:
+    """Reads configuration and tokenizer; for an adapter those of the merged model.
 
     Args:
         name: Hub id, directory or .gguf file.
         role: `target` or `draft`, for messages.
+        base: Base of an adapter, as the user named it.
 
     Raises:
-        ModelError: There is no configuration, or it is none of a language model, or the name is an adapter's.
+        ModelError: There is no configuration, or it is none of a language model, or an adapter can't be merged.
     """
     path = Path(name)
     if path.is_file():
@@ -142,6 +150,13 @@ def read(name: str, role: str) -> ModelFiles:
             f"can't read the config.json of --{role} {name}: {first_line(error)} (a hub id needs network access or a "
             "local cache)"
         ) from error
+    adapter = None
+    if adapters.is_adapter(directory):
+        files = directory if path.is_dir() else adapters.from_hub(name)
+        adapter = adapters.read(files, name, role, base)
+        directory = adapter.joined
+    elif base is not None:
+        raise ModelError(f"--target-base {base} has no effect: --target {name} is no adapter; leave it away")
     checkpoint_files.check_directory(directory, name, role)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
     config = config.get("text_config") or config
@@ -151,7 +166,7 @@ def read(name: str, role: str) -> ModelFiles:
         tokenizer, problem = _token_table(directory), ""
     except Exception as error:
         tokenizer, problem = None, first_line(error)
-    return ModelFiles(name, directory, config, tokenizer, problem, not path.is_dir())
+    return ModelFiles(name, directory, config, tokenizer, problem, not path.is_dir(), adapter=adapter)
 
 
 def _read_gguf(path: Path, name: str, role: str) -> ModelFiles:

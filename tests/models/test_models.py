@@ -99,7 +99,7 @@ def test_a_hub_that_is_out_of_reach_is_asked_once_and_quietly(monkeypatch, caplo
         calls.append(named["local_files_only"])
 
     monkeypatch.setattr("specdistill.models.load.AutoConfig.from_pretrained", no_config)
-    monkeypatch.setattr("specdistill.models.load.cached_file", no_adapter)
+    monkeypatch.setattr("specdistill.models.hub_files.cached_file", no_adapter)
     with pytest.raises(ModelError, match="--draft nodir: there is no directory of that name here, and as a hub id"):
         load.find("nodir", "draft")
     assert not caplog.records

@@ -56,7 +56,7 @@ MODELS = [
     *model_cases("broken-config", "config.json", commands=TARGET),
     *model_cases("list-config", "config.json", commands=TARGET),
     *model_cases("unknown-architecture", "t5", commands=LOADING),
-    *model_cases("adapter", "is a LoRA adapter", "merge_and_unload", commands=TARGET),
+    *model_cases("adapter", "the base ../nowhere of --target adapter", "--target-base", commands=TARGET),
     *model_cases("no-tokenizer", "no tokenizer files"),
     *model_cases("broken-tokenizer", "broken-tokenizer"),
     *model_cases("no-stop-id", "has no stop id", "eos_token_id"),

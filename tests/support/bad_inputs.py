@@ -133,7 +133,7 @@ def _checkpoints(folder: Path) -> None:
     damaged("no-system", lambda path: tokenizer(path, NO_SYSTEM))
     damaged("no-stop-id", lambda path: _stop(path, None))
     damaged("stop-id-beyond", lambda path: _stop(path, 4711))
-    wild.adapter(folder / "adapter")
+    wild.adapter(folder / "adapter", "../nowhere")
     shutil.copytree(folder / "target", folder / "pickled")
     (folder / "pickled" / wild.WEIGHTS).rename(folder / "pickled" / "pytorch_model.bin")
     (folder / "cut.gguf").write_bytes(b"GGUF\3\0\0\0\7")

@@ -90,8 +90,8 @@ def adapter(directory: Path, base: str = "org/base-8b") -> Path:
 COMMANDS = ("bench", "init-draft", "train-draft", "generate", "annotate", "export")
 
 
-def run(command: str, folder, **models: str) -> int:
-    """Runs a command on the folder's models at its smallest."""
+def run(command: str, folder, more: list[str] | None = None, **models: str) -> int:
+    """Runs a command on the folder's models at its smallest; `more` are flags that go before its own."""
     target, draft = (models.get(role, str(folder / role)) for role in ("target", "draft"))
     prompts = ["--prompts", str(folder / "prompts.jsonl")]
     if not (folder / "prompts.jsonl").exists():
@@ -109,7 +109,9 @@ def run(command: str, folder, **models: str) -> int:
         "export": ["--draft", draft, "--format", "vllm", *output],
         "check": ["--draft", draft],
     }[command]
-    return main([command, "--target", target, *words])
+    pairs = [words[at : at + 2] for at in range(0, len(words), 2)]
+    own = [word for pair in pairs if pair[0] not in (more or []) for word in pair]
+    return main([command, "--target", target, *own, *(more or [])])
 
 
 def one_line(capsys) -> str:

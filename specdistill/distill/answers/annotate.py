@@ -53,7 +53,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         SpecdistillError: Bad input or too little disk space, before the target's weights are loaded.
     """
     resolve_device(config.machine.device)
-    load.check_exists(config.target, "target")
+    load.check_exists(config.target, "target", config.adapter.target_base)
     if config.cluster.ray is not None:
         on_ray.check_installed()
     context = TargetContext.read(config.context)
@@ -64,7 +64,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     config.machine.limit_threads()
-    source = load.find(config.target, "target", progress.say)
+    source = load.find(config.target, "target", progress.say, config.adapter.target_base)
     # Prompts are checked before the output directory is made; stored answers have their own lengths.
     asked = ask(prompts, context, source, source.max_context - (config.max_new_tokens if paths is None else 0))
     with (
@@ -84,10 +84,12 @@ def _annotate(
     progress: Progress,
     ranks: Ranks,
 ) -> AnnotateSummary:
+    labels = {} if source.adapter is None else {"target": source.adapter.label}
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
         if any(output.glob("*.parquet")):
             check_same_context("--output", output, asked.context)
+            run_settings.check_adapters(output, labels)
     ranks.wait()
     if config.cluster.ray is None:
         load.check_loadable(source, "target")
@@ -102,6 +104,7 @@ def _annotate(
         writer = LabelWriter(config, parts.shards, output, parts.given, seen, source, ranks.device)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
+        run_settings.keep_adapters(output, labels)
         write_context(output, asked.context)
     with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
         if writer is None:
@@ -272,8 +275,9 @@ def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, p
 
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:
-    path = Path(config.target).absolute()
-    return config.replace(target=str(path)) if path.exists() else config
+    places = {"target": config.target, "target_base": config.adapter.target_base}
+    paths = {name: Path(place).absolute() for name, place in places.items() if place is not None}
+    return config.replace(**{name: str(path) for name, path in paths.items() if path.exists()})
 
 
 def _settings(config: AnnotateConfig) -> run_settings.FlatSettings:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.distill.answers.settings import RaySettings, check_text_block
 from specdistill.errors import ConfigError
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, check_temperature, needs
 from specdistill.settings.machine import Machine
@@ -81,6 +82,7 @@ class AnnotateConfig(Config):
     """Tokens per block of --text. Left out: 512, or the target's context where that is shorter."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """The prompts' own answers are cut at this many tokens."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings

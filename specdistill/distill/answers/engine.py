@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdistill.decoding import Generation, Sampling
 from specdistill.distill.answers.settings import EngineSettings
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, ModelError
 from specdistill.models import LanguageModel
 
 
@@ -61,7 +61,15 @@ def build_engine(
 
     Returns:
         None where transformers writes.
+
+    Raises:
+        ModelError: The model is an adapter, which the engine could not load with its base.
     """
     if not settings.uses_engine or make_engine is None:
         return None
+    if model.adapter is not None:
+        raise ModelError(
+            f"{model.name} is an adapter, and --rollout-engine {settings.rollout_engine} loads whole checkpoints; "
+            "leave it away, or write the merged model with 'specdistill export'"
+        )
     return make_engine(model, max_length=max(map(len, encoded)) + max_new_tokens, memory=settings.engine_memory)

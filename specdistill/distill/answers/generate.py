@@ -88,12 +88,14 @@ def _generate(
     run_settings.claim(output, _settings(config), "answers")
     if any(output.rglob("*.parquet")):
         check_same_context("--output", output, asked.context)
+        run_settings.check_adapters(output, found.adapter_labels)
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
     models = _load(config, found)
     prompts = asked.prompts
     warn_about_prompts(prompts, asked.encoded, models["target"], progress.say)
     run_settings.write(output, _settings(config))
+    run_settings.keep_adapters(output, found.adapter_labels)
     write_context(output, asked.context)
     writer = _Writer(config, models, asked, make_engine, progress)
     answers = {"target": writer.write("target", config.copies)}
@@ -114,9 +116,9 @@ def _check_before_loading(
     check_make_engine(config.engine, make_engine)
     if config.cluster.ray is not None:
         on_ray.check_installed()
-    for role, name in (("target", config.target), ("other", config.comparison.other)):
-        if name is not None:
-            load.check_exists(name, role)
+    load.check_exists(config.target, "target", config.adapter.target_base)
+    if config.comparison.other is not None:
+        load.check_exists(config.comparison.other, "other")
     prompts = _prompts(config, Weights(config.machine.device, config.dtype), progress)
     judge = build_judge(config.comparison.judge, prompts, threshold_needed=True)
     return prompts, TargetContext.read(config.context), judge
@@ -130,8 +132,9 @@ def _prompts(config: GenerateConfig, weights: Weights | None, progress: Progress
 def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
     """The models that answer; without another, the target stands for both."""
     if config.comparison.other is not None:
-        return find_pair(config.target, config.comparison.other, draft_role="other", say=say)
-    source = load.find(config.target, "target", say)
+        other, base = config.comparison.other, config.adapter.target_base
+        return find_pair(config.target, other, draft_role="other", say=say, target_base=base)
+    source = load.find(config.target, "target", say, config.adapter.target_base)
     return FoundPair(source, source, same_tokenizer=True)
 
 
@@ -201,7 +204,7 @@ class AnswerWriter:
 
     def __init__(self, config: GenerateConfig, make_engine: MakeEngine | None, work: Sequence[ShardWork]) -> None:
         self._work = work
-        source = load.find(config.target, "target")
+        source = load.find(config.target, "target", base=config.adapter.target_base)
         # The driver has let the target write prompts of its own; a worker finds them in the cache.
         prompts, context = _prompts(config, None, Quiet()), TargetContext.read(config.context)
         asked = ask(prompts, context, source, source.max_context - config.max_new_tokens)
@@ -223,7 +226,7 @@ def _write_on_ray(
         progress.say(remark)
     assert config.cluster.ray is not None
     named = config.to_flat()
-    names = ("target", "prompts", "output", "target_system", "target_examples", "self_system")
+    names = ("target", "target_base", "prompts", "output", "target_system", "target_examples", "self_system")
     local = {name: str(Path(named[name]).absolute()) for name in names if named[name] is not None}
     existing = {name: path for name, path in local.items() if Path(path).exists()}
     total = config.copies * num_prompts * config.max_new_tokens

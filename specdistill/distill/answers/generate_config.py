@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.distill.answers.settings import EngineSettings, JudgeSettings, RaySettings
 from specdistill.errors import ConfigError
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
@@ -92,6 +93,7 @@ class GenerateConfig(Config):
     further with a larger number."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings

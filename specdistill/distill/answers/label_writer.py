@@ -72,7 +72,7 @@ class LabelWriter:
         device: str | None = None,
     ) -> None:
         device = device or resolve_device(config.machine.device)
-        source = source or load.find(config.target, "target")
+        source = source or load.find(config.target, "target", base=config.adapter.target_base)
         self._config, self._output, self._parts, self._seen = config, output, Parts(shards, given), seen
         self._target = load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
 

@@ -181,7 +181,7 @@ def _answer(
                 "provenance": list(sequence.provenance),
                 "finish_reason": generation.finish_reason,
                 "seed": seed,
-                "model": model.name,
+                "model": model.label,
             }
         )
     return rows

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.machine import Machine
@@ -56,6 +57,7 @@ class InitDraftConfig(Config):
     0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts whose answers calibrate the choice; same forms as in train-draft, self:N included."""
+    adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings

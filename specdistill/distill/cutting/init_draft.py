@@ -44,7 +44,7 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     progress = progress or Quiet()
     choice = config.choice
     resolve_device(config.machine.device)
-    load.check_exists(config.target, "target")
+    load.check_exists(config.target, "target", config.adapter.target_base)
     if config.donor is not None:
         load.check_exists(config.donor, "donor")
     config.machine.limit_threads()
@@ -108,7 +108,7 @@ def _make(
 
 
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
-    source = load.find(config.target, "target", progress.say)
+    source = load.find(config.target, "target", progress.say, config.adapter.target_base)
     total = families.num_layers(source.config)
     if config.donor is None and config.layers is not None and config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")

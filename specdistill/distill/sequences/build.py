@@ -51,7 +51,7 @@ def build_source(inputs: SequenceInputs) -> Built:
     if target.stored is not None:
         assert target.labeller is not None, "stored answers come with labels"
         stored = target.stored.select(inputs.prompts, inputs.encoded, target.view)
-        name = inputs.pair.target.name
+        name = inputs.pair.target.label
         remarks = matching.remarks("--soft-labels", (), stored, inputs.prompts, name)
         for line in remarks + matching.labels_by_another(target.stored.labelled_by, name):
             inputs.progress.say(line)

@@ -127,6 +127,6 @@ def _stored_answers(inputs: SequenceInputs, directory: Path) -> list[Example]:
     )
     examples = [example for _, example in selected]
     remedy = "; 'specdistill generate' adds them where --output is that directory"
-    for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.name, remedy):
+    for line in matching.remarks(f"--rollouts {directory}", rows, examples, inputs.prompts, target.label, remedy):
         inputs.progress.say(line)
     return examples

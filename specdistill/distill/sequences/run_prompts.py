@@ -139,6 +139,7 @@ class RunPrompts:
         *,
         other_tokenizer: bool,
         say: Callable[[str], None],
+        target_base: str | None = None,
     ) -> FoundRun:
         """Reaches the server, finds the models and encodes both sides, as each model sees them, in this order.
 
@@ -148,12 +149,13 @@ class RunPrompts:
             max_new_tokens: Room that an answer needs after its prompt.
             other_tokenizer: Whether the draft may have another one.
             say: Called with a line of text when a slow step starts.
+            target_base: Base of a target that is an adapter; None takes the adapter's own word.
 
         Raises:
             SpecdistillError: No server, no model, or a prompt that can't be encoded.
         """
         connection = place.connect(say)
-        pair = find_pair(target, draft, other_tokenizer=other_tokenizer, say=say)
+        pair = find_pair(target, draft, other_tokenizer=other_tokenizer, say=say, target_base=target_base)
         tokenizer, vocab_size = pair.target.tokenizer, pair.target.vocab_size
         room = pair.max_context - max_new_tokens
         training, heldout = (self.encode(side, tokenizer, room, vocab_size) for side in (self.training, self.heldout))

@@ -193,7 +193,8 @@ class Stored:
         from specdistill.distill.answers.shards import find_shards
 
         store = LabelStore(find_shards(self.directory))
-        answers = StoredAnswers(store, self.directory, model.vocab_size, str(self._settings()["target"]))
+        labelled_by = run_settings.adapters_of(self.directory).get("target", str(self._settings()["target"]))
+        answers = StoredAnswers(store, self.directory, model.vocab_size, labelled_by)
         return OpenTarget(model, model.max_context, view, store, stored=answers)
 
     def _settings(self) -> run_settings.FlatSettings:

@@ -83,6 +83,11 @@ def _refuse_by_gate(config: BenchConfig, pair: ModelPair, num_draft_tokens: int,
 
 def _location(name: str, model: LanguageModel) -> str:
     """The name that the engine loads: for a .gguf file the plain checkpoint that it was converted to."""
+    if model.adapter is not None:
+        raise ModelError(
+            f"{name} is an adapter, and this engine is started with whole checkpoints; write them with 'specdistill "
+            "export' (--merged-target DIRECTORY for the target), then bench those"
+        )
     return str(model.directory or name)
 
 
