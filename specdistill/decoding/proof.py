@@ -23,8 +23,8 @@ from transformers.utils.hub import cached_file
 from specdistill.decoding.position_scaling import cached
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
+from specdistill.files.cache import cache_root
 from specdistill.models import LanguageModel, families
-from specdistill.models.gguf import cache_root
 from specdistill.models.output_head import sample_ids
 
 _VERSION = 1

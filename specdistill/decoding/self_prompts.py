@@ -20,9 +20,9 @@ from specdistill.decoding.generation import Generation
 from specdistill.decoding.sampling import Sampling
 from specdistill.errors import ConfigError, DataError, out_of_memory_named
 from specdistill.files import locks
+from specdistill.files.cache import cache_root
 from specdistill.models import LanguageModel, load
 from specdistill.models.content import content_hash
-from specdistill.models.gguf import cache_root
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress
 from specdistill.settings.chat import ChatSettings
@@ -51,6 +51,7 @@ def prompts_file(
     weights: Weights | None,
     progress: Progress,
     at_most: int = 0,
+    base: str | None = None,
 ) -> str:
     """Turns `self:N` into the name of a file of prompts; every other source stays as it is.
 
@@ -66,6 +67,7 @@ def prompts_file(
         weights: How it is loaded; None where it is not there, so that only prompts that it wrote before can be used.
         progress: Where a bar and remarks go.
         at_most: Prompts that are used of them, so that no more are written; 0 uses all.
+        base: Base of the model where it is an adapter, as the user named it.
 
     Raises:
         SpecdistillError: `source` is malformed, the model has nothing to continue or writes too few usable prompts, or
@@ -76,7 +78,7 @@ def prompts_file(
         return source
     if at_most:
         wanted = replace(wanted, count=min(wanted.count, at_most))
-    author = _Author(wanted, settings, chat, target, progress.say)
+    author = _Author(wanted, settings, chat, target, base, progress.say)
     file = author.store.file(wanted)
     if not file.exists():
         with _waiting_lock(author.store.directory, progress.say):
@@ -87,13 +89,13 @@ def prompts_file(
 
 
 def written_before(
-    source: str, half: Half, settings: SelfPromptSettings, chat: ChatSettings, target: str
+    source: str, half: Half, settings: SelfPromptSettings, chat: ChatSettings, target: str, base: str | None
 ) -> Path | None:
     """The file of `self:N` where it is there already; None where it is not, or where `source` is something else."""
     wanted = self_source(source, half)
     if wanted is None:
         return None
-    file = _Author(wanted, settings, chat, target, lambda text: None).store.file(wanted)
+    file = _Author(wanted, settings, chat, target, base, lambda text: None).store.file(wanted)
     return file if file.exists() else None
 
 
@@ -106,10 +108,11 @@ class _Author:
         settings: SelfPromptSettings,
         chat: ChatSettings,
         target: str,
+        base: str | None,
         say: Callable[[str], None],
     ) -> None:
         self._wanted, self._say = wanted, say
-        self._source = found = load.find(target, "target", say)
+        self._source = found = load.find(target, "target", say, base)
         system = _read_system(settings.self_system)
         named = [getattr(part, "bos_token_id", None) for part in (found.tokenizer, found.config)]
         bos = next((token for token in named if isinstance(token, int)), None)

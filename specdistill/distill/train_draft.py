@@ -86,9 +86,9 @@ def train_draft(
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
-        config.presets.announce(config.method, config.to_flat(), progress.say)
             if run_settings.exists(output):
                 run_settings.check_adapters(output, found.pair.adapter_labels)
+        config.presets.announce(config.method, config.to_flat(), progress.say)
         torch.manual_seed(config.seed)
         run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
@@ -141,7 +141,8 @@ def _check_before_loading(config: TrainConfig, progress: Progress) -> RunPrompts
     weights = None
     if config.place.has_weights:
         weights = Weights(config.machine.device, config.target_settings.dtype, config.place.memory)
-    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    own, base = config.self_prompts, config.adapter.target_base
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, base=base)
     prompts = RunPrompts.read(named, config.chat, sequences, config.place, config.context)
     return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
 

@@ -20,6 +20,6 @@ def scored_prompts(config: MeasureConfig, progress: Progress, *, target_is_prese
         SpecdistillError: The prompts are missing or malformed, or the target can't write any.
     """
     weights = Weights(config.machine.device, config.weights.dtype) if target_is_present else None
-    own, most = config.self_prompts, config.num_prompts
-    source = prompts_file(config.prompts, "heldout", own, config.chat, config.target, weights, progress, most)
+    own, most, base = config.self_prompts, config.num_prompts, config.adapter.target_base
+    source = prompts_file(config.prompts, "heldout", own, config.chat, config.target, weights, progress, most, base)
     return spread_over_categories(load_prompts(source, config.chat), config.num_prompts)

@@ -71,7 +71,8 @@ def _file_of(source: str, settings: run_settings.FlatSettings, chat: ChatSetting
     if not source.startswith("self:"):
         return source
     try:
-        written = written_before(source, "train", pick(SelfPromptSettings, settings), chat, target)
+        own, base = pick(SelfPromptSettings, settings), settings.get("target_base")
+        written = written_before(source, "train", own, chat, target, base)
     except (ConfigError, DataError):
         # Its system prompt is gone, say, and this bench does not need it.
         return ""

@@ -23,6 +23,8 @@ def content_hash(source: ModelSource) -> str:
     Args:
         source: The model. One of the hub is known by its name and commit.
     """
+    if source.adapter is not None:
+        return hashlib.sha256(source.adapter.content.encode()).hexdigest()
     digest = hashlib.sha256()
     if source.directory is None:
         commit = getattr(source.config, "_commit_hash", None)

@@ -158,7 +158,8 @@ def _prompts(config: AnnotateConfig, context: TargetContext, progress: Progress)
     if config.rollouts is not None and context.is_empty:
         return []
     weights = Weights(config.machine.device, config.dtype)
-    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    own, base = config.self_prompts, config.adapter.target_base
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, base=base)
     prompts = load_prompts(named, config.chat)
     if config.rollouts is not None:
         return prompts

@@ -125,7 +125,8 @@ def _check_before_loading(
 
 
 def _prompts(config: GenerateConfig, weights: Weights | None, progress: Progress) -> list[Prompt]:
-    named = prompts_file(config.prompts, "train", config.self_prompts, config.chat, config.target, weights, progress)
+    own, base = config.self_prompts, config.adapter.target_base
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, base=base)
     return load_prompts(named, config.chat)
 
 

@@ -49,8 +49,8 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
         load.check_exists(config.donor, "donor")
     config.machine.limit_threads()
     weights = Weights(config.machine.device, "float32")
-    own, most = config.self_prompts, choice.calibration_prompts
-    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, most)
+    own, most, base = config.self_prompts, choice.calibration_prompts, config.adapter.target_base
+    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, most, base)
     prompts = spread_over_categories(load_prompts(named, config.chat), choice.calibration_prompts)
     source = _find_target(config, progress)
     donor = find_donor(config, source, progress)
