@@ -181,17 +181,18 @@ def _score(
 def _costs(
     models: Models, config: MeasureConfig, context: int, texts: Sequence[Example], progress: Progress
 ) -> Costs | None:
-    """Times single steps; on the given answers where the target's time depends on the tokens that it reads."""
+    """Times single steps: where their time depends on the tokens, more of them, on the given answers."""
     if not draft_lengths.steps_are_real(models):
         return None
-    longest = config.acceptance.max_draft_tokens
-    with progress.task("timing single steps", 8 * (longest + 2), "passes") as task:
+    longest, repeats = config.acceptance.max_draft_tokens, 15 if texts else 7
+    with progress.task("timing single steps", (repeats + 1) * (longest + 2), "passes") as task:
         return measure_costs(
             models.target,
             models.draft,
             batch_size=config.timing.batch_size,
             max_draft_tokens=longest,
             context=context,
+            repeats=repeats,
             on_pass=task.advance,
             guidance=models.guidance,
             windows=windows_of(texts, longest + 1),

@@ -229,7 +229,7 @@ def _assumptions(config: PlanConfig) -> list[str]:
     machine, lines = config.machine, []
     if config.models.experts:
         lines = ["every expert is as likely as any other; routers that prefer some read fewer weights at a time"]
-    elif config.target_resident > config.target:
+    elif weights_read(config, machine.decode_batch) > config.target:
         lines = [
             f"writing {machine.decode_batch} answers at a time reads all of the mixture's weights; --experts and "
             "--experts-per-token tell better"

@@ -45,10 +45,10 @@ def planned_experts(config: PlanConfig) -> PlannedExperts:
 
 
 def weights_read(config: PlanConfig, tokens: int) -> float:
-    """Parameters of the target that a pass over so many tokens reads; all of a mixture whose experts are not known."""
+    """Parameters of the target that a pass reads; of several tokens all, in a mixture whose experts are not known."""
     models = config.models
     if not models.experts:
-        return config.target_resident
+        return config.target if tokens == 1 else config.target_resident
     more = uniform_distinct(models.experts, models.experts_per_token, tokens) - models.experts_per_token
     return config.target + more * _expert_parameters(config)
 

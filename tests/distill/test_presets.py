@@ -63,6 +63,9 @@ def test_a_preset_goes_with_every_method_and_leaves_out_what_one_does_not_take(m
     needed = {"online": "log"} if method == "online" else {}
     flat = any_config(method=method, preset="adapt", **needed).to_flat()
     takes = "target_fraction" in METHODS[method].settings
+    for place in METHODS[method].places:
+        where = {"memory": {}, "stored": {"soft_labels": "labels"}, "served": {"target_server": "http://h:1"}}[place]
+        any_config(method=method, preset="adapt", **needed, **where)
     expected = dict(ADAPT) | ({} if takes else {"target_fraction": None})
     assert {name: flat[name] for name in ADAPT} == expected
 

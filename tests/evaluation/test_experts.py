@@ -144,14 +144,14 @@ def test_a_mixtures_passes_read_the_windows(monkeypatch):
     draft = make_model(layers=1)
     settings = {"batch_size": 2, "max_draft_tokens": 2, "context": 4, "repeats": 2}
     measure_costs(model, draft, windows=windows, **settings)
-    # The first pass over any ids, then by repeat the rows' texts and passes over 1, 2 and 3 of their next tokens.
+    # After passes over any ids: by repeat the rows' texts, and 1, 2 and 3 of their next tokens.
     rows = [(0, 1), (2, 0), (1, 2)]
     expected = []
     for pair in rows:
         texts = [windows[row][0] for row in pair]
         expected.append([ids + [0] * (max(map(len, texts)) - len(ids)) for ids in texts])
         expected += [[windows[row][1][:width] for row in pair] for width in (1, 2, 3)]
-    assert read[1:] == expected
+    assert read[-len(expected) :] == expected and len(read) > len(expected)
 
 
 # ---- the whole bench

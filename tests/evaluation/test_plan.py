@@ -98,6 +98,8 @@ def test_a_mixture_writes_at_the_speed_of_the_weights_that_a_batch_reads():
     unknown = {"experts": 0, "experts_per_token": 0}
     assert writing(**unknown) == pytest.approx(many * 30e9 / read, rel=1e-2)
     assert any("--experts" in line for line in plan(settings(**MIXTURE | unknown)).assumptions)
+    # One answer at a time reads what one token uses, known or not.
+    assert writing(decode_batch=1, **unknown) == pytest.approx(alone)
     assert not any("expert" in line for line in plan(settings()).assumptions)
 
 

@@ -15,7 +15,10 @@ from specdistill.evaluation.statistics import Estimate
 from specdistill.files import run_settings
 from specdistill.models import LanguageModel
 
-_SAME = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "chat_template_kwargs", "raw_prompts")
+_SAME = (
+    *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "chat_template_kwargs", "raw_prompts"),
+    *("guidance", "negative_prompt"),
+)
 """Settings that decide which answers a draft is judged on, besides its prompts."""
 
 
@@ -47,10 +50,11 @@ def made_for(draft: str, settings: Mapping[str, object], prompts: str, rule: str
     try:
         before = run_settings.read(directory)
         alpha, target = json.loads(summary.read_text())["after"][rule], before["target"]
+        same_prompts = hashed.read_text().strip() == prompts
     except (DataError, OSError, ValueError, KeyError, TypeError):
         # Files of another version, or damaged ones: the run does without them.
         return None
-    same = all(before.get(name) == settings[name] for name in _SAME) and hashed.read_text().strip() == prompts
+    same = all(before.get(name) == settings[name] for name in _SAME) and same_prompts
     return MadeFor(str(target), float(alpha)) if same and isinstance(alpha, int | float) else None
 
 
