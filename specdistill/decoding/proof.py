@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file
 
 from specdistill.decoding.position_scaling import cached
-from specdistill.errors import ModelError, first_line
+from specdistill.errors import ModelError, first_line, is_out_of_memory
 from specdistill.files import atomic
 from specdistill.files.cache import cache_root
 from specdistill.models import LanguageModel, families
@@ -92,8 +92,8 @@ def prove(model: LanguageModel) -> Proof:
     file = _file(model.with_logit_scale())
     proof = _stored(file)
     if proof is None:
-        proof = _made(model)
-        if file is not None:
+        proof, lasting = _made(model)
+        if file is not None and lasting:
             with contextlib.suppress(OSError):
                 # A cache that can't be written only costs the next run the same passes.
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +102,22 @@ def prove(model: LanguageModel) -> Proof:
     return proof
 
 
-def _made(model: LanguageModel) -> Proof:
+def _made(model: LanguageModel) -> tuple[Proof, bool]:
+    """The proof, and whether it is worth keeping: an error may have a cause of today's."""
     try:
         with model.generating(), _short_windows(model):
             difference = _first_difference(model)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Caches and masks of other shapes fail in as many ways as there are families.
-        return Proof(False, False, f"its layers don't take this cache ({type(error).__name__}: {first_line(error)})")
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        return Proof(False, False, f"its layers don't take this cache ({cause})"), False
     if difference is not None:
         kinds = ", ".join(sorted(families.attention_kinds(model.config)))
-        return Proof(False, False, f"{difference} (layers: {kinds})")
+        return Proof(False, False, f"{difference} (layers: {kinds})"), True
     state = state_reason(model.config)
-    return Proof(True, state is None, state or "")
+    return Proof(True, state is None, state or ""), True
 
 
 def _first_difference(model: LanguageModel) -> str | None:

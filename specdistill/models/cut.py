@@ -85,11 +85,13 @@ def _cut_config(target_config: PretrainedConfig, layers: Sequence[int]) -> Pretr
 
 def _rebuilt(target_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """A configuration whose layers have settings of their own (Gemma 4): made anew, with those of the layers kept."""
-    stored = target_config.to_dict()
+    stored: dict[str, Any] = target_config.to_dict()
     own = {int(index): settings for index, settings in stored.pop("per_layer_config").items()}
     kept = {place: own[index] for place, index in enumerate(layers) if index in own}
-    lists = {name: [values[index] for index in layers] for name, values in _per_layer(target_config).items()}
-    return type(target_config)(**stored | lists | {"num_hidden_layers": len(layers), "per_layer_config": kept})
+    for name, values in _per_layer(target_config).items():
+        stored[name] = [values[index] for index in layers]
+    stored |= {"num_hidden_layers": len(layers), "per_layer_config": kept}
+    return type(target_config)(**stored)
 
 
 def _per_layer(config: PretrainedConfig) -> dict[str, list[Any]]:

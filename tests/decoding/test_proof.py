@@ -96,3 +96,29 @@ def test_half_precision_is_no_difference(kind):
     model = family_model(kind)
     model.model.to(torch.bfloat16)
     assert proof.prove(model).decodes, proof.prove(model).reason
+
+
+def test_a_head_that_no_factor_explains_is_refused():
+    """ModernBERT has layers between the hidden states and the head."""
+    with pytest.raises(ModelError, match=r"gets its logits in a way that is not known: .* differs from them by"):
+        proof.prove(family_model("modernbert-decoder"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value", "factor"),
+    [("cohere", "logit_scale", 0.25, 0.25), ("granite", "logits_scaling", 8.0, 0.125), ("llama", "use_cache", True, 1)],
+)
+def test_the_factor_of_the_logits_is_the_configurations(kind, setting, value, factor):
+    assert family_model(kind, **{setting: value}).logit_scale == factor
+
+
+def test_memory_that_ends_is_no_difference(monkeypatch):
+    def full(*arguments, **named):
+        raise MemoryError
+
+    model = make_model()
+    monkeypatch.setattr(cached_model.CachedModel, "_pass", full)
+    with pytest.raises(MemoryError):
+        proof.prove(model)
+    monkeypatch.undo()
+    assert proof.prove(model).rolls_back

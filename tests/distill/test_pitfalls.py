@@ -21,6 +21,7 @@ from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.batch import collate
 from specdistill.data.prompts import encode_all
 from specdistill.decoding import Generation, Round, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys
 from specdistill.decoding.speculative import Proposal
 from specdistill.distill.answers import shards
@@ -342,6 +343,7 @@ def test_pitfall_no_kv_cache_while_generating_under_gradient_checkpointing():
     draft = make_model()
     draft.model.gradient_checkpointing_enable()
     draft.model.train()
+    prove(draft)
     widths = []
     hook = draft.model.base_model.register_forward_pre_hook(
         lambda module, arguments, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True

@@ -13,6 +13,7 @@ from tiny_runs import any_config, example, prompt_rows, write_folder
 from specdistill import BenchConfig
 from specdistill.decoding import Guidance, Sampling, SpeculativeDecoder, build_guidance, generate_plain
 from specdistill.decoding.costs import measure_costs
+from specdistill.decoding.proof import prove
 from specdistill.errors import ConfigError
 from specdistill.evaluation import measure
 from specdistill.evaluation.measure import measure_draft
@@ -155,6 +156,8 @@ def test_costs_and_the_greedy_check_are_the_guided_targets(folder, monkeypatch):
 def test_a_target_step_costs_twice_the_rows():
     """Target passes hold each row's twin; a draft step does not."""
     target = make_model(layers=3)
+    # Its proof has passes of its own.
+    prove(target)
     rows = []
     hook = target.base_model.register_forward_pre_hook(
         lambda module, arguments, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True
