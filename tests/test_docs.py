@@ -22,7 +22,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 # Settings of real models that tiny ones can't have, and what keeps the runs short.
 SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
-SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12"}
+SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12", "self:1000": "self:8", "self:32": "self:4"}
 SHORT = {
     "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
     "generate": "",
@@ -64,6 +64,7 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(folder / "cache"))
     return folder
 
 
