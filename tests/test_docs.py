@@ -24,6 +24,7 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 # Settings of real models that tiny ones can't have, and what keeps the runs short.
 SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
 SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12", "--donor SMALL_MODEL": "--donor SMALL_MODEL --layers 1"}
+SMALLER |= {"self:1000": "self:8", "self:32": "self:4"}
 SHORT = {
     "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
     "generate": "",

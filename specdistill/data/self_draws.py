@@ -34,7 +34,7 @@ class Draw:
 
 
 @dataclass
-class Sorted:
+class SortedDraws:
     """Draws so far, sorted."""
 
     prompts: dict[Half, list[Draw]] = field(default_factory=lambda: {"train": [], "heldout": []})

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specdistill.data.opening import Opening
 from specdistill.data.readers import read_jsonl, read_text
-from specdistill.data.self_draws import REASONS, Draw, Sorted
+from specdistill.data.self_draws import REASONS, Draw, SortedDraws
 from specdistill.errors import DataError
 from specdistill.files import atomic
 from specdistill.settings.self_prompts import SelfSource
@@ -89,19 +89,19 @@ class SelfStore:
             content = {"identity": asdict(self._identity), "opening": asdict(opening)}
             atomic.write_text(self.directory / _IDENTITY, json.dumps(content, indent=1) + "\n")
 
-    def shards(self) -> Iterator[list[Draw]]:
-        """Draws of each shard, in order, up to the first that is missing.
+    def shard(self, number: int) -> list[Draw] | None:
+        """Draws of one shard, in order; None where it is missing.
 
         Raises:
-            DataError: A shard is damaged.
+            DataError: It is damaged.
         """
-        number = 0
-        while (path := self.directory / _SHARD.format(number)).exists():
-            try:
-                yield [Draw(row["number"], row["text"], row["ended"]) for _, row in read_jsonl(path)]
-            except (DataError, KeyError) as error:
-                raise DataError(f"{path} is damaged; remove it, and it is written again") from error
-            number += 1
+        path = self.directory / _SHARD.format(number)
+        if not path.exists():
+            return None
+        try:
+            return [Draw(row["number"], row["text"], row["ended"]) for _, row in read_jsonl(path)]
+        except (DataError, KeyError) as error:
+            raise DataError(f"{path} is damaged; remove it, and it is written again") from error
 
     def write_shard(self, number: int, draws: Sequence[Draw]) -> None:
         """Keeps the draws of one shard."""
@@ -111,7 +111,7 @@ class SelfStore:
         """The prompts file of `self:N:half`."""
         return self.directory / f"{source.half}-{source.count}.jsonl"
 
-    def finish(self, source: SelfSource, found: Sorted) -> None:
+    def finish(self, source: SelfSource, found: SortedDraws) -> None:
         """Writes the prompts file, and beside it what was counted."""
         system = [] if self._identity.system is None else [{"role": "system", "content": self._identity.system}]
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections import deque
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from specdistill.data.opening import Opening, find_opening
 from specdistill.data.readers import read_text
-from specdistill.data.self_draws import Draw, Sorted
+from specdistill.data.self_draws import Draw, SortedDraws
 from specdistill.data.self_store import DRAWS_PER_SHARD, Identity, SelfStore
 from specdistill.decoding.autoregressive import generate_plain
 from specdistill.decoding.generation import Generation
@@ -140,15 +143,14 @@ class _Author:
 
     def write(self, weights: Weights | None, progress: Progress) -> None:
         """Writes the prompts file, from draws that are there and as many more as it takes."""
-        wanted, sorted_out, recent = self._wanted, Sorted(), deque[int](maxlen=_RECENT)
+        wanted, sorted_out, recent = self._wanted, SortedDraws(), deque[int](maxlen=_RECENT)
         tokenizer = self._source.tokenizer
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         markers = {token for token in {*tokenizer.all_special_tokens, *added} if token.strip()}
         model: LanguageModel | None = None
-        stored, number = self.store.shards(), 0
         with progress.task("target writes prompts", wanted.count, "prompts") as task:
-            while True:
-                draws = next(stored, None)
+            for number in itertools.count():
+                draws = self.store.shard(number)
                 if draws is None:
                     model = model or self._load(weights)
                     self.store.begin(self._opening)
@@ -160,10 +162,13 @@ class _Author:
                 task.advance(recent[-1])
                 if done:
                     break
-                number += 1
                 if len(recent) == _RECENT and sum(recent) < _FEWEST:
                     raise DataError(self._too_few(sorted_out))
         self.store.finish(wanted, sorted_out)
+        del model
+        if torch.cuda.is_available():
+            # An engine that starts next takes memory that torch would keep.
+            torch.cuda.empty_cache()
 
     def _load(self, weights: Weights | None) -> LanguageModel:
         name = self._source.name
@@ -191,7 +196,7 @@ class _Author:
             )
         return [_as_draw(number, each, opening, model) for number, each in zip(numbers, written, strict=True)]
 
-    def _too_few(self, found: Sorted) -> str:
+    def _too_few(self, found: SortedDraws) -> str:
         counts, half = found.counts(), self._wanted.half
         dropped = ", ".join(f"{name} {counts[name]}" for name in found.dropped)
         return (

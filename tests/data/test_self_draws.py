@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from specdistill.data.self_draws import Draw, Sorted, half_of
+from specdistill.data.self_draws import Draw, SortedDraws, half_of
 from specdistill.errors import ConfigError
 from specdistill.settings.self_prompts import SelfPromptSettings, SelfSource, answers_read, self_source
 
@@ -15,7 +15,7 @@ MARKERS = ["<|im_end|>"]
 
 
 def sort_out(*texts, ended=True, raw=False):
-    found = Sorted()
+    found = SortedDraws()
     for number, text in enumerate(texts):
         found.add(Draw(number, text, ended), MARKERS, raw=raw)
     return found
@@ -55,11 +55,11 @@ def test_a_text_has_one_side_whatever_surrounds_it():
 
 def test_counts_depend_on_the_number_asked_for_and_not_on_what_else_is_there():
     draws = [Draw(number, f"question {number % 90}", True) for number in range(200)]
-    few, many = Sorted(), Sorted()
+    few, many = SortedDraws(), SortedDraws()
     assert few.add_until(draws[:100], "train", 30, MARKERS, raw=False)
     assert many.add_until(draws, "train", 30, MARKERS, raw=False)
     assert few.counts() == many.counts() and few.counts()["train"] == 30
-    assert not Sorted().add_until(draws, "heldout", 90, MARKERS, raw=False)
+    assert not SortedDraws().add_until(draws, "heldout", 90, MARKERS, raw=False)
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,22 @@ def test_a_damaged_shard_is_named(target, cache):
     assert len(rows_of(ask(target, "self:21"))) == 21
 
 
+def test_a_shard_that_is_gone_is_written_again_and_no_other(target, cache, monkeypatch):
+    file = ask(target, "self:90")
+    (directory,) = cache.iterdir()
+    whole, rows = content(directory), rows_of(file)
+    (directory / "draws-00000.jsonl").unlink()
+    original, calls = generate_plain, []
+
+    def counted(*arguments, **settings):
+        calls.append(1)
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(self_prompts, "generate_plain", counted)
+    assert rows_of(ask(target, "self:89")) == rows[:89] and len(calls) == 1
+    assert {name: text for name, text in content(directory).items() if name in whole} == whole
+
+
 def test_a_second_run_waits_for_the_first(target, cache, monkeypatch):
     monkeypatch.setattr(self_prompts, "_PAUSE", 0.01)
     ask(target, "self:1")
