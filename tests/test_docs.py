@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from fake_vllm import FakeVllm
 from peft_adapters import make_adapter
-from tiny_models import make_model, save
+from tiny_models import make_model, make_tokenizer, save
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from specdistill import load_model
 from specdistill.cli import app, main
@@ -58,6 +59,11 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("docs")
     save(make_model(layers=6, context=512), folder / "TARGET")
     shutil.copytree(folder / "TARGET", folder / LLAMA)
+    small = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(folder / "TARGET", quantization_config=small).save_pretrained(
+        folder / "TARGET-INT8"
+    )
+    make_tokenizer().save_pretrained(folder / "TARGET-INT8")
     make_adapter(folder / "TARGET", folder / "tuned", named="../TARGET")
     for name, seed in (("served", 0), ("tomorrow", 30)):
         prompts = [

@@ -8,20 +8,21 @@ from dataclasses import replace
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
-from specdistill.decoding import AutoLength, ConfidenceLength, SpeculativeDecoder, build_guidance
+from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs
-from specdistill.decoding.draft_length import DraftLength
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
-from specdistill.evaluation import acceptance, economics, latency
+from specdistill.evaluation import acceptance, latency
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
-from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig, TimedRunSettings
+from specdistill.evaluation.chosen_length import best_length, draft_length_of
+from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
+from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.training_prompts import training_prompts
@@ -57,8 +58,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     config.machine.limit_threads()
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
-    for source in (found.target, found.draft) if config.weights.pack != "none" else ():
-        quantised.check_repackable(source.config, source.name, config.weights.pack)
+    other = find_other_target(config, found, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -69,12 +69,10 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
-    context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
     costs = timed = sweep = None
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            costs = _costs(models, config.timing.batch_size, config.acceptance.max_draft_tokens, context, progress)
+            costs = _costs(models, config, _context(config, encoded, room), progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
             if config.acceptance.lenience_sweep and not stop:
                 asked = encoded[: timed.asked]
@@ -83,6 +81,9 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     scored = [prompt for prompt in prompts if prompt.id in answered]
     report = build_report(config, models, scored, scores, costs, timed)
     report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    if other is not None and not stop:
+        beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
+        report = with_other_target(report, beside, scores.draft)
     if judge is not None and own is not None:
         ways = judge.timed(timed.runs if timed else [], models.target)
         score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
@@ -97,7 +98,8 @@ def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
     load.check_exists(config.target, "target", config.adapter.target_base)
-    for role, name in (("draft", config.draft), ("compare", config.compare)):
+    others = (("draft", config.draft), ("compare", config.compare), ("compare-target", config.second.compare_target))
+    for role, name in others:
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":
@@ -106,6 +108,8 @@ def _check_input(config: MeasureConfig) -> None:
 
 def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models:
     device, weights = config.machine.device, config.weights
+    for source in (found.target, found.draft) if weights.pack != "none" else ():
+        quantised.check_repackable(source.config, source.name, weights.pack)
     pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
@@ -184,12 +188,19 @@ def _guided_states(models: Models, answers: Sequence[Example], progress: Progres
     return states
 
 
-def _costs(models: Models, batch_size: int, max_draft_tokens: int, context: int, progress: Progress) -> Costs:
+def _context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:
+    """Tokens before a timed step: half-way through the answer to a prompt of middling length."""
+    middle = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
+    return min(middle, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
+
+
+def _costs(models: Models, config: MeasureConfig, context: int, progress: Progress) -> Costs:
+    max_draft_tokens = config.acceptance.max_draft_tokens
     with progress.task("timing single steps", 8 * (max_draft_tokens + 2), "passes") as task:
         return measure_costs(
             models.target,
             models.draft,
-            batch_size=batch_size,
+            batch_size=config.timing.batch_size,
             max_draft_tokens=max_draft_tokens,
             context=context,
             on_pass=task.advance,
@@ -208,11 +219,11 @@ def _decode(
     stop: Interruption,
 ) -> Timed:
     settings, asked = config.acceptance, config.num_draft_tokens
-    chosen = asked or _best_length(predicted, costs)
+    chosen = asked or best_length(predicted, costs)
     decoder = SpeculativeDecoder(
         models.target,
         models.draft,
-        num_draft_tokens=_draft_length(settings, asked, chosen, costs),
+        num_draft_tokens=draft_length_of(settings, asked, chosen, costs),
         sampling=config.sampling,
         rule=config.served_rule,
         lenience=settings.lenience,
@@ -230,24 +241,6 @@ def _decode(
         with stop.caught():
             differences = _differences(config, models, prompts[:done], encoded, runs, chosen)
     return Timed(chosen, timed, runs, differences)
-
-
-def _best_length(predicted: dict[int, float], costs: Costs) -> int:
-    """The draft length with the highest predicted speed-up."""
-    return max(
-        predicted,
-        key=lambda length: economics.speedup(
-            predicted[length], length, costs.cost_ratio, costs.verify_cost[length + 1]
-        ),
-    )
-
-
-def _draft_length(settings: AcceptanceSettings, asked: int, chosen: int, costs: Costs) -> int | DraftLength:
-    if settings.draft_length == "auto":
-        return AutoLength(costs, settings.max_draft_tokens)
-    if settings.draft_length == "confidence":
-        return ConfidenceLength(asked or settings.max_draft_tokens, settings.confidence)
-    return chosen
 
 
 def _time(

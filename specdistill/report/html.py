@@ -20,6 +20,9 @@ from specdistill.report.wording import (
     number,
     prediction_warning,
     score_rows,
+    target_cell,
+    target_cost,
+    target_rows,
 )
 
 
@@ -30,6 +33,7 @@ def html_report(report: Report) -> str:
     )
     environment.filters["estimate"] = estimate
     environment.filters["number"] = number
+    environment.filters["target_cell"] = target_cell
     environment.filters["lenience_name"] = lenience_name
     template = environment.get_template("bench.html.jinja")
     return template.render(
@@ -40,6 +44,8 @@ def html_report(report: Report) -> str:
         alphas=alpha_rows(report),
         scores=score_rows(report),
         compared_score=compared_score(report),
+        target_rows=target_rows(report),
+        target_cost=target_cost(report),
         lossy=LOSSY,
         sampled=SAMPLED,
         unscored=UNSCORED,
