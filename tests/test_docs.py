@@ -14,6 +14,7 @@ import pytest
 from fake_vllm import FakeVllm
 from peft_adapters import make_adapter
 from tiny_models import make_model, make_tokenizer, save
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from specdistill import load_model
 from specdistill.cli import app, main
@@ -61,6 +62,11 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
     shutil.copytree(folder / "TARGET", folder / LLAMA)
     other = make_tokenizer(40, "zebra")
     save(make_model("gemma3_text", layers=2, context=512, tokenizer=other, vocab_size=45), folder / "SMALL_MODEL")
+    small = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(folder / "TARGET", quantization_config=small).save_pretrained(
+        folder / "TARGET-INT8"
+    )
+    make_tokenizer().save_pretrained(folder / "TARGET-INT8")
     make_adapter(folder / "TARGET", folder / "tuned", named="../TARGET")
     for name, seed in (("served", 0), ("tomorrow", 30)):
         prompts = [

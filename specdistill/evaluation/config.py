@@ -122,6 +122,15 @@ class WeightSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondTargetSettings:
+    """A second target beside the first."""
+
+    compare_target: str | None = None
+    """A second target, such as the full-precision one of a quantised --target: the draft's alpha against it on its own
+    answers and on the target's, with paired differences, says what quantisation costs the draft."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureConfig(Config):
     """Everything that a measurement in our decoder needs; `BenchConfig` adds real engines."""
 
@@ -147,6 +156,7 @@ class MeasureConfig(Config):
     html: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Write the report as one self-contained HTML page with plots to this file."""
     adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
+    second: Annotated[SecondTargetSettings, box("Second target")] = field(default_factory=SecondTargetSettings)
     chat: Annotated[ChatSettings, box("Chat template")] = field(default_factory=ChatSettings)
     self_prompts: Annotated[SelfPromptSettings, box("Prompts from the target itself")] = field(
         default_factory=SelfPromptSettings
@@ -174,6 +184,8 @@ class MeasureConfig(Config):
             raise ConfigError("--lenience-sweep needs --temperature above 0, where tokens are accepted by chance")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
             raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
+        if self.second.compare_target is not None and (self.guided.guidance or self.weights.pack != "none"):
+            raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
         if self.json is not None and self.json == self.html:
             raise ConfigError(f"--json and --html both name {self.json}; choose two files")
 

@@ -20,6 +20,7 @@ from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, I
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
+from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.statistics import ratio
@@ -57,8 +58,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
-    for source in (found.target, found.draft) if config.weights.pack != "none" else ():
-        quantised.check_repackable(source.config, source.name, config.weights.pack)
+    other = find_other_target(config, found, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -69,11 +69,10 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    context = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
-    context = min(context, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
     costs = timed = sweep = None
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
+            context = _context(config, encoded, room)
             costs = _costs(models, config, context, answers if scores.experts else (), progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
             if config.acceptance.lenience_sweep and timed.runs and not stop:
@@ -84,6 +83,9 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     report = build_report(config, models, scored, scores, costs, timed)
     judged = replace(report.economics, experts=scores.experts)
     report = replace(report, training_prompts=trained, lenience_sweep=sweep, economics=judged)
+    if other is not None and not stop:
+        beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
+        report = with_other_target(report, beside, scores.draft)
     if judge is not None and own is not None:
         ways = judge.timed(timed.runs if timed else [], models.target)
         score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
@@ -98,7 +100,8 @@ def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
     load.check_exists(config.target, "target", config.adapter.target_base)
-    for role, name in (("draft", config.draft), ("compare", config.compare)):
+    others = (("draft", config.draft), ("compare", config.compare), ("compare-target", config.second.compare_target))
+    for role, name in others:
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":
@@ -107,6 +110,8 @@ def _check_input(config: MeasureConfig) -> None:
 
 def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models:
     device, weights = config.machine.device, config.weights
+    for source in (found.target, found.draft) if weights.pack != "none" else ():
+        quantised.check_repackable(source.config, source.name, weights.pack)
     pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
@@ -176,6 +181,12 @@ def _score(
     if compared is not None and len(compared) < len(records):
         compared = None
     return Scores(records, compared, predicted, None if routing is None else routing.costs(config.timing.batch_size))
+
+
+def _context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:
+    """Tokens before a timed step: half-way through the answer to a prompt of middling length."""
+    middle = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
+    return min(middle, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
 
 
 def _costs(

@@ -81,7 +81,8 @@ class Lossless:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Draft minus compared draft, paired by prompt: an interval that excludes 0 is a change."""
+    """Draft minus compared draft, or target minus compared target, paired by prompt: an interval that excludes 0 is a
+    change."""
 
     greedy: Estimate
     """Difference of alpha under `greedy`."""
@@ -109,6 +110,26 @@ class Comparison:
     """Predicted tokens per target call at `setup.num_draft_tokens`."""
     difference: Difference
     """Draft minus this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetComparison:
+    """The target of --compare-target: the same draft, prompts, seeds and rules."""
+
+    target: ModelFacts
+    """The other target."""
+    tokens_scored: int
+    """Tokens of the answers that it wrote itself."""
+    alpha: dict[str, Estimate]
+    """Rule -> the draft's alpha against it, on those answers."""
+    alpha_at_temperature_1: dict[str, Estimate] | None = None
+    """Its alpha at temperature 1, as in `acceptance`."""
+    predicted_mean_acceptance_length: Estimate
+    """Predicted tokens per target call at `setup.num_draft_tokens`, on those answers."""
+    difference: Difference
+    """Target minus this one, each on its own answers: what serving the one in place of the other changes."""
+    difference_on_same_answers: Difference
+    """Target minus this one, both on the target's answers: the part that the distributions make, without the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +199,8 @@ class Report:
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
     """The draft of --compare."""
+    compare_target: TargetComparison | None = None
+    """The target of --compare-target."""
     lenience_sweep: list[LenienceRow] | None = None
     """The exact rule and each value of --lenience-sweep, from the mildest on."""
     score: AnswerScores | None = None

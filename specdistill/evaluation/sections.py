@@ -146,18 +146,19 @@ def scored_section(
         )
     return ScoredAcceptance(
         tokens_scored=int(sum(record.num_tokens for record in records)),
-        alpha=_alphas(records),
-        alpha_at_temperature_1=_alphas_at_1(records),
+        alpha=alphas(records),
+        alpha_at_temperature_1=alphas_at_1(records),
         predicted_mean_acceptance_length=predicted,
         by_category=categories,
     )
 
 
-def _alphas(records: Sequence[PromptAcceptance]) -> dict[str, Estimate]:
+def alphas(records: Sequence[PromptAcceptance]) -> dict[str, Estimate]:
+    """Rule -> mean alpha over all tokens."""
     return {rule: ratio(*alpha_sums(records, rule)) for rule in records[0].alpha}
 
 
-def _alphas_at_1(records: Sequence[PromptAcceptance]) -> dict[str, Estimate] | None:
+def alphas_at_1(records: Sequence[PromptAcceptance]) -> dict[str, Estimate] | None:
     """The rules that sample, at temperature 1; None where `alpha` itself compares distributions."""
     return {rule: ratio(*alpha_sums(records, rule, at_1=True)) for rule in records[0].alpha_at_1} or None
 
@@ -208,21 +209,28 @@ def compare_section(
     num_draft_tokens: int,
 ) -> Comparison:
     """`compare` of the report: the other draft's alphas, and draft minus other, paired by prompt."""
-
-    def difference(name: str, at_1: bool = False) -> Estimate:
-        return paired_difference(alpha_sums(records, name, at_1=at_1), alpha_sums(other_records, name, at_1=at_1))
-
-    ours, theirs = predicted_tau(records, rule, num_draft_tokens), predicted_tau(other_records, rule, num_draft_tokens)
     return Comparison(
         draft=model_facts(other),
-        alpha=_alphas(other_records),
-        alpha_at_temperature_1=_alphas_at_1(other_records),
-        predicted_mean_acceptance_length=ratio(*theirs),
-        difference=Difference(
-            **{name: difference(name) for name in ALPHA_RULES},
-            at_temperature_1={name: difference(name, at_1=True) for name in records[0].alpha_at_1} or None,
-            predicted_mean_acceptance_length=paired_difference(ours, theirs),
-        ),
+        alpha=alphas(other_records),
+        alpha_at_temperature_1=alphas_at_1(other_records),
+        predicted_mean_acceptance_length=ratio(*predicted_tau(other_records, rule, num_draft_tokens)),
+        difference=difference(records, other_records, rule, num_draft_tokens),
+    )
+
+
+def difference(
+    records: Sequence[PromptAcceptance], other: Sequence[PromptAcceptance], rule: str, num_draft_tokens: int
+) -> Difference:
+    """Scores minus other scores of the same prompts, by rule and in predicted tokens per target call."""
+
+    def alpha(name: str, at_1: bool = False) -> Estimate:
+        return paired_difference(alpha_sums(records, name, at_1=at_1), alpha_sums(other, name, at_1=at_1))
+
+    ours, theirs = predicted_tau(records, rule, num_draft_tokens), predicted_tau(other, rule, num_draft_tokens)
+    return Difference(
+        **{name: alpha(name) for name in ALPHA_RULES},
+        at_temperature_1={name: alpha(name, at_1=True) for name in records[0].alpha_at_1} or None,
+        predicted_mean_acceptance_length=paired_difference(ours, theirs),
     )
 
 

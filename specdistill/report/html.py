@@ -22,6 +22,9 @@ from specdistill.report.wording import (
     number,
     prediction_warning,
     score_rows,
+    target_cell,
+    target_cost,
+    target_rows,
 )
 
 
@@ -32,6 +35,7 @@ def html_report(report: Report) -> str:
     )
     environment.filters["estimate"] = estimate
     environment.filters["number"] = number
+    environment.filters["target_cell"] = target_cell
     environment.filters["lenience_name"] = lenience_name
     template = environment.get_template("bench.html.jinja")
     return template.render(
@@ -44,6 +48,8 @@ def html_report(report: Report) -> str:
         compared_score=compared_score(report),
         expert_line=expert_line(report),
         experts=expert_rows(report),
+        target_rows=target_rows(report),
+        target_cost=target_cost(report),
         lossy=LOSSY,
         sampled=SAMPLED,
         unscored=UNSCORED,

@@ -26,6 +26,9 @@ from specdistill.report.wording import (
     number,
     prediction_warning,
     score_rows,
+    target_cell,
+    target_cost,
+    target_rows,
     training_lines,
 )
 
@@ -38,6 +41,7 @@ def bench_tables(report: Report) -> None:
         _alpha_table(console, report)
     else:
         console.print(UNSCORED)
+    _targets(console, report)
     _positions(console, report)
     if report.acceptance.by_category:
         _categories(console, report.acceptance, report.setup.predicting_rule)
@@ -93,6 +97,20 @@ def _alpha_table(console: Console, report: Report) -> None:
             cells += [estimate(row.other), estimate(row.difference, sign="+")]
         table.add_row(*cells, row.meaning)
     console.print(table)
+
+
+def _targets(console: Console, report: Report) -> None:
+    rows, other = target_rows(report), report.compare_target
+    if other is None:
+        return
+    table = Table(title=f"the same draft against {other.target.name} (--compare-target)")
+    for name in ("rule", "target", "compared target", "target minus compared, own answers", "on the target's answers"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for row in rows:
+        paired = (estimate(difference, sign="+") for difference in (row.own, row.same))
+        table.add_row(row.name, target_cell(row.target), estimate(row.other), *paired)
+    console.print(table)
+    console.print(target_cost(report), soft_wrap=True)
 
 
 def _positions(console: Console, report: Report) -> None:

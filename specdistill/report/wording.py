@@ -55,6 +55,60 @@ def alpha_rows(report: Report) -> list[AlphaRow]:
     return rows
 
 
+class TargetRow(NamedTuple):
+    """One line of the table of two targets."""
+
+    name: str
+    """The rule, or `tokens per target call`."""
+    target: Estimate | float | None
+    other: Estimate
+    own: Estimate
+    """Target minus other, each on its own answers."""
+    same: Estimate
+    """Target minus other, both on the target's answers."""
+
+
+def target_rows(report: Report) -> list[TargetRow]:
+    """The draft against both targets; empty without --compare-target."""
+    acceptance, other = report.acceptance, report.compare_target
+    if other is None:
+        return []
+    rows, own, same = [], other.difference, other.difference_on_same_answers
+    for rule in other.alpha:
+        if rule in (other.alpha_at_temperature_1 or {}):
+            sides = ((side.alpha_at_temperature_1 or {})[rule] for side in (acceptance, other))
+            paired = ((side.at_temperature_1 or {})[rule] for side in (own, same))
+            rows.append(TargetRow(f"{rule}, at temperature 1", *sides, *paired))
+        else:
+            paired = (getattr(side, rule) for side in (own, same))
+            rows.append(TargetRow(rule, acceptance.alpha[rule], other.alpha[rule], *paired))
+    predicted = acceptance.predicted_mean_acceptance_length.get(report.setup.num_draft_tokens)
+    lengths = (side.predicted_mean_acceptance_length for side in (other, own, same))
+    return [*rows, TargetRow("tokens per target call, predicted", predicted, *lengths)]
+
+
+def target_cell(value: Estimate | float | None) -> str:
+    """An estimate, or a number without an interval."""
+    return estimate(value) if isinstance(value, Estimate) else number(value, 3)
+
+
+def target_cost(report: Report) -> str:
+    """Says in a sentence how serving the target in place of the compared one changes the draft's worth."""
+    other = report.compare_target
+    if other is None:
+        return ""
+    rule = report.setup.predicting_rule
+    own = getattr(other.difference, rule)
+    change = f"{estimate(own, sign='+')} alpha by the rule {rule}, each target on its own answers"
+    if not own.has_interval:
+        what = "too few prompts to tell"
+    elif own.low <= 0 <= own.high:
+        what = "no difference beyond chance"
+    else:
+        what = "the draft is accepted less" if own.mean < 0 else "the draft is accepted more"
+    return f"against {report.target.name} in place of {other.target.name}: {what} ({change})"
+
+
 class ScoreRow(NamedTuple):
     """One line of the table of scores."""
 

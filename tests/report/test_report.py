@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from bench_report import DIFFERENT, RULES, category, example_report, spread, spreads
+from bench_report import DIFFERENT, OTHER_TARGET, RULES, category, example_report, spread, spreads
 
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.report_acceptance import Prediction
@@ -18,7 +18,7 @@ from specdistill.report.distill import training_table
 from specdistill.report.html import html_report
 from specdistill.report.json_file import json_text
 from specdistill.report.terminal import bench_tables
-from specdistill.report.wording import alpha_rows
+from specdistill.report.wording import alpha_rows, target_cost
 
 
 @pytest.fixture
@@ -69,6 +69,31 @@ def test_html_is_one_self_contained_page(report):
         "identical to the target",
     ):
         assert text in page
+
+
+def test_a_second_target_is_in_every_form(report, capsys, monkeypatch):
+    """At temperature 0 the rules that sample are shown at temperature 1, as in the table of alpha."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "another target" not in html_report(report) and "compare_target" not in json_text(report)
+    report = replace(report, compare_target=OTHER_TARGET)
+    bench_tables(report)
+    page, printed = html_report(report), capsys.readouterr().out
+    for text in (
+        "-0.200 [-0.220, -0.180]",
+        "-0.150 [-0.170, -0.130]",
+        "-0.110 [-0.130, -0.090]",
+        "-0.070 [-0.090, -0.050]",
+        "0.440 [0.420, 0.460]",
+        "2.500 [2.480, 2.520]",
+        "-0.400 [-0.420, -0.380]",
+        "in place of full precision: the draft is accepted less",
+    ):
+        assert text in page and text in printed, text
+    found = json.loads(json_text(report))["compare_target"]
+    assert found["difference"]["greedy"]["ci95"] == pytest.approx([-0.22, -0.18])
+    for mean, words in ((0.01, "no difference beyond chance"), (0.2, "is accepted more")):
+        changed = replace(OTHER_TARGET, difference=replace(OTHER_TARGET.difference, greedy=spread(mean)))
+        assert words in target_cost(replace(report, compare_target=changed))
 
 
 def test_plots_scale_to_the_screen_and_are_deterministic(report):

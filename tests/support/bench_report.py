@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from specdistill.evaluation.economics import Economics
-from specdistill.evaluation.report import Comparison, Difference, GreedyDifference, Latency, Lossless, Report, Speed
+from specdistill.evaluation.report import (
+    Comparison,
+    Difference,
+    GreedyDifference,
+    Latency,
+    Lossless,
+    Report,
+    Speed,
+    TargetComparison,
+)
 from specdistill.evaluation.report_acceptance import Acceptance, CategoryScores
 from specdistill.evaluation.report_setup import DecoderSetup, ModelFacts
 from specdistill.evaluation.statistics import Estimate
@@ -71,6 +80,23 @@ COMPARISON = Comparison(
         **spreads(dict.fromkeys(RULES, 0.1)),
         at_temperature_1=at_1(0.11),
         predicted_mean_acceptance_length=spread(0.1),
+    ),
+)
+OTHER_TARGET = TargetComparison(
+    target=ModelFacts(name="full precision", parameters=1, vocab_size=1, dtype="float32"),
+    tokens_scored=4000,
+    alpha=spreads(ALPHA),
+    alpha_at_temperature_1=at_1(0.44),
+    predicted_mean_acceptance_length=spread(2.5),
+    difference=Difference(
+        **spreads(dict.fromkeys(RULES, -0.2)),
+        at_temperature_1=at_1(-0.11),
+        predicted_mean_acceptance_length=spread(-0.5),
+    ),
+    difference_on_same_answers=Difference(
+        **spreads(dict.fromkeys(RULES, -0.15)),
+        at_temperature_1=at_1(-0.07),
+        predicted_mean_acceptance_length=spread(-0.4),
     ),
 )
 DIFFERENT = GreedyDifference(prompt="x", position=3, logit_gap=1e-6)
