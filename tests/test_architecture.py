@@ -50,6 +50,7 @@ BENCHMARKS = sorted(ROOT.glob("benchmarks/**/*.py"))
 TESTS = sorted(ROOT.glob("tests/**/*.py"))
 LONG_KERNELS = {"verify/fused.py", "fused_divergence/chunked.py"}
 TRAIN_CONFIG_READERS = {
+    "specdistill/distill/before_loading.py",
     "specdistill/distill/config.py",
     "specdistill/distill/train_draft.py",
     "specdistill/__init__.py",

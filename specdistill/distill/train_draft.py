@@ -11,10 +11,10 @@ import torch
 from transformers import TrainerCallback
 
 from specdistill.decoding import Guidance, build_guidance
-from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.scorers import example_scorer
 from specdistill.distill.answers.shards import RolloutSettings
+from specdistill.distill.before_loading import check_before_loading
 from specdistill.distill.config import MAY_CHANGE, TrainConfig
 from specdistill.distill.ending import finish
 from specdistill.distill.processes import sharding
@@ -27,7 +27,6 @@ from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
-from specdistill.distill.training.callbacks import check_trackers
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
@@ -37,7 +36,7 @@ from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, locks, run_settings
-from specdistill.models import LanguageModel, ModelPair, load, load_pair
+from specdistill.models import LanguageModel, ModelPair, load_pair
 from specdistill.progress import Progress, Quiet
 
 SUMMARY_FILE = run_settings.SUMMARY_FILE
@@ -65,7 +64,7 @@ def train_draft(
         KeyboardInterrupt: After the draft so far was saved.
     """
     config.machine.limit_threads()
-    prompts = _check_before_loading(config, progress or Quiet())
+    prompts = check_before_loading(config, progress or Quiet())
     check_make_engine(config.on_policy, make_engine)
     ranks = sharding.join_processes(
         config.machine.device, config.processes.shard, uses_engine=config.on_policy.uses_engine
@@ -123,28 +122,6 @@ class _Run:
     def shares_target(self) -> bool:
         """Whether several ranks hold the target's weights in shares."""
         return self.config.processes.shards_target and self.ranks.world > 1
-
-
-def _check_before_loading(config: TrainConfig, progress: Progress) -> RunPrompts:
-    """Finds everything that can be wrong without looking at a model; prompts of its own the target writes last."""
-    sequences, loss, objective = config.sequences, config.loss, config.objective
-    sequences.check_files(config.chat)
-    load.check_exists(config.target, "target", config.adapter.target_base)
-    for role, name in (("draft", config.draft), ("reference", loss.reference)):
-        if name is not None:
-            load.check_exists(name, role)
-    if not config.teaches_itself:
-        itself.refuse_same_name(config.target, config.draft)
-    config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
-    config.optimiser.check_machine()
-    check_trackers(config.evaluation.report_to)
-    weights = None
-    if config.place.has_weights:
-        weights = Weights(config.machine.device, config.target_settings.dtype, config.place.memory)
-    own, base = config.self_prompts, config.adapter.target_base
-    named = prompts_file(config.prompts, "train", own, config.chat, config.target, weights, progress, base=base)
-    prompts = RunPrompts.read(named, config.chat, sequences, config.place, config.context)
-    return prompts.judged(config.recipe, sequences, config.place, loss.reward, config.watch)
 
 
 def _load(

@@ -22,7 +22,7 @@ from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
 from specdistill.evaluation.report import GreedyDifference, Report
-from specdistill.evaluation.scored_prompts import scored_prompts
+from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
@@ -78,11 +78,9 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
             if config.acceptance.lenience_sweep and timed.runs and not stop:
                 asked = encoded[: timed.asked]
                 sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
-    answered = {answer.prompt_id for answer in answers[: len(scores.draft)]}
-    scored = [prompt for prompt in prompts if prompt.id in answered]
+    scored = answered_prompts(prompts, answers[: len(scores.draft)])
     report = build_report(config, models, scored, scores, costs, timed)
-    judged = replace(report.economics, experts=scores.experts)
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep, economics=judged)
+    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
     if other is not None and not stop:
         beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
         report = with_other_target(report, beside, scores.draft)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance
@@ -98,7 +98,9 @@ def build_report(
             **vars(scored_section(prompts, scores.draft, rule, length, scores.predicted)),
         ),
         latency=speed,
-        economics=_economics(costs, scores.predicted, length, alpha, speed.speedup, timed),
+        economics=replace(
+            _economics(costs, scores.predicted, length, alpha, speed.speedup, timed), experts=scores.experts
+        ),
         lossless=_lossless(config, timed),
         compare=compared,
     )

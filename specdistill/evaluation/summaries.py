@@ -92,7 +92,7 @@ class TrainSummary:
     gain: Mapping[str, Estimate]
     """Paired differences after - before."""
     caveat: str | None = None
-    """What the numbers by rule are not: bounds, where stored labels hold a part of the distribution."""
+    """Which of the numbers by rule are bounds, as those from stored labels are; None where none is."""
     scorer: str | None = None
     """Scorer of `score`; None without one."""
     preset: str = "none"

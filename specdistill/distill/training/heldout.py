@@ -37,7 +37,7 @@ class HeldOutScorer(Protocol):
     measure: str
     """Name of the numbers, for people."""
     caveat: str | None
-    """What the numbers are not, for people; None where they are what they are called."""
+    """Which numbers are bounds, for people; None where none is."""
     watched: str
     """The name of the number that early stopping follows; more is better."""
 

@@ -149,7 +149,7 @@ class HeldOutMeasures:
         self.measure = base.measure
         """Name of the base's numbers, for people."""
         self.caveat = base.caveat
-        """What these are not; None where there is nothing to say."""
+        """Which of these are bounds, for people; None where none is."""
         self.watched = base.watched if watch == "alpha" else watch
         """Name of the number that decides which draft is best."""
         if watch != "alpha" and watch not in self._measures:
