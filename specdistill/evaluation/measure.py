@@ -11,6 +11,7 @@ from specdistill.data.prompts import Prompt, encode_all
 from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, windows_of
+from specdistill.decoding.proof import prove
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths, latency
 from specdistill.evaluation.acceptance import PromptAcceptance
@@ -117,7 +118,11 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
         compared = load_another(config.compare, "compare", pair.target, pair.target.device, dtype, progress.say)
     seconds = None
     if weights.pack != "none":
-        seconds = sum(pack(model, weights.pack) for model in (pair.target, pair.draft, compared) if model is not None)
+        loaded = [model for model in (pair.target, pair.draft, compared) if model is not None]
+        for model in loaded:
+            # Packed to int8, the tokens of a pass share a scale, which would pass for an inexact cache.
+            prove(model)
+        seconds = sum(pack(model, weights.pack) for model in loaded)
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
     return Models(pair.target, pair.draft, compared, seconds, guidance)
 

@@ -51,6 +51,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         weight = weight.detach().float().contiguous()
         bias = None if bias is None else bias.detach().float()
         if kind == "float32":

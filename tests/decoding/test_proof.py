@@ -12,6 +12,7 @@ from tiny_models import make_model, save
 from specdistill.decoding import Sampling, SpeculativeDecoder, cached_model, generate_plain, masks, proof, ragged_cache
 from specdistill.errors import ModelError
 from specdistill.models import load_model
+from specdistill.models.packed import pack
 
 
 def proven(kind):
@@ -110,6 +111,15 @@ def test_a_head_that_no_factor_explains_is_refused():
 )
 def test_the_factor_of_the_logits_is_the_configurations(kind, setting, value, factor):
     assert family_model(kind, **{setting: value}).logit_scale == factor
+
+
+def test_packed_to_int8_a_model_is_lossy_and_keeps_its_cache():
+    model = make_model()
+    pack(model, "int8")
+    assert proof.prove(model).rolls_back
+    recurrent = family_model("qwen3_5_text")
+    pack(recurrent, "int8")
+    assert not proof.prove(recurrent).rolls_back
 
 
 def test_memory_that_ends_is_no_difference(monkeypatch):
