@@ -122,3 +122,28 @@ def drifted_methods_table() -> str:
             seeds = _gains(row["alpha_by_seed"]["sampled"], starts)
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {seeds} |")
     return "\n".join(lines)
+
+
+def donor_table() -> str:
+    rows = load_result("donor.json")["rows"]
+    lines = [
+        "| start | parameters per step | draft step | `sampled`, before | after | `sampled`, seed by seed "
+        "| `greedy`, before | after |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        cells = [name, f"{row['parameters_per_step'] / 1e6:.1f}M", f"{row['cost_ratio']:.2f}"]
+        seeds = " ".join(f"{mean:.3f}" for mean in row.get("after_by_seed", {}).get("sampled", []))
+        for rule in ("sampled", "greedy"):
+            cells += [interval_cell(row["before"][rule]), interval_cell(row["after"][rule]) if "after" in row else ""]
+            cells += [seeds] if rule == "sampled" else []
+        lines.append(table_row(cells))
+    for name, row in rows.items():
+        if "beside" in row:
+            when = "after" if "after_over_cut" in row else "before"
+            gains = {rule: interval_cell(row[f"{when}_over_cut"][rule], "+") for rule in ("sampled", "greedy")}
+            cells = ["", gains["sampled"], "", "", gains["greedy"]]
+            if when == "before":
+                cells = [gains["sampled"], "", "", gains["greedy"], ""]
+            lines.append(table_row([f"{name} over {row['beside']}", "", "", *cells]))
+    return "\n".join(lines)

@@ -46,6 +46,7 @@ STUDY_TABLES: Tables = {
     "drifted-methods": quality_tables.drifted_methods_table,
     "drifted-speed": lambda: speed_tables.bench_table("drifted.json", DRIFTED_RUNS),
     "hard-depths": quality_tables.hard_depths_table,
+    "donor": quality_tables.donor_table,
     "hard-speed": lambda: speed_tables.bench_table("methods.json", METHODS_RUNS),
     "growth": speed_tables.growth_table,
 }

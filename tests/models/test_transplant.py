@@ -74,6 +74,14 @@ def test_the_middle_of_a_text_is_split_without_a_space_before_it():
     ]
 
 
+@pytest.mark.smollm2
+def test_every_token_of_a_real_tokenizer_stands_for_what_it_decodes_to(smollm2):
+    spelling = spell(smollm2.tokenizer, smollm2.vocab_size, "m")
+    assert len(spelling.texts) == 49135 and len(spelling.special) == 17
+    for number, text in spelling.texts.items():
+        assert smollm2.tokenizer.decode([number]) == text.decode(errors="replace")
+
+
 def test_tokens_without_a_row_are_left_out():
     tokenizer = byte_level(WORDS)
     last = max(tokenizer.get_vocab().values())
