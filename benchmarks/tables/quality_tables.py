@@ -147,3 +147,34 @@ def donor_table() -> str:
                 cells = [gains["sampled"], "", "", gains["greedy"], ""]
             lines.append(table_row([f"{name} over {row['beside']}", "", "", *cells]))
     return "\n".join(lines)
+
+
+def self_kinds_table() -> str:
+    """Prompts that SmolLM2 wrote, beside the built-in ones."""
+    prompts = load_result("self_prompts.json")["prompts"]
+    counts, kinds = prompts["counts"], prompts["kinds"]
+    words = {"truncated": "cut off", "duplicate": "repeated", "empty": "empty", "marked": "with special tokens"}
+    dropped = ", ".join(f"{counts[reason]} {text}" for reason, text in words.items())
+    lines = [
+        f"`--prompts self:{counts['train']}`: {counts['draws']:,} draws, {prompts['usable']:.1%} usable "
+        f"({counts['train']:,} to train on, {counts['heldout']:,} held out); dropped: {dropped}.",
+        "",
+        "| prompts | tokens, mean (median) | different first three words | " + " | ".join(kinds["self"]) + " |",
+        "|---" * (3 + len(kinds["self"])) + "|",
+    ]
+    for name, text in (("of SmolLM2's own", "self"), ("built-in, for training", "builtin")):
+        tokens, first = prompts["tokens"][text], prompts["distinct_first_three_words"][text]
+        shares = [f"{share:.0%}" for share in kinds[text].values()]
+        lines.append(table_row([name, f"{tokens['mean']:.0f} ({tokens['median']:.0f})", f"{first:.0%}", *shares]))
+    return "\n".join(lines)
+
+
+def self_alpha_table() -> str:
+    """What a draft learns from the target's own prompts, against the built-in ones."""
+    study = load_result("self_prompts.json")
+    lines = ["| trained on | `greedy` | `sampled` | `argmax_draft` |", "|---|---|---|---|"]
+    names = {"builtin": "answers to built-in prompts", "self": "answers to the target's own prompts"}
+    for row, name in names.items():
+        lines.append(table_row([name, *(interval_cell(study["rows"][row]["alpha"][rule]) for rule in ALPHA_COLUMNS)]))
+    cells = [interval_cell(study["self_over_builtin"][rule], "+") for rule in ALPHA_COLUMNS]
+    return "\n".join([*lines, table_row(["own minus built-in, paired", *cells])])

@@ -56,6 +56,10 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/serving.md", {"engines": speed_tables.engines_table}),
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
+    (
+        "docs/prompts.md",
+        {"self-kinds": quality_tables.self_kinds_table, "self-alpha": quality_tables.self_alpha_table},
+    ),
 )
 
 

@@ -51,8 +51,8 @@ class TrainConfig(Config):
     """Which loss is minimised on whose text; a row of `METHODS`."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts to train on: builtin:train, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, a datasets
-    name[:split], or self:N for N that the target writes itself. Prompts that you serve are best. Without any, self:1000
-    teaches more than the 84 built-in ones."""
+    name[:split], or self:N for N that the target writes itself. Prompts that you serve are best. Without any, self:N
+    gives as much text as you like, where the built-in ones are 84."""
     resume: Annotated[bool, Parameter(group=ESSENTIALS)] = False
     """Go on with the run that was cut off in --output, from its last checkpoint, with the same settings; start it where
     nothing is there yet. On one process the rest of the run is bit for bit what it would have been."""
