@@ -36,6 +36,11 @@ The target saw more than the draft: `target_context.json` has what was added to 
 the target that sees it; serve the draft without it.
 """
 
+_ADAPTER = """
+`{target}` is an adapter of `{base}`, and what was measured is the two merged. Serve the merged model:
+`specdistill export --merged-target` writes it.
+"""
+
 _ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
 {heldout_prompts} held-out prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping
 watched these prompts, so run `specdistill bench` on fresh ones before you deploy):
@@ -123,7 +128,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,
         trimmed=trimmed,
-        context=_CONTEXT if any(settings[name] for name in ContextSettings.__dataclass_fields__) else "",
+        context=_context(settings, pair),
         rows=_rows(summary),
         left_out=_left_out(summary, settings["max_new_tokens"]),
         ended=" (interrupted)" if summary.interrupted else "",
@@ -147,6 +152,13 @@ def _preset(summary: TrainSummary) -> str:
     name = "" if summary.preset == "none" else f"Preset `{summary.preset}`. "
     verdict = "" if summary.verdict is None else f"{summary.verdict[0].upper()}{summary.verdict[1:]}."
     return f"\n{name}{verdict}\n" if name or verdict else ""
+
+
+def _context(settings: Mapping[str, Any], pair: ModelPair) -> str:
+    """Paragraphs on what the target saw, and on what it is."""
+    seen = _CONTEXT if any(settings[name] for name in ContextSettings.__dataclass_fields__) else ""
+    adapter = pair.target.adapter
+    return seen if adapter is None else seen + _ADAPTER.format(target=settings["target"], base=adapter.base)
 
 
 def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:

@@ -11,7 +11,7 @@ from specdistill.data.prompts import Prompt, encode_all
 from specdistill.decoding import SpeculativeDecoder, build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, windows_of
-from specdistill.decoding.proof import prove
+from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths, latency
 from specdistill.evaluation.acceptance import PromptAcceptance
@@ -28,7 +28,7 @@ from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, quantised
-from specdistill.models.packed import check_packable, pack
+from specdistill.models.packed import check_packable
 from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
@@ -118,11 +118,7 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
         compared = load_another(config.compare, "compare", pair.target, pair.target.device, dtype, progress.say)
     seconds = None
     if weights.pack != "none":
-        loaded = [model for model in (pair.target, pair.draft, compared) if model is not None]
-        for model in loaded:
-            # Packed to int8, the tokens of a pass share a scale, which would pass for an inexact cache.
-            prove(model)
-        seconds = sum(pack(model, weights.pack) for model in loaded)
+        seconds = pack_proven([model for model in (pair.target, pair.draft, compared) if model], weights.pack)
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
     return Models(pair.target, pair.draft, compared, seconds, guidance)
 

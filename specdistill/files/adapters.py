@@ -127,7 +127,9 @@ def read(directory: Path, name: str, role: str, base: str | None = None) -> Adap
     if not files.is_dir():
         files = _from_hub(found, f"--{role} {name}")
         _check_base(files, found, f"--{role} {name}", role)
-    content = digest([content_key(directory), found if not Path(found).is_dir() else "", content_key(files)])
+    # Of a base on the hub the commit, which names its directory, stands for the weights too.
+    commit = [] if Path(found).is_dir() else [found, files.name]
+    content = digest([content_key(directory), content_key(files), *commit])
     joined = cache_root() / "adapters" / f"{directory.name}-{content}"
     adapter = Adapter(name, directory, found, settings, rows_of(directory / WEIGHTS_FILE), joined, content)
     if not joined.is_dir():

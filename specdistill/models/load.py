@@ -280,7 +280,8 @@ def load_shell(source: ModelSource, role: str = "target") -> LanguageModel:
         ModelError: transformers can't build the model from its configuration.
     """
     config = copy.deepcopy(source.config)
-    vars(config).pop("quantization_config", None)
+    for name in ("quantization_config", "compression_config"):
+        vars(config).pop(name, None)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -109,6 +109,10 @@ def test_hub_ids_of_adapter_and_base(folder, monkeypatch):
     loaded = load_model("org/tuned")
     assert loaded.name == "org/tuned" and loaded.adapter is not None and loaded.adapter.base == "org/base"
     assert torch.equal(logits(loaded.model), local)
+    snapshots = folder / "hub/models--org--base/snapshots"
+    (snapshots / ("0" * 40)).rename(snapshots / ("1" * 40))
+    (snapshots.parent / "refs/main").write_text("1" * 40)
+    assert load_model("org/tuned").label != loaded.label, "another commit may hold other weights"
     with pytest.raises(ModelError, match="--target-base x has no effect: --target org/base is no adapter"):
         find("org/base", "target", base="x")
 

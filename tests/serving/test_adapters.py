@@ -202,6 +202,8 @@ def test_a_resumed_run_has_the_same_adapters(folder):
 def test_train_draft_resumes_with_the_same_adapter_only(folder, capsys):
     train = ["--resume", "--method", "seqkd"]
     assert wild.run("train-draft", folder, train) == 0
+    card = (folder / "out/README.md").read_text()
+    assert f"`{folder / 'target'}` is an adapter of `{folder / 'base'}`" in card and "--merged-target" in card
     kept = run_settings.adapters_of(folder / "out")
     assert set(kept) == {"target", "draft"} and str(folder / "small") in kept["draft"]
     (folder / "out/summary.json").unlink()
