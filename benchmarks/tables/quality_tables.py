@@ -170,7 +170,7 @@ def self_kinds_table() -> str:
 
 
 def self_alpha_table() -> str:
-    """Alpha of drafts that learned from the target's own prompts, and from the built-in ones."""
+    """Alpha after training on the target's own prompts, against the built-in ones."""
     study = load_result("self_prompts.json")
     lines = ["| trained on | `greedy` | `sampled` | `argmax_draft` |", "|---|---|---|---|"]
     names = {"builtin": "answers to built-in prompts", "self": "answers to the target's own prompts"}
