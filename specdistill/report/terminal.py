@@ -103,8 +103,8 @@ def _targets(console: Console, report: Report) -> None:
     rows, other = target_rows(report), report.compare_target
     if other is None:
         return
-    table = Table(title=f"the same draft against {other.target.name} (--compare-target)")
-    for name in ("rule", "target", "compared target", "target minus compared, own answers", "on the target's answers"):
+    table = Table(title=f"the same draft against {other.target.name} (--compare-target), and target minus it, paired")
+    for name in ("rule", "target", "compared", "minus it, own answers", "on the target's"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for row in rows:
         paired = (estimate(difference, sign="+") for difference in (row.own, row.same))

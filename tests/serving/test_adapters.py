@@ -47,6 +47,14 @@ def test_every_command_takes_adapters(folder, command, capsys):
         assert written.adapter is None and not (folder / "out/adapter_config.json").exists()
 
 
+@pytest.mark.parametrize("command", [*wild.COMMANDS, "check"])
+def test_every_command_takes_the_base_that_is_named(folder, command, capsys):
+    wild.change_json(folder / "target/adapter_config.json", base_model_name_or_path="./gone")
+    assert wild.run(command, folder) == 2
+    assert "the base ./gone of --target" in wild.one_line(capsys)
+    assert wild.run(command, folder, ["--target-base", str(folder / "base")]) == 0, capsys.readouterr().err
+
+
 def measure(folder, target: str, draft: str):
     settings = {"prompts": str(folder / "prompts.txt"), "num_prompts": 3, "latency_prompts": 1, "max_new_tokens": 8}
     (folder / "prompts.txt").write_text("w1 w2\nw3 w4\nw5 w6\n")
