@@ -7,7 +7,7 @@ answers: to the 84 built-in training prompts, three each, and to 236 prompts tha
 Eight prompts of either set are held out, which leaves 228 answers of 48 tokens at most; the 40 steps of 8 answers see
 each once or twice. Alpha is measured on the target's sampled answers to the 84 built-in held-out prompts, which are of
 the kind of the built-in training ones. Intervals are paired over them, seeds together. Counts, lengths and kinds are
-those of `--prompts self:730`, which begins with the same 236.
+those of `--prompts self:1000`, which begins with the same 236.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from specdistill.settings.self_prompts import SelfPromptSettings
 
 MAX_NEW_TOKENS, LAYERS = 48, 4
 SELF = SelfPromptSettings(self_max_tokens=96)
-COUNTED = "self:730"
+COUNTED = "self:1000"
 ROWS: dict[str, dict[str, Any]] = {
     "builtin": {"prompts": "builtin:train"},
     "self": {"prompts": "self:236", "self_max_tokens": SELF.self_max_tokens},

@@ -21,6 +21,7 @@ BENCH = {
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
     "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
     "negative_prompt": None, "scorer": None, "lenience_sweep": [],
+    "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
 }  # fmt: skip
 PLAN = {
     "draft_layers": 0, "draft_width": 0, "dtype": "bfloat16", "vocab_size": 128256, "target_resident_params": None,
