@@ -38,7 +38,7 @@ the target that sees it; serve the draft without it.
 
 _ADAPTER = """
 `{target}` is an adapter of `{base}`, and what was measured is the two merged. Serve the merged model:
-`specdistill export --merged-target` writes it.
+`specdistill export --merged-target merged-target` writes it.
 """
 
 _ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
@@ -121,7 +121,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
     return template.format(
         **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
         loss=settings["divergence"],
-        served="TARGET" if is_gguf else settings["target"],
+        served="TARGET" if is_gguf else settings["target"] if pair.target.adapter is None else "merged-target",
         gguf=_GGUF.format(target=settings["target"]) if is_gguf else "",
         caveat="" if summary.caveat is None else f"\nHere {summary.caveat}.\n",
         whose="the target's" if pair.same_tokenizer else "its own",

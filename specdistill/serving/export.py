@@ -90,7 +90,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
-        return Exported(config.output, changes, _llama_cpp(config))
+        return Exported(config.output, changes, _llama_cpp(config, target_source))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
     if config.files.type != "auto":
         draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.files.type])
@@ -108,10 +108,15 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
 
-def _llama_cpp(config: ExportConfig) -> Verdict:
+def _llama_cpp(config: ExportConfig, target: load.ModelSource) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
     command = draft_flags.command("llama.cpp", config.served_gguf, config.output, 4)
-    return Verdict("llama.cpp", "argmax_draft", shlex.join(command))
+    verdict = Verdict("llama.cpp", "argmax_draft", shlex.join(command))
+    if target.adapter is not None:
+        verdict.warnings.append(
+            f"{config.served_gguf} must hold {target.name} merged into its base: convert what --merged-target writes"
+        )
+    return verdict
 
 
 def _check_merging(config: ExportConfig, target: load.ModelSource) -> None:

@@ -98,7 +98,8 @@ def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdi
     _equal_vocab_size(target, draft, verdict)
     if draft.mixes_attention:
         verdict.refusals.append(
-            f"the draft's attention is of two kinds ({draft.window}), and all its layers must share one KV-cache group"
+            f"the draft's layers are of two kinds ({draft.window or 'with a state and without'}), and all of them must "
+            "share one KV-cache group"
         )
     if draft.m_rope:
         verdict.refusals.append("the draft uses M-RoPE positions, which vLLM takes in the target only")

@@ -18,7 +18,10 @@ from specdistill.cli import main
 from specdistill.errors import DataError
 from specdistill.files import parquet, run_settings
 from specdistill.models import load_model
+from specdistill.models.load import find
 from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.export import _llama_cpp
+from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import check
 
 
@@ -45,6 +48,9 @@ def test_every_command_takes_adapters(folder, command, capsys):
     if (folder / "out/config.json").exists():
         written = load_model(str(folder / "out"), "draft")
         assert written.adapter is None and not (folder / "out/adapter_config.json").exists()
+    if command == "train-draft":
+        card = (folder / "out/README.md").read_text()
+        assert "vllm serve merged-target --spec" in card and "--merged-target merged-target` writes it" in card
 
 
 @pytest.mark.parametrize("command", [*wild.COMMANDS, "check"])
@@ -103,6 +109,21 @@ def test_export_writes_both_models_merged(folder, capsys):
     assert measure(folder, "target", "served").acceptance.alpha["sampled"].mean == pytest.approx(1)
     assert wild.run("export", folder, ["--merged-target", written, "--output", str(folder / "more")]) == 2
     assert "choose another --merged-target" in wild.one_line(capsys)
+
+
+@pytest.mark.parametrize(("target", "warned"), [("target", True), ("base", False)])
+def test_the_gguf_beside_a_gguf_draft_must_hold_the_adapter(folder, target, warned):
+    names = {
+        "target": str(folder / target),
+        "draft": "d",
+        "output": "o.gguf",
+        "format": "gguf",
+        "target_gguf": "t.gguf",
+    }
+    verdict = _llama_cpp(ExportConfig.flat(**names), find(names["target"], "target"))
+    assert [f"t.gguf must hold {names['target']} merged into its base" in text for text in verdict.warnings] == [
+        True
+    ] * warned
 
 
 def test_a_merged_target_is_for_adapters(folder, capsys):

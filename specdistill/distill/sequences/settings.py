@@ -38,8 +38,8 @@ class SequenceSettings:
     """Directory with the target's answers, written by 'specdistill generate' or an earlier run (its folder rollouts).
     Left out: the target samples them first."""
     rollouts_per_prompt: int = 4
-    """Answers that the target samples per prompt; always 1 at --temperature 0. Several sampled ones teach more than one
-    greedy one; best-of-n keeps the best."""
+    """Answers that the target samples per prompt; always 1 at --temperature 0. best-of-n keeps the best, or all right
+    ones."""
     scorer: str = LIKELIHOOD
     """Judges the text of answers: exact-match, number (the last number in the text) or json (equal values) compare with
     the field answer; module:function is your own function(prompt, text) -> float. Each evaluation then scores answers

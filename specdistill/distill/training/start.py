@@ -15,6 +15,8 @@ from specdistill.evaluation.statistics import Estimate
 from specdistill.files import run_settings
 from specdistill.models import LanguageModel
 
+_LOW = 0.3
+"""Alpha below which a draft that lost nothing is hardly worth serving."""
 _SAME = (
     *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "chat_template_kwargs", "raw_prompts"),
     *("guidance", "negative_prompt"),
@@ -76,6 +78,11 @@ def reason_to_leave(start: Estimate, label: str, settings: PresetSettings, made:
         return (
             f"{now}, and was {made.alpha:.3f} on the same prompts against {made.target}, which the draft was made for "
             f"(--tolerated-drop {settings.tolerated_drop:g}; 0 trains all the same)"
+            + (
+                ""
+                if start.mean >= _LOW
+                else "; so low an alpha was so before: bench says whether such a draft pays at all"
+            )
         )
     return None
 
@@ -113,7 +120,11 @@ def judge_start(
 def start_line(start: Estimate, label: str, made: MadeFor | None) -> str:
     """How good the start is, for the log of a run that trains."""
     line = f"held-out {label} before training: {_shown(start)}"
-    return line if made is None else f"{line}; against {made.target}, which it was made for, {made.alpha:.3f}"
+    if not start.has_interval:
+        line += "; these decide nothing, so it is trained"
+    if made is None:
+        return f"{line}; not comparable with a target before (no record of one, other prompts or other sampling)"
+    return f"{line}; against {made.target}, which it was made for, {made.alpha:.3f}"
 
 
 def gain_sentence(start: Estimate, after: float, gain: Estimate, label: str, steps: int, *, low_is_good: bool) -> str:
