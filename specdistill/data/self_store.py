@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,8 +99,11 @@ class SelfStore:
         if not path.exists():
             return None
         try:
-            return [Draw(row["number"], row["text"], row["ended"]) for _, row in read_jsonl(path)]
-        except (DataError, KeyError) as error:
+            draws = [_draw(row) for _, row in read_jsonl(path)]
+            if len(draws) != DRAWS_PER_SHARD:
+                raise DataError(f"it holds {len(draws)} draws")
+            return draws
+        except (DataError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged; remove it, and it is written again") from error
 
     def write_shard(self, number: int, draws: Sequence[Draw]) -> None:
@@ -131,13 +134,25 @@ class SelfStore:
     def remark(self, source: SelfSource) -> str:
         """Where the prompts are, and what was counted; of a finished file."""
         path = self.file(source)
-        counts = json.loads(read_text(path.with_suffix(".counts.json")))
-        kept = counts["train"] + counts["heldout"]
-        dropped = ", ".join(f"{counts[reason]} {words}" for reason, words in REASONS.items() if counts[reason])
+        try:
+            counts = json.loads(read_text(path.with_suffix(".counts.json")))
+            kept = counts["train"] + counts["heldout"]
+            dropped = ", ".join(f"{counts[reason]} {words}" for reason, words in REASONS.items() if counts[reason])
+        except (DataError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path.with_suffix('.counts.json')} is damaged or missing; remove {path}, and both are written again"
+            ) from error
         return (
             f"prompts that the target wrote: {path}; of {counts['draws']} draws {kept} are usable "
             f"({counts['train']} to train on, {counts['heldout']} held out); dropped: {dropped or 'none'}"
         )
+
+
+def _draw(row: Mapping[str, object]) -> Draw:
+    number, text, ended = row["number"], row["text"], row["ended"]
+    if not (isinstance(number, int) and isinstance(text, str) and isinstance(ended, bool)):
+        raise TypeError("not a draw")
+    return Draw(number, text, ended)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:

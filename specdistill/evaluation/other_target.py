@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.answers import write_answers
-from specdistill.errors import SHORTER_TEXTS, ModelError, out_of_memory_named
+from specdistill.errors import SHORTER_TEXTS, IncompatibleModelsError, ModelError, first_line, out_of_memory_named
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.config import MeasureConfig
@@ -41,7 +41,10 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
         return None
     source, target = load.find(config.second.compare_target, ROLE, progress.say), found.target
     rows = target.rows, source.rows
-    vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, source.name, *rows)
+    if not vocabulary.same_tokens(target.tokenizer, source.tokenizer, *rows):
+        raise IncompatibleModelsError(
+            f"--{ROLE} {source.name} has another tokenizer than --target {target.name}; name a target with the same one"
+        )
     stop_ids.check_stop_ids(source.name, ROLE, source.location, source.config, source.tokenizer)
     load.check_loadable(source, ROLE)
     needed = found.max_context
@@ -91,7 +94,9 @@ def score_other_target(
     progress: Progress,
     stop: Interruption,
 ) -> OtherTarget | None:
-    """Lets the second target answer, and scores the draft against it; None after a Ctrl-C.
+    """Lets the second target answer, and scores the draft against it; None after a Ctrl-C, or where it fails.
+
+    What was measured of the first target is never lost by the second: its failure is said and left out.
 
     Args:
         source: Result of `find_other_target`.
@@ -102,22 +107,36 @@ def score_other_target(
         progress: Where bars go.
         stop: Ctrl-C.
     """
-    first = models.target
-    with stop.caught(), out_of_memory_named(SHORTER_TEXTS):
-        other = load.load_model(source, ROLE, device=str(first.device), dtype=first.model.dtype)
-        # The two heads may be padded differently; the tokens are the same.
-        other.vocab_size = first.vocab_size
-        limit, seed, name = config.max_new_tokens, config.timing.seed, f"{ROLE} writes answers"
-        written = write_answers(other, prompts, encoded, config.sampling, limit, seed, progress, name)
-        scores = []
-        for examples, whose in ((written, "its answers"), (answers, "the target's")):
-            title = f"scoring {models.draft.name} against {ROLE}, {whose}"
-            with progress.task(title, len(examples), "answers") as task:
-                scores.append(
-                    acceptance.score(other, models.draft, examples, config.sampling, on_sequences=task.advance)
-                )
-        return OtherTarget(model_facts(other), *scores)
+    try:
+        with stop.caught(), out_of_memory_named(SHORTER_TEXTS):
+            return _scored(source, config, models, prompts, encoded, answers, progress)
+    except Exception as error:
+        # Anything: models of all kinds run here, after minutes or hours of measuring.
+        progress.say(f"--{ROLE} {source.name} was not measured: {first_line(error)}; the report is without it")
     return None
+
+
+def _scored(
+    source: load.ModelSource,
+    config: MeasureConfig,
+    models: Models,
+    prompts: Sequence[Prompt],
+    encoded: list[list[int]],
+    answers: Sequence[Example],
+    progress: Progress,
+) -> OtherTarget:
+    first = models.target
+    other = load.load_model(source, ROLE, device=str(first.device), dtype=first.model.dtype)
+    # The two heads may be padded differently; the tokens are the same.
+    other.vocab_size = first.vocab_size
+    limit, seed, name = config.max_new_tokens, config.timing.seed, f"{ROLE} writes answers"
+    written = write_answers(other, prompts, encoded, config.sampling, limit, seed, progress, name)
+    scores = []
+    for examples, whose in ((written, "its answers"), (answers, "the target's")):
+        title = f"scoring {models.draft.name} against {ROLE}, {whose}"
+        with progress.task(title, len(examples), "answers") as task:
+            scores.append(acceptance.score(other, models.draft, examples, config.sampling, on_sequences=task.advance))
+    return OtherTarget(model_facts(other), *scores)
 
 
 def with_other_target(report: Report, beside: OtherTarget | None, records: Sequence[PromptAcceptance]) -> Report:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -58,10 +57,9 @@ def find(name: str, role: str, base: str | None) -> Adapter | None:
     """
     if adapters.is_adapter(Path(name)):
         return adapters.read(Path(name), name, role, base)
-    known = None if Path(name).exists() else try_to_load_from_cache(name, adapters.SETTINGS_FILE)
-    if not isinstance(known, str):
-        return None
-    return fetch(name, role, base)
+    if not Path(name).exists() and cached(name, adapters.SETTINGS_FILE, ask_hub=False) is not None:
+        return fetch(name, role, base)
+    return None
 
 
 def fetch(name: str, role: str, base: str | None) -> Adapter:

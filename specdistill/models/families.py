@@ -34,6 +34,22 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
         )
 
 
+def check_experts(config: PretrainedConfig, name: str) -> None:
+    """Refuses a mixture whose numbers of experts can't be.
+
+    Raises:
+        ModelError: Each token takes none, or more than there are.
+    """
+    taken = getattr(config, "num_experts_per_tok", None)
+    counts = [getattr(config, field, None) for field in ("num_local_experts", "num_experts", "n_routed_experts")]
+    there = next((count for count in counts if isinstance(count, int) and count > 0), None)
+    if there is not None and isinstance(taken, int) and not 1 <= taken <= there:
+        raise ModelError(
+            f"{name} sends each token to {taken} of {there} experts; num_experts_per_tok in its config.json must be "
+            f"1 to {there}"
+        )
+
+
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """Configuration of the language model inside a multimodal one; the same one where it is nothing else."""
     text = config.get_text_config(decoder=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
 from transformers.utils.hub import cached_file
 
 from specdistill.models.quiet import quiet_hub
@@ -29,6 +30,6 @@ def cached(location: str, file: str, *, ask_hub: bool = True) -> Path | None:
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-    except OSError:
+    except (OSError, HFValidationError):
         return None
     return None if found is None else Path(found)

@@ -127,6 +127,7 @@ def _read(name: str, role: str, adapter: Adapter | None, say: Callable[[str], No
             outer = AutoConfig.from_pretrained(location, trust_remote_code=False)
             config = families.text_part(outer)
             families.check_causal(config, name)
+            families.check_experts(config, name)
             if Path(location).is_dir():
                 checkpoint_files.check_tokenizer(Path(location), name, role)
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)

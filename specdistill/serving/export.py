@@ -60,6 +60,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
             atomic.refuse_existing_file(output, "--output")
             return _export(config, output, say)
     merged = config.files.merged_target
+    if merged is not None and Path(merged).resolve() == output.resolve():
+        raise OutputError(f"--merged-target and --output are both {merged}; give each model a directory of its own")
     if merged is not None and Path(merged).exists():
         raise OutputError(f"{merged} exists; choose another --merged-target, or move it away first")
     with locks.output_lock(output, say):

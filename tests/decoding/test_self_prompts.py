@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,10 +295,10 @@ def test_another_target_writes_its_own(target, tmp_path, change):
 def test_prompts_of_other_settings_are_not_taken(target, settings):
     ask(target)
     other = SelfPromptSettings(**({"self_temperature": 2.0, "self_max_tokens": 40} | settings))
-    assert written_before("self:20", "train", HOT, ChatSettings(), str(target)) is not None
-    assert written_before("self:20", "train", other, ChatSettings(), str(target)) is None
-    assert written_before("self:20", "heldout", HOT, ChatSettings(), str(target)) is None
-    assert written_before("builtin:train", "train", HOT, ChatSettings(), str(target)) is None
+    assert written_before("self:20", "train", HOT, ChatSettings(), str(target), None) is not None
+    assert written_before("self:20", "train", other, ChatSettings(), str(target), None) is None
+    assert written_before("self:20", "heldout", HOT, ChatSettings(), str(target), None) is None
+    assert written_before("builtin:train", "train", HOT, ChatSettings(), str(target), None) is None
     with pytest.raises(ConfigError):
         ask(target, settings=other, weights=None)
 
@@ -314,6 +315,26 @@ def test_a_folder_of_another_target_is_refused(target, cache, tmp_path):
     shutil.copytree(directory, own)
     with pytest.raises(DataError, match="holds prompts of another target"):
         ask(other)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", None])
+def test_damaged_counts_name_what_to_remove(target, cache, content):
+    prompts = Path(ask(target))
+    counts = prompts.with_suffix(".counts.json")
+    counts.unlink() if content is None else counts.write_text(content)
+    with pytest.raises(DataError, match=f"remove {prompts}, and both are written again"):
+        ask(target)
+    prompts.unlink()
+    assert ask(target) == str(prompts) and counts.is_file()
+
+
+@pytest.mark.parametrize("row", ['{"number": 0, "text": 5, "ended": true}', '{"number": 0}', "[1]", ""])
+def test_a_shard_of_something_else_is_named(target, cache, row):
+    prompts = Path(ask(target))
+    prompts.unlink()
+    (prompts.parent / "draws-00000.jsonl").write_text(f"{row}\n" if row else "")
+    with pytest.raises(DataError, match=r"draws-00000.jsonl is damaged; remove it"):
+        ask(target)
 
 
 def test_a_damaged_shard_is_named(target, cache):

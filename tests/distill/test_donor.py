@@ -199,11 +199,11 @@ def quantised(directory):
 
 
 REFUSED = {
-    "encoder": (encoder, "is of type 'bert', which is not supported"),
-    "encoder and decoder": (encoder_and_decoder, "is of type 't5', which is not supported"),
+    "encoder": (encoder, "its head times the hidden states differs"),
+    "encoder and decoder": (encoder_and_decoder, "is of type 't5', of which transformers has no causal language model"),
     "no head": (without_head, "holds no weights for lm_head.weight"),
     "quantised": (quantised, "--donor bad is quantised by bitsandbytes, and quantised weights can't be cut"),
-    "adapter": (wild.adapter, "--donor bad is a LoRA adapter of org/base-8b"),
+    "adapter": (wild.adapter, "can't read the base org/base-8b of --donor bad"),
 }
 
 

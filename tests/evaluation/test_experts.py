@@ -14,6 +14,7 @@ from tiny_runs import example, prompt_rows, write_rows
 from specdistill import BenchConfig
 from specdistill import bench as bench_anywhere
 from specdistill.decoding.costs import measure_costs, windows_of
+from specdistill.decoding.proof import prove
 from specdistill.evaluation import measure
 from specdistill.evaluation.experts import Routing, routed_hidden_states
 from specdistill.evaluation.measure import measure_draft
@@ -131,6 +132,8 @@ def test_windows_are_the_middle_of_answers_that_are_long_enough():
 def test_a_mixtures_passes_read_the_windows(monkeypatch):
     """A mixture's time depends on its tokens: ids 0, 1, 2 ... say nothing of what it will check."""
     model, read = make_mixture("qwen3_moe"), []
+    # The proof reads tokens of its own.
+    prove(model)
     base = type(model.base_model)
     original = base.forward
 

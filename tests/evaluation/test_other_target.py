@@ -15,6 +15,7 @@ from specdistill.cli import main
 from specdistill.decoding import Sampling, generate_plain
 from specdistill.errors import ConfigError
 from specdistill.evaluation.report import TargetComparison
+from specdistill.progress import Quiet
 
 RULES = ("greedy", "sampled", "argmax_draft")
 TOKENS = 10
@@ -111,6 +112,16 @@ def test_what_quantisation_costs_a_draft(folder, capsys):
     assert sentence in capsys.readouterr().out and sentence in (folder / "r.html").read_text()
 
 
+def test_a_second_target_that_fails_costs_the_first_ones_report_nothing(folder, monkeypatch, capsys):
+    """Its weights hold a NaN, which only reading them shows: after everything else was measured."""
+    wild.change_weights(folder / "full", lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    said = []
+    monkeypatch.setattr(Quiet, "say", lambda self, text: said.append(text))
+    report = measure(folder)
+    assert report.compare_target is None and report.latency.speedup.mean > 0
+    assert [text for text in said if "full was not measured: " in text and "the report is without it" in text]
+
+
 def test_an_adapters_base_beside_it(folder, monkeypatch):
     from peft_adapters import make_adapter
 
@@ -150,7 +161,7 @@ def test_bad_targets_are_refused_before_weights_are_read(folder, capsys):
     save(make_model(context=64), folder / "short")
     for name, words in (
         ("nowhere", "--compare-target ./nowhere does not exist"),
-        ("foreign", "different tokenizers: id 5 is"),
+        ("foreign", "--compare-target ./foreign has another tokenizer than --target"),
         ("endless", "--compare-target ./endless has no stop id"),
         ("short", "--compare-target ./short takes 64 tokens, the pair 256"),
     ):

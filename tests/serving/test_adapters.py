@@ -111,6 +111,12 @@ def test_export_writes_both_models_merged(folder, capsys):
     assert "choose another --merged-target" in wild.one_line(capsys)
 
 
+def test_the_two_models_of_an_export_need_two_directories(folder, capsys):
+    output = str(folder / "both")
+    assert wild.run("export", folder, ["--merged-target", output, "--output", output]) == 2
+    assert "--merged-target and --output are both" in wild.one_line(capsys) and not (folder / "both").exists()
+
+
 @pytest.mark.parametrize(("target", "warned"), [("target", True), ("base", False)])
 def test_the_gguf_beside_a_gguf_draft_must_hold_the_adapter(folder, target, warned):
     names = {

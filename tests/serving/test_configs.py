@@ -21,10 +21,12 @@ BENCH = {
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
     "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
     "negative_prompt": None, "scorer": None, "lenience_sweep": [],
+    "target_base": None, "compare_target": None,
     "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
 }  # fmt: skip
 PLAN = {
     "draft_layers": 0, "draft_width": 0, "dtype": "bfloat16", "vocab_size": 128256, "target_resident_params": None,
+    "experts": 0, "experts_per_token": 0,
     "prompts": 50000, "rollouts_per_prompt": 4, "prompt_tokens": 300, "answer_tokens": 400, "epochs": 2.0,
     "on_policy_fraction": 0.0, "labels": "live", "label_top_k": 64, "batch_size": 64, "micro_batch_size": 8,
     "gpus": 8, "gpu": "h100", "gpu_tflops": 0.0, "gpu_bandwidth": 0.0, "gpu_memory": 0.0, "utilisation": 0.4,
@@ -36,12 +38,12 @@ COMMANDS = {
     "check": (
         CheckConfig,
         {"target": "t", "draft": "d"},
-        {"max_model_len": 0, "tensor_parallel": 1, "num_draft_tokens": 4, "json": None},
+        {"max_model_len": 0, "tensor_parallel": 1, "num_draft_tokens": 4, "json": None, "target_base": None},
     ),
     "export": (
         ExportConfig,
         {"target": "t", "draft": "d", "format": "vllm", "output": "o"},
-        {"type": "auto", "target_gguf": None},
+        {"type": "auto", "target_gguf": None, "merged_target": None, "target_base": None},
     ),
 }
 

@@ -56,6 +56,7 @@ MODELS = [
     *model_cases("broken-config", "config.json", commands=TARGET),
     *model_cases("list-config", "config.json", commands=TARGET),
     *model_cases("unknown-architecture", "t5", commands=LOADING),
+    *model_cases("too-many-experts", "9 of 4 experts", "num_experts_per_tok", commands=LOADING),
     *model_cases("adapter", "the base ../nowhere of --target adapter", "--target-base", commands=TARGET),
     *model_cases("no-tokenizer", "no tokenizer files"),
     *model_cases("broken-tokenizer", "broken-tokenizer"),

@@ -121,6 +121,7 @@ def _checkpoints(folder: Path) -> None:
     damaged("no-config", lambda path: (path / "config.json").unlink())
     damaged("broken-config", lambda path: (path / "config.json").write_text("{"))
     damaged("list-config", lambda path: (path / "config.json").write_text("[]"))
+    damaged("too-many-experts", config(num_local_experts=4, num_experts_per_tok=9))
     damaged("unknown-architecture", config(model_type="t5", architectures=["T5ForConditionalGeneration"]))
     damaged("gptq", config(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}))
     damaged("modelopt", config(quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"}))
