@@ -80,3 +80,11 @@ def test_the_border_is_read_from_the_configuration():
     border = position_scaling.longrope_border
     assert border(family_model("phi3", **SCALED["phi3"]).config) == 16
     assert border(family_model("phi3").config) is None
+
+
+def test_rows_that_stay_keep_their_own_side_of_the_border():
+    reader = position_scaling.cached(family_model("phi3", **SCALED["phi3"]), 3, 40)
+    reader.read([list(range(5, 25)), [20, 21], list(range(30, 50))])
+    reader._long = [True, False, True]
+    reader.select([1, 2])
+    assert reader._long == [False, True]

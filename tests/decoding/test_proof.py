@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import wild_checkpoints as wild
 from family_models import family_model
 from tiny_models import make_model, save
 
@@ -30,10 +31,13 @@ def test_a_window_that_is_not_read_is_caught(monkeypatch, kind, layers):
     assert not found.decodes and "differs by" in found.reason and layers in found.reason
 
 
-def test_keys_at_the_wrong_place_are_caught(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_at_the_wrong_place_are_caught(monkeypatch, dtype):
     write = ragged_cache._write
     monkeypatch.setattr(ragged_cache, "_write", lambda buffer, states, at: write(buffer, states, (at - 1).clamp(min=0)))
-    found = proven("llama")
+    model = family_model("llama")
+    model.model.to(dtype)
+    found = proof.prove(model)
     assert not found.rolls_back and "position" in found.reason
 
 
@@ -90,6 +94,29 @@ def test_a_proof_is_made_once_for_a_checkpoint_and_again_when_its_files_change(m
     save(make_model(seed=1), directory)
     assert proof.prove(load_model(str(directory))).rolls_back and len(made) == 2
     assert proof.prove(load_model(str(directory), dtype=torch.bfloat16)).rolls_back and len(made) == 3
+
+
+def test_a_proof_is_made_again_for_an_edited_configuration(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(proof, "_KEPT_FROM", 0)
+    directory = save(make_model(), tmp_path / "model")
+    proof.prove(load_model(str(directory)))
+    wild.change_json(directory / "config.json", max_position_embeddings=128)
+    proof.prove(load_model(str(directory)))
+    assert len(list((tmp_path / "cache" / "proofs").iterdir())) == 2
+
+
+def test_an_error_of_today_is_not_kept(monkeypatch, tmp_path):
+    def broken(*arguments, **named):
+        raise RuntimeError("a driver's fault")
+
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(proof, "_KEPT_FROM", 0)
+    directory = save(make_model(), tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(cached_model.CachedModel, "_pass", broken)
+        assert "a driver's fault" in proof.prove(load_model(str(directory))).reason
+    assert proof.prove(load_model(str(directory))).rolls_back
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral", "deepseek_v3", "qwen3_5_text"])

@@ -170,7 +170,10 @@ def test_a_heavy_one_is_trained_for(tiny, made, tmp_path):
     assert summary.verdict.startswith("adapted: ") and f"{summary.gain['greedy'].mean:+.3f}" in summary.verdict
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.7}, {"heldout_prompts": 7}, {"max_new_tokens": 10}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 0.7}, {"heldout_prompts": 7}, {"max_new_tokens": 10}, {"chat_template_kwargs": {"tone": "dry"}}],
+)
 def test_a_record_of_other_answers_says_nothing(tiny, made, changes):
     def found(**settings):
         config = train_config(tiny, Path("o"), **{"heldout_prompts": 8} | settings)
