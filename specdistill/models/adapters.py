@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -57,9 +59,12 @@ def find(name: str, role: str, base: str | None) -> Adapter | None:
     """
     if adapters.is_adapter(Path(name)):
         return adapters.read(Path(name), name, role, base)
-    if not Path(name).exists() and cached(name, adapters.SETTINGS_FILE, ask_hub=False) is not None:
-        return fetch(name, role, base)
-    return None
+    try:
+        known = None if Path(name).exists() else try_to_load_from_cache(name, adapters.SETTINGS_FILE)
+    except HFValidationError:
+        # No hub id at all, which whoever loads it says better.
+        return None
+    return fetch(name, role, base) if isinstance(known, str) else None
 
 
 def fetch(name: str, role: str, base: str | None) -> Adapter:

@@ -38,6 +38,10 @@ def check_statistics(target, draft, ids):
             continue
         error, plain_error = (ours - wanted)[~exact].abs().max(), (theirs - wanted)[~exact].abs().max()
         rounding = 4e-7 * wanted[~exact].abs().max().clamp(min=1)
+        if name == "token_acceptance" and target.dtype == torch.float32:
+            # A ratio of probabilities carries the rounding of two log-probabilities, which are as large as the logits.
+            largest = torch.cat([target, draft]).nan_to_num(0, 0, 0).abs().max().cpu().double()
+            rounding = rounding.clamp(min=6e-8 * float(largest))
         assert error <= 2 * plain_error + rounding, (name, error, plain_error)
 
 
@@ -51,7 +55,8 @@ def test_expected_acceptance(device, vocab, dtype):
     draft[0] = target[0]
     target = target.clone()
     target[1, vocab // 2] += 30
-    check_statistics(target, draft, torch.randint(0, vocab, (rows,), device=device))
+    ids = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(vocab))
+    check_statistics(target, draft, ids.to(device))
 
 
 def test_non_contiguous_rows_and_columns(device):
