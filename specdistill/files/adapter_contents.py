@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-_SAMPLE = 2**20
-"""Bytes at each end of a large file that stand for it."""
 _WHOLE = 2**28
 """Files up to so many bytes are read as a whole: an adapter's usually are."""
+_PIECE, _PIECES = 2**16, 256
+"""Bytes of each piece, and pieces spread over a larger file that stand for it: enough to tell checkpoints apart."""
 _KINDS = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 """Modules with a row for each id."""
@@ -22,21 +22,20 @@ def digest(parts: Sequence[str]) -> str:
 
 
 def content_key(directory: Path) -> str:
-    """Hash of a directory's configuration, tokenizer and weights. Of a large file both ends and the size count."""
+    """Hash of a directory's configuration, tokenizer and weights."""
     files = sorted(path for path in directory.iterdir() if path.suffix in _KINDS and path.is_file())
-    return digest([part for path in files for part in (path.name, _file_key(path))])
+    return digest([part for path in files for part in (path.name, file_key(path))])
 
 
-def _file_key(path: Path) -> str:
+def file_key(path: Path) -> str:
+    """Size and hash of a file's content; of a large file the hash of pieces spread over it, in seconds for any size."""
     size, content = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         if size <= _WHOLE:
-            while block := file.read(_SAMPLE):
-                content.update(block)
-        else:
-            content.update(file.read(_SAMPLE))
-            file.seek(size - _SAMPLE)
-            content.update(file.read())
+            return f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        for piece in range(_PIECES):
+            file.seek((size - _PIECE) * piece // (_PIECES - 1))
+            content.update(file.read(_PIECE))
     return f"{size} {content.hexdigest()}"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
+from specdistill.files.adapter_contents import file_key
 from specdistill.models.load import ModelSource
 
 _FILES = (
@@ -12,13 +12,10 @@ _FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
 """Files that decide what a model writes; cards, settings and logs beside them don't."""
-_WHOLE, _PIECE, _PIECES = 2**25, 2**16, 256
 
 
 def content_hash(source: ModelSource) -> str:
     """Hash of a model's weights, configuration, tokenizer and chat template.
-
-    Large files are read in 256 pieces spread over them: enough to tell checkpoints apart, and seconds for any size.
 
     Args:
         source: The model. One of the hub is known by its name and commit.
@@ -30,17 +27,5 @@ def content_hash(source: ModelSource) -> str:
         commit = getattr(source.config, "_commit_hash", None)
         return hashlib.sha256(f"{source.location}@{commit}".encode()).hexdigest()
     for path in sorted({path for pattern in _FILES for path in source.directory.glob(pattern) if path.is_file()}):
-        digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
-        _add(digest, path)
+        digest.update(f"{path.name}:{file_key(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _add(digest, path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _WHOLE:
-            digest.update(file.read())
-            return
-        for piece in range(_PIECES):
-            file.seek((size - _PIECE) * piece // (_PIECES - 1))
-            digest.update(file.read(_PIECE))

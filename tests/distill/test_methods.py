@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import make_model, make_tokenizer, perturbed, save
 from tiny_runs import (
+    EXAMPLES,
     before_each_step,
     example,
     generate_config,
@@ -32,12 +33,6 @@ from specdistill.distill.training.loss import StepTotals, divergence_of, leave_o
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill_kernels.fused_divergence.reference import divergence
-
-EXAMPLES = [
-    example((3, 5, 4), (6, 7, 8, 1), name="a"),
-    example((3, 9, 10, 4), (11, 12), name="b"),
-    example((3, 4), (13, 14, 15, 16, 17), name="c"),
-]
 
 
 def answer_logits(model, examples=EXAMPLES):

@@ -9,6 +9,7 @@ import torch
 from family_models import PREDICT, STATE, family_model
 from tiny_models import make_model
 from tiny_runs import (
+    EXAMPLES,
     annotate_config,
     example,
     generate_config,
@@ -30,11 +31,6 @@ from specdistill.errors import ModelError
 from specdistill.evaluation.acceptance import answer_hidden_states, score
 from specdistill.serving.online import RejectionLog
 
-EXAMPLES = [
-    example((3, 5, 4), (6, 7, 8, 1), name="a"),
-    example((3, 9, 10, 4), (11, 12), name="b"),
-    example((3, 4), (13, 14, 15, 16, 17), name="c"),
-]
 RECURRENT = [kind for kind, reason in PREDICT.items() if reason == STATE]
 
 

@@ -18,16 +18,7 @@ from specdistill.decoding.proof import prove
 from specdistill.evaluation import measure
 from specdistill.evaluation.experts import Routing, routed_hidden_states
 from specdistill.evaluation.measure import measure_draft
-from specdistill.models import families
 from specdistill.models.experts import RoutingRecorder, expert_layers, step_bytes
-
-
-@pytest.fixture(autouse=True)
-def accepted(monkeypatch):
-    """TODO(gate): the list of families refuses qwen3_moe, which decodes exactly; drop this where no list is left."""
-    if hasattr(families, "LAYER_LIST"):
-        monkeypatch.setitem(families.LAYER_LIST, "qwen3_moe", "layers")
-
 
 # ---- what is recorded
 

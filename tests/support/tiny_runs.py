@@ -169,6 +169,13 @@ def example(
     return Example(name, tuple(prompt), tuple(answer), (int(writer),) * len(answer))
 
 
+EXAMPLES = [
+    example((3, 5, 4), (6, 7, 8, 1), name="a"),
+    example((3, 9, 10, 4), (11, 12), name="b"),
+    example((3, 4), (13, 14, 15, 16, 17), name="c"),
+]
+
+
 def loss_module(
     draft: LanguageModel, target: LanguageModel, reference_model: LanguageModel | None = None, **settings: Any
 ) -> DistillationLoss:
