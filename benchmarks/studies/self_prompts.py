@@ -3,11 +3,11 @@
     python benchmarks/studies/self_prompts.py --output DIR [--seeds 0 1 2]      (resumable: finished parts are kept)
 
 One 4-layer cut of SmolLM2-135M-Instruct is trained twice with the same budget, by forward KL on the target's sampled
-answers: to the 84 built-in training prompts, three each, and to 236 prompts that the target wrote itself, one each.
-Eight prompts of either set are held out, which leaves 228 answers of 48 tokens at most; the 40 steps of 8 answers see
+answers: to the 84 built-in training prompts, twelve each, and to 920 prompts that the target wrote itself, one each.
+Eight prompts of either set are held out, which leaves 912 answers of 48 tokens at most; the 200 steps of 8 answers see
 each once or twice. Alpha is measured on the target's sampled answers to the 84 built-in held-out prompts, which are of
 the kind of the built-in training ones. Intervals are paired over them, seeds together. Counts, lengths and kinds are
-those of `--prompts self:1000`, which begins with the same 236.
+those of `--prompts self:1000`, which begins with the same 920.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ SELF = SelfPromptSettings(self_max_tokens=96)
 COUNTED = "self:1000"
 ROWS: dict[str, dict[str, Any]] = {
     "builtin": {"prompts": "builtin:train"},
-    "self": {"prompts": "self:236", "self_max_tokens": SELF.self_max_tokens},
+    "self": {"prompts": "self:920", "self_max_tokens": SELF.self_max_tokens},
 }
-ANSWERS = {"builtin": 3, "self": 1}
+ANSWERS = {"builtin": 12, "self": 1}
 """Answers per prompt, equally many in all."""
 BUDGET = {
-    **{"method": "distillspec", "target_fraction": 1.0, "steps": 40, "batch_size": 8, "heldout_prompts": 8},
-    **{"eval_every": 40, "max_new_tokens": MAX_NEW_TOKENS, "patience": 0},
+    **{"method": "distillspec", "target_fraction": 1.0, "steps": 200, "batch_size": 8, "heldout_prompts": 8},
+    **{"eval_every": 50, "max_new_tokens": MAX_NEW_TOKENS, "patience": 0},
 }
 
 
