@@ -14,9 +14,10 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 ENGINES := .venv-vllm
+OLDEST := .venv-oldest
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo docs bench bench-quick gpu test test-fast test-engines planted-errors check lint format clean
+.PHONY: setup demo docs bench bench-quick gpu test test-fast test-oldest test-engines planted-errors check lint format clean
 
 setup: $(STAMP)
 
@@ -43,6 +44,18 @@ demo: setup
 test: setup check
 	$(BIN)/python -m pytest -m alone
 	$(BIN)/python -m pytest -m "not alone" $(SIDE_BY_SIDE)
+	$(MAKE) test-oldest
+
+# The oldest transformers of pyproject.toml, in front of the installed one: .gguf files, exact decoding, training.
+test-oldest: setup $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c "import transformers; assert transformers.__version__ == '5.19.0'"
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/decoding/test_exactness.py tests/models/test_models.py \
+	  tests/distill/wiring/test_loss_wires.py
+
+$(OLDEST)/.installed: pyproject.toml
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --target $(OLDEST) transformers==5.19.0
+	touch $(OLDEST)/.installed
 
 # Everything that needs no real model: a few minutes.
 test-fast: setup
@@ -90,4 +103,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(CACHE) demo bench gpu build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(OLDEST) $(CACHE) demo bench gpu build docs/_build *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,16 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    LinearAttentionCacheLayerMixin,
-    LinearAttentionLayer,
-)
+from transformers import PretrainedConfig, cache_utils
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from specdistill.models import families
+
+_NothingKept: Any = getattr(cache_utils, "DummyLayer", ())
+"""Class of layers that keep nothing; transformers 5.19 has none."""
 
 _STATE = ("conv_states", "recurrent_states")
 _STATE_FACTS = (
@@ -217,7 +214,7 @@ def _numbers(base_model: nn.Module, config: PretrainedConfig) -> list[int]:
 
 def _like(own: object, batch: int, capacity: int) -> Any:
     """A layer that keeps what transformers' own one does."""
-    if isinstance(own, DummyLayer):
+    if isinstance(own, _NothingKept):
         return own
     if not isinstance(own, LinearAttentionCacheLayerMixin):
         return (RaggedIndexedLayer if hasattr(own, "update_indexer") else RaggedLayer)(batch, capacity)
