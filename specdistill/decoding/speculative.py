@@ -2,7 +2,7 @@
 
 A round does this for every row:
 
-    1. The draft reads what it has not seen yet and proposes `num_draft_tokens` tokens.
+    1. The draft (see `draft_kinds`) proposes up to `num_draft_tokens` tokens.
     2. The target reads the last emitted token and all proposals in one pass.
     3. `verify` keeps a prefix of the proposals and adds one token.
     4. Both caches roll back to the tokens that were kept.
@@ -19,12 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specdistill.decoding.draft_kinds import DraftKind, ModelDraft
 from specdistill.decoding.draft_length import DraftLength, FixedLength
-from specdistill.decoding.drafting import Proposal, propose
+from specdistill.decoding.drafting import Proposal
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
-from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
@@ -88,11 +88,12 @@ class SpeculativeDecoder:
 
     Args:
         target: The model whose distribution the output follows.
-        draft: Proposes tokens. It has the target's vocabulary; with a trimmed head it proposes only the kept ids.
+        draft: Proposes tokens: a model with the target's vocabulary, or another kind of draft.
         num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides before each round.
         sampling: Temperature and filters, the same for target and draft.
         rule: `greedy` at temperature 0. Above it `sampled`, `block` (exact too, with at least as many accepted tokens
-            in expectation), `argmax_draft`, or the lossy `lenient`. None picks `greedy` or `sampled`.
+            in expectation), `argmax_draft`, or the lossy `lenient`. None picks `greedy`, `sampled`, or for a draft
+            that only copies `argmax_draft`.
         lenience: In (0, 1], for the rule `lenient`. Below 1 the output does not follow the target's distribution.
         acceptance: Replaces the verification, as speculative KD does. `rule` then decides only how to draft.
         guidance: Classifier-free guidance of the target: the output follows the guided distribution. Each pass of the
@@ -107,7 +108,7 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: LanguageModel,
-        draft: LanguageModel,
+        draft: LanguageModel | DraftKind,
         *,
         num_draft_tokens: int | DraftLength,
         sampling: Sampling,
@@ -116,15 +117,16 @@ class SpeculativeDecoder:
         acceptance: Acceptance | None = None,
         guidance: Guidance | None = None,
     ) -> None:
-        rule = rule or ("greedy" if sampling.greedy else "sampled")
+        kind = ModelDraft(draft) if isinstance(draft, LanguageModel) else draft
+        rule = rule or ("greedy" if sampling.greedy else "argmax_draft" if kind.is_point_mass else "sampled")
         if (rule == "greedy") != sampling.greedy:
             remedy = "use greedy" if sampling.greedy else "greedy needs temperature 0"
             raise ConfigError(f"the rule {rule!r} does not go with temperature {sampling.temperature}; {remedy}")
         if not 0 < lenience <= 1:
             raise ConfigError(f"--lenience must be in (0, 1], got {lenience}")
-        for model in (target, draft):
-            prove(model).require_rollback(model.name)
-        self.target, self.draft, self.guidance = target, draft, guidance
+        prove(target).require_rollback(target.name)
+        kind.require_ready()
+        self.target, self.draft, self.guidance = target, kind, guidance
         self.length = FixedLength(num_draft_tokens) if isinstance(num_draft_tokens, int) else num_draft_tokens
         self.sampling = sampling
         self.draft_sampling = Sampling(temperature=0.0) if rule == "argmax_draft" else sampling
@@ -161,7 +163,6 @@ class SpeculativeDecoder:
         """
         target_prompts = prompts if target_prompts is None else target_prompts
         check_lengths(target_prompts, max_new_tokens, self.target)
-        check_lengths(prompts, max_new_tokens, self.draft)
         if self.guidance is not None:
             check_lengths([list(self.guidance.negative_ids)], max_new_tokens, self.target)
         start = time.perf_counter()
@@ -196,7 +197,9 @@ class _Batch:
         room = stopping.max_new_tokens + decoder.length.max_tokens + 1
         longest = max(map(len, target_prompts)) + room
         self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
-        self.draft = cached(decoder.draft, len(prompts), max(map(len, prompts)) + room)
+        self.draft = decoder.draft.begin(
+            prompts, stopping.max_new_tokens, room, decoder.draft_sampling, decoder.target.device
+        )
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
@@ -214,25 +217,18 @@ class _Batch:
         else:
             # The draft proposes the first token too, so the first round starts from the prompt's last token.
             self.target.advance([-1] * len(prompts))
-        # The draft reads the prompt when it first proposes, so plain steps never pay for it.
         self._drop_finished()
 
     def round(self) -> None:
         """Drafts, verifies and rolls back once."""
         decoder, keys = self.decoder, self._keys()
-        unread = self._unread()
-        limit = decoder.length.limit(max(map(len, unread)))
+        texts = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
+        limit = decoder.length.limit(self.draft.unread(texts))
         # If verification always adds a token, the last token of an answer need not be drafted.
         reserved = 1 if decoder.acceptance.always_adds_token else 0
         wanted = [self.stopping.max_new_tokens - len(self.results[row].token_ids) - reserved for row in self.alive]
-        proposal, counts = propose(
-            self.draft,
-            unread,
-            [min(limit, count) for count in wanted],
-            sampling=decoder.draft_sampling,
-            keys=keys,
-            length=decoder.length,
-        )
+        limits = [min(limit, count) for count in wanted]
+        proposal, counts = self.draft.propose(texts, limits, keys=keys, length=decoder.length)
         proposed = [ids.tolist() for ids in proposal.token_ids.split(counts)]
         hidden = self._read_proposals(proposed)
         logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(hidden)))
@@ -254,11 +250,6 @@ class _Batch:
         emitted = [len(self.results[row].token_ids) for row in self.alive]
         return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
 
-    def _unread(self) -> list[list[int]]:
-        """Tokens of each row that the draft has not read yet."""
-        sequences = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
-        return [ids[length:] for ids, length in zip(sequences, self.draft.lengths, strict=True)]
-
     def _commit(self, proposed: list[list[int]], verified: Verified, hidden: list[Tensor]) -> None:
         """Emits the kept tokens, rolls both caches back and drops rows that ended."""
         kept = verified.num_accepted.tolist()
@@ -274,11 +265,10 @@ class _Batch:
             possible = emitted if ended_in_draft else len(ids)
             result.rounds.append(Round(proposed=possible, accepted=min(count, emitted), emitted=emitted))
         self.decoder.length.observe([len(ids) for ids in proposed], kept)
-        # The target keeps all but the last emitted token, which the next round reads. The draft may have read less.
+        # Both keep all but the last emitted token, which the next round reads.
         new = [len(self.results[row].token_ids) - 1 for row in self.alive]
         self.target.set_lengths([len(self.target_prompts[row]) + n for row, n in zip(self.alive, new, strict=True)])
-        read = [len(self.prompts[row]) + n for row, n in zip(self.alive, new, strict=True)]
-        self.draft.set_lengths([min(a, b) for a, b in zip(read, self.draft.lengths, strict=True)])
+        self.draft.roll_back([len(self.prompts[row]) + n for row, n in zip(self.alive, new, strict=True)])
         self._drop_finished()
 
     def _emit(self, row: int, token_ids: list[int], num_from_draft: int) -> int:
