@@ -1,4 +1,4 @@
-"""What a draft is to the decoder: a value that says how it proposes. Here the protocol, and the draft that is a model.
+"""Drafts as the decoder sees them: values that say how they propose. Here the protocol, and the draft that is a model.
 
 `free_drafts` has those without weights.
 """
@@ -48,8 +48,12 @@ class Drafting(Protocol):
         """
         ...
 
-    def roll_back(self, lengths: list[int]) -> None:
-        """Drops what was read beyond these numbers of tokens, one for each row."""
+    def commit(self, texts: Sequence[list[int]]) -> None:
+        """Drops the proposals of a round that were not kept.
+
+        Args:
+            texts: Each row's prompt and answer after the round, of rows that end with it too.
+        """
         ...
 
     def select(self, rows: list[int]) -> None:
@@ -140,9 +144,10 @@ class ModelDrafting:
         unread = [text[read:] for text, read in zip(texts, self._cached.lengths, strict=True)]
         return propose(self._cached, unread, limits, sampling=self._sampling, keys=keys, length=length)
 
-    def roll_back(self, lengths: list[int]) -> None:
-        # It may have read less than was kept.
-        self._cached.set_lengths([min(pair) for pair in zip(lengths, self._cached.lengths, strict=True)])
+    def commit(self, texts: Sequence[list[int]]) -> None:
+        # All but the last token, which is read next; it may have read less than was kept.
+        lengths = zip(texts, self._cached.lengths, strict=True)
+        self._cached.set_lengths([min(len(text) - 1, read) for text, read in lengths])
 
     def select(self, rows: list[int]) -> None:
         self._cached.select(rows)

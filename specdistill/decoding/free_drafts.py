@@ -42,7 +42,7 @@ class FreeDraft:
 
 
 class FreeDrafting:
-    """A lookup for each row. Emitted tokens are never taken back, so there is nothing to roll back.
+    """A lookup for each row. Emitted tokens are never taken back.
 
     Args:
         new_lookup: Begins a text.
@@ -67,14 +67,8 @@ class FreeDrafting:
 
     def copies(self, texts: Sequence[list[int]], limits: list[int]) -> list[list[int]]:
         """The run that each row copies; empty where none was found."""
-        runs = []
-        # Row by row: what one row remembers, the next one may copy.
-        for row, (text, limit) in enumerate(zip(texts, limits, strict=True)):
-            lookup = self._lookups[row]
-            lookup.read(text[self._read[row] :])
-            self._read[row] = len(text)
-            runs.append(lookup.copy(limit) if limit else [])
-        return runs
+        self.commit(texts)
+        return [lookup.copy(limit) if limit else [] for lookup, limit in zip(self._lookups, limits, strict=True)]
 
     def proposal(self, runs: list[list[int]]) -> Proposal:
         """The runs as the verification takes them: where it reads the draft's logits, each token is certain."""
@@ -89,8 +83,11 @@ class FreeDrafting:
         runs = self.copies(texts, limits)
         return self.proposal(runs), [len(run) for run in runs]
 
-    def roll_back(self, lengths: list[int]) -> None:
-        pass
+    def commit(self, texts: Sequence[list[int]]) -> None:
+        # The ends of answers too: other texts may copy them.
+        for row, text in enumerate(texts):
+            self._lookups[row].read(text[self._read[row] :])
+            self._read[row] = len(text)
 
     def select(self, rows: list[int]) -> None:
         self._lookups = [self._lookups[row] for row in rows]
@@ -153,8 +150,9 @@ class FreeThenModelDrafting:
         drafted, counts = self._model.propose(texts, rest, keys=keys, length=length)
         return _merged(copied, drafted, runs, counts)
 
-    def roll_back(self, lengths: list[int]) -> None:
-        self._model.roll_back(lengths)
+    def commit(self, texts: Sequence[list[int]]) -> None:
+        self._free.commit(texts)
+        self._model.commit(texts)
 
     def select(self, rows: list[int]) -> None:
         self._free.select(rows)

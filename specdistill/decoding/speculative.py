@@ -222,7 +222,7 @@ class _Batch:
     def round(self) -> None:
         """Drafts, verifies and rolls back once."""
         decoder, keys = self.decoder, self._keys()
-        texts = [self.prompts[row] + self.results[row].token_ids for row in self.alive]
+        texts = self._texts()
         limit = decoder.length.limit(self.draft.unread(texts))
         # If verification always adds a token, the last token of an answer need not be drafted.
         reserved = 1 if decoder.acceptance.always_adds_token else 0
@@ -250,6 +250,10 @@ class _Batch:
         emitted = [len(self.results[row].token_ids) for row in self.alive]
         return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
 
+    def _texts(self) -> list[list[int]]:
+        """Each row's prompt, as the draft sees it, and answer so far."""
+        return [self.prompts[row] + self.results[row].token_ids for row in self.alive]
+
     def _commit(self, proposed: list[list[int]], verified: Verified, hidden: list[Tensor]) -> None:
         """Emits the kept tokens, rolls both caches back and drops rows that ended."""
         kept = verified.num_accepted.tolist()
@@ -268,7 +272,7 @@ class _Batch:
         # Both keep all but the last emitted token, which the next round reads.
         new = [len(self.results[row].token_ids) - 1 for row in self.alive]
         self.target.set_lengths([len(self.target_prompts[row]) + n for row, n in zip(self.alive, new, strict=True)])
-        self.draft.roll_back([len(self.prompts[row]) + n for row, n in zip(self.alive, new, strict=True)])
+        self.draft.commit(self._texts())
         self._drop_finished()
 
     def _emit(self, row: int, token_ids: list[int], num_from_draft: int) -> int:

@@ -119,7 +119,7 @@ def _likeliest_run(node: _Node, most: int, least: float) -> tuple[np.float32, li
 
 
 class SuffixMemory:
-    """What suffix decoding remembers of earlier answers. It grows with every text that it begins.
+    """Earlier answers, as suffix decoding remembers them. It grows with every text that it begins.
 
     Args:
         settings: Limits of the method.

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.evaluation.baseline_settings import BaselineSettings
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
@@ -165,6 +166,9 @@ class MeasureConfig(Config):
     guided: Annotated[GuidanceSettings, box("Guidance of the target")] = field(default_factory=GuidanceSettings)
     acceptance: Annotated[AcceptanceSettings, box("Acceptance rule and draft length")] = field(
         default_factory=AcceptanceSettings
+    )
+    beside: Annotated[BaselineSettings, box("Drafting without a model, beside the draft")] = field(
+        default_factory=BaselineSettings
     )
     score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)

@@ -1,17 +1,18 @@
-"""Speculative decoding against the plain target: the same prompts in the same run, alternating, paired."""
+"""Ways of decoding against the plain target: the same prompts in the same run, in turn, paired."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation, Guidance, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.guided_model import cached_model
 from specdistill.evaluation.report import GreedyDifference
-from specdistill.evaluation.statistics import FEWEST_UNITS
+from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate, of_sums
 from specdistill.models import LanguageModel
 
 
@@ -23,9 +24,9 @@ class TimedRun:
     speculative: list[Generation]
 
 
-def time_both(
+def time_ways(
     target: LanguageModel,
-    decoder: SpeculativeDecoder,
+    decoders: Mapping[str, SpeculativeDecoder],
     encoded: Sequence[list[int]],
     *,
     batch_size: int,
@@ -33,47 +34,69 @@ def time_both(
     seeds: list[int],
     on_tokens=None,
     on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
-) -> list[TimedRun]:
-    """Times plain and speculative decoding batch by batch; which goes first alternates, so drift cancels out.
+) -> dict[str, list[TimedRun]]:
+    """Times the plain target and every decoder batch by batch; who begins takes turns, so drift cancels out.
 
     Args:
-        target: The model alone.
-        decoder: The same model with a draft.
+        target: The model alone, which samples and is guided as the first decoder says.
+        decoders: The same model with drafts, by name; at least one.
         encoded: Token ids of each prompt.
         batch_size: Prompts decoded together.
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
         on_interrupt: Called with a Ctrl-C; the batches that are done are then returned. None passes it on.
+
+    Returns:
+        Name -> one entry per batch; the plain answers are the same in all.
     """
-    runs: list[TimedRun] = []
+    runs: dict[str, list[TimedRun]] = {name: [] for name in decoders}
+    first = next(iter(decoders.values()))
+    ways = ("", *decoders)
     for number, start in enumerate(range(0, len(encoded), batch_size)):
-        chunk = list(encoded[start : start + batch_size])
-        arguments = {
-            "max_new_tokens": max_new_tokens,
-            "seeds": seeds[start : start + batch_size],
-            "on_tokens": on_tokens,
-        }
-
-        def plain(chunk=chunk, arguments=arguments):
-            return generate_plain(target, chunk, sampling=decoder.sampling, guidance=decoder.guidance, **arguments)
-
-        def speculative(chunk=chunk, arguments=arguments):
-            return decoder.generate(chunk, **arguments)
-
+        chunk, own = list(encoded[start : start + batch_size]), seeds[start : start + batch_size]
+        written: dict[str, list[Generation]] = {}
+        begin = number % len(ways)
         try:
-            if number % 2:
-                second = speculative()
-                runs.append(TimedRun(plain(), second))
-            else:
-                first = plain()
-                runs.append(TimedRun(first, speculative()))
+            for name in (*ways[begin:], *ways[:begin]):
+                if name:
+                    written[name] = decoders[name].generate(
+                        chunk, max_new_tokens=max_new_tokens, seeds=own, on_tokens=on_tokens
+                    )
+                else:
+                    written[name] = generate_plain(
+                        target,
+                        chunk,
+                        sampling=first.sampling,
+                        guidance=first.guidance,
+                        max_new_tokens=max_new_tokens,
+                        seeds=own,
+                        on_tokens=on_tokens,
+                    )
         except KeyboardInterrupt as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)
             break
+        for name in decoders:
+            runs[name].append(TimedRun(written[""], written[name]))
     return runs
+
+
+def speedup_of(slow: Sequence[list[Generation]], fast: Sequence[list[Generation]]) -> Estimate:
+    """Ratio of tokens per second of the same batches, paired.
+
+    Args:
+        slow, fast: Answers of each batch; `seconds` of the first is the batch's wall time.
+    """
+    columns = time_and_tokens(slow), time_and_tokens(fast)
+    return of_sums(lambda a, b, c, d: (a / b) / (c / d), *columns[0], *columns[1])
+
+
+def time_and_tokens(batches: Sequence[list[Generation]]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds and tokens of each batch, float64 [batches]."""
+    seconds = np.array([batch[0].seconds for batch in batches])
+    return seconds, np.array([sum(len(g.token_ids) for g in batch) for batch in batches], dtype=float)
 
 
 def too_few_batches(prompts: int, batch_size: int) -> str | None:

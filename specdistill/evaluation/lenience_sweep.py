@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 
 from specdistill.data.batch import Example
-from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
+from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import process
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.evaluation.answer_scores import AnswerJudge, mean
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.guided_states import guided_hidden_states
-from specdistill.evaluation.latency import TimedRun, warm_up
+from specdistill.evaluation.latency import TimedRun, time_ways, warm_up
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report import LenienceRow
@@ -96,33 +96,20 @@ def _decode(
     progress: Progress,
 ) -> dict[float, list[TimedRun]]:
     """Decodes every prompt plainly and under each lenience, batch by batch; who begins takes turns."""
-    target, size, limit = models.target, config.timing.batch_size, config.max_new_tokens
-    decoders = {value: _decoder(models, config.sampling, value, num_draft_tokens) for value in values}
-    seeds = config.timing.prompt_seeds(range(len(encoded)))
-    ways: list[float | None] = [None, *values]
-    runs: dict[float, list[TimedRun]] = {value: [] for value in values}
-    warm_up(target, decoders[EXACT], encoded[0])
-    with progress.task("lenience sweep", len(ways) * len(encoded), "answers") as task:
-        for number, start in enumerate(range(0, len(encoded), size)):
-            chunk, own = list(encoded[start : start + size]), seeds[start : start + size]
-            first = number % len(ways)
-            written: dict[float | None, list[Generation]] = {}
-            for value in [*ways[first:], *ways[:first]]:
-                if value is None:
-                    written[value] = generate_plain(
-                        target,
-                        chunk,
-                        sampling=config.sampling,
-                        max_new_tokens=limit,
-                        seeds=own,
-                        guidance=models.guidance,
-                    )
-                else:
-                    written[value] = decoders[value].generate(chunk, max_new_tokens=limit, seeds=own)
-                task.advance(len(chunk))
-            for value in values:
-                runs[value].append(TimedRun(written[None], written[value]))
-    return runs
+    decoders = {str(value): _decoder(models, config.sampling, value, num_draft_tokens) for value in values}
+    warm_up(models.target, decoders[str(EXACT)], encoded[0])
+    whole = (len(values) + 1) * len(encoded) * config.max_new_tokens
+    with progress.task("lenience sweep", whole, "tokens") as task:
+        runs = time_ways(
+            models.target,
+            decoders,
+            encoded,
+            batch_size=config.timing.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            seeds=config.timing.prompt_seeds(range(len(encoded))),
+            on_tokens=lambda row, ids: task.advance(len(ids)),
+        )
+    return {value: runs[str(value)] for value in values}
 
 
 def _decoder(models: Models, sampling: Sampling, lenience: float, num_draft_tokens: int) -> SpeculativeDecoder:

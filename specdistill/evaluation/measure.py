@@ -8,24 +8,25 @@ from dataclasses import replace
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all
-from specdistill.decoding import SpeculativeDecoder, build_guidance
+from specdistill.decoding import build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, windows_of
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
-from specdistill.evaluation import acceptance, draft_lengths, latency
+from specdistill.evaluation import acceptance, draft_lengths
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
-from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
-from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
-from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.baselines import Beside, beside_draft
+from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.lenience_sweep import lenience_rows
-from specdistill.evaluation.measured import Models, Scores, Timed, build_report
+from specdistill.evaluation.measured import Models, Scores, build_report, with_baselines
 from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
-from specdistill.evaluation.report import GreedyDifference, Report
+from specdistill.evaluation.report import Report
 from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
+from specdistill.evaluation.timed_run import time_run
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, quantised
 from specdistill.models.packed import check_packable
@@ -70,24 +71,25 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    costs = timed = sweep = None
+    costs = timed = sweep = free = None
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            context = _context(config, encoded, room)
-            costs = _costs(models, config, context, answers if scores.experts else (), progress)
-            timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
+            costs = _costs(models, config, _context(config, encoded, room), answers if scores.experts else (), progress)
+            free = _beside_draft(config, models, answers, scores, costs)
+            timed = time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
             if config.acceptance.lenience_sweep and timed.runs and not stop:
                 asked = encoded[: timed.asked]
                 sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
     report = build_report(config, models, scored, scores, costs, timed)
     report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    report = with_baselines(report, free, answers[: len(scores.draft)], timed)
     if other is not None and not stop:
         beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
         report = with_other_target(report, beside, scores.draft)
     if judge is not None and own is not None:
-        ways = judge.timed(timed.runs if timed else [], models.target)
-        score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
+        both = judge.timed(timed.runs if timed else [], models.target)
+        score = judge.section(judge.examples(answers, models.target), own.draft, both, own.compared)
         report = replace(report, score=score)
     if not stop:
         return report
@@ -209,89 +211,16 @@ def _costs(
         )
 
 
-def _decode(
-    config: MeasureConfig,
-    models: Models,
-    prompts: Sequence[Prompt],
-    encoded: list[list[int]],
-    predicted: dict[int, float],
-    costs: Costs | None,
-    progress: Progress,
-    stop: Interruption,
-) -> Timed:
-    settings, asked = config.acceptance, config.num_draft_tokens
-    chosen = asked or draft_lengths.best(predicted, costs)
-    untimed = draft_lengths.why_untimed(models)
-    if untimed is not None or costs is None:
-        progress.say(f"decoding is not timed, since {untimed}")
-        return Timed(chosen, 0, [], None, untimed)
-    decoder = SpeculativeDecoder(
-        models.target,
-        models.draft,
-        num_draft_tokens=draft_lengths.of_settings(settings, asked, chosen, costs),
-        sampling=config.sampling,
-        rule=config.served_rule,
-        lenience=settings.lenience,
-        guidance=models.guidance,
-    )
-    if settings.draft_length == "auto" or (not asked and settings.draft_length == "confidence"):
-        chosen = settings.max_draft_tokens
-    timed = min(config.timing.latency_prompts or len(prompts), len(prompts))
-    runs = _time(models.target, decoder, encoded[:timed], config.timing, config.max_new_tokens, progress, stop)
-    done = sum(len(run.plain) for run in runs)
-    if stop and done < FEWEST:
-        return Timed(chosen, timed, [], None)
-    differences = None
-    if not config.lossy and (config.sampling.greedy or not stop):
-        with stop.caught():
-            differences = _differences(config, models, prompts[:done], encoded, runs, chosen)
-    return Timed(chosen, timed, runs, differences)
-
-
-def _time(
-    target: LanguageModel,
-    decoder: SpeculativeDecoder,
-    encoded: list[list[int]],
-    settings: TimedRunSettings,
-    max_new_tokens: int,
-    progress: Progress,
-    stop: Interruption,
-) -> list[TimedRun]:
-    remark = latency.too_few_batches(len(encoded), settings.batch_size)
-    if remark is not None:
-        progress.say(remark)
-    latency.warm_up(target, decoder, encoded[0])
-    with progress.task("plain against speculative", 2 * len(encoded) * max_new_tokens, "tokens") as task:
-        return latency.time_both(
-            target,
-            decoder,
-            encoded,
-            batch_size=settings.batch_size,
-            max_new_tokens=max_new_tokens,
-            seeds=settings.prompt_seeds(range(len(encoded))),
-            on_tokens=lambda row, ids: task.advance(len(ids)),
-            on_interrupt=stop,
-        )
-
-
-def _differences(
-    config: MeasureConfig,
-    models: Models,
-    prompts: Sequence[Prompt],
-    encoded: list[list[int]],
-    runs: list[TimedRun],
-    num_draft_tokens: int,
-) -> list[GreedyDifference | None]:
-    """Compares greedy runs as they are; when the bench samples, makes a few greedy ones for the check."""
-    if config.sampling.greedy:
-        return latency.run_differences(models.target, prompts, encoded[: len(prompts)], runs, models.guidance)
-    few = min(4, len(prompts))
-    return latency.greedy_check(
-        models.target,
-        models.draft,
-        prompts[:few],
-        encoded[:few],
-        num_draft_tokens=num_draft_tokens,
-        max_new_tokens=min(48, config.max_new_tokens),
-        guidance=models.guidance,
+def _beside_draft(
+    config: MeasureConfig, models: Models, answers: Sequence[Example], scores: Scores, costs: Costs | None
+) -> Beside | None:
+    """Predicts what is free on the answers that were scored."""
+    return beside_draft(
+        config.beside,
+        models.target.eos_token_ids,
+        answers[: len(scores.draft)],
+        [record.token_acceptance[config.predicting_rule] for record in scores.draft],
+        config.acceptance.max_draft_tokens,
+        config.max_new_tokens,
+        costs,
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance
 from specdistill.decoding.costs import Costs
 from specdistill.evaluation import acceptance, economics
 from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.baselines import Beside
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import counted_or_unknown, latency_or_unknown, unknown_economics
 from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.overlap import overlap
+from specdistill.evaluation.recommend import TimedWay, recommend
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import DecoderSetup
@@ -66,6 +70,8 @@ class Timed:
     """None where outputs were not compared."""
     untimed: str | None = None
     """Why decoding was not timed here; None where it was, or where Ctrl-C came before."""
+    beside: Mapping[str, list[TimedRun]] = field(default_factory=dict)
+    """Name of a way of drafting without a model -> its batches."""
 
     @property
     def prompts(self) -> int:
@@ -141,3 +147,26 @@ def _setup(
         pack=config.weights.pack,
         packing_seconds=models.packing_seconds,
     )
+
+
+def with_baselines(report: Report, free: Beside | None, answers: Sequence[Example], timed: Timed | None) -> Report:
+    """Adds `baselines`, `overlap` and `recommendation` to the report.
+
+    Args:
+        report: The report on the draft.
+        free: Drafts without a model beside it; None leaves the report as it is.
+        answers: The target's answers that were scored.
+        timed: The timed run; None where there was none.
+    """
+    if free is None:
+        return report
+    baselines, recommendation = dict(free.predicted), None
+    if timed is not None and timed.runs:
+        baselines = free.timed(timed.beside, timed.runs)
+        ways = [TimedWay("draft", timed.num_draft_tokens, timed.runs)]
+        ways += [
+            TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
+            for name, runs in timed.beside.items()
+        ]
+        recommendation = recommend(ways, report.target.name, report.draft.name)
+    return replace(report, baselines=baselines, overlap=overlap(answers), recommendation=recommendation)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdistill.evaluation.economics import Economics
+from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_baselines import Baseline, Overlap
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -207,6 +209,12 @@ class Report:
     """How right finished answers are; present with --scorer."""
     training_prompts: list[TrainingPrompts] | None = None
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
+    baselines: dict[str, Baseline] | None = None
+    """Name -> a way of drafting without a model; absent with --baselines none."""
+    overlap: Overlap | None = None
+    """Prompts and answers; present with `baselines`."""
+    recommendation: Recommendation | None = None
+    """The way to serve; present where anything was timed."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
 

@@ -12,11 +12,11 @@ from specdistill.data.prompts import Prompt
 from specdistill.decoding import Generation
 from specdistill.evaluation.acceptance import ALPHA_RULES, PromptAcceptance, alpha_sums, predicted_tau
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.latency import TimedRun, speedup_of, time_and_tokens
 from specdistill.evaluation.report import Comparison, Difference, GreedyDifference, Latency, Lossless, Speed
 from specdistill.evaluation.report_acceptance import CategoryScores, CountedAcceptance, ScoredAcceptance
 from specdistill.evaluation.report_setup import ModelFacts, Setup
-from specdistill.evaluation.statistics import Estimate, of_sums, paired_difference, ratio
+from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
 
 
@@ -179,14 +179,13 @@ def by_position(generations: Sequence[Generation], num_draft_tokens: int) -> tup
 def latency_section(runs: Sequence[TimedRun]) -> Latency:
     """`latency` of the report: both speeds, and the speed-up in tokens/s, paired by prompt (or by batch)."""
     plain, speculative = [run.plain for run in runs], [run.speculative for run in runs]
-    columns = _time_and_tokens(plain), _time_and_tokens(speculative)
     # Nothing is known of the inside of an engine that is watched from outside.
     inside = sum(batch[0].model_seconds for batch in speculative) or float("nan")
     return Latency(
         baseline=_speed(plain),
         speculative=_speed(speculative),
-        speedup=of_sums(lambda a, b, c, d: (a / b) / (c / d), *columns[0], *columns[1]),
-        engine_efficiency=inside / columns[1][0].sum(),
+        speedup=speedup_of(plain, speculative),
+        engine_efficiency=inside / sum(batch[0].seconds for batch in speculative),
     )
 
 
@@ -234,13 +233,8 @@ def difference(
     )
 
 
-def _time_and_tokens(batches: Sequence[list[Generation]]) -> tuple[np.ndarray, np.ndarray]:
-    seconds = np.array([batch[0].seconds for batch in batches])
-    return seconds, np.array([sum(len(g.token_ids) for g in batch) for batch in batches], dtype=float)
-
-
 def _speed(batches: Sequence[list[Generation]]) -> Speed:
-    seconds, tokens = _time_and_tokens(batches)
+    seconds, tokens = time_and_tokens(batches)
     first = np.array([g.first_token_seconds for batch in batches for g in batch])
     # Per row: the time one user waits between two tokens after the first.
     following = sum(max(len(g.token_ids) for g in batch) - 1 for batch in batches)

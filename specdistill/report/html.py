@@ -26,6 +26,7 @@ from specdistill.report.wording import (
     target_cost,
     target_rows,
 )
+from specdistill.report.wording_baselines import baseline_rows, overlap_line
 
 
 def html_report(report: Report) -> str:
@@ -55,4 +56,6 @@ def html_report(report: Report) -> str:
         unscored=UNSCORED,
         warning=prediction_warning(report),
         guidance=guidance_lines(report.setup),
+        baselines=baseline_rows(report),
+        overlap=overlap_line(report),
     )

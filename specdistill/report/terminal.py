@@ -31,6 +31,7 @@ from specdistill.report.wording import (
     target_rows,
     training_lines,
 )
+from specdistill.report.wording_baselines import baseline_rows, overlap_line, recommendation_title
 
 
 def bench_tables(report: Report) -> None:
@@ -54,6 +55,7 @@ def bench_tables(report: Report) -> None:
         _lenience(console, report.lenience_sweep)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
+    _baselines(console, report)
     economics = report.economics
     console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
 
@@ -186,6 +188,22 @@ def _experts(console: Console, report: Report) -> None:
     if any(row.measured is not None for row in rows):
         table.add_row("measured", *(number(row.measured) for row in rows))
     console.print(table)
+
+
+def _baselines(console: Console, report: Report) -> None:
+    rows, recommendation = baseline_rows(report), report.recommendation
+    if rows:
+        table = Table(title="drafting without a model beside the draft, on the target's own answers")
+        for name in ("way", "tokens", "tokens/call", "proposed", "predicted", "measured [95 %]"):
+            table.add_column(name, justify="left" if name == "way" else "right")
+        for row in rows:
+            table.add_row(row.meaning, *row[2:])
+        console.print(table)
+        console.print(overlap_line(report) or "", soft_wrap=True)
+    if recommendation is not None:
+        title = f"recommended: {recommendation_title(report)}"
+        console.print(Text.assemble((title, "bold"), f" - {recommendation.why}"), soft_wrap=True)
+        console.print(f"next: {recommendation.next}", soft_wrap=True)
 
 
 def _lenience(console: Console, rows: Sequence[LenienceRow]) -> None:

@@ -35,6 +35,7 @@ TOGETHER = {
     },
     "bench": {
         "lenience_sweep": {"lenience_sweep": [0.5, 0.25], "temperature": 1.0},
+        "ngram_min": {"ngram_min": 1},
         "guidance": {"guidance": 0.5, "negative_prompt": "no"},
         "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
         "engine": {"engine": "transformers"},

@@ -1,0 +1,280 @@
+"""Drafting without a model, predicted on the answers that the draft is scored on.
+
+What is copied depends only on the text so far, so each position of an answer that the target wrote has one proposal,
+and the target keeps of it what the answer goes on with: that is exact under every rule that keeps the distribution, at
+any temperature. Where nothing is copied the draft may be asked instead; its tokens are kept with the probabilities of
+`acceptance`. One walk over each answer therefore gives the expected rounds, and with the costs of single steps the
+speed-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from specdistill.data.batch import Example
+from specdistill.decoding.costs import Costs
+from specdistill.decoding.draft_kinds import DraftKind, ModelDraft
+from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
+from specdistill.decoding.lookup import LlamaCppNgram, NewLookup, TransformersNgram, VllmNgram
+from specdistill.decoding.suffix import SuffixMemory, SuffixSettings
+from specdistill.evaluation.baseline_settings import BaselineSettings
+from specdistill.evaluation.latency import TimedRun, speedup_of
+from specdistill.evaluation.report_baselines import Baseline
+from specdistill.evaluation.statistics import ratio
+from specdistill.models import LanguageModel
+
+WITH_DRAFT = "+draft"
+"""Ending of the names of those that ask the draft where nothing is found."""
+SERVED = ("ngram", "suffix", f"ngram{WITH_DRAFT}", f"suffix{WITH_DRAFT}")
+"""Ways of servers, of which `best` times two."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of copying."""
+
+    settings: dict[str, int | float]
+    begin: Callable[[], NewLookup]
+    """Starts afresh, as a server does."""
+    asks_draft: bool = False
+    longest: int | None = None
+    """The only draft length that its engine has; None where it is a setting."""
+
+
+def ways_of(settings: BaselineSettings, stop_ids: frozenset[int]) -> dict[str, Way]:
+    """Every way of copying, by its name in the report.
+
+    Args:
+        settings: Sizes of vLLM's n-gram.
+        stop_ids: Ids that end an answer, which transformers does not copy.
+    """
+    suffix = SuffixSettings()
+    sizes = {"min": settings.ngram_min, "max": settings.ngram_max}
+    tree = {"depth": suffix.depth, "factor": suffix.factor, "min_probability": suffix.least_probability}
+    alone = {
+        "ngram": Way(dict(sizes), lambda: partial(VllmNgram, settings.ngram_min, settings.ngram_max)),
+        "ngram_transformers": Way({"min": 1, "max": 2}, lambda: partial(TransformersNgram, 2, stop_ids)),
+        "ngram_llama_cpp": Way({"size_n": 12, "size_m": 48}, lambda: partial(LlamaCppNgram, 12, 48), longest=48),
+        "suffix": Way(dict(tree), lambda: SuffixMemory(suffix)),
+    }
+    both = {f"{name}{WITH_DRAFT}": Way(alone[name].settings, alone[name].begin, True) for name in ("ngram", "suffix")}
+    return alone | both
+
+
+def draft_kind(way: Way, target: LanguageModel, draft: LanguageModel) -> DraftKind:
+    """The way as the decoder takes it; it remembers nothing yet."""
+    free = FreeDraft(way.begin(), target.vocab_size)
+    return FreeThenModel(free, ModelDraft(draft)) if way.asks_draft else free
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Expected sums of one answer at one draft length."""
+
+    tokens: float
+    """Tokens that verifications emit."""
+    rounds: float
+    """Verifications."""
+    proposing: float
+    """Those with a proposal."""
+    cost: float
+    """Their time in plain target steps; NaN where one of the costs is not known."""
+
+
+def walk(
+    answer: Example,
+    lookup: NewLookup,
+    num_draft_tokens: int,
+    max_new_tokens: int,
+    costs: Costs | None,
+    draft_chances: np.ndarray | None = None,
+    *,
+    first_drafted: bool = False,
+) -> Walk:
+    """Expected rounds over one answer.
+
+    Args:
+        answer: The target's own.
+        lookup: Begins the text.
+        num_draft_tokens: Most tokens of a proposal.
+        max_new_tokens: The answer's limit: the decoder proposes no more than what is left minus one.
+        costs: Of single steps; None leaves the cost out.
+        draft_chances: [tokens] probability that each token, once the draft is asked, comes from it; None asks none.
+        first_drafted: Whether the prompt's own pass verifies a proposal too.
+    """
+    copies = _copies(answer, lookup, num_draft_tokens, max_new_tokens, first_drafted)
+    first, tokens = 0 if first_drafted else 1, len(answer.answer_ids)
+    starts = np.zeros(tokens + num_draft_tokens + 2)
+    starts[first] = 1.0
+    rounds = proposing = cost = 0.0
+    for place in range(first, tokens):
+        share = starts[place]
+        if share == 0:
+            continue
+        rounds += share
+        proposed, kept = copies[place - first]
+        if proposed:
+            proposing += share
+            cost += share * _cost(costs, 0, proposed)
+            starts[place + kept + 1] += share
+            continue
+        limit = 0 if draft_chances is None else min(num_draft_tokens, tokens - place - 1)
+        proposing += share if limit else 0.0
+        cost += share * _cost(costs, limit, limit)
+        for length in range(limit):
+            chance = draft_chances[place + length] if draft_chances is not None else 0.0
+            starts[place + length + 1] += share * (1 - chance)
+            share *= chance
+        starts[place + limit + 1] += share
+    return Walk(float(tokens - first), rounds, proposing, cost)
+
+
+def _copies(
+    answer: Example, new_lookup: NewLookup, most: int, max_new_tokens: int, first_drafted: bool
+) -> list[tuple[int, int]]:
+    """Tokens that are copied before each position, and how many of them the answer goes on with."""
+    lookup, ids = new_lookup(), answer.answer_ids
+    lookup.read(answer.prompt_ids)
+    first, found = 0 if first_drafted else 1, []
+    lookup.read(ids[:first])
+    for place in range(first, len(ids)):
+        limit = min(most, max_new_tokens - place - 1)
+        run = lookup.copy(limit) if limit > 0 else []
+        following = ids[place : place + len(run)]
+        kept = next((at for at, pair in enumerate(zip(run, following, strict=False)) if pair[0] != pair[1]), None)
+        found.append((len(run), len(following) if kept is None else kept))
+        lookup.read(ids[place : place + 1])
+    return found
+
+
+def _cost(costs: Costs | None, steps: int, proposed: int) -> float:
+    if costs is None or proposed + 1 not in costs.verify_cost:
+        return float("nan")
+    return steps * costs.cost_ratio + costs.verify_cost[proposed + 1]
+
+
+def predict(
+    ways: Mapping[str, Way],
+    answers: Sequence[Example],
+    chances: Sequence[np.ndarray],
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    costs: Costs | None,
+) -> dict[str, Baseline]:
+    """Predicts every way at every draft length, and takes its best.
+
+    Args:
+        ways: What to predict.
+        answers: The target's own answers, in the order in which a server would see them.
+        chances: For each answer, `PromptAcceptance.token_acceptance` under the predicting rule.
+        lengths: Draft lengths to compare.
+        max_new_tokens: Limit of the answers.
+        costs: Of single steps; None compares tokens per target call instead.
+
+    Returns:
+        Name -> prediction. Nothing in it is timed.
+    """
+    return {name: _best(way, answers, chances, lengths, max_new_tokens, costs) for name, way in ways.items()}
+
+
+def _best(
+    way: Way,
+    answers: Sequence[Example],
+    chances: Sequence[np.ndarray],
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    costs: Costs | None,
+) -> Baseline:
+    found: dict[int, Baseline] = {}
+    for length in lengths if way.longest is None else [way.longest]:
+        lookup = way.begin()
+        walks = [
+            walk(answer, lookup, length, max_new_tokens, costs, chance if way.asks_draft else None)
+            for answer, chance in zip(answers, chances, strict=True)
+        ]
+        found[length] = _baseline(way, walks, length)
+    by_length = {length: baseline.mean_acceptance_length.mean for length, baseline in found.items()}
+    best = max(found, key=lambda length: (found[length].predicted_speedup or 0.0, by_length[length], -length))
+    return replace(found[best], predicted_mean_acceptance_length=by_length)
+
+
+def _baseline(way: Way, walks: Sequence[Walk], length: int) -> Baseline:
+    tokens, rounds = [walk.tokens for walk in walks], [walk.rounds for walk in walks]
+    cost = sum(walk.cost for walk in walks)
+    return Baseline(
+        settings=way.settings | {"num_draft_tokens": length},
+        mean_acceptance_length=ratio(tokens, rounds),
+        proposed_share=sum(walk.proposing for walk in walks) / sum(rounds) if sum(rounds) else 0.0,
+        predicted_speedup=float(sum(tokens) / cost) if np.isfinite(cost) and cost else None,
+    )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Everything that is free beside a draft: how it copies, and what is predicted of it."""
+
+    ways: Mapping[str, Way]
+    predicted: Mapping[str, Baseline]
+
+    def to_time(self, settings: BaselineSettings) -> dict[str, tuple[Way, Baseline]]:
+        """Ways for the timed run: the fastest that needs no draft and the fastest that does, or all."""
+        if settings.baselines == "all":
+            chosen = list(self.predicted)
+        elif settings.baselines == "best":
+            chosen = [name for asks in (False, True) for name in self._fastest(asks)]
+        else:
+            chosen = []
+        return {name: (self.ways[name], self.predicted[name]) for name in chosen}
+
+    def _fastest(self, asks_draft: bool) -> list[str]:
+        known = [(self.predicted[name].predicted_speedup, name) for name in SERVED]
+        speeds = [(speed, name) for speed, name in known if speed and self.ways[name].asks_draft == asks_draft]
+        return [max(speeds)[1]] if speeds else []
+
+    def timed(self, runs: Mapping[str, Sequence[TimedRun]], drafted: Sequence[TimedRun]) -> dict[str, Baseline]:
+        """`baselines` of the report.
+
+        Args:
+            runs: Name -> timed batches.
+            drafted: The same batches with the draft.
+        """
+        slow = [run.speculative for run in drafted]
+        return dict(self.predicted) | {
+            name: replace(
+                self.predicted[name],
+                speedup=speedup_of([run.plain for run in batches], [run.speculative for run in batches]),
+                over_draft=speedup_of(slow, [run.speculative for run in batches]),
+            )
+            for name, batches in runs.items()
+            if batches
+        }
+
+
+def beside_draft(
+    settings: BaselineSettings,
+    stop_ids: frozenset[int],
+    answers: Sequence[Example],
+    chances: Sequence[np.ndarray],
+    longest: int,
+    max_new_tokens: int,
+    costs: Costs | None,
+) -> Beside | None:
+    """Predicts what is free; None where the settings leave it out.
+
+    Args:
+        settings: Which, and sizes.
+        stop_ids: Ids that end an answer.
+        answers: The target's own answers that were scored, in order.
+        chances: For each of them, `PromptAcceptance.token_acceptance` under the predicting rule.
+        longest: Longest draft length to compare.
+        max_new_tokens: Limit of the answers.
+        costs: Of single steps; None compares tokens per target call.
+    """
+    if settings.baselines == "none":
+        return None
+    ways = ways_of(settings, stop_ids)
+    return Beside(ways, predict(ways, answers, chances, range(1, longest + 1), max_new_tokens, costs))

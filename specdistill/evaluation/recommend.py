@@ -1,0 +1,129 @@
+"""Picks what to serve, out of everything that was timed: the draft, a copy of the text, both, or nothing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specdistill.evaluation.latency import TimedRun, speedup_of
+from specdistill.evaluation.recommendation import Recommendation
+from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
+
+_WORDS = {
+    "draft": "the draft",
+    "ngram": "n-gram",
+    "ngram_transformers": "transformers' n-gram",
+    "ngram_llama_cpp": "llama.cpp's n-gram",
+    "suffix": "suffix decoding",
+    "ngram+draft": "n-gram, and the draft where it finds nothing,",
+    "suffix+draft": "suffix decoding, and the draft where it finds nothing,",
+    "own_head": "the target's own head",
+}
+
+
+@dataclass(frozen=True)
+class TimedWay:
+    """A way of decoding that was timed, beside the same plain answers as the others."""
+
+    name: str
+    """`draft`, or its key in `baselines`."""
+    num_draft_tokens: int
+    runs: Sequence[TimedRun]
+
+    @property
+    def effort(self) -> int:
+        """Rank of what serving it takes: nothing, a draft, or a draft and an engine that takes both."""
+        return 2 if "+" in self.name else int(self.name == "draft")
+
+    @property
+    def speedup(self) -> Estimate:
+        """Over the plain target, paired."""
+        return speedup_of([run.plain for run in self.runs], [run.speculative for run in self.runs])
+
+    def over(self, other: TimedWay) -> Estimate:
+        """Ratio of its tokens per second to another's, paired."""
+        return speedup_of([run.speculative for run in other.runs], [run.speculative for run in self.runs])
+
+
+def recommend(ways: Sequence[TimedWay], target: str, draft: str) -> Recommendation | None:
+    """Picks the fastest way; one that takes more is picked only if its advantage is more than chance.
+
+    Args:
+        ways: Everything that was timed.
+        target, draft: Names of the models, for the command.
+
+    Returns:
+        None where nothing was timed.
+    """
+    ways = [way for way in ways if way.runs]
+    if not ways:
+        return None
+    if not all(way.speedup.has_interval for way in ways):
+        few = f"an interval needs {FEWEST_UNITS} timed batches or more"
+        again = "--num-prompts 32 --latency-prompts 0"
+        return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=_bench(target, draft, again))
+    best: TimedWay | None = None
+    for way in sorted(ways, key=lambda way: (way.effort, -way.speedup.mean)):
+        if way.speedup.low > 1 and (best is None or (way.effort > best.effort and way.over(best).low > 1)):
+            best = way
+    if best is None:
+        return Recommendation(
+            serve="nothing",
+            num_draft_tokens=None,
+            why=f"Nothing pays: {_list(ways)}.",
+            next=_command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft"),
+        )
+    others = [way for way in ways if way is not best]
+    why = f"{_sentence(best)}."
+    why += f" {_draft_beside(best, others)}" if best.name != "draft" else ""
+    rest = [way for way in others if way.name != "draft"]
+    why += f" Beside it: {_list(rest)}." if rest else ""
+    return Recommendation(
+        serve=best.name, num_draft_tokens=best.num_draft_tokens, why=why, next=_next(best, target, draft)
+    )
+
+
+def _draft_beside(best: TimedWay, others: Sequence[TimedWay]) -> str:
+    """The draft's part, where something else is served."""
+    draft = next((way for way in others if way.name == "draft"), None)
+    if draft is None:
+        return ""
+    if best.effort > draft.effort:
+        return f"The draft alone is {_times(draft.speedup)}."
+    over = draft.over(best)
+    return f"The draft adds nothing: alone it is {_times(draft.speedup)}, {_times(over)} of the speed of {_name(best)}."
+
+
+def _name(way: TimedWay) -> str:
+    return _WORDS.get(way.name, way.name).rstrip(",")
+
+
+def _sentence(way: TimedWay) -> str:
+    words = _WORDS.get(way.name, way.name)
+    tokens = f"{way.num_draft_tokens} token" + ("" if way.num_draft_tokens == 1 else "s")
+    return f"Serve {words.rstrip(',')} with {tokens}: {_times(way.speedup)} as fast as the plain target"
+
+
+def _list(ways: Sequence[TimedWay]) -> str:
+    return "; ".join(f"{_name(way)} {_times(way.speedup)}" for way in ways)
+
+
+def _times(value: Estimate) -> str:
+    return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _next(best: TimedWay, target: str, draft: str) -> str:
+    if best.name in ("draft", "own_head") or "+" in best.name:
+        return _command("check", "--target", target, "--draft", draft)
+    method = "suffix" if best.name == "suffix" else "ngram"
+    return _bench(target, draft, f"--engine vllm --method {method} --num-draft-tokens {best.num_draft_tokens}")
+
+
+def _bench(target: str, draft: str, flags: str) -> str:
+    drafting = () if "--method" in flags else ("--draft", draft)
+    return f"{_command('bench', '--target', target, *drafting)} {flags}"
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["specdistill", *words])

@@ -1,0 +1,83 @@
+"""Drafts without a model, in words, the same for terminal and page."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from specdistill.evaluation.report import Report
+from specdistill.report.wording import estimate, number
+
+_MEANING = {
+    "ngram": "vLLM's n-gram",
+    "ngram_transformers": "transformers' prompt lookup",
+    "ngram_llama_cpp": "llama.cpp's ngram-simple",
+    "suffix": "suffix decoding",
+    "ngram+draft": "n-gram, else the draft",
+    "suffix+draft": "suffix, else the draft",
+}
+
+
+class BaselineRow(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    meaning: str
+    num_draft_tokens: str
+    tokens_per_call: str
+    proposed: str
+    """Share of the rounds with a proposal."""
+    predicted: str
+    measured: str
+
+
+def baseline_rows(report: Report) -> list[BaselineRow]:
+    """The draft and everything free beside it; empty with --baselines none."""
+    if report.baselines is None:
+        return []
+    length, economics = report.setup.num_draft_tokens, report.economics
+    drafted = report.acceptance.predicted_mean_acceptance_length.get(length)
+    speed = economics.predicted_speedup.get(length)
+    timed = estimate(report.latency.speedup, 2) if report.latency.is_timed else ""
+    rows = [BaselineRow("draft", "the draft alone", str(length), number(drafted, 3), "1.00", _known(speed), timed)]
+    for name, baseline in report.baselines.items():
+        share = baseline.proposed_share
+        rows.append(
+            BaselineRow(
+                name,
+                _MEANING.get(name, name),
+                str(baseline.settings.get("num_draft_tokens", "")),
+                estimate(baseline.mean_acceptance_length),
+                "" if share is None else f"{share:.2f}",
+                _known(baseline.predicted_speedup),
+                "" if baseline.speedup is None else estimate(baseline.speedup, 2),
+            )
+        )
+    return rows
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def overlap_line(report: Report) -> str | None:
+    """How much of the answers stands in the prompts; None with --baselines none."""
+    overlap = report.overlap
+    if overlap is None:
+        return None
+    return (
+        f"of the answers' runs of 4 tokens {estimate(overlap.copied_4grams)} stand in the prompt; BLEU-4 of answer and "
+        f"prompt {estimate(overlap.prompt_answer_bleu4)}"
+    )
+
+
+def recommendation_title(report: Report) -> str | None:
+    """`serve ngram with 3 draft tokens`; None where nothing was timed."""
+    found = report.recommendation
+    if found is None:
+        return None
+    if found.serve == "undecided":
+        return "undecided"
+    if found.num_draft_tokens is None:
+        return "serve the plain target"
+    plural = "" if found.num_draft_tokens == 1 else "s"
+    return f"serve {found.serve} with {found.num_draft_tokens} draft token{plural}"
