@@ -38,7 +38,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     """Measures a draft against its target in our own decoder.
 
     Order: the target writes answers; the draft (and the one of `compare`) is scored on them; the steps' costs are
-    timed; the draft length is chosen; then plain and speculative decoding are timed against each other.
+    timed; lengths are chosen; then plain decoding, the draft and free drafts are timed against each other.
 
     Args:
         config: Models, prompts and settings.
@@ -78,12 +78,13 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
             free = _beside_draft(config, models, answers, scores, costs)
             timed = time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
             if config.acceptance.lenience_sweep and timed.runs and not stop:
-                asked = encoded[: timed.asked]
-                sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
+                asked, length = encoded[: timed.asked], timed.num_draft_tokens
+                sweep = lenience_rows(models, config, asked, answers, length, progress, judge)
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
-    report = build_report(config, models, scored, scores, costs, timed)
+    report = with_baselines(
+        build_report(config, models, scored, scores, costs, timed), free, answers[: len(scores.draft)], timed
+    )
     report = replace(report, training_prompts=trained, lenience_sweep=sweep)
-    report = with_baselines(report, free, answers[: len(scores.draft)], timed)
     if other is not None and not stop:
         beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
         report = with_other_target(report, beside, scores.draft)
