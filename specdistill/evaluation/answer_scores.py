@@ -129,6 +129,21 @@ def own_scores(
     return OwnScores(draft, compared)
 
 
+def own_section(
+    judge: AnswerJudge, own: OwnScores, runs: Sequence[TimedRun], answers: Sequence[Example], target: LanguageModel
+) -> AnswerScores:
+    """`score` of the report, from answers that the models wrote alone and those of the timed run.
+
+    Args:
+        judge: Judges them.
+        own: Scores of the drafts' own answers.
+        runs: The timed run.
+        answers: The target's answers.
+        target: The target.
+    """
+    return judge.section(judge.examples(answers, target), own.draft, judge.timed(runs, target), own.compared)
+
+
 def mean(scores: PromptScores) -> Estimate:
     """Mean score with its interval over prompts; NaN without any."""
     return share(list(scores.values())) if scores else UNKNOWN

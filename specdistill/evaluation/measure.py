@@ -15,7 +15,8 @@ from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths, latency
 from specdistill.evaluation.acceptance import PromptAcceptance
-from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
+from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, own_section
+from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
 from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import TimedRun
@@ -82,12 +83,12 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
     report = build_report(config, models, scored, scores, costs, timed)
     report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    report = replace(report, buckets=buckets_section(config, found, scored, answers, scores.draft))
     if other is not None and not stop:
         beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
         report = with_other_target(report, beside, scores.draft)
     if judge is not None and own is not None:
-        ways = judge.timed(timed.runs if timed else [], models.target)
-        score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
+        score = own_section(judge, own, timed.runs if timed else [], answers, models.target)
         report = replace(report, score=score)
     if not stop:
         return report

@@ -13,6 +13,7 @@ from typing import Any
 
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_buckets import Buckets
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -209,6 +210,8 @@ class Report:
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
+    buckets: Buckets | None = None
+    """Where acceptance comes from; absent for a draft of another tokenizer."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

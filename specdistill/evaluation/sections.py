@@ -138,11 +138,14 @@ def scored_section(
     categories: dict[str, CategoryScores] = {}
     for name in dict.fromkeys(prompt.category for prompt in prompts):
         subset = [record for prompt, record in zip(prompts, records, strict=True) if prompt.category == name]
+        served = ratio(*alpha_sums(subset, rule))
         categories[name] = CategoryScores(
             **{f"alpha_{known}": ratio(*alpha_sums(subset, known)).mean for known in subset[0].alpha},
             # Predicted from one pass over each answer, so that categories outside the timed prompts have it too.
             mean_acceptance_length=ratio(*predicted_tau(subset, rule, num_draft_tokens)).mean,
             prompts=len(subset),
+            alpha_ci95=(served.low, served.high),
+            tokens=sum(record.num_tokens for record in subset),
         )
     return ScoredAcceptance(
         tokens_scored=int(sum(record.num_tokens for record in records)),

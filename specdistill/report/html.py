@@ -26,6 +26,7 @@ from specdistill.report.wording import (
     target_cost,
     target_rows,
 )
+from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
 
 
 def html_report(report: Report) -> str:
@@ -55,4 +56,6 @@ def html_report(report: Report) -> str:
         unscored=UNSCORED,
         warning=prediction_warning(report),
         guidance=guidance_lines(report.setup),
+        bucket_rows=bucket_rows(report),
+        bucket_warnings=bucket_warnings(report),
     )

@@ -12,6 +12,7 @@ from specdistill.evaluation.report import Latency, LenienceRow, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
+from specdistill.report.terminal_buckets import print_buckets
 from specdistill.report.wording import (
     UNSCORED,
     alpha_rows,
@@ -31,6 +32,7 @@ from specdistill.report.wording import (
     target_rows,
     training_lines,
 )
+from specdistill.report.wording_buckets import category_alpha
 
 
 def bench_tables(report: Report) -> None:
@@ -45,6 +47,7 @@ def bench_tables(report: Report) -> None:
     _positions(console, report)
     if report.acceptance.by_category:
         _categories(console, report.acceptance, report.setup.predicting_rule)
+    print_buckets(console, report)
     if report.score is not None:
         _scores(console, report, report.score.scorer)
     if report.latency.is_timed:
@@ -139,7 +142,7 @@ def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
     for name in ("category", "prompts", f"alpha {rule}", "tokens per target call"):
         table.add_column(name, justify="left" if name == "category" else "right")
     for name, scores in acceptance.by_category.items():
-        numbers = f"{scores.alpha(rule):.3f}", f"{scores.mean_acceptance_length:.3f}"
+        numbers = category_alpha(scores, rule), f"{scores.mean_acceptance_length:.3f}"
         table.add_row(name, str(scores.prompts), *numbers)
     console.print(table)
 

@@ -12,6 +12,7 @@ from specdistill.errors import ModelError, ServerError, out_of_memory_named, sma
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences, too_few_batches
@@ -94,9 +95,11 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         raise failure
     if not in_process:
         pair = _load(config, found, progress)
-    records = costs = None
+    records = costs = buckets = None
     if pair.same_tokenizer:
-        records, costs = _score(config, pair, _answers(prompts[:done], encoded, runs), progress, stop)
+        answers = _answers(prompts[:done], encoded, runs)
+        records, costs = _score(config, pair, answers, progress, stop)
+        buckets = buckets_section(config, found, prompts, answers, records)
     differences = None
     if config.sampling.greedy:
         judge = pair.target if config.target_is_present else None
@@ -104,7 +107,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
     score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
     judged = dataclasses.replace(report.economics, experts=costs)
-    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged)
+    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, buckets=buckets)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
