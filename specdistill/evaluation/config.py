@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
+from specdistill.evaluation.load_settings import LoadSettings
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
@@ -168,6 +169,7 @@ class MeasureConfig(Config):
     )
     score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
+    load: Annotated[LoadSettings, box("Load")] = field(default_factory=LoadSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
@@ -184,6 +186,10 @@ class MeasureConfig(Config):
             raise ConfigError("--lenience-sweep needs --temperature above 0, where tokens are accepted by chance")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
             raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
+        if self.load.batch_sizes and self.acceptance.draft_length != "fixed":
+            raise ConfigError(
+                f"--batch-sizes needs fixed draft lengths; leave out --draft-length {self.acceptance.draft_length}"
+            )
         if self.second.compare_target is not None and (self.guided.guidance or self.weights.pack != "none"):
             raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
         if self.json is not None and self.json == self.html:

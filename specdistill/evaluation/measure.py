@@ -20,12 +20,12 @@ from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
 from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import TimedRun
-from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
 from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
 from specdistill.evaluation.report import GreedyDifference, Report
 from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.sweeps import Sweeps, run_sweeps
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, quantised
@@ -71,19 +71,17 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    costs = timed = sweep = None
+    costs, timed, swept = None, None, Sweeps()
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
             context = _context(config, encoded, room)
             costs = _costs(models, config, context, answers if scores.experts else (), progress)
             timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
-            if config.acceptance.lenience_sweep and timed.runs and not stop:
-                asked = encoded[: timed.asked]
-                sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
+            swept = run_sweeps(config, models, encoded, answers, scores, timed, context, progress, stop, judge)
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
     report = build_report(config, models, scored, scores, costs, timed)
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
-    report = replace(report, buckets=buckets_section(config, found, scored, answers, scores.draft))
+    buckets = buckets_section(config, found, scored, answers, scores.draft)
+    report = swept.into(replace(report, training_prompts=trained, buckets=buckets))
     if other is not None and not stop:
         beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
         report = with_other_target(report, beside, scores.draft)

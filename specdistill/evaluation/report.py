@@ -14,6 +14,7 @@ from typing import Any
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_buckets import Buckets
+from specdistill.evaluation.report_load import Load
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -212,6 +213,8 @@ class Report:
     """Present where the run ended before all prompts were done."""
     buckets: Buckets | None = None
     """Where acceptance comes from; absent for a draft of another tokenizer."""
+    load: Load | None = None
+    """Speed over the batch; present with --batch-sizes or --concurrency."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

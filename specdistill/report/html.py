@@ -27,6 +27,7 @@ from specdistill.report.wording import (
     target_rows,
 )
 from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
+from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 
 
 def html_report(report: Report) -> str:
@@ -56,6 +57,10 @@ def html_report(report: Report) -> str:
         unscored=UNSCORED,
         warning=prediction_warning(report),
         guidance=guidance_lines(report.setup),
+        load_heads=HEADS,
+        load_lines=load_lines(report),
+        load_remarks=load_remarks(report),
+        vllm_setting=vllm_setting(report),
         bucket_rows=bucket_rows(report),
         bucket_warnings=bucket_warnings(report),
     )

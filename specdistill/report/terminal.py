@@ -13,6 +13,7 @@ from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
 from specdistill.report.terminal_buckets import print_buckets
+from specdistill.report.terminal_load import print_load
 from specdistill.report.wording import (
     UNSCORED,
     alpha_rows,
@@ -55,6 +56,7 @@ def bench_tables(report: Report) -> None:
     _experts(console, report)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
+    print_load(console, report)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     economics = report.economics
