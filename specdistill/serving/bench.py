@@ -27,6 +27,7 @@ from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, 
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
+from specdistill.serving.concurrency import ask_under_load, at_most, concurrency_section
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engines import engines
@@ -84,8 +85,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     warn_about_prompts(prompts, encoded, pair.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     stop = Interruption(progress.say)
-    with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
+    with engines(at_most(config), pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
+        loaded = {} if failure else ask_under_load(config, plain, drafting, encoded, progress, stop)
     done = sum(len(run.plain) for run in runs)
     stop.check(done)
     wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
@@ -108,6 +110,8 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
     judged = dataclasses.replace(report.economics, experts=costs)
     report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, buckets=buckets)
+    under_load = concurrency_section(config, loaded, records, num_draft_tokens, done, drafting.first_drafted)
+    report = dataclasses.replace(report, load=under_load)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
