@@ -139,8 +139,9 @@ class MeasureConfig(Config):
     """The model being served: hub id, checkpoint directory or .gguf file."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
     """The small model that proposes tokens: hub id, checkpoint directory or .gguf file."""
-    compare: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
-    """A second draft, such as the one before training: its alpha and the paired difference are reported too."""
+    compare: Annotated[tuple[str, ...], Parameter(group=ESSENTIALS, consume_multiple=True)] = ()
+    """Other drafts, such as the one before training: a leaderboard with alpha, costs, predicted speed-up and paired
+    differences to --draft, on the same answers. They are loaded one after another."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:heldout"
     """builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, a datasets name[:split],
     or self:N for N that the target writes itself: held-out ones, which training with self:N never sees. Prompts that
@@ -174,7 +175,12 @@ class MeasureConfig(Config):
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        # A single name may be given as it is.
+        compare = (self.compare,) if isinstance(self.compare, str) else tuple(self.compare or ())
+        object.__setattr__(self, "compare", compare)
         super().__post_init__()
+        if len(set(compare)) < len(compare):
+            raise ConfigError("--compare names a draft twice; leave one of the two away")
         self.sampling.refuse_idle_filters()
         self.self_prompts.check(self.prompts, "heldout", answers_read((self.score.scorer,), None))
         at_least(self, 0, "num_prompts", "num_draft_tokens")

@@ -14,6 +14,7 @@ from typing import Any
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_buckets import Buckets
+from specdistill.evaluation.report_leaderboard import LeaderboardRow
 from specdistill.evaluation.report_load import Load
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
@@ -100,7 +101,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The draft of --compare."""
+    """The first draft of --compare."""
 
     draft: ModelFacts
     """The other draft."""
@@ -200,7 +201,7 @@ class Report:
     lossless: Lossless
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
-    """The draft of --compare."""
+    """The first draft of --compare."""
     compare_target: TargetComparison | None = None
     """The target of --compare-target."""
     lenience_sweep: list[LenienceRow] | None = None
@@ -215,6 +216,8 @@ class Report:
     """Where acceptance comes from; absent for a draft of another tokenizer."""
     load: Load | None = None
     """Speed over the batch; present with --batch-sizes or --concurrency."""
+    leaderboard: list[LeaderboardRow] | None = None
+    """The drafts of --draft and --compare, the fastest first; present with --compare."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

@@ -205,7 +205,7 @@ def lossless_section(lossy: bool, differences: Sequence[GreedyDifference | None]
 
 
 def compare_section(
-    other: LanguageModel,
+    other: ModelFacts,
     records: Sequence[PromptAcceptance],
     other_records: Sequence[PromptAcceptance],
     rule: str,
@@ -213,7 +213,7 @@ def compare_section(
 ) -> Comparison:
     """`compare` of the report: the other draft's alphas, and draft minus other, paired by prompt."""
     return Comparison(
-        draft=model_facts(other),
+        draft=other,
         alpha=alphas(other_records),
         alpha_at_temperature_1=alphas_at_1(other_records),
         predicted_mean_acceptance_length=ratio(*predicted_tau(other_records, rule, num_draft_tokens)),

@@ -29,7 +29,7 @@ def unlike_training(config: MeasureConfig, found: FoundPair, answers: Sequence[E
         found: Tokenizers of target and draft.
         answers: The judged texts.
     """
-    directory = Path(config.draft)
+    directory = Path(found.draft.name)
     settings = run_settings.read(directory) if run_settings.exists(directory) else {}
     if not isinstance(settings.get("prompts"), str):
         return []
@@ -43,8 +43,8 @@ def _other_template(config: MeasureConfig, found: FoundPair, settings: run_setti
     if config.chat.raw_prompts or settings.get("raw_prompts") or trained == benched:
         return None
     return (
-        f"the chat template of {config.target} is not the one that {config.draft} was trained with, so it sees other "
-        "texts here; serve with the template of its directory, or train it again with this one"
+        f"the chat template of {config.target} is not the one that {found.draft.name} was trained with, so it sees "
+        "other texts here; serve with the template of its directory, or train it again with this one"
     )
 
 
@@ -60,8 +60,8 @@ def _longer(
         return None
     return (
         f"{share:.0%} of the judged tokens have a longer context (up to {max(contexts):,} tokens) than any text that "
-        f"{config.draft} was trained on ({trained:,}: its longest prompt and --max-new-tokens); train on prompts as "
-        "long as those that you serve"
+        f"{found.draft.name} was trained on ({trained:,}: its longest prompt and --max-new-tokens); train on prompts "
+        "as long as those that you serve"
     )
 
 

@@ -27,6 +27,7 @@ from specdistill.report.wording import (
     target_rows,
 )
 from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
+from specdistill.report.wording_leaderboard import leader, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 
 
@@ -57,6 +58,8 @@ def html_report(report: Report) -> str:
         unscored=UNSCORED,
         warning=prediction_warning(report),
         guidance=guidance_lines(report.setup),
+        leaderboard=leaderboard_table(report),
+        leader=leader(report.leaderboard) if report.leaderboard else "",
         load_heads=HEADS,
         load_lines=load_lines(report),
         load_remarks=load_remarks(report),

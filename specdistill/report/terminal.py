@@ -13,6 +13,7 @@ from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
 from specdistill.report.terminal_buckets import print_buckets
+from specdistill.report.terminal_leaderboard import print_leaderboard
 from specdistill.report.terminal_load import print_load
 from specdistill.report.wording import (
     UNSCORED,
@@ -57,6 +58,7 @@ def bench_tables(report: Report) -> None:
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
     print_load(console, report)
+    print_leaderboard(console, report)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     economics = report.economics

@@ -102,7 +102,7 @@ class BenchConfig(MeasureConfig):
             raise ConfigError(f"--lenience-sweep is for our decoder, not for {self.engine}")
         if self.second.compare_target is not None:
             raise ConfigError(f"--compare-target is for our decoder, not for {self.engine}")
-        if self.weights.pack != "none" or self.compare is not None or self.acceptance.draft_length != "fixed":
+        if self.weights.pack != "none" or self.compare or self.acceptance.draft_length != "fixed":
             raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
         if kind.place == "process" and self.timing.batch_size > 1:
             raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")

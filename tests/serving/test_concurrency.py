@@ -86,7 +86,7 @@ def sweep(plain, drafting, sizes=(1, 4, 8), prompts=8):
 
 
 def test_the_crossing_by_the_clock():
-    """Plain steps take 1 + b / 10 seconds, rounds 1 + b / 2: at 4 requests 15 seconds against 13, at 8 19 against 21."""
+    """Plain steps take 1 + b / 10 seconds, rounds 1 + b / 2: at 4 requests 15 seconds against 13, at 8 19 to 21."""
     plain, drafting = Clock(lambda size: 1 + size / 10), Clock(lambda size: 1 + size / 2, drafts=2)
     found = sweep(plain, drafting)
     for size in (1, 4, 8):

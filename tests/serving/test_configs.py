@@ -15,7 +15,7 @@ from specdistill.serving.engine_table import ENGINES
 
 BENCH = {
     "engine": "specdistill", "url": None, "baseline_url": None, "server_model": None, "server_patience": 60.0,
-    "server_timeout": 300.0, "engine_args": "", "compare": None, "prompts": "builtin:heldout", "num_prompts": 32,
+    "server_timeout": 300.0, "engine_args": "", "compare": [], "prompts": "builtin:heldout", "num_prompts": 32,
     "latency_prompts": 0, "max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
     "rule": "auto", "lenience": 1.0, "num_draft_tokens": 0, "max_draft_tokens": 8, "draft_length": "fixed",
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
