@@ -50,9 +50,9 @@ def measure_load(
     for size in sorted(config.load.batch_sizes):
         try:
             with stop.caught(), out_of_memory_named("leave the larger --batch-sizes away"):
-                measured = _costs(config, models, size, context, windows, progress)
-                rows[size] = _row(config, models, encoded, size, predicted, measured, progress, stop)
-                costs[size] = measured
+                rows[size], costs[size] = measure_size(
+                    config, models, encoded, size, predicted, context, windows, progress, stop
+                )
         except OutOfMemoryError as error:
             progress.say(f"--batch-sizes from {size} on are missing: {error}")
             break
@@ -61,6 +61,26 @@ def measure_load(
             rows.pop(size, None)
             break
     return load_section(rows, costs, predicted) if rows else None
+
+
+def measure_size(
+    config: MeasureConfig,
+    models: Models,
+    encoded: Sequence[list[int]],
+    size: int,
+    predicted: Mapping[int, float],
+    context: int,
+    windows: Sequence[Window],
+    progress: Progress,
+    stop: Interruption,
+) -> tuple[LoadRow, Costs]:
+    """Measures one batch size; see `measure_load`.
+
+    Returns:
+        Its row, of the batches that were done before a Ctrl-C, and its costs.
+    """
+    costs = _costs(config, models, size, context, windows, progress)
+    return _row(config, models, encoded, size, predicted, costs, progress, stop), costs
 
 
 def _costs(
