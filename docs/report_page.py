@@ -105,7 +105,7 @@ def _named(hint: object) -> tuple[str, type | None]:
         text, leaf = _named(arguments[0])
         return f"list of {text}s", leaf
     if origin is tuple:
-        return "[low, high]", None
+        return "[low, high]" if len(arguments) == 2 else "[first batch, last batch, draft tokens]", None
     assert isinstance(hint, type)
     if hint is Estimate:
         return "estimate", None

@@ -168,7 +168,7 @@ def _check_whole_numbers(app: App, commands: tuple[str, ...], arguments: Argumen
         ConfigError: A setting that takes a whole number has something else.
     """
     for argument in arguments:
-        for token in argument.tokens if argument.resolved_hint is int else ():
+        for token in argument.tokens if argument.resolved_hint in (int, tuple[int, ...]) else ():
             # A null in a file has no text, and leaves the default.
             if token.implicit_value is UNSET and not _WHOLE.fullmatch(token.value):
                 raise ConfigError(f"{argument.name} must be a whole number, got {token.value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from specdistill.decoding.answers import write_answers
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import UNKNOWN, Interruption
 from specdistill.evaluation.latency import TimedRun
-from specdistill.evaluation.measured import Models
+from specdistill.evaluation.measured import Models, Scores
+from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.statistics import Estimate, paired_difference, share
 from specdistill.models import LanguageModel
@@ -99,14 +100,6 @@ class AnswerJudge:
         )
 
 
-@dataclass(frozen=True)
-class OwnScores:
-    """Scores of answers that the drafts write alone."""
-
-    draft: PromptScores
-    compared: PromptScores | None
-
-
 def own_scores(
     judge: AnswerJudge,
     models: Models,
@@ -114,19 +107,39 @@ def own_scores(
     config: MeasureConfig,
     progress: Progress,
     stop: Interruption,
-) -> OwnScores:
-    """Lets the drafts answer the prompts alone, sampled like the target; those that were done before a Ctrl-C."""
+) -> PromptScores:
+    """Lets the draft answer the prompts alone, sampled like the target; those that were done before a Ctrl-C."""
+    sampling, length, seed = config.sampling, config.max_new_tokens, config.timing.seed
+    title = "draft writes answers"
+    answers = write_answers(models.draft, judge.prompts, encoded, sampling, length, seed, progress, title, stop)
+    return judge.examples(answers, models.draft)
 
-    def scores(model: LanguageModel, name: str) -> PromptScores:
-        sampling, length, seed = config.sampling, config.max_new_tokens, config.timing.seed
-        answers = write_answers(
-            model, judge.prompts, encoded, sampling, length, seed, progress, f"{name} writes answers", stop
-        )
-        return judge.examples(answers, model)
 
-    draft = scores(models.draft, "draft")
-    compared = None if models.compared is None or stop else scores(models.compared, "compared draft")
-    return OwnScores(draft, compared)
+def with_own_scores(
+    report: Report,
+    judge: AnswerJudge | None,
+    own: PromptScores | None,
+    scores: Scores,
+    runs: Sequence[TimedRun],
+    answers: Sequence[Example],
+    target: LanguageModel,
+) -> Report:
+    """Adds `score` to the report, from answers that the models wrote alone and those of the timed run.
+
+    Args:
+        report: The report without it.
+        judge: Judges the answers; the report stays as it is without one.
+        own: Scores of the draft's own answers; None, likewise, after a Ctrl-C.
+        scores: Holds those of the first compared draft.
+        runs: The timed run.
+        answers: The target's answers.
+        target: The target.
+    """
+    if judge is None or own is None:
+        return report
+    compared = scores.compared[0].answers if scores.compared else None
+    section = judge.section(judge.examples(answers, target), own, judge.timed(runs, target), compared)
+    return replace(report, score=section)
 
 
 def mean(scores: PromptScores) -> Estimate:

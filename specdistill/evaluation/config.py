@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
 from specdistill.evaluation.baseline_settings import BaselineSettings
+from specdistill.evaluation.load_settings import LoadSettings
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
@@ -139,8 +140,9 @@ class MeasureConfig(Config):
     """The model being served: hub id, checkpoint directory or .gguf file."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
     """The small model that proposes tokens: hub id, checkpoint directory or .gguf file."""
-    compare: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
-    """A second draft, such as the one before training: its alpha and the paired difference are reported too."""
+    compare: Annotated[tuple[str, ...], Parameter(group=ESSENTIALS, consume_multiple=True)] = ()
+    """Other drafts, such as the one before training: a leaderboard with alpha, costs, predicted speed-up and paired
+    differences to --draft, on the same answers. They are loaded one after another."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:heldout"
     """builtin:train, builtin:heldout, humaneval, a .jsonl, .json, .csv, .parquet or .txt file, a datasets name[:split],
     or self:N for N that the target writes itself: held-out ones, which training with self:N never sees. Prompts that
@@ -172,11 +174,17 @@ class MeasureConfig(Config):
     )
     score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
+    load: Annotated[LoadSettings, box("Load")] = field(default_factory=LoadSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
+        # A single name may be given as it is.
+        compare = (self.compare,) if isinstance(self.compare, str) else tuple(self.compare or ())
+        object.__setattr__(self, "compare", compare)
         super().__post_init__()
+        if len(set(compare)) < len(compare):
+            raise ConfigError("--compare names a draft twice; leave one of the two away")
         self.sampling.refuse_idle_filters()
         self.self_prompts.check(self.prompts, "heldout", answers_read((self.score.scorer,), None))
         at_least(self, 0, "num_prompts", "num_draft_tokens")
@@ -188,6 +196,10 @@ class MeasureConfig(Config):
             raise ConfigError("--lenience-sweep needs --temperature above 0, where tokens are accepted by chance")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
             raise ConfigError(f"--rule {rule} does not go with --temperature {self.sampling.temperature}")
+        if self.load.batch_sizes and self.acceptance.draft_length != "fixed":
+            raise ConfigError(
+                f"--batch-sizes needs fixed draft lengths; leave out --draft-length {self.acceptance.draft_length}"
+            )
         if self.second.compare_target is not None and (self.guided.guidance or self.weights.pack != "none"):
             raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
         if self.json is not None and self.json == self.html:

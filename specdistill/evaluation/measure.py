@@ -14,23 +14,24 @@ from specdistill.decoding.costs import Costs, measure_costs, windows_of
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
-from specdistill.evaluation.acceptance import PromptAcceptance
-from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
+from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, with_own_scores
 from specdistill.evaluation.baselines import Beside, beside_draft
+from specdistill.evaluation.buckets import buckets_section
+from specdistill.evaluation.compared_drafts import find_compared, score_compared
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
-from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, build_report, with_baselines
 from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
 from specdistill.evaluation.report import Report
 from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
+from specdistill.evaluation.sweeps import Sweeps, run_sweeps
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.timed_run import time_run
 from specdistill.evaluation.training_prompts import training_prompts
-from specdistill.models import LanguageModel, load, quantised
+from specdistill.models import load, quantised
 from specdistill.models.packed import check_packable
-from specdistill.models.pair import FoundPair, find_pair, load_another, load_pair, resolve_device
+from specdistill.models.pair import FoundPair, find_pair, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
 
 
@@ -60,7 +61,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
-    other = find_other_target(config, found, progress)
+    other, beside = find_other_target(config, found, progress), find_compared(config, found, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -71,27 +72,27 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
         own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    costs = timed = sweep = free = None
+        context = _context(config, encoded, room)
+        compared = score_compared(
+            beside, config, models, answers, scores.states, encoded, context, judge, progress, stop
+        )
+        scores = replace(scores, compared=compared)
+    costs, timed, free, swept = None, None, None, Sweeps()
     if not stop:
         with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            costs = _costs(models, config, _context(config, encoded, room), answers if scores.experts else (), progress)
+            costs = _costs(models, config, context, answers if scores.experts else (), progress)
             free = _beside_draft(config, models, answers, scores, costs)
             timed = time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
-            if config.acceptance.lenience_sweep and timed.runs and not stop:
-                asked, length = encoded[: timed.asked], timed.num_draft_tokens
-                sweep = lenience_rows(models, config, asked, answers, length, progress, judge)
+            swept = run_sweeps(config, models, encoded, answers, scores, timed, context, progress, stop, judge)
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
-    report = with_baselines(
-        build_report(config, models, scored, scores, costs, timed), free, answers[: len(scores.draft)], timed
-    )
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
+    report = build_report(config, models, scored, scores, costs, timed)
+    report = with_baselines(report, free, answers[: len(scores.draft)], timed)
+    buckets = buckets_section(config, found, scored, answers, scores.draft)
+    report = swept.into(replace(report, training_prompts=trained, buckets=buckets))
     if other is not None and not stop:
-        beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
-        report = with_other_target(report, beside, scores.draft)
-    if judge is not None and own is not None:
-        both = judge.timed(timed.runs if timed else [], models.target)
-        score = judge.section(judge.examples(answers, models.target), own.draft, both, own.compared)
-        report = replace(report, score=score)
+        second = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
+        report = with_other_target(report, second, scores.draft)
+    report = with_own_scores(report, judge, own, scores, timed.runs if timed else [], answers, models.target)
     if not stop:
         return report
     counts = (timed.prompts, timed.asked) if timed else (0, 0)
@@ -102,8 +103,8 @@ def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
     load.check_exists(config.target, "target", config.adapter.target_base)
-    others = (("draft", config.draft), ("compare", config.compare), ("compare-target", config.second.compare_target))
-    for role, name in others:
+    others = [("draft", config.draft), *(("compare", name) for name in config.compare)]
+    for role, name in (*others, ("compare-target", config.second.compare_target)):
         if name is not None:
             load.check_exists(name, role)
     if config.weights.pack != "none":
@@ -115,15 +116,11 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     for source in (found.target, found.draft) if weights.pack != "none" else ():
         quantised.check_repackable(source.config, source.name, weights.pack)
     pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
-    compared = None
-    if config.compare is not None:
-        dtype = pair.target.model.dtype
-        compared = load_another(config.compare, "compare", pair.target, pair.target.device, dtype, progress.say)
     seconds = None
     if weights.pack != "none":
-        seconds = pack_proven([model for model in (pair.target, pair.draft, compared) if model], weights.pack)
+        seconds = pack_proven([pair.target, pair.draft], weights.pack)
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
-    return Models(pair.target, pair.draft, compared, seconds, guidance)
+    return Models(pair.target, pair.draft, seconds, guidance)
 
 
 def _answers(
@@ -154,35 +151,29 @@ def _score(
     progress: Progress,
     stop: Interruption,
 ) -> Scores:
-    """Scores both drafts; the answers that were reached before a Ctrl-C, and the compared draft only on all of them."""
+    """Scores the draft on the answers, or on those that were reached before a Ctrl-C."""
     longest = config.acceptance.max_draft_tokens + 1
     read = target_pass(models.target, answers, models.guidance, longest, progress, stop)
     target_states, routing = ({}, None) if read is None else read
     if read is not None:
         answers = [answer for answer in answers if answer in target_states]
-
-    def score(draft: LanguageModel) -> list[PromptAcceptance]:
-        with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
-            return acceptance.score(
-                models.target,
-                draft,
-                answers,
-                config.sampling,
-                target_cache=target_states,
-                on_sequences=task.advance,
-                on_interrupt=stop,
-            )
-
-    records = score(models.draft)
+    with progress.task(f"scoring {models.draft.name}", len(answers), "answers") as task:
+        records = acceptance.score(
+            models.target,
+            models.draft,
+            answers,
+            config.sampling,
+            target_cache=target_states,
+            on_sequences=task.advance,
+            on_interrupt=stop,
+        )
     stop.check(len(records))
     predicted = {
         length: ratio(*acceptance.predicted_tau(records, config.predicting_rule, length)).mean
         for length in range(1, config.acceptance.max_draft_tokens + 1)
     }
-    compared = None if models.compared is None else score(models.compared)
-    if compared is not None and len(compared) < len(records):
-        compared = None
-    return Scores(records, compared, predicted, None if routing is None else routing.costs(config.timing.batch_size))
+    experts = None if routing is None else routing.costs(config.timing.batch_size)
+    return Scores(records, predicted, experts, target_states)
 
 
 def _context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:

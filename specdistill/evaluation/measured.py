@@ -10,12 +10,13 @@ from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance
 from specdistill.decoding.costs import Costs
 from specdistill.evaluation import acceptance, economics
-from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.baselines import Beside
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import counted_or_unknown, latency_or_unknown, unknown_economics
 from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
 from specdistill.evaluation.overlap import overlap
 from specdistill.evaluation.recommend import TimedWay, recommend
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
@@ -38,7 +39,6 @@ class Models:
 
     target: LanguageModel
     draft: LanguageModel
-    compared: LanguageModel | None
     packing_seconds: float | None
     """None where weights were not packed."""
     guidance: Guidance | None = None
@@ -50,11 +50,14 @@ class Scores:
     """One pass of the models over the target's answers."""
 
     draft: list[PromptAcceptance]
-    compared: list[PromptAcceptance] | None
     predicted: dict[int, float]
     """Draft length -> predicted tokens per target call."""
     experts: ExpertCosts | None = None
     """Predicted verify costs of a mixture of experts."""
+    states: HiddenCache = field(default_factory=dict)
+    """The target's hidden states over the answers, for further drafts."""
+    compared: Sequence[ComparedDraft] = ()
+    """The drafts of --compare."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ def build_report(
     speed = latency_or_unknown(runs)
     alpha = ratio(*acceptance.alpha_sums(scores.draft, rule)).mean
     compared = None
-    if models.compared is not None and scores.compared is not None:
-        compared = compare_section(models.compared, scores.draft, scores.compared, rule, length)
+    if scores.compared:
+        first = scores.compared[0]
+        compared = compare_section(first.facts, scores.draft, first.records, rule, length)
+    own = ComparedDraft(model_facts(models.draft), scores.draft, costs.cost_ratio if costs else None)
     return Report(
         target=model_facts(models.target),
         draft=model_facts(models.draft),
@@ -109,6 +114,7 @@ def build_report(
         ),
         lossless=_lossless(config, timed),
         compare=compared,
+        leaderboard=leaderboard_section(own, scores.compared, costs, rule, length, config.acceptance.max_draft_tokens),
     )
 
 

@@ -15,6 +15,9 @@ from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_baselines import Baseline, Overlap
+from specdistill.evaluation.report_buckets import Buckets
+from specdistill.evaluation.report_leaderboard import LeaderboardRow
+from specdistill.evaluation.report_load import Load
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -100,7 +103,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The draft of --compare."""
+    """The first draft of --compare."""
 
     draft: ModelFacts
     """The other draft."""
@@ -200,7 +203,7 @@ class Report:
     lossless: Lossless
     """Whether greedy output stays the target's own."""
     compare: Comparison | None = None
-    """The draft of --compare."""
+    """The first draft of --compare."""
     compare_target: TargetComparison | None = None
     """The target of --compare-target."""
     lenience_sweep: list[LenienceRow] | None = None
@@ -217,6 +220,12 @@ class Report:
     """The way to serve; present where anything was timed."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
+    buckets: Buckets | None = None
+    """Where acceptance comes from; absent for a draft of another tokenizer."""
+    load: Load | None = None
+    """Speed over the batch; present with --batch-sizes or --concurrency."""
+    leaderboard: list[LeaderboardRow] | None = None
+    """The drafts of --draft and --compare, the fastest first; present with --compare."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

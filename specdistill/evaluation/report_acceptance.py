@@ -21,6 +21,10 @@ class CategoryScores:
     """Predicted tokens per target call at `setup.num_draft_tokens`."""
     prompts: int
     """Number of prompts."""
+    alpha_ci95: tuple[float, float] | None = None
+    """95 % interval of the mean alpha under `setup.predicting_rule`."""
+    tokens: int | None = None
+    """Tokens of their answers."""
 
     def alpha(self, rule: str) -> float:
         """Mean alpha under one rule."""

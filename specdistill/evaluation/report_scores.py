@@ -29,6 +29,6 @@ class AnswerScores:
     """Speculative decoding minus the plain target in the timed run, paired by prompt: what a lossy rule costs. An exact
     rule at temperature 0 gives 0."""
     compared: Estimate | None = None
-    """Score of the draft of --compare alone."""
+    """Score of the first draft of --compare alone."""
     draft_minus_compared: Estimate | None = None
-    """Draft minus the draft of --compare, paired by prompt."""
+    """Draft minus the first draft of --compare, paired by prompt."""

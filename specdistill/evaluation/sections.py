@@ -138,11 +138,14 @@ def scored_section(
     categories: dict[str, CategoryScores] = {}
     for name in dict.fromkeys(prompt.category for prompt in prompts):
         subset = [record for prompt, record in zip(prompts, records, strict=True) if prompt.category == name]
+        served = ratio(*alpha_sums(subset, rule))
         categories[name] = CategoryScores(
             **{f"alpha_{known}": ratio(*alpha_sums(subset, known)).mean for known in subset[0].alpha},
             # Predicted from one pass over each answer, so that categories outside the timed prompts have it too.
             mean_acceptance_length=ratio(*predicted_tau(subset, rule, num_draft_tokens)).mean,
             prompts=len(subset),
+            alpha_ci95=(served.low, served.high),
+            tokens=sum(record.num_tokens for record in subset),
         )
     return ScoredAcceptance(
         tokens_scored=int(sum(record.num_tokens for record in records)),
@@ -201,7 +204,7 @@ def lossless_section(lossy: bool, differences: Sequence[GreedyDifference | None]
 
 
 def compare_section(
-    other: LanguageModel,
+    other: ModelFacts,
     records: Sequence[PromptAcceptance],
     other_records: Sequence[PromptAcceptance],
     rule: str,
@@ -209,7 +212,7 @@ def compare_section(
 ) -> Comparison:
     """`compare` of the report: the other draft's alphas, and draft minus other, paired by prompt."""
     return Comparison(
-        draft=model_facts(other),
+        draft=other,
         alpha=alphas(other_records),
         alpha_at_temperature_1=alphas_at_1(other_records),
         predicted_mean_acceptance_length=ratio(*predicted_tau(other_records, rule, num_draft_tokens)),

@@ -35,7 +35,13 @@ class Estimate(NamedTuple):
         return {"mean": mean, "ci95": [low, high]}
 
 
-def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
+def of_sums(
+    function: Callable[..., np.ndarray],
+    *columns: ArrayLike,
+    resamples: int = 2000,
+    seed: int = 0,
+    coverage: float = 0.95,
+) -> Estimate:
     """A function of per-prompt sums, with prompts resampled *together* in every column, so differences are paired.
 
     Args:
@@ -43,6 +49,7 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
         columns: One value per prompt each, all of the same length.
         resamples: Bootstrap samples.
         seed: Random seed for the bootstrap.
+        coverage: Probability of the interval; more than 0.95 where several are looked at together.
 
     Returns:
         The value, with an interval where at least `FEWEST_UNITS` prompts hold something.
@@ -57,7 +64,7 @@ def of_sums(function: Callable[..., np.ndarray], *columns: ArrayLike, resamples:
     # Prompts that are zero in every column add nothing to any sum.
     if not len(values) or np.any(arrays, axis=0).sum() < FEWEST_UNITS:
         return Estimate(mean, float("nan"), float("nan"))
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(values, [50 * (1 - coverage), 50 * (1 + coverage)])
     return Estimate(mean, float(low), float(high))
 
 

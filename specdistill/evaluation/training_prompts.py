@@ -30,7 +30,7 @@ def training_prompts(
     Returns:
         An entry per draft with a remark; None where there is nothing to remark.
     """
-    drafts = [config.draft] if config.compare is None else [config.draft, config.compare]
+    drafts = [config.draft, *config.compare]
     found = [entry for entry in (_remark(draft, config, prompts) for draft in drafts) if entry is not None]
     for entry in found:
         say(f"warning: {entry.remark}")
@@ -45,7 +45,7 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
     # Raw text and rejection logs have no prompts: those of --prompts only judged the draft.
     learned_prompts = settings.get("text") is None and settings.get("online") is None
     chat: ChatSettings = pick(ChatSettings, settings)
-    shared = _shared(_file_of(source, settings, chat, config.target), config.prompts, prompts)
+    shared = _shared(training_source(settings, chat, config.target), config.prompts, prompts)
     remark = ""
     if shared:
         remark = (
@@ -66,8 +66,15 @@ def _remark(draft: str, config: MeasureConfig, prompts: Sequence[Prompt]) -> Tra
     return TrainingPrompts(draft=draft, prompts=source, shared_prompts=shared, remark=remark) if remark else None
 
 
-def _file_of(source: str, settings: run_settings.FlatSettings, chat: ChatSettings, target: str) -> str:
-    """The training's --prompts; of prompts that the target wrote the file, empty where it is gone."""
+def training_source(settings: run_settings.FlatSettings, chat: ChatSettings, target: str) -> str:
+    """The training's --prompts; of prompts that the target wrote the file, empty where it is gone.
+
+    Args:
+        settings: The training's settings, with its --prompts.
+        chat: How it rendered them.
+        target: The bench's target.
+    """
+    source = str(settings["prompts"])
     if not source.startswith("self:"):
         return source
     try:

@@ -27,6 +27,9 @@ from specdistill.report.wording import (
     target_rows,
 )
 from specdistill.report.wording_baselines import baseline_rows, overlap_line
+from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
+from specdistill.report.wording_leaderboard import leader, leaderboard_table
+from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 
 
 def html_report(report: Report) -> str:
@@ -58,4 +61,12 @@ def html_report(report: Report) -> str:
         guidance=guidance_lines(report.setup),
         baselines=baseline_rows(report),
         overlap=overlap_line(report),
+        leaderboard=leaderboard_table(report),
+        leader=leader(report.leaderboard) if report.leaderboard else "",
+        load_heads=HEADS,
+        load_lines=load_lines(report),
+        load_remarks=load_remarks(report),
+        vllm_setting=vllm_setting(report),
+        bucket_rows=bucket_rows(report),
+        bucket_warnings=bucket_warnings(report),
     )

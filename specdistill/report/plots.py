@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from specdistill.evaluation.report import Report
 from specdistill.evaluation.statistics import Estimate
+from specdistill.report.plots_load import CAPTION as LOAD_CAPTION
+from specdistill.report.plots_load import load_plot
 from specdistill.report.wording import alpha_rows
 
 INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
@@ -64,6 +66,8 @@ def all_plots(report: Report) -> list[tuple[str, str, str]]:
     if report.lenience_sweep:
         caption = "Each dot is one lenience, 1 the exact rule; the further to the right, the faster. 95 % intervals."
         plots.append(("What lenience trades", _draw(lenience_plot, report), caption))
+    if report.load is not None:
+        plots.append(("Speed-up under load", _draw(_loads, report), LOAD_CAPTION))
     return plots
 
 
@@ -123,6 +127,10 @@ def _categories(axes: Axes, report: Report) -> None:
     places = range(len(rows))
     axes.barh(list(places), [scores.alpha(rule) for scores in rows.values()], 0.6, color=ACCENT)
     axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
+
+
+def _loads(axes: Axes, report: Report) -> None:
+    load_plot(axes, report, (QUIET, ACCENT, SECOND))
 
 
 def lenience_plot(axes: Axes, report: Report) -> None:

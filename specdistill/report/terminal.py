@@ -12,6 +12,9 @@ from specdistill.evaluation.report import Latency, LenienceRow, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
+from specdistill.report.terminal_buckets import print_buckets
+from specdistill.report.terminal_leaderboard import print_leaderboard
+from specdistill.report.terminal_load import print_load
 from specdistill.report.wording import (
     UNSCORED,
     alpha_rows,
@@ -32,6 +35,7 @@ from specdistill.report.wording import (
     training_lines,
 )
 from specdistill.report.wording_baselines import baseline_rows, overlap_line, recommendation_title
+from specdistill.report.wording_buckets import category_alpha
 
 
 def bench_tables(report: Report) -> None:
@@ -46,6 +50,7 @@ def bench_tables(report: Report) -> None:
     _positions(console, report)
     if report.acceptance.by_category:
         _categories(console, report.acceptance, report.setup.predicting_rule)
+    print_buckets(console, report)
     if report.score is not None:
         _scores(console, report, report.score.scorer)
     if report.latency.is_timed:
@@ -53,6 +58,8 @@ def bench_tables(report: Report) -> None:
     _experts(console, report)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
+    print_load(console, report)
+    print_leaderboard(console, report)
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     _baselines(console, report)
@@ -141,7 +148,7 @@ def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
     for name in ("category", "prompts", f"alpha {rule}", "tokens per target call"):
         table.add_column(name, justify="left" if name == "category" else "right")
     for name, scores in acceptance.by_category.items():
-        numbers = f"{scores.alpha(rule):.3f}", f"{scores.mean_acceptance_length:.3f}"
+        numbers = category_alpha(scores, rule), f"{scores.mean_acceptance_length:.3f}"
         table.add_row(name, str(scores.prompts), *numbers)
     console.print(table)
 

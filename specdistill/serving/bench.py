@@ -12,6 +12,7 @@ from specdistill.errors import ModelError, ServerError, out_of_memory_named, sma
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences, too_few_batches
@@ -26,6 +27,7 @@ from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, 
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
+from specdistill.serving.concurrency import ask_under_load, at_most, concurrency_section
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engines import engines
@@ -83,8 +85,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     warn_about_prompts(prompts, encoded, pair.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     stop = Interruption(progress.say)
-    with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
+    with engines(at_most(config), pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
+        loaded = {} if failure else ask_under_load(config, plain, drafting, encoded, progress, stop)
     done = sum(len(run.plain) for run in runs)
     stop.check(done)
     wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
@@ -94,9 +97,11 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         raise failure
     if not in_process:
         pair = _load(config, found, progress)
-    records = costs = None
+    records = costs = buckets = None
     if pair.same_tokenizer:
-        records, costs = _score(config, pair, _answers(prompts[:done], encoded, runs), progress, stop)
+        answers = _answers(prompts[:done], encoded, runs)
+        records, costs = _score(config, pair, answers, progress, stop)
+        buckets = buckets_section(config, found, prompts, answers, records)
     differences = None
     if config.sampling.greedy:
         judge = pair.target if config.target_is_present else None
@@ -104,7 +109,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
     score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
     judged = dataclasses.replace(report.economics, experts=costs)
-    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged)
+    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, buckets=buckets)
+    under_load = concurrency_section(config, loaded, records, num_draft_tokens, done, drafting.first_drafted)
+    report = dataclasses.replace(report, load=under_load)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:

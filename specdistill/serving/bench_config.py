@@ -73,8 +73,17 @@ class BenchConfig(MeasureConfig):
         needs(self.servers, running, "--engine openai-server", "server_model")
         served = "--engine vllm, llama-cpp or openai-server"
         needs(self.servers, running or started, served, "server_patience", "server_timeout")
+        self._check_load()
         if self.engine_kind.place != "decoder":
             self._check_engine()
+
+    def _check_load(self) -> None:
+        place, load = self.engine_kind.place, self.load
+        if place != "decoder" and load.batch_sizes:
+            raise ConfigError(f"--batch-sizes is for our decoder; for --engine {self.engine} set --concurrency")
+        if load.concurrency and place in ("decoder", "process"):
+            other = "set --batch-sizes for our decoder" if place == "decoder" else "it takes one prompt at a time"
+            raise ConfigError(f"--concurrency has no effect with --engine {self.engine}: {other}")
 
     def _check_engine(self) -> None:
         kind, rule = self.engine_kind, self.acceptance.rule
@@ -93,7 +102,7 @@ class BenchConfig(MeasureConfig):
             raise ConfigError(f"--lenience-sweep is for our decoder, not for {self.engine}")
         if self.second.compare_target is not None:
             raise ConfigError(f"--compare-target is for our decoder, not for {self.engine}")
-        if self.weights.pack != "none" or self.compare is not None or self.acceptance.draft_length != "fixed":
+        if self.weights.pack != "none" or self.compare or self.acceptance.draft_length != "fixed":
             raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
         if kind.place == "process" and self.timing.batch_size > 1:
             raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")

@@ -82,7 +82,7 @@ def build(
         }
         scored = scored_section(prompts, records, rule, num_draft_tokens, taus)
         predicted, alpha = ratio(*columns).mean, ratio(*alpha_sums(records, rule)).mean
-    cost = _round_cost(runs, engine.first_drafted)
+    cost = round_cost(runs, engine.first_drafted)
     return Report(
         target=model_facts(pair.target),
         draft=model_facts(pair.draft),
@@ -162,10 +162,15 @@ def _lossless(differences: list[GreedyDifference | None] | None) -> Lossless:
     return Lossless(checked=False, lossy=False, greedy_identical=False, prompts_compared=0, differences=[])
 
 
-def _round_cost(runs: Sequence[EngineRun], first_drafted: bool) -> Estimate:
+def round_cost(runs: Sequence[EngineRun], first_drafted: bool) -> Estimate:
     """Seconds of a round over seconds of a plain step, both without the prompt's own pass where that is no round.
 
-    NaN where the engine does not count rounds.
+    Args:
+        runs: Both engines' answers, in batches.
+        first_drafted: Whether the prompt's own pass is a round.
+
+    Returns:
+        NaN where the engine does not count rounds.
     """
     round_seconds, rounds, step_seconds, steps = [], [], [], []
     for run in runs:

@@ -65,12 +65,13 @@ def usable(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ConfigError(f"{flag(name)} must be a finite number, at most {LARGEST_FLOAT:g}, got {value}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(f"{flag(name)} must fit 64 bits, got {value}")
-        if not isinstance(value, str) or value == defaults.get(name):
-            continue
-        if not value.strip() and name not in MAY_BE_EMPTY:
-            raise ConfigError(f"{flag(name)} is empty; give it a value, or leave it out")
-        if "\0" in value:
-            raise ConfigError(f"{flag(name)} holds a zero byte, got {value!r}")
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str) or text == defaults.get(name):
+                continue
+            if not text.strip() and name not in MAY_BE_EMPTY:
+                raise ConfigError(f"{flag(name)} is empty; give it a value, or leave it out")
+            if "\0" in text:
+                raise ConfigError(f"{flag(name)} holds a zero byte, got {text!r}")
 
 
 def needs(part: Any, condition: bool, what: str, *names: str) -> None:

@@ -36,6 +36,9 @@ TOGETHER = {
     "bench": {
         "lenience_sweep": {"lenience_sweep": [0.5, 0.25], "temperature": 1.0},
         "ngram_min": {"ngram_min": 1},
+        "batch_sizes": {"batch_sizes": [1, 4]},
+        "compare": {"compare": ["a", "b"]},
+        "concurrency": SERVED | {"concurrency": [1, 4]},
         "guidance": {"guidance": 0.5, "negative_prompt": "no"},
         "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
         "engine": {"engine": "transformers"},

@@ -121,7 +121,7 @@ def test_a_report_without_a_sweep_has_no_such_key(folder):
 
 def test_a_judge_scores_the_answers_of_every_lenience(folder):
     """The scorer counts words; each row's mean is that of its own decoder's answers."""
-    models = Models(load_model(str(folder / "target")), load_model(str(folder / "draft")), None, None)
+    models = Models(load_model(str(folder / "target")), load_model(str(folder / "draft")), None)
     prompts = load_prompts(str(folder / "prompts.jsonl"))[:3]
     encoded = [[3, 5 + place, 4] for place in range(3)]
 

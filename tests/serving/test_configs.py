@@ -15,13 +15,14 @@ from specdistill.serving.engine_table import ENGINES
 
 BENCH = {
     "engine": "specdistill", "url": None, "baseline_url": None, "server_model": None, "server_patience": 60.0,
-    "server_timeout": 300.0, "engine_args": "", "compare": None, "prompts": "builtin:heldout", "num_prompts": 32,
+    "server_timeout": 300.0, "engine_args": "", "compare": [], "prompts": "builtin:heldout", "num_prompts": 32,
     "latency_prompts": 0, "max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
     "rule": "auto", "lenience": 1.0, "num_draft_tokens": 0, "max_draft_tokens": 8, "draft_length": "fixed",
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
     "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
     "negative_prompt": None, "scorer": None, "lenience_sweep": [],
     "baselines": "best", "ngram_min": 2, "ngram_max": 4,
+    "batch_sizes": [], "concurrency": [],
     "target_base": None, "compare_target": None,
     "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
 }  # fmt: skip
