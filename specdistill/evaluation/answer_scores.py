@@ -120,7 +120,15 @@ def own_scores(
     def scores(model: LanguageModel, name: str) -> PromptScores:
         sampling, length, seed = config.sampling, config.max_new_tokens, config.timing.seed
         answers = write_answers(
-            model, judge.prompts, encoded, sampling, length, seed, progress, f"{name} writes answers", stop
+            model,
+            judge.prompts,
+            encoded,
+            sampling,
+            length,
+            seed,
+            progress,
+            f"{name} writes answers",
+            stop.only_interrupts,
         )
         return judge.examples(answers, model)
 

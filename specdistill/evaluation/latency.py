@@ -32,7 +32,7 @@ def time_both(
     max_new_tokens: int,
     seeds: list[int],
     on_tokens=None,
-    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
+    on_interrupt: Callable[[BaseException], None] | None = None,
 ) -> list[TimedRun]:
     """Times plain and speculative decoding batch by batch; which goes first alternates, so drift cancels out.
 
@@ -44,7 +44,7 @@ def time_both(
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
-        on_interrupt: Called with a Ctrl-C; the batches that are done are then returned. None passes it on.
+        on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
     """
     runs: list[TimedRun] = []
     for number, start in enumerate(range(0, len(encoded), batch_size)):
@@ -68,7 +68,7 @@ def time_both(
             else:
                 first = plain()
                 runs.append(TimedRun(first, speculative()))
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import replace
 
 from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
@@ -13,19 +13,21 @@ from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, windows_of
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
-from specdistill.evaluation import acceptance, draft_lengths, latency
+from specdistill.evaluation import acceptance, draft_lengths
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
-from specdistill.evaluation.config import MeasureConfig, TimedRunSettings
-from specdistill.evaluation.interruption import FEWEST, BenchInterruptedError, Interruption
-from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.interruption import FEWEST, Interruption
 from specdistill.evaluation.lenience_sweep import lenience_rows
 from specdistill.evaluation.measured import Models, Scores, Timed, build_report
-from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
-from specdistill.evaluation.report import GreedyDifference, Report
+from specdistill.evaluation.other_target import find_other_target, score_other_target
+from specdistill.evaluation.parts import Keep, Parts
+from specdistill.evaluation.report import Report
+from specdistill.evaluation.samples import FEWEST_SAMPLES, make_samples
 from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
 from specdistill.evaluation.target_pass import target_pass
+from specdistill.evaluation.timed_run import greedy_differences, time_prompts
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load, quantised
 from specdistill.models.packed import check_packable
@@ -33,7 +35,7 @@ from specdistill.models.pair import FoundPair, find_pair, load_another, load_pai
 from specdistill.progress import Progress, Quiet
 
 
-def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Report:
+def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep: Keep | None = None) -> Report:
     """Measures a draft against its target in our own decoder.
 
     Order: the target writes answers; the draft (and the one of `compare`) is scored on them; the steps' costs are
@@ -42,12 +44,14 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     Args:
         config: Models, prompts and settings.
         progress: Where bars go.
+        keep: Called with the report so far, marked as partial, after each part.
 
     Returns:
         The report.
 
     Raises:
         SpecdistillError: Bad input; nothing was measured then.
+        BenchFailedError: A part failed, memory ended say; it has the report of what was measured.
         BenchInterruptedError: After Ctrl-C, with the report of what was measured.
         KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
@@ -64,35 +68,64 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
     warn_about_prompts(prompts, encoded, models.target, progress.say)
-    stop = Interruption(progress.say)
+    stop = Interruption(progress.say, smaller_batch(config.timing.batch_size))
     with out_of_memory_named(SHORTER_TEXTS):
         answers = _answers(models, prompts, encoded, config, progress, stop)
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
-        own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-    costs = timed = sweep = None
-    if not stop:
-        with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            context = _context(config, encoded, room)
-            costs = _costs(models, config, context, answers if scores.experts else (), progress)
-            timed = _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
-            if config.acceptance.lenience_sweep and timed.runs and not stop:
-                asked = encoded[: timed.asked]
-                sweep = lenience_rows(models, config, asked, answers, timed.num_draft_tokens, progress, judge)
     scored = answered_prompts(prompts, answers[: len(scores.draft)])
-    report = build_report(config, models, scored, scores, costs, timed)
-    report = replace(report, training_prompts=trained, lenience_sweep=sweep)
-    if other is not None and not stop:
-        beside = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
-        report = with_other_target(report, beside, scores.draft)
+    build = functools.partial(build_report, config, models, scored, scores)
+    parts = Parts(build, stop, len(prompts), keep)
+    parts.sections["training_prompts"] = trained
+    parts.keep("scoring")
+    _measure_parts(parts, config, models, prompts, encoded, answers, scores, judge, progress, stop)
+    if other is not None:
+        parts.section(
+            "compare_target",
+            lambda: score_other_target(other, config, models, prompts, encoded, answers, progress).section(
+                scores.draft, config.predicting_rule, build(parts.costs, parts.timed).setup.num_draft_tokens
+            ),
+        )
+    return parts.finished()
+
+
+def _measure_parts(
+    parts: Parts,
+    config: MeasureConfig,
+    models: Models,
+    prompts: Sequence[Prompt],
+    encoded: list[list[int]],
+    answers: Sequence[Example],
+    scores: Scores,
+    judge: AnswerJudge | None,
+    progress: Progress,
+    stop: Interruption,
+) -> None:
+    """Times both ways of decoding, and measures the sections that need the timed run."""
+    own = judge and parts.optional("score", lambda: own_scores(judge, models, encoded, config, progress, stop))
+    texts = answers if scores.experts else ()
+    costs = parts.costs = parts.needed("costs", lambda: _costs(models, config, encoded, texts, progress))
+    parts.keep("costs")
+    timed = parts.timed = parts.needed(
+        "timing", lambda: _decode(config, models, prompts, encoded, scores.predicted, costs, progress, stop)
+    )
+    parts.keep("timing")
+    runs = timed.runs if timed else []
     if judge is not None and own is not None:
-        ways = judge.timed(timed.runs if timed else [], models.target)
-        score = judge.section(judge.examples(answers, models.target), own.draft, ways, own.compared)
-        report = replace(report, score=score)
-    if not stop:
-        return report
-    counts = (timed.prompts, timed.asked) if timed else (0, 0)
-    raise BenchInterruptedError(replace(report, partial=stop.partial(*counts, len(scored), len(prompts))))
+        with stop.optional("score"):
+            ways = judge.timed(runs, models.target)
+            examples = judge.examples(answers, models.target)
+            parts.sections["score"] = judge.section(examples, own.draft, ways, own.compared)
+    if timed is None or not runs:
+        return
+    count = max(FEWEST_SAMPLES, config.samples.show)
+    pair = models.target, models.draft
+    parts.section(
+        "samples", lambda: make_samples(*pair, prompts, encoded, runs, config.sampling, count, models.guidance)
+    )
+    if config.acceptance.lenience_sweep:
+        asked, length = encoded[: timed.asked], timed.num_draft_tokens
+        parts.section("lenience_sweep", lambda: lenience_rows(models, config, asked, answers, length, progress, judge))
 
 
 def _check_input(config: MeasureConfig) -> None:
@@ -152,7 +185,7 @@ def _score(
     stop: Interruption,
 ) -> Scores:
     """Scores both drafts; the answers that were reached before a Ctrl-C, and the compared draft only on all of them."""
-    longest = config.acceptance.max_draft_tokens + 1
+    stop.where, longest = "scoring", config.acceptance.max_draft_tokens + 1
     read = target_pass(models.target, answers, models.guidance, longest, progress, stop)
     target_states, routing = ({}, None) if read is None else read
     if read is not None:
@@ -182,19 +215,20 @@ def _score(
     return Scores(records, compared, predicted, None if routing is None else routing.costs(config.timing.batch_size))
 
 
-def _context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:
-    """Tokens before a timed step: half-way through the answer to a prompt of middling length."""
-    middle = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
-    return min(middle, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)
-
-
 def _costs(
-    models: Models, config: MeasureConfig, context: int, texts: Sequence[Example], progress: Progress
+    models: Models,
+    config: MeasureConfig,
+    encoded: list[list[int]],
+    texts: Sequence[Example],
+    progress: Progress,
 ) -> Costs | None:
     """Times single steps: where their time depends on the tokens, more of them, on the given answers."""
     if not draft_lengths.steps_are_real(models):
         return None
     longest, repeats = config.acceptance.max_draft_tokens, 15 if texts else 7
+    # Half-way through the answer to a prompt of middling length, as far as the models' context goes.
+    middle = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
+    context = min(middle, min(models.target.max_context, models.draft.max_context) - longest - 1)
     with progress.task("timing single steps", (repeats + 1) * (longest + 2), "passes") as task:
         return measure_costs(
             models.target,
@@ -237,61 +271,12 @@ def _decode(
     if settings.draft_length == "auto" or (not asked and settings.draft_length == "confidence"):
         chosen = settings.max_draft_tokens
     timed = min(config.timing.latency_prompts or len(prompts), len(prompts))
-    runs = _time(models.target, decoder, encoded[:timed], config.timing, config.max_new_tokens, progress, stop)
+    runs = time_prompts(models.target, decoder, encoded[:timed], config.timing, config.max_new_tokens, progress, stop)
     done = sum(len(run.plain) for run in runs)
     if stop and done < FEWEST:
         return Timed(chosen, timed, [], None)
     differences = None
     if not config.lossy and (config.sampling.greedy or not stop):
         with stop.caught():
-            differences = _differences(config, models, prompts[:done], encoded, runs, chosen)
+            differences = greedy_differences(config, models, prompts[:done], encoded, runs, chosen)
     return Timed(chosen, timed, runs, differences)
-
-
-def _time(
-    target: LanguageModel,
-    decoder: SpeculativeDecoder,
-    encoded: list[list[int]],
-    settings: TimedRunSettings,
-    max_new_tokens: int,
-    progress: Progress,
-    stop: Interruption,
-) -> list[TimedRun]:
-    remark = latency.too_few_batches(len(encoded), settings.batch_size)
-    if remark is not None:
-        progress.say(remark)
-    latency.warm_up(target, decoder, encoded[0])
-    with progress.task("plain against speculative", 2 * len(encoded) * max_new_tokens, "tokens") as task:
-        return latency.time_both(
-            target,
-            decoder,
-            encoded,
-            batch_size=settings.batch_size,
-            max_new_tokens=max_new_tokens,
-            seeds=settings.prompt_seeds(range(len(encoded))),
-            on_tokens=lambda row, ids: task.advance(len(ids)),
-            on_interrupt=stop,
-        )
-
-
-def _differences(
-    config: MeasureConfig,
-    models: Models,
-    prompts: Sequence[Prompt],
-    encoded: list[list[int]],
-    runs: list[TimedRun],
-    num_draft_tokens: int,
-) -> list[GreedyDifference | None]:
-    """Compares greedy runs as they are; when the bench samples, makes a few greedy ones for the check."""
-    if config.sampling.greedy:
-        return latency.run_differences(models.target, prompts, encoded[: len(prompts)], runs, models.guidance)
-    few = min(4, len(prompts))
-    return latency.greedy_check(
-        models.target,
-        models.draft,
-        prompts[:few],
-        encoded[:few],
-        num_draft_tokens=num_draft_tokens,
-        max_new_tokens=min(48, config.max_new_tokens),
-        guidance=models.guidance,
-    )

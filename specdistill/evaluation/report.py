@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdistill.evaluation.economics import Economics
+from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_samples import Sample
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -167,7 +169,7 @@ class TrainingPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """A run that Ctrl-C or an engine's failure ended early."""
+    """A run that a stop or a failure ended early, or that left something out."""
 
     prompts_done: int
     """Prompts that the report covers."""
@@ -175,6 +177,10 @@ class Partial:
     """Prompts of the whole run."""
     why: str
     """Reason why it ended."""
+    where: str | None = None
+    """Part of the bench in which it ended: `answers`, `scoring`, `costs`, `timing` or the name of a section."""
+    left_out: dict[str, str] | None = None
+    """Part that failed by itself and is left out -> its error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +215,10 @@ class Report:
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
+    samples: list[Sample] | None = None
+    """A few answers of the timed run, token by token; absent where our decoder did not run."""
+    recommendation: Recommendation | None = None
+    """Which way of decoding to serve, and what to do next."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

@@ -12,6 +12,7 @@ from specdistill.evaluation.report import Latency, LenienceRow, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
+from specdistill.report.samples import print_samples
 from specdistill.report.wording import (
     UNSCORED,
     alpha_rows,
@@ -33,8 +34,13 @@ from specdistill.report.wording import (
 )
 
 
-def bench_tables(report: Report) -> None:
-    """Prints the bench report."""
+def bench_tables(report: Report, show: int = 0) -> None:
+    """Prints the bench report.
+
+    Args:
+        report: The report.
+        show: Sample answers to print token by token.
+    """
     console = plain_console()
     _headline(console, report)
     if report.acceptance.alpha:
@@ -52,6 +58,10 @@ def bench_tables(report: Report) -> None:
     _experts(console, report)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
+    if show and report.samples:
+        print_samples(console, report.samples[:show])
+    elif show:
+        console.print("no sample answers: decoding was not timed")
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     economics = report.economics

@@ -16,6 +16,7 @@ from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
+from specdistill.evaluation.parts import Keep
 from specdistill.evaluation.report import Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.scored_prompts import scored_prompts
@@ -36,12 +37,13 @@ _LENGTH = 4
 _WARM_UP = "Say hello."
 
 
-def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
+def bench(config: BenchConfig, progress: Progress | None = None, keep: Keep | None = None) -> Report:
     """Measures a draft against its target, in our decoder or in the engine that `config.engine` names.
 
     Args:
         config: Models, prompts, engine and settings.
         progress: Where bars go.
+        keep: Called with the report so far, marked as partial, after each part.
 
     Returns:
         The report; `to_json()` gives the schema of the documentation's page "The report". Where an engine failed in the
@@ -49,11 +51,12 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 
     Raises:
         SpecdistillError: Bad input, or an engine that failed before two prompts were done; nothing is kept then.
+        BenchFailedError: A part of the bench in our decoder failed, with the report of what was measured.
         BenchInterruptedError: After Ctrl-C, with the report of what was measured.
         KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
     if config.engine_kind.place == "decoder":
-        return measure_draft(config, progress)
+        return measure_draft(config, progress, keep)
     with out_of_memory_named(smaller_batch(config.timing.batch_size)):
         return bench_engine(config, progress or Quiet())
 
@@ -106,7 +109,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     judged = dataclasses.replace(report.economics, experts=costs)
     report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged)
     if stop:
-        raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
+        raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts))))
     if failure is None:
         return report
     partial = Partial(prompts_done=done, prompts_asked=len(prompts), why=str(failure))
