@@ -32,6 +32,8 @@ from specdistill.report.wording import (
     target_rows,
     training_lines,
 )
+from specdistill.report.wording_names import short_names
+from specdistill.report.wording_verdict import verdict
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -66,6 +68,10 @@ def bench_tables(report: Report, show: int = 0) -> None:
         console.print(fact, soft_wrap=True)
     economics = report.economics
     console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
+    if report.recommendation is not None:
+        found = verdict(report)
+        console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
+        console.print(f"next: {found.next}", soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:
@@ -98,7 +104,7 @@ def _alpha_table(console: Console, report: Report) -> None:
     table.add_column("rule")
     table.add_column("alpha [95 %]", justify="right")
     if report.compare is not None:
-        table.add_column(report.compare.draft.name, justify="right")
+        table.add_column(short_names(report).compare or "", justify="right")
         table.add_column("paired difference", justify="right")
     table.add_column("means")
     for row in alpha_rows(report):
@@ -113,7 +119,8 @@ def _targets(console: Console, report: Report) -> None:
     rows, other = target_rows(report), report.compare_target
     if other is None:
         return
-    table = Table(title=f"the same draft against {other.target.name} (--compare-target), and target minus it, paired")
+    name = short_names(report).compare_target
+    table = Table(title=f"the same draft against {name} (--compare-target), and target minus it, paired")
     for name in ("rule", "target", "compared", "minus it, own answers", "on the target's"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for row in rows:

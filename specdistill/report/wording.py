@@ -8,6 +8,7 @@ from typing import NamedTuple
 from specdistill.evaluation.report import LenienceRow, Lossless, Report
 from specdistill.evaluation.report_setup import Setup
 from specdistill.evaluation.statistics import Estimate
+from specdistill.report.wording_names import short_names
 
 MEANING = {
     "greedy": "argmax agreement: every engine at temperature 0",
@@ -106,7 +107,8 @@ def target_cost(report: Report) -> str:
         what = "no difference beyond chance"
     else:
         what = "the draft is accepted less" if own.mean < 0 else "the draft is accepted more"
-    return f"against {report.target.name} in place of {other.target.name}: {what} ({change})"
+    names = short_names(report)
+    return f"against {names.target} in place of {names.compare_target}: {what} ({change})"
 
 
 class ScoreRow(NamedTuple):
@@ -175,7 +177,8 @@ def compared_score(report: Report) -> str | None:
     if scores is None or other is None or scores.compared is None or scores.draft_minus_compared is None:
         return None
     paired = estimate(scores.draft_minus_compared, sign="+")
-    return f"score of {other.draft.name} alone: {estimate(scores.compared)}; the draft's minus it, paired: {paired}"
+    name, score = short_names(report).compare, estimate(scores.compared)
+    return f"score of {name} alone: {score}; the draft's minus it, paired: {paired}"
 
 
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:

@@ -173,7 +173,7 @@ def test_ctrl_c_in_a_bench_reports_what_was_measured(folder, tmp_path, stage):
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["partial"]["prompts_done"], report["partial"]["prompts_asked"]) == (done, asked)
     assert 0 <= report["acceptance"]["alpha"]["greedy"]["mean"] <= 1 and report["acceptance"]["tokens_scored"] > 0
-    assert "incomplete" in (tmp_path / "r.html").read_text()
+    assert "Incomplete" in (tmp_path / "r.html").read_text()
     if verdict:
         assert report["economics"]["verdict"] == verdict and report["latency"]["speedup"]["mean"] is None
         assert report["setup"]["latency_prompts"] == 0 and report["setup"]["prompts"] == done
