@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from specdistill.errors import SHORTER_TEXTS, OutOfMemoryError, SpecdistillError, first_line, is_out_of_memory
 from specdistill.evaluation.economics import Economics
@@ -69,7 +70,8 @@ class Interruption:
 
     def __call__(self, error: BaseException) -> None:
         """Takes a Ctrl-C or a failure that a step of the bench caught; no further part runs."""
-        self.error, self._ended_in = error, self.where
+        if self.error is None:
+            self.error, self._ended_in = error, self.where
         if isinstance(error, KeyboardInterrupt):
             self._say("interrupted; making the report of what was done (Ctrl-C again ends at once)")
             return
@@ -138,9 +140,24 @@ class Interruption:
         why = left_out[where] if self.error is None else self._reason(where, self.error)
         return Partial(prompts_done=done, prompts_asked=asked, why=why, where=where, left_out=left_out or None)
 
-    def cause(self) -> BaseException | None:
-        """The first error."""
-        return self.error or next(iter(self.left_out.values()), None)
+    def raise_with(self, report: Report, done: int, asked: int) -> None:
+        """Ends a bench that a stop or a failure made partial; does nothing where nothing is missing.
+
+        Args:
+            report: The report of what was measured.
+            done, asked: As in `partial`.
+
+        Raises:
+            BenchInterruptedError: After Ctrl-C.
+            BenchFailedError: Something failed.
+        """
+        partial = self.partial(done, asked)
+        if partial is None:
+            return
+        report = replace(report, partial=partial)
+        if isinstance(self.error, KeyboardInterrupt):
+            raise BenchInterruptedError(report)
+        raise BenchFailedError(report, partial) from self.error or next(iter(self.left_out.values()))
 
     def _reason(self, where: str, error: BaseException) -> str:
         if isinstance(error, KeyboardInterrupt):
@@ -151,6 +168,18 @@ class Interruption:
             return f"{where}: out of memory; {self.remedy}"
         kind = "" if isinstance(error, SpecdistillError) else f"{type(error).__name__}: "
         return f"{where} failed: {kind}{first_line(error)}"
+
+
+def unfinished(report: Report, where: str, done: int, asked: int) -> Report:
+    """Marks a report that is written while the bench goes on.
+
+    Args:
+        report: The report so far.
+        where: The part that is done.
+        done, asked: Prompts that the report covers, and those of the whole run.
+    """
+    why = f"the bench was still running when this was written, after {where}; if it runs no more, it was killed"
+    return replace(report, partial=Partial(prompts_done=done, prompts_asked=asked, why=why, where=where))
 
 
 def _free_memory(error: BaseException) -> None:

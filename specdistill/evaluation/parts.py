@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from specdistill.decoding.costs import Costs
-from specdistill.evaluation.interruption import BenchFailedError, BenchInterruptedError, Interruption
+from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.measured import Timed
-from specdistill.evaluation.report import Partial, Report
+from specdistill.evaluation.report import Report
 
 T = TypeVar("T")
 Keep = Callable[[Report], None]
@@ -87,9 +87,7 @@ class Parts:
         if self._keep is None or self._stop:
             return
         report = self.report()
-        done, of = self._counts(report)
-        why = f"the bench was still running when this was written, after {name}; if it runs no more, it was killed"
-        self._keep(replace(report, partial=Partial(prompts_done=done, prompts_asked=of, why=why, where=name)))
+        self._keep(unfinished(report, name, *self._counts(report)))
 
     def report(self) -> Report:
         """The report so far."""
@@ -102,14 +100,9 @@ class Parts:
             BenchInterruptedError: After Ctrl-C, with the report.
             BenchFailedError: A part failed, with the report.
         """
-        report, stop = self.report(), self._stop
-        partial = stop.partial(*self._counts(report))
-        if partial is None:
-            return report
-        report = replace(report, partial=partial)
-        if isinstance(stop.error, KeyboardInterrupt):
-            raise BenchInterruptedError(report)
-        raise BenchFailedError(report, partial) from stop.cause()
+        report = self.report()
+        self._stop.raise_with(report, *self._counts(report))
+        return report
 
     def _counts(self, report: Report) -> tuple[int, int]:
         """Prompts done and asked: those that were timed, or else those that were scored."""

@@ -15,7 +15,6 @@ from specdistill.report.plots import all_plots
 from specdistill.report.wording import (
     LOSSY,
     SAMPLED,
-    UNSCORED,
     alpha_rows,
     compared_score,
     estimate,
@@ -29,6 +28,7 @@ from specdistill.report.wording import (
     target_cell,
     target_cost,
     target_rows,
+    unscored,
 )
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_samples import rejected_text, rejected_title, sample_counts, shown, token_title
@@ -63,7 +63,7 @@ def html_report(report: Report) -> str:
         target_cost=target_cost(report),
         lossy=LOSSY,
         sampled=SAMPLED,
-        unscored=UNSCORED,
+        unscored=unscored(report),
         guidance=guidance_lines(report.setup),
     )
 

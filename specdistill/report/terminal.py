@@ -14,7 +14,6 @@ from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
 from specdistill.report.samples import print_samples
 from specdistill.report.wording import (
-    UNSCORED,
     alpha_rows,
     chat_lines,
     compared_score,
@@ -31,6 +30,7 @@ from specdistill.report.wording import (
     target_cost,
     target_rows,
     training_lines,
+    unscored,
 )
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_verdict import verdict
@@ -48,7 +48,7 @@ def bench_tables(report: Report, show: int = 0) -> None:
     if report.acceptance.alpha:
         _alpha_table(console, report)
     else:
-        console.print(UNSCORED)
+        console.print(unscored(report))
     _targets(console, report)
     _positions(console, report)
     if report.acceptance.by_category:

@@ -17,6 +17,7 @@ MEANING = {
 }
 """Rule -> formula, and the servers that accept by it."""
 UNSCORED = "alpha: unknown, for the draft has another tokenizer; what follows was counted in the target's tokens"
+ENDED = "alpha: unknown, for the bench ended before the answers were scored"
 LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
 SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
 
@@ -207,6 +208,11 @@ def prediction_warning(report: Report) -> str | None:
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
+
+
+def unscored(report: Report) -> str:
+    """Why there is no alpha."""
+    return UNSCORED if report.partial is None else ENDED
 
 
 def chat_lines(setup: Setup) -> list[str]:

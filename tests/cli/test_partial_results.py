@@ -111,6 +111,39 @@ def test_an_optional_part_that_fails_is_left_out_and_the_rest_is_measured(
     assert report["latency"]["speedup"]["mean"] > 0 and report["economics"]["verdict"] != "unknown"
 
 
+@pytest.mark.parametrize(
+    ("place", "calls", "error", "part", "done"),
+    [
+        ("specdistill.serving.bench.EngineRun", 3, out_of_memory(), "timing", 3),
+        ("specdistill.serving.bench.EngineRun", 3, RuntimeError("the engine died"), "timing", 3),
+        ("specdistill.evaluation.acceptance.score", 0, out_of_memory(), "scoring", 10),
+    ],
+    ids=["memory", "crash", "scoring"],
+)
+def test_an_engine_that_fails_leaves_what_was_measured(
+    folder, tmp_path, monkeypatch, capsys, place, calls, error, part, done
+):
+    failing(monkeypatch, place, calls, error)
+    command = bench_command(folder, tmp_path, "--engine", "transformers", "--num-draft-tokens", "2")
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["partial"]["where"] == part and report["partial"]["prompts_done"] == done
+    assert report["latency"]["speedup"]["mean"] > 0 and report["setup"]["latency_prompts"] == done
+    assert ("greedy" in report["acceptance"]["alpha"]) == (part == "timing")
+    if part == "scoring":
+        assert "the bench ended before the answers were scored" in printed.out
+
+
+def test_a_kill_leaves_the_json_of_an_engines_timed_run(folder, tmp_path):
+    command = bench_command(folder, tmp_path, "--engine", "transformers", "--num-draft-tokens", "2")
+    place = "specdistill.evaluation.acceptance.score"
+    code, _, _ = stopped(tmp_path, command, place, 0, signal.SIGKILL)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert code == -signal.SIGKILL and report["partial"]["where"] == "timing"
+    assert report["latency"]["speedup"]["mean"] > 0 and report["acceptance"]["alpha"] == {}
+
+
 # A part, where the process is held when it is killed, and what the file then has.
 KILLS = {
     "scoring": ("specdistill.evaluation.measure.measure_costs", 0, None),
