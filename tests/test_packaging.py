@@ -60,7 +60,12 @@ def requirements(distribution: Distribution) -> dict[str, Requirement]:
 
 def test_wheels_and_sdists_hold_their_package_with_data_and_types(built, wheels):
     wanted = {
-        "specdistill": ("py.typed", "data/builtin/prompts.jsonl", "report/bench.html.jinja"),
+        "specdistill": (
+            "py.typed",
+            "data/builtin/prompts.jsonl",
+            "report/bench.html.jinja",
+            "report/samples.html.jinja",
+        ),
         "specdistill_kernels": ("py.typed", "fused_divergence/chunked.py"),
     }
     for package, files in wanted.items():

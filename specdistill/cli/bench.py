@@ -13,7 +13,8 @@ from specdistill.serving.bench_config import BenchConfig
 def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
     from specdistill.errors import ServerError
-    from specdistill.evaluation.interruption import BenchInterruptedError
+    from specdistill.evaluation.interruption import BenchFailedError, BenchInterruptedError
+    from specdistill.evaluation.report import Report
     from specdistill.files import atomic, locks
     from specdistill.report.html import html_report
     from specdistill.report.json_file import json_text
@@ -21,27 +22,31 @@ def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     from specdistill.report.terminal import bench_tables
     from specdistill.serving.bench import bench
 
-    progress, interrupted = TerminalProgress(), None
+    progress, stopped = TerminalProgress(), None
     json, html = (Path(path) if path else None for path in (config.json, config.html))
+
+    def keep(report: Report) -> None:
+        if json is not None:
+            atomic.write_text(json, json_text(report))
+
     with locks.file_lock(json, "--json", progress.say), locks.file_lock(html, "--html", progress.say):
         # Hours of measuring must not end at a file that can't be written.
         atomic.refuse_existing_file(json, "--json")
         atomic.refuse_existing_file(html, "--html")
         try:
-            report = bench(config, progress)
-        except BenchInterruptedError as error:
-            interrupted, report = error, error.report
+            report = bench(config, progress, keep)
+        except (BenchInterruptedError, BenchFailedError) as error:
+            stopped, report = error, error.report
         # Files first: whoever reads our output may go away.
-        if json is not None:
-            atomic.write_text(json, json_text(report))
+        keep(report)
         if html is not None:
             atomic.write_text(html, html_report(report))
-    bench_tables(report)
+    bench_tables(report, config.samples.show)
     for name, path in (("json", config.json), ("html", html and html.resolve())):
         if path:
             print(f"{name}: {path}")
-    if interrupted is not None:
-        raise interrupted
+    if stopped is not None:
+        raise stopped
     partial = report.partial
     if partial is not None:
         raise ServerError(f"{partial.why}; {partial.prompts_done} of {partial.prompts_asked} prompts are kept")

@@ -25,7 +25,7 @@ def write_answers(
     seed: int,
     progress: Progress,
     name: str = "target writes answers",
-    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
+    on_interrupt: Callable[[BaseException], None] | None = None,
     guidance: Guidance | None = None,
 ) -> list[Example]:
     """Lets the target answer every prompt, several at a time. Prompts of similar length share a batch.
@@ -39,11 +39,11 @@ def write_answers(
         seed: Each answer's seed is made from this one and the prompt's position.
         progress: Shows the bar.
         name: Title of the bar.
-        on_interrupt: Called with a Ctrl-C; the answers that are done are then returned. None passes it on.
+        on_interrupt: Called with a Ctrl-C or a failure; the answers that are done are then returned. None passes it on.
         guidance: Classifier-free guidance of the target.
 
     Returns:
-        One example per prompt, in order; only the finished ones after a Ctrl-C.
+        One example per prompt, in order; only the finished ones after a Ctrl-C or failure.
 
     Raises:
         DataError: A prompt is empty or does not fit the context.
@@ -68,7 +68,7 @@ def write_answers(
                     # The bar counts max_new_tokens for every answer, also for those that ended early.
                     task.advance(max_new_tokens - len(generation.token_ids))
                     answers[index] = as_example(prompts[index].id, encoded[index], generation, Provenance.TARGET)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Exception) as error:
         if on_interrupt is None:
             raise
         on_interrupt(error)

@@ -26,6 +26,8 @@ class Round(NamedTuple):
     """Draft tokens that it kept."""
     emitted: int
     """Tokens added to the answer, with the target's correction or bonus token."""
+    rejected: int | None = None
+    """The draft token that the target's correction replaced; None where all that could be kept were kept."""
 
 
 @dataclass

@@ -267,7 +267,8 @@ class _Batch:
             # Tokens drafted after an accepted end of the answer could not be kept, so they don't count as proposed.
             ended_in_draft = result.finish_reason in ("eos", "stop") and emitted <= count
             possible = emitted if ended_in_draft else len(ids)
-            result.rounds.append(Round(proposed=possible, accepted=min(count, emitted), emitted=emitted))
+            rejected = ids[count] if count < min(emitted, len(ids)) else None
+            result.rounds.append(Round(possible, min(count, emitted), emitted, rejected))
         self.decoder.length.observe([len(ids) for ids in proposed], kept)
         # Both keep all but the last emitted token, which the next round reads.
         new = [len(self.results[row].token_ids) - 1 for row in self.alive]

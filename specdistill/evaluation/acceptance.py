@@ -113,7 +113,7 @@ def score(
     batch_size: int = 8,
     target_cache: HiddenCache | None = None,
     on_sequences=None,
-    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
+    on_interrupt: Callable[[BaseException], None] | None = None,
 ) -> list[PromptAcceptance]:
     """Scores a draft: runs both models once over answers that the target wrote.
 
@@ -125,11 +125,11 @@ def score(
         target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with those
             that were missing. It saves the target's pass where another draft is scored on the same sequences.
         on_sequences: Called with the number of sequences done, for progress.
-        on_interrupt: Called with a Ctrl-C; the records that are done are then returned. None passes it on.
+        on_interrupt: Called with a Ctrl-C or a failure; the records that are done are then returned. None passes it on.
 
     Returns:
         One record per sequence, in order: acceptance probabilities in [0, 1] and KL divergences in nats, float64
-        [tokens] each. After a Ctrl-C, those of the first sequences only.
+        [tokens] each. After either, those of the first sequences only.
 
     Raises:
         ValueError: The two models' logits differ in size.
@@ -139,7 +139,7 @@ def score(
         chunk = sequences[start : start + batch_size]
         try:
             results += _score_batch(target, draft, chunk, sampling, target_cache)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)

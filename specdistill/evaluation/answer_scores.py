@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from specdistill.decoding.answers import write_answers
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import UNKNOWN, Interruption
 from specdistill.evaluation.latency import TimedRun
-from specdistill.evaluation.measured import Models, Scores
-from specdistill.evaluation.report import Report
+from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.statistics import Estimate, paired_difference, share
 from specdistill.models import LanguageModel
@@ -111,35 +110,10 @@ def own_scores(
     """Lets the draft answer the prompts alone, sampled like the target; those that were done before a Ctrl-C."""
     sampling, length, seed = config.sampling, config.max_new_tokens, config.timing.seed
     title = "draft writes answers"
-    answers = write_answers(models.draft, judge.prompts, encoded, sampling, length, seed, progress, title, stop)
+    answers = write_answers(
+        models.draft, judge.prompts, encoded, sampling, length, seed, progress, title, stop.only_interrupts
+    )
     return judge.examples(answers, models.draft)
-
-
-def with_own_scores(
-    report: Report,
-    judge: AnswerJudge | None,
-    own: PromptScores | None,
-    scores: Scores,
-    runs: Sequence[TimedRun],
-    answers: Sequence[Example],
-    target: LanguageModel,
-) -> Report:
-    """Adds `score` to the report, from answers that the models wrote alone and those of the timed run.
-
-    Args:
-        report: The report without it.
-        judge: Judges the answers; the report stays as it is without one.
-        own: Scores of the draft's own answers; None, likewise, after a Ctrl-C.
-        scores: Holds those of the first compared draft.
-        runs: The timed run.
-        answers: The target's answers.
-        target: The target.
-    """
-    if judge is None or own is None:
-        return report
-    compared = scores.compared[0].answers if scores.compared else None
-    section = judge.section(judge.examples(answers, target), own, judge.timed(runs, target), compared)
-    return replace(report, score=section)
 
 
 def mean(scores: PromptScores) -> Estimate:

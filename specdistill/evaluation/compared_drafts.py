@@ -11,7 +11,6 @@ from specdistill.data.batch import Example
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.proof import pack_proven, prove
-from specdistill.errors import first_line
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import HiddenCache
 from specdistill.evaluation.answer_scores import AnswerJudge
@@ -78,13 +77,9 @@ def score_compared(
     for source in sources:
         if stop:
             break
-        try:
-            with stop.caught():
-                asked = judge if source is sources[0] else None
-                scored.append(_score(source, config, models, answers, states, encoded, context, asked, progress))
-        except Exception as error:
-            # Anything: models of all kinds run here, after minutes or hours of measuring.
-            progress.say(f"--{ROLE} {source.name} was not measured: {first_line(error)}; the report is without it")
+        with stop.optional(f"{ROLE} {source.name}"):
+            asked = judge if source is sources[0] else None
+            scored.append(_score(source, config, models, answers, states, encoded, context, asked, progress))
         gc.collect()
         if models.target.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -124,6 +124,18 @@ class WeightSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Which answers are shown token by token."""
+
+    show: int = 0
+    """Print this many answers of the timed run token by token: accepted draft tokens green, rejected ones red and
+    struck through before what replaced them. The report holds three of them in any case."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "show")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SecondTargetSettings:
     """A second target beside the first."""
 
@@ -175,6 +187,7 @@ class MeasureConfig(Config):
     score: Annotated[ScoreSettings, box("Score of the answers")] = field(default_factory=ScoreSettings)
     timing: Annotated[TimedRunSettings, box("Timed run")] = field(default_factory=TimedRunSettings)
     load: Annotated[LoadSettings, box("Load")] = field(default_factory=LoadSettings)
+    samples: Annotated[SampleSettings, box("Sample answers")] = field(default_factory=SampleSettings)
     weights: Annotated[WeightSettings, box("Weights")] = field(default_factory=WeightSettings)
     machine: Annotated[Machine, box(MACHINE)] = field(default_factory=Machine)
 

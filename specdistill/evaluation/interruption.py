@@ -1,10 +1,13 @@
-"""Ctrl-C in a bench: what was measured until then becomes a report that says so."""
+"""Ctrl-C and failures in a bench: what was measured until then becomes a report that says so."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+from specdistill.errors import SHORTER_TEXTS, OutOfMemoryError, SpecdistillError, first_line, is_out_of_memory
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.report import Latency, Partial, Report, Speed
@@ -31,34 +34,86 @@ class BenchInterruptedError(KeyboardInterrupt):
         self.report = report
 
 
+class BenchFailedError(SpecdistillError):
+    """A part of a bench failed after something was measured.
+
+    Args:
+        report: The report of what was measured; its `partial` says what failed, and where.
+        partial: That section.
+    """
+
+    def __init__(self, report: Report, partial: Partial) -> None:
+        super().__init__(f"{partial.why}; {partial.prompts_done} of {partial.prompts_asked} prompts are kept")
+        self.report = report
+
+
 class Interruption:
-    """Remembers Ctrl-C, so that what was done until then is still used. A second one ends everything.
+    """Remembers a Ctrl-C or a failure, so that what was done until then is still used. A second Ctrl-C ends everything.
 
     Args:
         say: Where it is announced.
+        remedy: Remedy where memory ends.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.error: KeyboardInterrupt | None = None
+    def __init__(self, say: Callable[[str], None], remedy: str = SHORTER_TEXTS) -> None:
+        self._say, self.remedy = say, remedy
+        self.where = "answers"
+        """The part that runs."""
+        self.error: BaseException | None = None
+        """Ended the bench."""
+        self._ended_in = ""
+        self.left_out: dict[str, BaseException] = {}
+        """Part that failed by itself -> its error."""
 
     def __bool__(self) -> bool:
         return self.error is not None
 
-    def __call__(self, error: KeyboardInterrupt) -> None:
-        """Takes a Ctrl-C that a step of the bench caught."""
-        self.error = error
-        self._say("interrupted; making the report of what was done (Ctrl-C again ends at once)")
+    def __call__(self, error: BaseException) -> None:
+        """Takes a Ctrl-C or a failure that a step of the bench caught; no further part runs."""
+        if self.error is None:
+            self.error, self._ended_in = error, self.where
+        if isinstance(error, KeyboardInterrupt):
+            self._say("interrupted; making the report of what was done (Ctrl-C again ends at once)")
+            return
+        _free_memory(error)
+        self._say(f"{self._reason(self.where, error)}; making the report of what was done")
+
+    def only_interrupts(self, error: BaseException) -> None:
+        """Takes a Ctrl-C, and passes a failure on: for steps of a part that can be left out."""
+        if not isinstance(error, KeyboardInterrupt):
+            raise error
+        self(error)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Takes a Ctrl-C inside the block, whose result is then missing."""
+        """Takes a Ctrl-C or a failure inside the block, whose result is then missing."""
         try:
             yield
         except KeyboardInterrupt as error:
             if self:
                 raise
             self(error)
+        except Exception as error:
+            self(error)
+
+    @contextmanager
+    def optional(self, name: str) -> Iterator[None]:
+        """Takes a Ctrl-C inside the block. A failure is said and the result left out, and the bench goes on.
+
+        Args:
+            name: Name of the part.
+        """
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if self:
+                raise
+            self(error)
+        except Exception as error:
+            # Anything: nothing that was measured may be lost by a part that the report can do without.
+            self.left_out[name] = error
+            _free_memory(error)
+            self._say(f"{self._reason(name, error)}; the report is without it")
 
     def check(self, done: int) -> None:
         """Ends the bench where too little was done for a report.
@@ -67,21 +122,69 @@ class Interruption:
             done: Prompts that the report would cover.
 
         Raises:
-            KeyboardInterrupt: There was one, and fewer than two prompts are done.
+            BaseException: The Ctrl-C or failure, where there was one and fewer than two prompts are done.
         """
         if self.error is not None and done < FEWEST:
             raise self.error
 
-    def partial(self, timed: int, to_time: int, scored: int, asked: int) -> Partial:
-        """Says how far the bench came.
+    def partial(self, done: int, asked: int) -> Partial | None:
+        """Says how far the bench came, and why not further; None where nothing is missing.
 
         Args:
-            timed, to_time: Prompts that were timed, and that should have been.
-            scored, asked: Prompts whose answers were scored, and all prompts.
+            done, asked: Prompts that the report covers, and those of the whole run.
         """
-        if timed:
-            return Partial(prompts_done=timed, prompts_asked=to_time, why="interrupted while decoding was timed")
-        return Partial(prompts_done=scored, prompts_asked=asked, why="interrupted before decoding was timed")
+        left_out = {name: self._reason(name, error) for name, error in self.left_out.items()}
+        if self.error is None and not left_out:
+            return None
+        where = self._ended_in if self.error is not None else next(iter(left_out))
+        why = left_out[where] if self.error is None else self._reason(where, self.error)
+        return Partial(prompts_done=done, prompts_asked=asked, why=why, where=where, left_out=left_out or None)
+
+    def raise_with(self, report: Report, done: int, asked: int) -> None:
+        """Ends a bench that a stop or a failure made partial; does nothing where nothing is missing.
+
+        Args:
+            report: The report of what was measured.
+            done, asked: As in `partial`.
+
+        Raises:
+            BenchInterruptedError: After Ctrl-C.
+            BenchFailedError: Something failed.
+        """
+        partial = self.partial(done, asked)
+        if partial is None:
+            return
+        report = replace(report, partial=partial)
+        if isinstance(self.error, KeyboardInterrupt):
+            raise BenchInterruptedError(report)
+        raise BenchFailedError(report, partial) from self.error or next(iter(self.left_out.values()))
+
+    def _reason(self, where: str, error: BaseException) -> str:
+        if isinstance(error, KeyboardInterrupt):
+            return f"interrupted during {where}"
+        if isinstance(error, OutOfMemoryError):
+            return f"{where}: {first_line(error)}"
+        if is_out_of_memory(error):
+            return f"{where}: out of memory; {self.remedy}"
+        kind = "" if isinstance(error, SpecdistillError) else f"{type(error).__name__}: "
+        return f"{where} failed: {kind}{first_line(error)}"
+
+
+def unfinished(report: Report, where: str, done: int, asked: int) -> Report:
+    """Marks a report that is written while the bench goes on.
+
+    Args:
+        report: The report so far.
+        where: The part that is done.
+        done, asked: Prompts that the report covers, and those of the whole run.
+    """
+    why = f"the bench was still running when this was written, after {where}; if it runs no more, it was killed"
+    return replace(report, partial=Partial(prompts_done=done, prompts_asked=asked, why=why, where=where))
+
+
+def _free_memory(error: BaseException) -> None:
+    """Lets go of what the failed calls held: the error is kept, and with it their variables."""
+    traceback.clear_frames(error.__traceback__)
 
 
 def counted_or_unknown(runs: Sequence[TimedRun], num_draft_tokens: int) -> CountedAcceptance:

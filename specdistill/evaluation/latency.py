@@ -33,7 +33,7 @@ def time_ways(
     max_new_tokens: int,
     seeds: list[int],
     on_tokens=None,
-    on_interrupt: Callable[[KeyboardInterrupt], None] | None = None,
+    on_interrupt: Callable[[BaseException], None] | None = None,
 ) -> dict[str, list[TimedRun]]:
     """Times the plain target and every decoder batch by batch; who begins takes turns, so drift cancels out.
 
@@ -45,7 +45,7 @@ def time_ways(
         max_new_tokens: Tokens per answer.
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
-        on_interrupt: Called with a Ctrl-C; the batches that are done are then returned. None passes it on.
+        on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
 
     Returns:
         Name -> one entry per batch; the plain answers are the same in all.
@@ -73,7 +73,7 @@ def time_ways(
                         seeds=own,
                         on_tokens=on_tokens,
                     )
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)

@@ -14,18 +14,21 @@ from specdistill.decoding.costs import Costs, measure_costs, windows_of
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
-from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, with_own_scores
+from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
 from specdistill.evaluation.baselines import Beside, beside_draft
 from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.compared_drafts import find_compared, score_compared
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
-from specdistill.evaluation.measured import Models, Scores, build_report, with_baselines
-from specdistill.evaluation.other_target import find_other_target, score_other_target, with_other_target
+from specdistill.evaluation.interruption import Interruption
+from specdistill.evaluation.lenience_sweep import lenience_rows
+from specdistill.evaluation.load import measure_load
+from specdistill.evaluation.measured import Models, Scores, baseline_sections, build_report
+from specdistill.evaluation.other_target import find_other_target, score_other_target
+from specdistill.evaluation.parts import Keep, Parts
 from specdistill.evaluation.report import Report
+from specdistill.evaluation.samples import FEWEST_SAMPLES, make_samples
 from specdistill.evaluation.scored_prompts import answered_prompts, scored_prompts
 from specdistill.evaluation.statistics import ratio
-from specdistill.evaluation.sweeps import Sweeps, run_sweeps
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.timed_run import time_run
 from specdistill.evaluation.training_prompts import training_prompts
@@ -35,21 +38,23 @@ from specdistill.models.pair import FoundPair, find_pair, load_pair, resolve_dev
 from specdistill.progress import Progress, Quiet
 
 
-def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Report:
+def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep: Keep | None = None) -> Report:
     """Measures a draft against its target in our own decoder.
 
-    Order: the target writes answers; the draft (and the one of `compare`) is scored on them; the steps' costs are
+    Order: the target writes answers; the draft (and those of `compare`) is scored on them; the steps' costs are
     timed; lengths are chosen; then plain decoding, the draft and free drafts are timed against each other.
 
     Args:
         config: Models, prompts and settings.
         progress: Where bars go.
+        keep: Called with the report so far, marked as partial, after each part.
 
     Returns:
         The report.
 
     Raises:
         SpecdistillError: Bad input; nothing was measured then.
+        BenchFailedError: A part failed, memory ended say; it has the report of what was measured.
         BenchInterruptedError: After Ctrl-C, with the report of what was measured.
         KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
@@ -66,37 +71,78 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
     warn_about_prompts(prompts, encoded, models.target, progress.say)
-    stop = Interruption(progress.say)
+    stop = Interruption(progress.say, smaller_batch(config.timing.batch_size))
     with out_of_memory_named(SHORTER_TEXTS):
         answers = _answers(models, prompts, encoded, config, progress, stop)
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
-        own = None if judge is None or stop else own_scores(judge, models, encoded, config, progress, stop)
-        context = _context(config, encoded, room)
-        compared = score_compared(
-            beside, config, models, answers, scores.states, encoded, context, judge, progress, stop
+    answers = answers[: len(scores.draft)]
+    scored, context = answered_prompts(prompts, answers), _context(config, encoded, room)
+    # `scores` is looked up anew each time: the drafts of --compare come later.
+    parts = Parts(lambda *so_far: build_report(config, models, scored, scores, *so_far), stop, len(prompts), keep)
+    parts.sections["training_prompts"] = trained
+    parts.section("buckets", lambda: buckets_section(config, found, scored, answers, scores.draft))
+    parts.keep("scoring")
+    compared = score_compared(beside, config, models, answers, scores.states, encoded, context, judge, progress, stop)
+    scores = replace(scores, compared=compared)
+    _measure_parts(parts, config, models, prompts, encoded, answers, scores, context, judge, progress, stop)
+    if other is not None:
+        parts.section(
+            "compare_target",
+            lambda: score_other_target(other, config, models, prompts, encoded, answers, progress).section(
+                scores.draft, config.predicting_rule, parts.report().setup.num_draft_tokens
+            ),
         )
-        scores = replace(scores, compared=compared)
-    costs, timed, free, swept = None, None, None, Sweeps()
-    if not stop:
-        with stop.caught(), out_of_memory_named(smaller_batch(config.timing.batch_size)):
-            costs = _costs(models, config, context, answers if scores.experts else (), progress)
-            free = _beside_draft(config, models, answers, scores, costs)
-            timed = time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
-            swept = run_sweeps(config, models, encoded, answers, scores, timed, context, progress, stop, judge)
-    scored = answered_prompts(prompts, answers[: len(scores.draft)])
-    report = build_report(config, models, scored, scores, costs, timed)
-    report = with_baselines(report, free, answers[: len(scores.draft)], timed)
-    buckets = buckets_section(config, found, scored, answers, scores.draft)
-    report = swept.into(replace(report, training_prompts=trained, buckets=buckets))
-    if other is not None and not stop:
-        second = score_other_target(other, config, models, prompts, encoded, answers, progress, stop)
-        report = with_other_target(report, second, scores.draft)
-    report = with_own_scores(report, judge, own, scores, timed.runs if timed else [], answers, models.target)
-    if not stop:
-        return report
-    counts = (timed.prompts, timed.asked) if timed else (0, 0)
-    raise BenchInterruptedError(replace(report, partial=stop.partial(*counts, len(scored), len(prompts))))
+    return parts.finished()
+
+
+def _measure_parts(
+    parts: Parts,
+    config: MeasureConfig,
+    models: Models,
+    prompts: Sequence[Prompt],
+    encoded: list[list[int]],
+    answers: Sequence[Example],
+    scores: Scores,
+    context: int,
+    judge: AnswerJudge | None,
+    progress: Progress,
+    stop: Interruption,
+) -> None:
+    """Times every way of decoding, and measures the sections that need the timed run."""
+    own = judge and parts.optional("score", lambda: own_scores(judge, models, encoded, config, progress, stop))
+    # Only the steps of a mixture of experts depend on the tokens.
+    texts = answers if scores.experts else ()
+    costs = parts.costs = parts.needed("costs", lambda: _costs(models, config, context, texts, progress))
+    parts.keep("costs")
+    free = parts.optional("baselines", lambda: _beside_draft(config, models, answers, scores, costs))
+    timed = parts.timed = parts.needed(
+        "timing", lambda: time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
+    )
+    if free is not None:
+        names = models.target.name, models.draft.name
+        parts.sections |= baseline_sections(free, answers, timed, *names)
+    parts.keep("timing")
+    runs = timed.runs if timed else []
+    if judge is not None and own is not None:
+        with stop.optional("score"):
+            written, compared = judge.examples(answers, models.target), next(iter(scores.compared), None)
+            beside = None if compared is None else compared.answers
+            parts.sections["score"] = judge.section(written, own, judge.timed(runs, models.target), beside)
+    if timed is None or not runs:
+        return
+    count, pair = max(FEWEST_SAMPLES, config.samples.show), (models.target, models.draft)
+    parts.section(
+        "samples", lambda: make_samples(*pair, prompts, encoded, runs, config.sampling, count, models.guidance)
+    )
+    asked, length = encoded[: timed.asked], timed.num_draft_tokens
+    if config.acceptance.lenience_sweep:
+        parts.section("lenience_sweep", lambda: lenience_rows(models, config, asked, answers, length, progress, judge))
+    if config.load.batch_sizes:
+        windows = windows_of(texts, config.acceptance.max_draft_tokens + 1)
+        parts.section(
+            "load", lambda: measure_load(config, models, asked, scores.predicted, context, windows, progress, stop)
+        )
 
 
 def _check_input(config: MeasureConfig) -> None:
@@ -152,7 +198,7 @@ def _score(
     stop: Interruption,
 ) -> Scores:
     """Scores the draft on the answers, or on those that were reached before a Ctrl-C."""
-    longest = config.acceptance.max_draft_tokens + 1
+    stop.where, longest = "scoring", config.acceptance.max_draft_tokens + 1
     read = target_pass(models.target, answers, models.guidance, longest, progress, stop)
     target_states, routing = ({}, None) if read is None else read
     if read is not None:
@@ -210,7 +256,7 @@ def _beside_draft(
     return beside_draft(
         config.beside,
         models.target.eos_token_ids,
-        answers[: len(scores.draft)],
+        answers,
         [record.token_acceptance[config.predicting_rule] for record in scores.draft],
         config.acceptance.max_draft_tokens,
         config.max_new_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
@@ -155,17 +156,17 @@ def _setup(
     )
 
 
-def with_baselines(report: Report, free: Beside | None, answers: Sequence[Example], timed: Timed | None) -> Report:
-    """Adds `baselines`, `overlap` and `recommendation` to the report.
+def baseline_sections(
+    free: Beside, answers: Sequence[Example], timed: Timed | None, target: str, draft: str
+) -> dict[str, Any]:
+    """`baselines`, `overlap` and `recommendation` of the report.
 
     Args:
-        report: The report on the draft.
-        free: Drafts without a model beside it; None leaves the report as it is.
+        free: Drafts without a model.
         answers: The target's answers that were scored.
         timed: The timed run; None where there was none.
+        target, draft: Names of the models.
     """
-    if free is None:
-        return report
     baselines, recommendation = dict(free.predicted), None
     if timed is not None and timed.runs:
         baselines = free.timed(timed.beside, timed.runs)
@@ -174,5 +175,5 @@ def with_baselines(report: Report, free: Beside | None, answers: Sequence[Exampl
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        recommendation = recommend(ways, report.target.name, report.draft.name)
-    return replace(report, baselines=baselines, overlap=overlap(answers), recommendation=recommendation)
+        recommendation = recommend(ways, target, draft)
+    return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}

@@ -8,18 +8,17 @@ the distributions differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.answers import write_answers
-from specdistill.errors import SHORTER_TEXTS, IncompatibleModelsError, ModelError, first_line, out_of_memory_named
+from specdistill.errors import SHORTER_TEXTS, IncompatibleModelsError, ModelError, out_of_memory_named
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.config import MeasureConfig
-from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.measured import Models
-from specdistill.evaluation.report import Report, TargetComparison
+from specdistill.evaluation.report import TargetComparison
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import alphas, alphas_at_1, difference, model_facts
 from specdistill.evaluation.statistics import ratio
@@ -92,11 +91,8 @@ def score_other_target(
     encoded: list[list[int]],
     answers: Sequence[Example],
     progress: Progress,
-    stop: Interruption,
-) -> OtherTarget | None:
-    """Lets the second target answer, and scores the draft against it; None after a Ctrl-C, or where it fails.
-
-    What was measured of the first target is never lost by the second: its failure is said and left out.
+) -> OtherTarget:
+    """Lets the second target answer, and scores the draft against it.
 
     Args:
         source: Result of `find_other_target`.
@@ -105,49 +101,19 @@ def score_other_target(
         prompts, encoded: The prompts.
         answers: The first target's answers to them.
         progress: Where bars go.
-        stop: Ctrl-C.
     """
-    try:
-        with stop.caught(), out_of_memory_named(SHORTER_TEXTS):
-            return _scored(source, config, models, prompts, encoded, answers, progress)
-    except Exception as error:
-        # Anything: models of all kinds run here, after minutes or hours of measuring.
-        progress.say(f"--{ROLE} {source.name} was not measured: {first_line(error)}; the report is without it")
-    return None
-
-
-def _scored(
-    source: load.ModelSource,
-    config: MeasureConfig,
-    models: Models,
-    prompts: Sequence[Prompt],
-    encoded: list[list[int]],
-    answers: Sequence[Example],
-    progress: Progress,
-) -> OtherTarget:
-    first = models.target
-    other = load.load_model(source, ROLE, device=str(first.device), dtype=first.model.dtype)
-    # The two heads may be padded differently; the tokens are the same.
-    other.vocab_size = first.vocab_size
-    limit, seed, name = config.max_new_tokens, config.timing.seed, f"{ROLE} writes answers"
-    written = write_answers(other, prompts, encoded, config.sampling, limit, seed, progress, name)
-    scores = []
-    for examples, whose in ((written, "its answers"), (answers, "the target's")):
-        title = f"scoring {models.draft.name} against {ROLE}, {whose}"
-        with progress.task(title, len(examples), "answers") as task:
-            scores.append(acceptance.score(other, models.draft, examples, config.sampling, on_sequences=task.advance))
+    with out_of_memory_named(SHORTER_TEXTS):
+        first = models.target
+        other = load.load_model(source, ROLE, device=str(first.device), dtype=first.model.dtype)
+        # The two heads may be padded differently; the tokens are the same.
+        other.vocab_size = first.vocab_size
+        limit, seed, name = config.max_new_tokens, config.timing.seed, f"{ROLE} writes answers"
+        written = write_answers(other, prompts, encoded, config.sampling, limit, seed, progress, name)
+        scores = []
+        for examples, whose in ((written, "its answers"), (answers, "the target's")):
+            title = f"scoring {models.draft.name} against {ROLE}, {whose}"
+            with progress.task(title, len(examples), "answers") as task:
+                scores.append(
+                    acceptance.score(other, models.draft, examples, config.sampling, on_sequences=task.advance)
+                )
     return OtherTarget(model_facts(other), *scores)
-
-
-def with_other_target(report: Report, beside: OtherTarget | None, records: Sequence[PromptAcceptance]) -> Report:
-    """Adds the comparison to the report; leaves it as it is after a Ctrl-C.
-
-    Args:
-        report: The report on the first target.
-        beside: Result of `score_other_target`.
-        records: The draft's scores against the first target.
-    """
-    if beside is None:
-        return report
-    setup = report.setup
-    return replace(report, compare_target=beside.section(records, setup.predicting_rule, setup.num_draft_tokens))

@@ -75,7 +75,7 @@ def recommend(ways: Sequence[TimedWay], target: str, draft: str) -> Recommendati
             next=_command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft"),
         )
     others = [way for way in ways if way is not best]
-    why = f"{_sentence(best)}."
+    why = f"It is {_times(best.speedup)} as fast as the plain target."
     why += f" {_draft_beside(best, others)}" if best.name != "draft" else ""
     rest = [way for way in others if way.name != "draft"]
     why += f" Beside it: {_list(rest)}." if rest else ""
@@ -97,12 +97,6 @@ def _draft_beside(best: TimedWay, others: Sequence[TimedWay]) -> str:
 
 def _name(way: TimedWay) -> str:
     return _WORDS.get(way.name, way.name).rstrip(",")
-
-
-def _sentence(way: TimedWay) -> str:
-    words = _WORDS.get(way.name, way.name)
-    tokens = f"{way.num_draft_tokens} token" + ("" if way.num_draft_tokens == 1 else "s")
-    return f"Serve {words.rstrip(',')} with {tokens}: {_times(way.speedup)} as fast as the plain target"
 
 
 def _list(ways: Sequence[TimedWay]) -> str:

@@ -18,6 +18,7 @@ from specdistill.evaluation.report_baselines import Baseline, Overlap
 from specdistill.evaluation.report_buckets import Buckets
 from specdistill.evaluation.report_leaderboard import LeaderboardRow
 from specdistill.evaluation.report_load import Load
+from specdistill.evaluation.report_samples import Sample
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -172,7 +173,7 @@ class TrainingPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """A run that Ctrl-C or an engine's failure ended early."""
+    """A run that a stop or a failure ended early, or that left something out."""
 
     prompts_done: int
     """Prompts that the report covers."""
@@ -180,6 +181,10 @@ class Partial:
     """Prompts of the whole run."""
     why: str
     """Reason why it ended."""
+    where: str | None = None
+    """Part of the bench in which it ended: `answers`, `scoring`, `costs`, `timing` or the name of a section."""
+    left_out: dict[str, str] | None = None
+    """Part that failed by itself and is left out -> its error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +231,8 @@ class Report:
     """Speed over the batch; present with --batch-sizes or --concurrency."""
     leaderboard: list[LeaderboardRow] | None = None
     """The drafts of --draft and --compare, the fastest first; present with --compare."""
+    samples: list[Sample] | None = None
+    """A few answers of the timed run, token by token; absent where our decoder did not run."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -18,8 +20,11 @@ from specdistill.evaluation.statistics import Estimate
 from specdistill.report.plots_load import CAPTION as LOAD_CAPTION
 from specdistill.report.plots_load import load_plot
 from specdistill.report.wording import alpha_rows
+from specdistill.report.wording_names import short_names
 
-INK, ACCENT, SECOND, QUIET = "#1c2733", "#0b6e99", "#d9822b", "#b8c2cc"
+INK, ACCENT, SECOND, QUIET = "#010203", "#010204", "#010205", "#010206"
+"""Stand-ins for the page's colours, which follow its light or dark scheme."""
+_VARIABLES = {INK: "var(--ink)", ACCENT: "var(--accent)", SECOND: "var(--second)", QUIET: "var(--faint)"}
 
 _STYLE: dict[Any, Any] = {
     # Text stays text: smaller files, and a phone zooms it sharply.
@@ -34,44 +39,49 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.edgecolor": INK,
     "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    # Error bars that name no colour.
+    "lines.color": INK,
+    # The page's own paper shows through.
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
 }
 
 
 def all_plots(report: Report) -> list[tuple[str, str, str]]:
     """Draws every plot that the report has data for: (title, SVG, one sentence that says how to read it)."""
     plots = []
-    if report.acceptance.by_position:
-        plots.append(
-            (
-                "Acceptance by position",
-                _draw(_positions, report),
-                "Joint: share of rounds in which the first i draft tokens were all kept. Conditional: share of those "
-                "that kept i-1 which also kept the i-th. From real decoding.",
-            )
-        )
+
+    def add(question: str, paint: Callable[[Axes, Report], None], caption: str) -> None:
+        plots.append((question, _draw(paint, report, question), caption))
+
     if report.economics.predicted_speedup:
-        plots.append(
-            (
-                "Speed-up over draft length",
-                _draw(_speedups, report),
-                "Predicted from one scoring pass and measured step costs; the dot is the measured run with its 95 % "
-                "interval. Below the line at 1 the draft slows serving down.",
-            )
-        )
+        caption = "Above the line at 1 the draft makes serving faster; the measured run has its 95 % interval."
+        add("Which draft length is fastest?", _speedups, caption)
+    if len(report.acceptance.by_position) > 1:
+        caption = "How often the target keeps all tokens up to a position, and that token where it kept those before."
+        add("How far do drafts get?", _positions, caption)
     if report.acceptance.alpha:
         caption = "Share of draft tokens that each kind of server accepts, with 95 % intervals over prompts."
-        plots.append(("Alpha by rule", _draw(_alphas, report), caption))
+        add("How often is a draft token accepted?", _alphas, caption)
     if len(report.acceptance.by_category) > 1:
-        plots.append(("Alpha by category", _draw(_categories, report), "Kinds of prompts that the draft is good at."))
+        add(
+            "Which prompts suit the draft?",
+            _categories,
+            "Share of draft tokens that are accepted, by category of prompt.",
+        )
     if report.lenience_sweep:
-        caption = "Each dot is one lenience, 1 the exact rule; the further to the right, the faster. 95 % intervals."
-        plots.append(("What lenience trades", _draw(lenience_plot, report), caption))
+        caption = "Each dot is one lenience, 1 the exact rule; the further to the right, the faster (95 % intervals)."
+        add("What lenience trades", lenience_plot, caption)
     if report.load is not None:
-        plots.append(("Speed-up under load", _draw(_loads, report), LOAD_CAPTION))
+        add("From which batch on does drafting stop paying?", _loads, LOAD_CAPTION)
     return plots
 
 
-def _draw(paint, report: Report) -> str:
+def _draw(paint: Callable[[Axes, Report], None], report: Report, title: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         paint(figure.subplots(), report)
@@ -79,17 +89,19 @@ def _draw(paint, report: Report) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
     # Width and height in points would defeat the page's own sizing; the viewBox keeps the shape.
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
+    opening, _, rest = svg.partition(">")
+    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{escape(title)}">{rest}'
 
 
 def _positions(axes: Axes, report: Report) -> None:
     joint, conditional = report.acceptance.by_position, report.acceptance.by_position_conditional
     places = range(1, len(joint) + 1)
-    axes.bar(places, joint, color=ACCENT, width=0.6, label="joint")
-    axes.plot(places, conditional, color=SECOND, marker="o", label="conditional")
+    axes.bar(places, joint, color=ACCENT, width=0.6, label="all tokens up to here")
+    axes.plot(places, conditional, color=SECOND, marker="o", label="this token, if those before")
     axes.set(xlabel="position in the draft", ylabel="accepted", ylim=(0, 1.02), xticks=list(places))
     axes.legend(frameon=False)
 
@@ -108,14 +120,15 @@ def _speedups(axes: Axes, report: Report) -> None:
 
 def _alphas(axes: Axes, report: Report) -> None:
     rows = alpha_rows(report)
-    series = [(report.draft.name, [row.alpha for row in rows], ACCENT)]
+    names = short_names(report)
+    series = [(names.draft, [row.alpha for row in rows], ACCENT)]
     if report.compare is not None:
-        series.insert(0, (report.compare.draft.name, [row.other for row in rows if row.other], QUIET))
+        series.insert(0, (names.compare or "", [row.other for row in rows if row.other], QUIET))
     width = 0.7 / len(series)
     for place, (name, alphas, colour) in enumerate(series):
         left = [index + (place - (len(series) - 1) / 2) * width for index in range(len(rows))]
         means = [alpha.mean for alpha in alphas]
-        axes.bar(left, means, width, yerr=_spread(alphas), color=colour, capsize=3, label=_short(name))
+        axes.bar(left, means, width, yerr=_spread(alphas), color=colour, ecolor=INK, capsize=3, label=_short(name))
     labels = [row.rule.replace(", at temperature", "\nat temperature") for row in rows]
     axes.set(ylabel="alpha", ylim=(0, 1.02), xticks=range(len(rows)), xticklabels=labels)
     if len(series) > 1:
@@ -126,7 +139,7 @@ def _categories(axes: Axes, report: Report) -> None:
     rule, rows = report.setup.predicting_rule, report.acceptance.by_category
     places = range(len(rows))
     axes.barh(list(places), [scores.alpha(rule) for scores in rows.values()], 0.6, color=ACCENT)
-    axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=list(rows))
+    axes.set(xlabel=f"alpha, {rule}", xlim=(0, 1), yticks=list(places), yticklabels=[_short(name) for name in rows])
 
 
 def _loads(axes: Axes, report: Report) -> None:

@@ -12,11 +12,11 @@ from specdistill.evaluation.report import Latency, LenienceRow, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
+from specdistill.report.samples import print_samples
 from specdistill.report.terminal_buckets import print_buckets
 from specdistill.report.terminal_leaderboard import print_leaderboard
 from specdistill.report.terminal_load import print_load
 from specdistill.report.wording import (
-    UNSCORED,
     alpha_rows,
     chat_lines,
     compared_score,
@@ -33,19 +33,27 @@ from specdistill.report.wording import (
     target_cost,
     target_rows,
     training_lines,
+    unscored,
 )
-from specdistill.report.wording_baselines import baseline_rows, overlap_line, recommendation_title
+from specdistill.report.wording_baselines import baseline_rows, overlap_line
 from specdistill.report.wording_buckets import category_alpha
+from specdistill.report.wording_names import short_names
+from specdistill.report.wording_verdict import verdict
 
 
-def bench_tables(report: Report) -> None:
-    """Prints the bench report."""
+def bench_tables(report: Report, show: int = 0) -> None:
+    """Prints the bench report.
+
+    Args:
+        report: The report.
+        show: Sample answers to print token by token.
+    """
     console = plain_console()
     _headline(console, report)
     if report.acceptance.alpha:
         _alpha_table(console, report)
     else:
-        console.print(UNSCORED)
+        console.print(unscored(report))
     _targets(console, report)
     _positions(console, report)
     if report.acceptance.by_category:
@@ -60,11 +68,19 @@ def bench_tables(report: Report) -> None:
         _lenience(console, report.lenience_sweep)
     print_load(console, report)
     print_leaderboard(console, report)
+    if show and report.samples:
+        print_samples(console, report.samples[:show])
+    elif show:
+        console.print("no sample answers: decoding was not timed")
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     _baselines(console, report)
     economics = report.economics
     console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
+    if report.recommendation is not None:
+        found = verdict(report)
+        console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
+        console.print(f"next: {found.next}", soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:
@@ -97,7 +113,7 @@ def _alpha_table(console: Console, report: Report) -> None:
     table.add_column("rule")
     table.add_column("alpha [95 %]", justify="right")
     if report.compare is not None:
-        table.add_column(report.compare.draft.name, justify="right")
+        table.add_column(short_names(report).compare or "", justify="right")
         table.add_column("paired difference", justify="right")
     table.add_column("means")
     for row in alpha_rows(report):
@@ -112,7 +128,8 @@ def _targets(console: Console, report: Report) -> None:
     rows, other = target_rows(report), report.compare_target
     if other is None:
         return
-    table = Table(title=f"the same draft against {other.target.name} (--compare-target), and target minus it, paired")
+    name = short_names(report).compare_target
+    table = Table(title=f"the same draft against {name} (--compare-target), and target minus it, paired")
     for name in ("rule", "target", "compared", "minus it, own answers", "on the target's"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for row in rows:
@@ -198,7 +215,7 @@ def _experts(console: Console, report: Report) -> None:
 
 
 def _baselines(console: Console, report: Report) -> None:
-    rows, recommendation = baseline_rows(report), report.recommendation
+    rows = baseline_rows(report)
     if rows:
         table = Table(title="drafting without a model beside the draft, on the target's own answers")
         for name in ("way", "tokens", "tokens/call", "proposed", "predicted", "measured [95 %]"):
@@ -207,10 +224,6 @@ def _baselines(console: Console, report: Report) -> None:
             table.add_row(row.meaning, *row[2:])
         console.print(table)
         console.print(overlap_line(report) or "", soft_wrap=True)
-    if recommendation is not None:
-        title = f"recommended: {recommendation_title(report)}"
-        console.print(Text.assemble((title, "bold"), f" - {recommendation.why}"), soft_wrap=True)
-        console.print(f"next: {recommendation.next}", soft_wrap=True)
 
 
 def _lenience(console: Console, rows: Sequence[LenienceRow]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from specdistill.evaluation.report import LenienceRow, Lossless, Report
 from specdistill.evaluation.report_setup import Setup
 from specdistill.evaluation.statistics import Estimate
+from specdistill.report.wording_names import short_names
 
 MEANING = {
     "greedy": "argmax agreement: every engine at temperature 0",
@@ -16,6 +17,7 @@ MEANING = {
 }
 """Rule -> formula, and the servers that accept by it."""
 UNSCORED = "alpha: unknown, for the draft has another tokenizer; what follows was counted in the target's tokens"
+ENDED = "alpha: unknown, for the bench ended before the answers were scored"
 LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
 SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
 
@@ -106,7 +108,8 @@ def target_cost(report: Report) -> str:
         what = "no difference beyond chance"
     else:
         what = "the draft is accepted less" if own.mean < 0 else "the draft is accepted more"
-    return f"against {report.target.name} in place of {other.target.name}: {what} ({change})"
+    names = short_names(report)
+    return f"against {names.target} in place of {names.compare_target}: {what} ({change})"
 
 
 class ScoreRow(NamedTuple):
@@ -175,7 +178,8 @@ def compared_score(report: Report) -> str | None:
     if scores is None or other is None or scores.compared is None or scores.draft_minus_compared is None:
         return None
     paired = estimate(scores.draft_minus_compared, sign="+")
-    return f"score of {other.draft.name} alone: {estimate(scores.compared)}; the draft's minus it, paired: {paired}"
+    name, score = short_names(report).compare, estimate(scores.compared)
+    return f"score of {name} alone: {score}; the draft's minus it, paired: {paired}"
 
 
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
@@ -204,6 +208,11 @@ def prediction_warning(report: Report) -> str | None:
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
+
+
+def unscored(report: Report) -> str:
+    """Why there is no alpha."""
+    return UNSCORED if report.partial is None else ENDED
 
 
 def chat_lines(setup: Setup) -> list[str]:

@@ -46,7 +46,7 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
                 name,
                 _MEANING.get(name, name),
                 str(baseline.settings.get("num_draft_tokens", "")),
-                estimate(baseline.mean_acceptance_length),
+                number(baseline.mean_acceptance_length.mean, 3),
                 "" if share is None else f"{share:.2f}",
                 _known(baseline.predicted_speedup),
                 "" if baseline.speedup is None else estimate(baseline.speedup, 2),
@@ -68,16 +68,3 @@ def overlap_line(report: Report) -> str | None:
         f"of the answers' runs of 4 tokens {estimate(overlap.copied_4grams)} stand in the prompt; BLEU-4 of answer and "
         f"prompt {estimate(overlap.prompt_answer_bleu4)}"
     )
-
-
-def recommendation_title(report: Report) -> str | None:
-    """`serve ngram with 3 draft tokens`; None where nothing was timed."""
-    found = report.recommendation
-    if found is None:
-        return None
-    if found.serve == "undecided":
-        return "undecided"
-    if found.num_draft_tokens is None:
-        return "serve the plain target"
-    plural = "" if found.num_draft_tokens == 1 else "s"
-    return f"serve {found.serve} with {found.num_draft_tokens} draft token{plural}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
@@ -14,9 +15,10 @@ from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.experts import ExpertCosts
-from specdistill.evaluation.interruption import BenchInterruptedError, Interruption
+from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
+from specdistill.evaluation.parts import Keep
 from specdistill.evaluation.report import Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.scored_prompts import scored_prompts
@@ -38,12 +40,13 @@ _LENGTH = 4
 _WARM_UP = "Say hello."
 
 
-def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
+def bench(config: BenchConfig, progress: Progress | None = None, keep: Keep | None = None) -> Report:
     """Measures a draft against its target, in our decoder or in the engine that `config.engine` names.
 
     Args:
         config: Models, prompts, engine and settings.
         progress: Where bars go.
+        keep: Called with the report so far, marked as partial, after each part.
 
     Returns:
         The report; `to_json()` gives the schema of the documentation's page "The report". Where an engine failed in the
@@ -51,16 +54,17 @@ def bench(config: BenchConfig, progress: Progress | None = None) -> Report:
 
     Raises:
         SpecdistillError: Bad input, or an engine that failed before two prompts were done; nothing is kept then.
+        BenchFailedError: A part of the bench failed, with the report of what was measured.
         BenchInterruptedError: After Ctrl-C, with the report of what was measured.
         KeyboardInterrupt: After Ctrl-C where less than two prompts were done, or after a second one.
     """
     if config.engine_kind.place == "decoder":
-        return measure_draft(config, progress)
+        return measure_draft(config, progress, keep)
     with out_of_memory_named(smaller_batch(config.timing.batch_size)):
-        return bench_engine(config, progress or Quiet())
+        return bench_engine(config, progress or Quiet(), keep)
 
 
-def bench_engine(config: BenchConfig, progress: Progress) -> Report:
+def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = None) -> Report:
     """Measures a draft in a real engine; see `bench`."""
     resolve_device(config.machine.device)
     base = config.adapter.target_base
@@ -84,7 +88,8 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     _check_sizes(pair)
     warn_about_prompts(prompts, encoded, pair.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
-    stop = Interruption(progress.say)
+    stop = Interruption(progress.say, smaller_batch(config.timing.batch_size))
+    stop.where = "timing"
     with engines(at_most(config), pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
         loaded = {} if failure else ask_under_load(config, plain, drafting, encoded, progress, stop)
@@ -95,25 +100,34 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
         progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
-    if not in_process:
-        pair = _load(config, found, progress)
-    records = costs = buckets = None
-    if pair.same_tokenizer:
-        answers = _answers(prompts[:done], encoded, runs)
-        records, costs = _score(config, pair, answers, progress, stop)
-        buckets = buckets_section(config, found, prompts, answers, records)
-    differences = None
+    build = functools.partial(engine_report.build, config, prompts=prompts[:done], runs=runs, engine=drafting)
+    build = functools.partial(build, num_draft_tokens=num_draft_tokens)
+    if keep is not None and not stop:
+        keep(unfinished(build(pair=pair, records=None, differences=None), "timing", done, len(prompts)))
+    records = costs = differences = buckets = None
+    if not stop:
+        stop.where = "scoring"
+    with stop.caught():
+        if not in_process:
+            pair = _load(config, found, progress)
+        if pair.same_tokenizer:
+            answers = _answers(prompts[:done], encoded, runs)
+            records, costs = _score(config, pair, answers, progress, stop)
+            buckets = buckets_section(config, found, prompts, answers, records)
     if config.sampling.greedy:
-        judge = pair.target if config.target_is_present else None
+        # Weights that could not be loaded for scoring can't judge.
+        judge = pair.target if config.target_is_present and pair.target.device.type != "meta" else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
-    report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
-    score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
+    report = build(pair=pair, records=records, differences=differences)
+    score = None
+    if scoring is not None and not stop:
+        with stop.optional("score"):
+            score = _answer_scores(config, scoring, pair, encoded, runs, progress)
     judged = dataclasses.replace(report.economics, experts=costs)
     report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, buckets=buckets)
     under_load = concurrency_section(config, loaded, records, num_draft_tokens, done, drafting.first_drafted)
     report = dataclasses.replace(report, load=under_load)
-    if stop:
-        raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
+    stop.raise_with(report, done, len(prompts))
     if failure is None:
         return report
     partial = Partial(prompts_done=done, prompts_asked=len(prompts), why=str(failure))
@@ -190,7 +204,7 @@ def _time(
                 runs.append(EngineRun(answered[plain].answers, speculative.answers, speculative.speculation))
             except ServerError as error:
                 return runs, error
-            except KeyboardInterrupt as error:
+            except (KeyboardInterrupt, Exception) as error:
                 stop(error)
                 return runs, None
     return runs, None

@@ -100,6 +100,8 @@ class BenchConfig(MeasureConfig):
             )
         if self.acceptance.lenience_sweep:
             raise ConfigError(f"--lenience-sweep is for our decoder, not for {self.engine}")
+        if self.samples.show:
+            raise ConfigError(f"--show is for our decoder: {self.engine} does not say which tokens the draft wrote")
         if self.second.compare_target is not None:
             raise ConfigError(f"--compare-target is for our decoder, not for {self.engine}")
         if self.weights.pack != "none" or self.compare or self.acceptance.draft_length != "fixed":

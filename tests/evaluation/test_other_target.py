@@ -14,6 +14,7 @@ from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
 from specdistill.decoding import Sampling, generate_plain
 from specdistill.errors import ConfigError
+from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.report import TargetComparison
 from specdistill.progress import Quiet
 
@@ -108,7 +109,7 @@ def test_what_quantisation_costs_a_draft(folder, capsys):
     for name in ("difference", "difference_on_same_answers"):
         paired = beside[name]["sampled"]
         assert paired["mean"] == pytest.approx(lost, abs=1e-5) and paired["ci95"][1] < 0
-    sentence = f"against {folder / 'target'} in place of {folder / 'full'}: the draft is accepted less ("
+    sentence = "against target in place of full: the draft is accepted less ("
     assert sentence in capsys.readouterr().out and sentence in (folder / "r.html").read_text()
 
 
@@ -117,9 +118,14 @@ def test_a_second_target_that_fails_costs_the_first_ones_report_nothing(folder, 
     wild.change_weights(folder / "full", lambda weights: weights["model.norm.weight"].fill_(float("nan")))
     said = []
     monkeypatch.setattr(Quiet, "say", lambda self, text: said.append(text))
-    report = measure(folder)
+    with pytest.raises(
+        BenchFailedError, match=r"compare_target failed: .*full: model\.norm\.weight holds NaN"
+    ) as failed:
+        measure(folder)
+    report = failed.value.report
     assert report.compare_target is None and report.latency.speedup.mean > 0
-    assert [text for text in said if "full was not measured: " in text and "the report is without it" in text]
+    assert report.partial.where == "compare_target" and "NaN" in report.partial.left_out["compare_target"]
+    assert [text for text in said if "compare_target failed: " in text and "the report is without it" in text]
 
 
 def test_an_adapters_base_beside_it(folder, monkeypatch):

@@ -62,8 +62,9 @@ def test_html_is_one_self_contained_page(report):
     assert not external
     assert 'name="viewport"' in page and "big&lt;script&gt;" in page
     for text in (
-        "pays",
-        "measured 1.10x",
+        "<b>pays</b>",
+        "Measured 1.10x",
+        "Serve the draft with 2 tokens: 1.10 [1.08, 1.12] times as fast",
         "0.500 [0.480, 0.520]",
         "+0.110 [+0.090, +0.130]",
         "identical to the target",

@@ -20,7 +20,7 @@ BENCH = {
     "rule": "auto", "lenience": 1.0, "num_draft_tokens": 0, "max_draft_tokens": 8, "draft_length": "fixed",
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
     "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
-    "negative_prompt": None, "scorer": None, "lenience_sweep": [],
+    "negative_prompt": None, "scorer": None, "lenience_sweep": [], "show": 0,
     "baselines": "best", "ngram_min": 2, "ngram_max": 4,
     "batch_sizes": [], "concurrency": [],
     "target_base": None, "compare_target": None,

@@ -14,6 +14,7 @@ from specdistill.evaluation.report import (
     TargetComparison,
 )
 from specdistill.evaluation.report_acceptance import Acceptance, CategoryScores
+from specdistill.evaluation.report_samples import Sample, SampleToken
 from specdistill.evaluation.report_setup import DecoderSetup, ModelFacts
 from specdistill.evaluation.statistics import Estimate
 
@@ -98,6 +99,26 @@ OTHER_TARGET = TargetComparison(
         at_temperature_1=at_1(-0.07),
         predicted_mean_acceptance_length=spread(-0.4),
     ),
+)
+_WORDS = [("The", "target", None), (" quick", "draft", None), (" brown", "draft", None), (" fox", "target", " dog")]
+_WORDS += [(" says", "draft", None), (" <b>", "draft", None), ("🙂", "target", "")]
+SAMPLE = Sample(
+    prompt_id="p1",
+    category="writing",
+    prompt="Continue: <script>alert(1)</script>",
+    tokens=[
+        SampleToken(
+            text=text,
+            by=by,
+            p=0.6 if by == "draft" else 0.9,
+            q=0.7 if by == "draft" else 0.8,
+            proposed=proposed,
+            proposed_p=None if proposed is None else 0.0,
+            proposed_q=None if proposed is None else 0.5,
+        )
+        for text, by, proposed in _WORDS
+    ],
+    shortened=False,
 )
 DIFFERENT = GreedyDifference(prompt="x", position=3, logit_gap=1e-6)
 

@@ -150,7 +150,7 @@ class Rejections:
 
     def count(self, generation: Generation) -> None:
         """Adds the rounds of an answer; tokens behind a replaced one were never tested."""
-        for proposed, accepted, _ in generation.rounds:
+        for proposed, accepted, *_ in generation.rounds:
             for position in range(min(accepted + 1, proposed)):
                 self.tested[position] += 1
             if accepted < proposed:

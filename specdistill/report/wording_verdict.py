@@ -1,0 +1,79 @@
+"""The verdict and what to do next, the same for terminal and page."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from specdistill.evaluation.recommendation import Recommendation
+from specdistill.evaluation.report import Report
+from specdistill.report.wording import estimate
+
+_SERVE = {
+    "draft": "Serve the draft",
+    "ngram": "Serve n-gram",
+    "suffix": "Serve suffix decoding",
+    "ngram_transformers": "Serve transformers' n-gram",
+    "ngram_llama_cpp": "Serve llama.cpp's n-gram",
+    "ngram+draft": "Serve n-gram first, the draft where it finds nothing,",
+    "suffix+draft": "Serve suffix decoding first, the draft where it finds nothing,",
+    "own_head": "Serve the target's own head",
+    "nothing": "Serve the plain target",
+    "undecided": "Undecided",
+}
+_NEXT = {
+    "pays": "Deploy with this draft length.",
+    "does not pay": "Train longer and on your own prompts, or take a smaller draft or another draft length.",
+    "cannot pay": "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap.",
+    "undecided": "Time more prompts: raise --num-prompts and --latency-prompts.",
+    "unknown": "",
+}
+
+
+class Verdict(NamedTuple):
+    """The answer that a reader came for."""
+
+    headline: str
+    """What to serve, in a few words."""
+    why: str
+    next: str
+    """What to do next; "" where nothing is known."""
+    is_command: bool
+    """Whether that is a command."""
+    good: bool
+    """Whether something is faster than the plain target."""
+
+
+def verdict(report: Report) -> Verdict:
+    """The recommendation; without one, the verdict on the draft."""
+    found = report.recommendation
+    if found is not None:
+        command = found.next.startswith("specdistill ")
+        good = found.serve not in ("nothing", "undecided")
+        return Verdict(_recommended(found), _sentence(found.why), found.next, command, good)
+    economics, length = report.economics, report.setup.num_draft_tokens
+    headline = {
+        "pays": f"Serve the draft with {tokens(length)}: {estimate(report.latency.speedup, 2)} times as fast",
+        "does not pay": "Don't serve this draft: it does not pay",
+        "cannot pay": "Don't serve this draft: it cannot pay here",
+        "undecided": "Undecided: too little was measured",
+    }.get(economics.verdict, "No verdict: decoding was not timed")
+    good = economics.verdict == "pays"
+    return Verdict(headline, _sentence(economics.why), _NEXT.get(economics.verdict, ""), False, good)
+
+
+def _recommended(found: Recommendation) -> str:
+    words = _SERVE.get(found.serve, found.serve)
+    if found.num_draft_tokens is None or found.serve in ("nothing", "undecided"):
+        return words.rstrip(",")
+    return f"{words} with {tokens(found.num_draft_tokens)}"
+
+
+def tokens(count: int, kind: str = "") -> str:
+    """`1 token`, `3 draft tokens`."""
+    name = f"{kind} token".strip()
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital, without its full stop."""
+    return (text[:1].upper() + text[1:]).rstrip(".")
