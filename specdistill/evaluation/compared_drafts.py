@@ -52,7 +52,7 @@ def score_compared(
     answers: Sequence[Example],
     states: HiddenCache,
     encoded: list[list[int]],
-    context: int,
+    context: int | None,
     judge: AnswerJudge | None,
     progress: Progress,
     stop: Interruption,
@@ -68,7 +68,7 @@ def score_compared(
         answers: The target's answers that --draft was scored on.
         states: The target's hidden states, which are computed once for all drafts.
         encoded: The prompts, which the first draft answers alone with --scorer.
-        context: Tokens before a timed step.
+        context: Tokens before a timed step; None times none.
         judge: Scores those answers.
         progress: Where bars go.
         stop: Ctrl-C; a draft that it cuts off is left out.
@@ -93,7 +93,7 @@ def _score(
     answers: Sequence[Example],
     states: HiddenCache,
     encoded: list[list[int]],
-    context: int,
+    context: int | None,
     judge: AnswerJudge | None,
     progress: Progress,
 ) -> ComparedDraft:
@@ -112,9 +112,9 @@ def _score(
     return ComparedDraft(model_facts(draft), records, _cost_ratio(config, models, draft, context), own)
 
 
-def _cost_ratio(config: MeasureConfig, models: Models, draft: LanguageModel, context: int) -> float | None:
+def _cost_ratio(config: MeasureConfig, models: Models, draft: LanguageModel, context: int | None) -> float | None:
     """The draft's step in plain target steps; None where they can't be timed here."""
-    if not all(prove(model).decodes for model in (models.target, draft)):
+    if context is None or not all(prove(model).decodes for model in (models.target, draft)):
         return None
     costs = measure_costs(
         models.target,

@@ -14,6 +14,7 @@ from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.evaluation.buckets import buckets_section
+from specdistill.evaluation.compared_drafts import find_compared
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.latency import run_differences, too_few_batches
@@ -30,6 +31,7 @@ from specdistill.progress import Progress, Quiet
 from specdistill.serving import engine_report
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.concurrency import ask_under_load, at_most, concurrency_section
+from specdistill.serving.draft_forms import time_forms, with_forms
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engines import engines
@@ -84,6 +86,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     found = find_pair(config.target, config.draft, other_tokenizer=in_process, say=progress.say, target_base=base)
     room = found.max_context - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
+    sources = find_compared(config, found, progress)
     pair = _load(config, found, progress) if in_process else _load_shells(found)
     _check_sizes(pair)
     warn_about_prompts(prompts, encoded, pair.target, progress.say)
@@ -93,6 +96,8 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     with engines(at_most(config), pair, num_draft_tokens, context, progress) as (plain, drafting):
         runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
         loaded = {} if failure else ask_under_load(config, plain, drafting, encoded, progress, stop)
+    again = functools.partial(_timed_again, pair, context, encoded, progress, stop)
+    forms = {} if failure else time_forms(config, again, progress, stop)
     done = sum(len(run.plain) for run in runs)
     stop.check(done)
     wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
@@ -105,6 +110,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     if keep is not None and not stop:
         keep(unfinished(build(pair=pair, records=None, differences=None), "timing", done, len(prompts)))
     records = costs = differences = buckets = None
+    answers: list[Example] = []
     if not stop:
         stop.where = "scoring"
     with stop.caught():
@@ -127,11 +133,17 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, buckets=buckets)
     under_load = concurrency_section(config, loaded, records, num_draft_tokens, done, drafting.first_drafted)
     report = dataclasses.replace(report, load=under_load)
-    stop.raise_with(report, done, len(prompts))
+    if records is not None:
+        report = with_forms(report, config, sources, pair, answers, records, runs, forms, progress, stop)
+    return _ended(report, failure, stop, done, len(prompts))
+
+
+def _ended(report: Report, failure: ServerError | None, stop: Interruption, done: int, asked: int) -> Report:
+    """The report as it is, or one that says why it is partial."""
+    stop.raise_with(report, done, asked)
     if failure is None:
         return report
-    partial = Partial(prompts_done=done, prompts_asked=len(prompts), why=str(failure))
-    return dataclasses.replace(report, partial=partial)
+    return dataclasses.replace(report, partial=Partial(prompts_done=done, prompts_asked=asked, why=str(failure)))
 
 
 def _load_shells(found: FoundPair) -> ModelPair:
@@ -208,6 +220,22 @@ def _time(
                 stop(error)
                 return runs, None
     return runs, None
+
+
+def _timed_again(
+    pair: ModelPair,
+    context: int,
+    encoded: list[list[int]],
+    progress: Progress,
+    stop: Interruption,
+    config: BenchConfig,
+) -> list[EngineRun]:
+    """The batches of another configuration, with servers of its own."""
+    with engines(config, pair, config.num_draft_tokens or _LENGTH, context, progress) as (plain, drafting):
+        runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
+    if failure is not None:
+        raise failure
+    return runs
 
 
 def _answer_scores(

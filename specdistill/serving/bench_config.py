@@ -104,8 +104,14 @@ class BenchConfig(MeasureConfig):
             raise ConfigError(f"--show is for our decoder: {self.engine} does not say which tokens the draft wrote")
         if self.second.compare_target is not None:
             raise ConfigError(f"--compare-target is for our decoder, not for {self.engine}")
-        if self.weights.pack != "none" or self.compare or self.acceptance.draft_length != "fixed":
-            raise ConfigError(f"--pack, --compare and --draft-length are for our decoder, not for {self.engine}")
+        if self.weights.pack != "none" or self.acceptance.draft_length != "fixed":
+            raise ConfigError(f"--pack and --draft-length are for our decoder, not for {self.engine}")
+        other = next((name for name in self.compare if not (kind.reads_gguf and name.endswith(".gguf"))), None)
+        if other is not None:
+            raise ConfigError(
+                f"--compare {other}: with a real engine it takes the .gguf files of --engine llama-cpp only; compare "
+                "other drafts in our decoder"
+            )
         if kind.place == "process" and self.timing.batch_size > 1:
             raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")
         if kind.reads_gguf and not self.target.endswith(".gguf"):
