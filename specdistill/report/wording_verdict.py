@@ -11,6 +11,8 @@ from specdistill.report.wording import estimate
 _SERVE = {
     "draft": "Serve the draft",
     "ngram": "Serve n-gram",
+    "ngram_transformers": "Serve transformers' n-gram",
+    "ngram_llama_cpp": "Serve llama.cpp's n-gram",
     "suffix": "Serve suffix decoding",
     "ngram_transformers": "Serve transformers' n-gram",
     "ngram_llama_cpp": "Serve llama.cpp's n-gram",
@@ -33,10 +35,10 @@ class Verdict(NamedTuple):
     """The answer that a reader came for."""
 
     headline: str
-    """What to serve, in a few words."""
+    """The way to serve, in a few words."""
     why: str
     next: str
-    """What to do next; "" where nothing is known."""
+    """The next step; "" where none is known."""
     is_command: bool
     """Whether that is a command."""
     good: bool
@@ -47,9 +49,13 @@ def verdict(report: Report) -> Verdict:
     """The recommendation; without one, the verdict on the draft."""
     found = report.recommendation
     if found is not None:
+        headline, _, rest = found.why.partition(". ")
+        # A reason that begins with the answer is not said twice.
+        said = headline.startswith("Serve ")
+        headline, why = (headline, rest) if said else (_recommended(found), found.why)
         command = found.next.startswith("specdistill ")
         good = found.serve not in ("nothing", "undecided")
-        return Verdict(_recommended(found), _sentence(found.why), found.next, command, good)
+        return Verdict(headline.rstrip("."), _sentence(why), found.next, command, good)
     economics, length = report.economics, report.setup.num_draft_tokens
     headline = {
         "pays": f"Serve the draft with {tokens(length)}: {estimate(report.latency.speedup, 2)} times as fast",

@@ -20,7 +20,7 @@ from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.latency import run_differences, too_few_batches
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.parts import Keep
-from specdistill.evaluation.report import Partial, Report
+from specdistill.evaluation.report import GreedyDifference, Partial, Report
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.target_pass import target_pass
@@ -109,10 +109,9 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     build = functools.partial(build, num_draft_tokens=num_draft_tokens)
     if keep is not None and not stop:
         keep(unfinished(build(pair=pair, records=None, differences=None), "timing", done, len(prompts)))
-    records = costs = differences = buckets = None
+    records = costs = buckets = None
     answers: list[Example] = []
-    if not stop:
-        stop.where = "scoring"
+    stop.where = "scoring"
     with stop.caught():
         if not in_process:
             pair = _load(config, found, progress)
@@ -120,11 +119,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
             answers = _answers(prompts[:done], encoded, runs)
             records, costs = _score(config, pair, answers, progress, stop)
             buckets = buckets_section(config, found, prompts, answers, records)
-    if config.sampling.greedy:
-        # Weights that could not be loaded for scoring can't judge.
-        judge = pair.target if config.target_is_present and pair.target.device.type != "meta" else None
-        differences = run_differences(judge, prompts[:done], encoded[:done], runs)
-    report = build(pair=pair, records=records, differences=differences)
+    report = build(pair=pair, records=records, differences=_differences(config, pair, prompts[:done], encoded, runs))
     score = None
     if scoring is not None and not stop:
         with stop.optional("score"):
@@ -144,6 +139,17 @@ def _ended(report: Report, failure: ServerError | None, stop: Interruption, done
     if failure is None:
         return report
     return dataclasses.replace(report, partial=Partial(prompts_done=done, prompts_asked=asked, why=str(failure)))
+
+
+def _differences(
+    config: BenchConfig, pair: ModelPair, prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]
+) -> list[GreedyDifference | None] | None:
+    """First differences of greedy answers; None where the engines sampled."""
+    if not config.sampling.greedy:
+        return None
+    # Weights that could not be loaded for scoring can't tell how close a call a difference was.
+    judge = pair.target if config.target_is_present and pair.target.device.type != "meta" else None
+    return run_differences(judge, prompts, encoded[: len(prompts)], runs)
 
 
 def _load_shells(found: FoundPair) -> ModelPair:

@@ -72,7 +72,9 @@ def full_report():
         ),
         partial=Partial(prompts_done=6, prompts_asked=8, why=f"timing failed: {HOSTILE}", left_out={"score": HOSTILE}),
         samples=[SAMPLE, long, SAMPLE],
-        recommendation=Recommendation("ngram", 3, f"1.20x [1.10, 1.31]. {HOSTILE}.", "specdistill bench " + "x" * 90),
+        recommendation=Recommendation(
+            serve="ngram", num_draft_tokens=3, why=f"1.20x [1.10, 1.31]. {HOSTILE}.", next="specdistill " + "x" * 90
+        ),
     )  # fmt: skip
 
 
