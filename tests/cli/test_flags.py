@@ -17,7 +17,8 @@ TABLE = json.loads((Path(__file__).parent / "flags.json").read_text())
 REQUIRED = {
     "annotate": {"target": "t", "output": "o"},
     "bench": {"target": "t", "draft": "d"},
-    "check": {"target": "t", "draft": "d"},
+    "carry-head": {"base": "b", "target": "t", "output": "o"},
+    "check": {"target": "t"},
     "export": {"target": "t", "draft": "d", "output": "o", "format": "vllm"},
     "generate": {"target": "t", "output": "o"},
     "init-draft": {"target": "t", "output": "o", "layers": 3},

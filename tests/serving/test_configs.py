@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from specdistill import BenchConfig, CheckConfig, ExportConfig, PlanConfig
+from specdistill import BenchConfig, CarryHeadConfig, CheckConfig, ExportConfig, PlanConfig
 from specdistill.cli import app
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import AcceptanceSettings
@@ -37,9 +37,17 @@ COMMANDS = {
     "plan": (PlanConfig, {"target_params": "70B", "draft_params": "1B"}, PLAN),
     "check": (
         CheckConfig,
-        {"target": "t", "draft": "d"},
-        {"max_model_len": 0, "tensor_parallel": 1, "num_draft_tokens": 4, "json": None, "target_base": None},
+        {"target": "t"},
+        {
+            "draft": None,
+            "max_model_len": 0,
+            "tensor_parallel": 1,
+            "num_draft_tokens": 4,
+            "json": None,
+            "target_base": None,
+        },
     ),
+    "carry-head": (CarryHeadConfig, {"base": "b", "target": "t", "output": "o"}, {}),
     "export": (
         ExportConfig,
         {"target": "t", "draft": "d", "format": "vllm", "output": "o"},

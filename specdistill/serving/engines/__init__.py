@@ -14,7 +14,7 @@ from specdistill.servers.client import ModelServer
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
-from specdistill.serving.engine_table import Launch
+from specdistill.serving.engine_table import Drafting, Launch
 from specdistill.serving.gates import check
 from specdistill.serving.served_engine import ServedEngine
 from specdistill.serving.server_process import ServerProcess, free_port
@@ -135,16 +135,17 @@ def _launch(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, context
     target, draft = config.target, config.draft
     if not kind.reads_gguf:
         target, draft = _location(target, pair.target), _location(draft, pair.draft)
+    sampled = config.served_rule == "sampled"
+    drafting = Drafting(draft=draft, num_draft_tokens=num_draft_tokens, sampled=sampled)
     return Launch(
         target=target,
-        draft=draft if num_draft_tokens else None,
+        drafting=drafting if num_draft_tokens else None,
         port=free_port(),
-        num_draft_tokens=num_draft_tokens,
-        rule=config.served_rule,
         context=context,
         batch_size=config.timing.batch_size,
         device=device,
         dtype=str(resolve_dtype(config.weights.dtype, device)).removeprefix("torch."),
         threads=config.machine.threads,
+        servers=2,
         engine_args=config.servers.engine_args,
     )
