@@ -58,7 +58,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None) -> Re
     judge = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
+    found = find_pair(config.target, config.drafter, say=progress.say, target_base=config.adapter.target_base)
     other = find_other_target(config, found, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
@@ -99,7 +99,7 @@ def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
     load.check_exists(config.target, "target", config.adapter.target_base)
-    others = (("draft", config.draft), ("compare", config.compare), ("compare-target", config.second.compare_target))
+    others = (("draft", config.drafter), ("compare", config.compare), ("compare-target", config.second.compare_target))
     for role, name in others:
         if name is not None:
             load.check_exists(name, role)
@@ -111,7 +111,7 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     device, weights = config.machine.device, config.weights
     for source in (found.target, found.draft) if weights.pack != "none" else ():
         quantised.check_repackable(source.config, source.name, weights.pack)
-    pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
+    pair = load_pair(config.target, config.drafter, found=found, device=device, dtype=weights.dtype, say=progress.say)
     compared = None
     if config.compare is not None:
         dtype = pair.target.model.dtype

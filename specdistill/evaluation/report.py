@@ -13,6 +13,7 @@ from typing import Any
 
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.report_acceptance import Acceptance
+from specdistill.evaluation.report_baselines import Baseline
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate
@@ -209,6 +210,8 @@ class Report:
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
     partial: Partial | None = None
     """Present where the run ended before all prompts were done."""
+    baselines: dict[str, Baseline] | None = None
+    """Other ways of drafting, by name: `ngram`, `suffix`, `ngram+draft`, `own_head`; absent where none was measured."""
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and numbers, in the schema of the documentation's page "The report"."""

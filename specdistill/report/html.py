@@ -11,7 +11,6 @@ from specdistill.report.plots import all_plots
 from specdistill.report.wording import (
     LOSSY,
     SAMPLED,
-    UNSCORED,
     alpha_rows,
     compared_score,
     estimate,
@@ -26,6 +25,7 @@ from specdistill.report.wording import (
     target_cost,
     target_rows,
 )
+from specdistill.report.wording_baselines import baseline_rows, unscored_line
 
 
 def html_report(report: Report) -> str:
@@ -52,7 +52,8 @@ def html_report(report: Report) -> str:
         target_cost=target_cost(report),
         lossy=LOSSY,
         sampled=SAMPLED,
-        unscored=UNSCORED,
+        unscored=unscored_line(report),
+        baselines=baseline_rows(report),
         warning=prediction_warning(report),
         guidance=guidance_lines(report.setup),
     )

@@ -13,7 +13,6 @@ from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.report.console import plain_console
 from specdistill.report.wording import (
-    UNSCORED,
     alpha_rows,
     chat_lines,
     compared_score,
@@ -31,6 +30,7 @@ from specdistill.report.wording import (
     target_rows,
     training_lines,
 )
+from specdistill.report.wording_baselines import baseline_rows, draft_words, unscored_line
 
 
 def bench_tables(report: Report) -> None:
@@ -40,7 +40,7 @@ def bench_tables(report: Report) -> None:
     if report.acceptance.alpha:
         _alpha_table(console, report)
     else:
-        console.print(UNSCORED)
+        console.print(unscored_line(report))
     _targets(console, report)
     _positions(console, report)
     if report.acceptance.by_category:
@@ -49,6 +49,7 @@ def bench_tables(report: Report) -> None:
         _scores(console, report, report.score.scorer)
     if report.latency.is_timed:
         _speed(console, report.latency, report.setup)
+    _baselines(console, report)
     _experts(console, report)
     if report.lenience_sweep:
         _lenience(console, report.lenience_sweep)
@@ -59,14 +60,13 @@ def bench_tables(report: Report) -> None:
 
 
 def _headline(console: Console, report: Report) -> None:
-    target, draft, setup = report.target, report.draft, report.setup
-    head = "" if draft.head_size is None else f", head of {draft.head_size:,} ids"
+    target, setup = report.target, report.setup
     engine = ""
     if isinstance(setup, EngineSetup):
         engine = f"   in {setup.engine_version}, which accepts by {setup.rule}"
     console.print(
         f"target {target.name} ({target.parameters / 1e6:.1f}M)   "
-        f"draft {draft.name} ({draft.parameters / 1e6:.1f}M{head})   "
+        f"{draft_words(report)}   "
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
@@ -168,6 +168,18 @@ def _speed(console: Console, latency: Latency, setup: Setup) -> None:
             f"{speed.time_to_first_token:.3f}",
             f"{speed.time_per_output_token:.4f}",
         )
+    console.print(table)
+
+
+def _baselines(console: Console, report: Report) -> None:
+    rows = baseline_rows(report)
+    if not rows:
+        return
+    table = Table(title="other ways of drafting, in turn with the plain target")
+    for name in ("", "settings", "tokens per target call", "proposed in", "speed-up"):
+        table.add_column(name, justify="left" if name in ("", "settings") else "right")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from specdistill.data.batch import Example, Provenance
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode, encode_all, in_chat
 from specdistill.decoding.answers import write_answers
-from specdistill.errors import ModelError, ServerError, out_of_memory_named, smaller_batch
+from specdistill.errors import ServerError, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.answer_scores import AnswerJudge
@@ -22,13 +22,14 @@ from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import LanguageModel, load
-from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device
+from specdistill.models.pair import ModelPair, resolve_device
 from specdistill.progress import Progress, Quiet
-from specdistill.serving import engine_report
+from specdistill.serving import engine_models, engine_report
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Answered, Engine
+from specdistill.serving.engine_baselines import baselines, never_proposed
 from specdistill.serving.engine_report import EngineRun
-from specdistill.serving.engines import engines
+from specdistill.serving.engines import Opened, check_methods, drafting_of, engines
 from specdistill.serving.speculation import Speculation, another_length, total_of
 
 _LENGTH = 4
@@ -63,9 +64,9 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     resolve_device(config.machine.device)
     base = config.adapter.target_base
     load.check_exists(config.target, "target", base)
-    load.check_exists(config.draft, "draft")
-    if config.engine_kind.launcher:
-        config.engine_kind.launcher_module().check_installed(config.servers.engine_args)
+    if config.draft is not None:
+        load.check_exists(config.draft, "draft")
+    check_methods(config)
     config.machine.limit_threads()
     prompts = scored_prompts(config, progress, target_is_present=config.target_is_present)
     prompts = prompts[: config.timing.latency_prompts or None]
@@ -75,36 +76,42 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, other_tokenizer=in_process, say=progress.say, target_base=base)
+    found = engine_models.find(config, progress.say)
     room = found.max_context - config.max_new_tokens - num_draft_tokens - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
-    pair = _load(config, found, progress) if in_process else _load_shells(found)
-    _check_sizes(pair)
-    warn_about_prompts(prompts, encoded, pair.target, progress.say)
+    models = engine_models.loaded(config, found, progress.say) if in_process else engine_models.shells(found)
+    engine_models.check_sizes(models)
+    warn_about_prompts(prompts, encoded, models.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + num_draft_tokens + 1
     stop = Interruption(progress.say)
-    with engines(config, pair, num_draft_tokens, context, progress) as (plain, drafting):
-        runs, failure = _time(config, plain, drafting, pair.target, encoded, progress, stop)
+    with engines(config, models, num_draft_tokens, context, progress) as opened:
+        runs, failure = _time(config, opened, models.target, encoded, progress, stop)
     done = sum(len(run.plain) for run in runs)
     stop.check(done)
-    wrong = _wrong_length(config, total_of(run.speculation for run in runs), done)
+    wrong = _wrong_length(config, total_of(run.speculation for run in runs), done) or never_proposed(config, runs)
     if wrong is not None:
         progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
-    if not in_process:
-        pair = _load(config, found, progress)
+    if not in_process and (models.draft is not None or _differ(config, runs)):
+        models = engine_models.loaded(config, found, progress.say)
     records = costs = None
-    if pair.same_tokenizer:
-        records, costs = _score(config, pair, _answers(prompts[:done], encoded, runs), progress, stop)
+    if models.pair is not None and models.same_tokenizer:
+        records, costs = _score(config, models.pair, _answers(prompts[:done], encoded, runs), progress, stop)
     differences = None
     if config.sampling.greedy:
-        judge = pair.target if config.target_is_present else None
+        judge = models.target if config.target_is_present else None
         differences = run_differences(judge, prompts[:done], encoded[:done], runs)
-    report = engine_report.build(config, pair, prompts[:done], records, runs, num_draft_tokens, differences, drafting)
-    score = None if scoring is None or stop else _answer_scores(config, scoring, pair, encoded, runs, progress)
+    report = engine_report.build(
+        config, models, prompts[:done], records, runs, num_draft_tokens, differences, opened.drafting
+    )
+    asked = {method: drafting_of(config, method, num_draft_tokens) for method in opened.baselines}
+    score = None
+    if scoring is not None and models.pair is not None and not stop:
+        score = _answer_scores(config, scoring, models.pair, encoded, runs, progress)
     judged = dataclasses.replace(report.economics, experts=costs)
-    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged)
+    others = baselines(runs, opened.baselines, asked)
+    report = dataclasses.replace(report, training_prompts=trained, score=score, economics=judged, baselines=others)
     if stop:
         raise BenchInterruptedError(dataclasses.replace(report, partial=stop.partial(done, len(prompts), done, done)))
     if failure is None:
@@ -113,49 +120,22 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     return dataclasses.replace(report, partial=partial)
 
 
-def _load_shells(found: FoundPair) -> ModelPair:
-    """Both models without weights: names, tokenizers and lengths."""
-    return ModelPair(load.load_shell(found.target), load.load_shell(found.draft, "draft"))
-
-
-def _load(config: BenchConfig, found: FoundPair, progress: Progress) -> ModelPair:
-    """Both models with weights, the target's where the score needs them; engines use all rows of a trimmed head."""
-    pair = load_pair(
-        config.target,
-        config.draft,
-        found=found,
-        device=config.machine.device,
-        dtype=config.weights.dtype,
-        other_tokenizer=config.engine_kind.place == "process",
-        target_weights=config.target_is_present,
-        say=progress.say,
-    )
-    return dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, kept_ids=None))
-
-
-def _check_sizes(pair: ModelPair) -> None:
-    """Refuses two tokenizers of one size, which transformers takes for the same one."""
-    if pair.same_tokenizer:
-        return
-    sizes = [model.model.config.get_text_config().vocab_size for model in (pair.target, pair.draft)]
-    if sizes[0] == sizes[1]:
-        raise ModelError(
-            f"target and draft have different tokenizers, but both configs say vocab_size {sizes[0]}: transformers "
-            "takes such a pair for one tokenizer and can't translate; 'specdistill export --format transformers' pads "
-            "the draft by a row"
-        )
+def _differ(config: BenchConfig, runs: list[EngineRun]) -> bool:
+    """Whether greedy answers with and without drafts differ, so that the target must tell how close a call it was."""
+    pairs = ((run.plain, run.speculative) for run in runs)
+    different = any(one.token_ids != other.token_ids for pair in pairs for one, other in zip(*pair, strict=True))
+    return config.sampling.greedy and config.target_is_present and different
 
 
 def _time(
     config: BenchConfig,
-    plain: Engine,
-    drafting: Engine,
+    opened: Opened,
     target: LanguageModel,
     encoded: list[list[int]],
     progress: Progress,
     stop: Interruption,
 ) -> tuple[list[EngineRun], ServerError | None]:
-    """Asks both engines batch by batch, alternating which goes first.
+    """Asks all engines batch by batch, each going first in turn.
 
     Returns:
         The batches that were done before a Ctrl-C, and the failure that ended the run early or None.
@@ -167,20 +147,25 @@ def _time(
         progress.say(remark)
     warm_up = in_chat(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), config.chat, "warm-up")
     greeting = [encode(warm_up, target.tokenizer)]
-    for engine in (plain, drafting):
-        wrong = _wrong_length(config, engine.answer(greeting, sampling, 8, [0]).speculation, answers=1)
+    every: list[Engine] = [opened.plain, opened.drafting, *opened.baselines.values()]
+    for engine in every:
+        counts = engine.answer(greeting, sampling, 8, [0]).speculation
+        wrong = _wrong_length(config, counts, answers=1) if engine is opened.drafting else None
         if wrong is not None:
             raise ServerError(wrong)
-    with progress.task("plain against speculative", 2 * len(encoded) * tokens, "tokens") as task:
+    with progress.task("plain against speculative", len(every) * len(encoded) * tokens, "tokens") as task:
         for number, start in enumerate(range(0, len(encoded), size)):
             chunk = encoded[start : start + size]
             seeds = config.timing.prompt_seeds(range(start, start + len(chunk)))
             answered: dict[Engine, Answered] = {}
             try:
-                for engine in (drafting, plain) if number % 2 else (plain, drafting):
+                first = number % len(every)
+                for engine in (*every[first:], *every[:first]):
                     answered[engine] = engine.answer(chunk, sampling, tokens, seeds, task.advance)
-                speculative = answered[drafting]
-                runs.append(EngineRun(answered[plain].answers, speculative.answers, speculative.speculation))
+                speculative = answered[opened.drafting]
+                others = {method: answered[engine] for method, engine in opened.baselines.items()}
+                plain = answered[opened.plain].answers
+                runs.append(EngineRun(plain, speculative.answers, speculative.speculation, others))
             except ServerError as error:
                 return runs, error
             except KeyboardInterrupt as error:
@@ -211,7 +196,7 @@ def _wrong_length(config: BenchConfig, counts: Speculation | None, answers: int)
     """Says that a server drafts another number of tokens than --num-draft-tokens; None where its counters agree."""
     length = config.num_draft_tokens or _LENGTH
     # transformers drafts in this process, as it is told to; a draft of another tokenizer counts in other tokens.
-    if counts is None or config.engine_kind.place == "process":
+    if counts is None or config.engine_kind.place == "process" or config.method_kind.copies:
         return None
     found = another_length(counts, length, answers)
     if found is None:

@@ -40,6 +40,10 @@ def check_installed(engine_args: str) -> None:
         raise ConfigError("--engine-args are flags of llama-server, which is not on the PATH; xllamacpp takes none")
 
 
+def check_method(method: str) -> None:
+    """All methods are built in."""
+
+
 def command(launch: Launch) -> list[str]:
     """The command line that serves .gguf files; see `llama-server --help`."""
     size, threads = str(launch.context * launch.batch_size), launch.threads

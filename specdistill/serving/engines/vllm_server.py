@@ -34,6 +34,18 @@ def check_installed(engine_args: str) -> None:
         )
 
 
+def check_method(method: str) -> None:
+    """Looks for what one method needs besides vLLM.
+
+    Raises:
+        ModelError: It is not there. A program of another environment is taken at its word.
+    """
+    if method == "suffix" and importlib.util.find_spec("vllm") and not importlib.util.find_spec("arctic_inference"):
+        raise ModelError(
+            "suffix decoding in vLLM needs the package arctic-inference next to it: pip install arctic-inference==0.1.1"
+        )
+
+
 def command(launch: Launch) -> list[str]:
     """The command line that serves; see `vllm serve --help`."""
     # Not `python -m vllm`: builds for CPUs are packaged under another name, which that entry point trips over.
