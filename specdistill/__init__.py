@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from specdistill.serving.export import export
     from specdistill.serving.export_config import ExportConfig
     from specdistill.serving.gates import check
+    from specdistill.serving.method_settings import MethodSettings
     from specdistill.serving.own_head import find_own_head
     from specdistill.settings.chat import ChatSettings
     from specdistill.settings.machine import Machine
@@ -78,6 +79,7 @@ _HOME = {
     "LanguageModel": "specdistill.models",
     "LossSettings": "specdistill.distill.training.loss_settings",
     "Machine": "specdistill.settings.machine",
+    "MethodSettings": "specdistill.serving.method_settings",
     "OnPolicySettings": "specdistill.distill.sequences.settings",
     "OptimiserSettings": "specdistill.distill.training.settings",
     "Plan": "specdistill.evaluation.plan",
@@ -125,6 +127,7 @@ __all__ = [
     "LanguageModel",
     "LossSettings",
     "Machine",
+    "MethodSettings",
     "OnPolicySettings",
     "OptimiserSettings",
     "Plan",

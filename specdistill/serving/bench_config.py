@@ -60,8 +60,8 @@ class BenchConfig(MeasureConfig):
     ] = "specdistill"
     """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process, also
     for a draft of another tokenizer. vllm, llama-cpp: servers are started here, with and without the draft and one
-    for each baseline, and stopped afterwards. openai-server: two servers that run already, --url and --baseline-url.
-    All get the same prompts in turn, and the engine's own counters are read."""
+    for each baseline, and stopped afterwards. openai-server: the servers of --url and --baseline-url, which run
+    already. All get the same prompts in turn, and the engine's own counters are read."""
     drafting: Annotated[MethodSettings, box("Method of a real engine")] = field(default_factory=MethodSettings)
     servers: Annotated[ServerSettings, box("Servers of a real engine")] = field(default_factory=ServerSettings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from specdistill.serving.engine_table import Drafting
 
@@ -16,6 +17,22 @@ LLAMA_LOOKUPS = {
 """llama.cpp's type of n-gram -> its setting -> ours. It looks for runs of one length; ngram-cache has no settings."""
 
 
+def fitted(engine: str, drafting: Drafting) -> Drafting:
+    """How an engine, by its value of --engine, looks for runs of tokens when it is asked for such and such.
+
+    transformers goes down to one token. llama.cpp looks for one length; its ngram-simple drops proposals that are
+    shorter than the run that it looked for (`common_ngram_simple_draft`), so that a longer one would never draft.
+    """
+    if engine == "transformers":
+        return replace(drafting, lookup_min=1)
+    if engine != "llama-cpp":
+        return drafting
+    longest = drafting.lookup_max
+    if "ngram-simple" in llama_types(drafting):
+        longest = min(longest, drafting.num_draft_tokens)
+    return replace(drafting, lookup_max=longest, lookup_min=longest)
+
+
 def llama_types(drafting: Drafting) -> list[str]:
     """Values of llama.cpp's --spec-type, in the order in which it asks them."""
     return drafting.kind.names["llama-cpp"].split(",")
@@ -23,7 +40,7 @@ def llama_types(drafting: Drafting) -> list[str]:
 
 def llama_lookups(drafting: Drafting) -> dict[str, dict[str, int]]:
     """llama.cpp's type of n-gram -> its settings."""
-    found = {}
+    found, drafting = {}, fitted("llama-cpp", drafting)
     for name in llama_types(drafting):
         if name in LLAMA_LOOKUPS:
             found[name] = {theirs: getattr(drafting, ours) for theirs, ours in LLAMA_LOOKUPS[name].items()}

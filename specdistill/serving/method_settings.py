@@ -43,7 +43,8 @@ class MethodSettings:
     """Methods to time in turn with the plain target and --method, one more server each: ngram, suffix, mtp,
     ngram+draft. none: no more servers, where memory is short. By default ngram, where the engine has it."""
     lookup_max: int = 4
-    """Longest run of tokens that ngram looks for; llama.cpp looks for runs of this length only."""
+    """Longest run of tokens that ngram looks for. llama.cpp looks for runs of this length only, and ngram there of at
+    most --num-draft-tokens."""
     lookup_min: int = 2
     """Shortest run of tokens that ngram looks for. For vllm; transformers takes 1."""
 
@@ -68,8 +69,10 @@ class MethodSettings:
         """
         if kind.place not in ("process", "started"):
             return []
-        asked = [name for name in self.engine_baselines if name not in ("none", self.method)]
-        known = [name for name in asked if engine in METHODS[name].names]
+        asked = [name for name in self.engine_baselines if name != "none"]
+        # An engine may have two names for one method.
+        own = METHODS[self.method].names.get(engine)
+        known = [name for name in asked if METHODS[name].names.get(engine, own) != own]
         return [name for name in known if METHODS[name].draft != "model" or draft is not None]
 
     def check(self, engine: str, kind: EngineKind, draft: str | None) -> None:
@@ -94,7 +97,7 @@ class MethodSettings:
             raise ConfigError(f"--draft is required: {what}; --method ngram and others need none")
         timed = self.baselines(engine, kind, draft)
         if self.engine_baselines not in (_BASELINES, ("none",)):
-            wrong = [name for name in self.engine_baselines if name not in (*timed, self.method)]
+            wrong = [name for name in self.engine_baselines if name not in timed]
             if wrong:
                 raise ConfigError(f"--engine-baselines {wrong[0]} is no method of --engine {engine} with these models")
         copies = any(METHODS[name].copies and name != "suffix" for name in (self.method, *timed))

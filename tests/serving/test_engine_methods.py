@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 from fake_vllm import FakeVllm, copied_run
@@ -90,8 +91,8 @@ def test_ngram_of_a_server_counts_the_calls_without_a_proposal_too(files, target
 class Started:
     """In the place of a server process: imitates `vllm serve` by the flags that it was started with."""
 
-    running: list[FakeVllm] = []
-    commands: list[list[str]] = []
+    running: ClassVar[list[FakeVllm]] = []
+    commands: ClassVar[list[list[str]]] = []
 
     def __init__(self, name, command, environment=None):
         words = list(command)
@@ -252,12 +253,16 @@ def test_which_baselines_run_by_default(files):
     ]  # fmt: skip
     assert config(files, engine="vllm", engine_baselines=("none",), **pair).engine_baselines == []
     assert config(files, **pair).engine_baselines == []
+    # llama.cpp's own name for the same.
+    gguf = {"target": "t.gguf", "engine": "llama-cpp"}
+    assert config(files, method="ngram-simple", **gguf).engine_baselines == []
+    assert config(files, method="ngram-mod", **gguf).engine_baselines == ["ngram"]
 
 
 @pytest.mark.parametrize(
     ("method", "flags"),
     [
-        ("ngram", "ngram-simple --spec-draft-n-max 3 --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 3"),
+        ("ngram", "ngram-simple --spec-draft-n-max 3 --spec-ngram-simple-size-n 3 --spec-ngram-simple-size-m 3"),
         ("ngram-map-k", "ngram-map-k --spec-draft-n-max 3 --spec-ngram-map-k-size-n 4 --spec-ngram-map-k-size-m 3"),
         (
             "ngram-mod",

@@ -13,6 +13,7 @@ from specdistill.models import LanguageModel
 from specdistill.models.pair import resolve_device, resolve_dtype
 from specdistill.progress import Progress
 from specdistill.servers.client import ModelServer
+from specdistill.serving import draft_flags
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
@@ -55,17 +56,15 @@ class Opened:
 def drafting_of(config: BenchConfig, method: str, num_draft_tokens: int) -> Drafting:
     """How an engine is asked for one method: --method, or one of --engine-baselines."""
     kind, own = METHODS[method], method == config.drafting.method
-    longest = config.drafting.lookup_max
-    # transformers goes down to one token; llama.cpp looks for one length.
-    shortest = {"transformers": 1, "llama-cpp": longest}.get(config.engine, config.drafting.lookup_min)
-    return Drafting(
+    asked = Drafting(
         method=method,
         draft=config.draft if kind.draft == "model" or own else None,
         num_draft_tokens=num_draft_tokens,
-        lookup_max=longest,
-        lookup_min=shortest,
+        lookup_max=config.drafting.lookup_max,
+        lookup_min=config.drafting.lookup_min,
         sampled=config.served_rule == "sampled" and not kind.copies,
     )
+    return draft_flags.fitted(config.engine, asked)
 
 
 def check_methods(config: BenchConfig) -> None:
