@@ -41,7 +41,8 @@ class MethodSettings:
         tuple[Literal["ngram", "suffix", "mtp", "ngram+draft", "none"], ...], Parameter(consume_multiple=True)
     ] = ("ngram",)
     """Methods to time in turn with the plain target and --method, one more server each: ngram, suffix, mtp,
-    ngram+draft. none: no more servers, where memory is short. By default ngram, where the engine has it."""
+    ngram+draft. none: no more servers, where memory is short. By default ngram, where the engine has it and it
+    starts."""
     lookup_max: int = 4
     """Longest run of tokens that ngram looks for. llama.cpp looks for runs of this length only, and ngram there of at
     most --num-draft-tokens."""
@@ -58,6 +59,11 @@ class MethodSettings:
             raise ConfigError("--engine-baselines takes methods, or none alone")
         if len(set(self.engine_baselines)) < len(self.engine_baselines):
             raise ConfigError("--engine-baselines names a method twice; leave one of the two away")
+
+    @property
+    def has_default_baselines(self) -> bool:
+        """Whether the baselines are those that nobody asked for."""
+        return self.engine_baselines == _BASELINES
 
     def baselines(self, engine: str, kind: EngineKind, draft: str | None) -> list[str]:
         """Methods that are timed besides --method.
@@ -96,7 +102,7 @@ class MethodSettings:
             what = "the directory of the head" if method.draft == "head" else "the draft model"
             raise ConfigError(f"--draft is required: {what}; --method ngram and others need none")
         timed = self.baselines(engine, kind, draft)
-        if self.engine_baselines not in (_BASELINES, ("none",)):
+        if not self.has_default_baselines and self.engine_baselines != ("none",):
             wrong = [name for name in self.engine_baselines if name not in timed]
             if wrong:
                 raise ConfigError(f"--engine-baselines {wrong[0]} is no method of --engine {engine} with these models")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, ServerError
 from specdistill.report.html import html_report
 from specdistill.serving import draft_flags, speculation
 from specdistill.serving.engine_table import ENGINES, METHODS, Drafting
@@ -161,6 +161,28 @@ def test_a_third_server_is_timed_in_turn_and_is_the_baseline(files, target, star
     written = report.to_json()["baselines"]["ngram"]
     assert set(written) == {"settings", "mean_acceptance_length", "proposed_share", "speedup"}
     assert "Other ways of drafting" in html_report(report)
+
+
+class WithoutMemory(Started):
+    """A server that copies does not start."""
+
+    def wait_until_ready(self, url, timeout):
+        if any(method in self.commands[-1][-1] for method in ("ngram", "suffix")):
+            raise ServerError("a server ended with code 1: no memory")
+
+
+def test_a_default_baseline_that_does_not_start_costs_the_bench_nothing(files, started, monkeypatch, capsys):
+    monkeypatch.setattr("specdistill.serving.engines.ServerProcess", WithoutMemory)
+    words = ["bench", "--target", str(files / "target"), "--draft", str(files / "draft"), "--engine", "vllm"]
+    words += ["--prompts", str(files / "prompts.jsonl"), "--max-new-tokens", "8", "--num-prompts", "2"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "BEWARE: measuring without ngram: a server ended with code 1: no memory" in captured.err
+    assert "other ways of drafting" not in captured.out
+    # One that was asked for is missed.
+    monkeypatch.setattr(vllm_server, "check_method", lambda method: None)
+    assert main([*words, "--engine-baselines", "suffix"]) == 2
+    assert "no memory; --engine-baselines none starts fewer servers" in capsys.readouterr().err
 
 
 def test_each_server_gets_its_share_of_a_gpu(files):

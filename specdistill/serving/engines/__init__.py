@@ -109,13 +109,24 @@ def engines(
     if config.engine_kind.checked and config.draft is not None:
         _refuse_by_gate(config, models, num_draft_tokens, context)
     with contextlib.ExitStack() as stack:
-        served: list[Engine] = []
-        for drafting in (None, *asked):
+
+        def serve(drafting: Drafting | None) -> Engine:
             # One after the other: all would measure the memory that is free at the same time.
             engine = _serve(config, models, drafting, context, progress)
             stack.callback(engine.close)
-            served.append(engine)
-        yield Opened(served[0], served[1], dict(zip(config.engine_baselines, served[2:], strict=True)))
+            return engine
+
+        plain, drafting = serve(None), serve(asked[0])
+        baselines: dict[str, Engine] = {}
+        for each in asked[1:]:
+            try:
+                baselines[each.method] = serve(each)
+            except ServerError as error:
+                if not config.drafting.has_default_baselines:
+                    raise
+                # Nobody asked for it: the bench goes on as it would have without it.
+                progress.say(f"BEWARE: measuring without {each.method}: {error}")
+        yield Opened(plain, drafting, baselines)
 
 
 def _assisted(models: EngineModels, drafting: Drafting | None) -> Engine:
@@ -161,7 +172,7 @@ def _serve(
         progress.say(f"starting {name}")
         module = config.engine_kind.launcher_module()
         process = ServerProcess(name, module.command(launch), module.environment(launch))
-        with _stopping(process.stop), _fewer_named(drafting, config):
+        with _stopping(process.stop), _fewer_named(config):
             process.wait_until_ready(url, settings.server_timeout)
     with _stopping(process.stop if process else None):
         server = ModelServer(
@@ -184,14 +195,14 @@ def _way(drafting: Drafting | None) -> str:
 
 
 @contextlib.contextmanager
-def _fewer_named(drafting: Drafting | None, config: BenchConfig) -> Iterator[None]:
-    """Names the flag that leaves a baseline's server away, where that one does not start."""
+def _fewer_named(config: BenchConfig) -> Iterator[None]:
+    """Names the flag that starts fewer servers, where one does not start beside those of baselines."""
     try:
         yield
     except ServerError as error:
-        if drafting is None or drafting.method not in config.engine_baselines:
+        if not config.engine_baselines:
             raise
-        raise ServerError(f"{error}; --engine-baselines none measures without it") from error
+        raise ServerError(f"{error}; --engine-baselines none starts fewer servers") from error
 
 
 @contextlib.contextmanager
