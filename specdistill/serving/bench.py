@@ -96,7 +96,7 @@ def bench_engine(config: BenchConfig, progress: Progress) -> Report:
     if not in_process and (models.draft is not None or _differ(config, runs)):
         models = engine_models.loaded(config, found, progress.say)
     records = costs = None
-    if models.pair is not None and models.same_tokenizer:
+    if models.pair is not None and models.same_tokenizer and not config.method_kind.copies:
         records, costs = _score(config, models.pair, _answers(prompts[:done], encoded, runs), progress, stop)
     differences = None
     if config.sampling.greedy:

@@ -151,7 +151,8 @@ def _check_fit(base: _Side, target: _Side) -> None:
         raise ModelError(f"--base {base.name} is of type {types[0]}, and --target {target.name} of type {types[1]}")
     for name in _SIZES:
         ours, theirs = base.text.get(name), target.text.get(name)
-        if ours != theirs:
+        # What one config.json leaves to its type's default, the other may spell out.
+        if None not in (ours, theirs) and ours != theirs:
             raise ModelError(f"the head does not fit: {name} is {ours} in the base and {theirs} in the target")
     methods = [_quantisation(side.config) for side in (base, target)]
     if methods[0] != methods[1]:

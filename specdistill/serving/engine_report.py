@@ -76,7 +76,7 @@ def build(
     rule = config.served_rule
     speed = latency_section(runs)
     columns, scored, predicted, alpha = None, _UNSCORED, float("nan"), float("nan")
-    if records is not None and not config.method_kind.copies:
+    if records is not None:
         columns = predicted_tau(records, rule, num_draft_tokens, first_drafted=engine.first_drafted)
         longest = max(config.acceptance.max_draft_tokens, num_draft_tokens)
         taus = {
@@ -109,7 +109,7 @@ def _judge(
     if config.method_kind.copies:
         facts = f"a target call with up to {num_draft_tokens} proposed tokens takes {cost.mean:.2f} plain ones"
     method = config.drafting.method
-    unscored = f"{method} is no model that could be scored" if config.method_kind.has_no_model else None
+    unscored = "the draft has another tokenizer" if method == "draft" else f"{method} is no model that could be scored"
     verdict = economics.judge_rounds(
         {num_draft_tokens: cost.mean},
         {num_draft_tokens: predicted},
@@ -117,7 +117,7 @@ def _judge(
         alpha,
         measured,
         facts,
-        unscored or "the draft has another tokenizer",
+        unscored,
     )
     return dataclasses.replace(verdict, round_cost_ci95=(cost.low, cost.high))
 

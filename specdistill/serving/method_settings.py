@@ -79,7 +79,8 @@ class MethodSettings:
         # An engine may have two names for one method.
         own = METHODS[self.method].names.get(engine)
         known = [name for name in asked if METHODS[name].names.get(engine, own) != own]
-        return [name for name in known if METHODS[name].draft != "model" or draft is not None]
+        has_model = draft is not None and METHODS[self.method].draft == "model"
+        return [name for name in known if METHODS[name].draft != "model" or has_model]
 
     def check(self, engine: str, kind: EngineKind, draft: str | None) -> None:
         """Refuses a method or baseline that the engine does not have, and a draft that the method does not take.
@@ -107,7 +108,7 @@ class MethodSettings:
             if wrong:
                 raise ConfigError(f"--engine-baselines {wrong[0]} is no method of --engine {engine} with these models")
         copies = any(METHODS[name].copies and name != "suffix" for name in (self.method, *timed))
-        if not copies and self.lookup_max != 4:
+        if not copies and self.lookup_max != MethodSettings.lookup_max:
             raise ConfigError("--lookup-max has no effect here: it goes with ngram of a real engine")
-        if self.lookup_min != 2 and not (copies and engine == "vllm"):
+        if self.lookup_min != MethodSettings.lookup_min and not (copies and engine == "vllm"):
             raise ConfigError("--lookup-min has no effect here: it goes with ngram of --engine vllm")

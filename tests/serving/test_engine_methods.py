@@ -279,6 +279,9 @@ def test_which_baselines_run_by_default(files):
     gguf = {"target": "t.gguf", "engine": "llama-cpp"}
     assert config(files, method="ngram-simple", **gguf).engine_baselines == []
     assert config(files, method="ngram-mod", **gguf).engine_baselines == ["ngram"]
+    # A head is no draft model.
+    with pytest.raises(ConfigError, match=r"ngram\+draft is no method of"):
+        config(files, method="eagle3", draft="d.gguf", engine_baselines=("ngram+draft",), **gguf)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,9 @@ def test_settings_that_the_fine_tune_dropped_come_back(tmp_path):
     kept = {name: value for name, value in config.items() if not name.startswith("mtp")}
     (tmp_path / "target/config.json").write_text(json.dumps(kept | {"mine": 3}))
     assert state_of(tmp_path / "target").state == "none"
+    # A release that leaves a size to its type's default.
+    base = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps({k: v for k, v in base.items() if k != "head_dim"}))
     assert carry(tmp_path) == 0
     written = json.loads((tmp_path / "out/config.json").read_text())
     assert written == kept | {"mine": 3, "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": 0}
