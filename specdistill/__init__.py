@@ -7,6 +7,7 @@
     train_draft(TrainConfig.flat(...))       distil it toward the target
     bench(BenchConfig.flat(...))             acceptance, speed and verdict, as a `Report`
     check(CheckConfig.flat(...))             which serving engines load the pair
+    carry_head(CarryHeadConfig.flat(...))    give a fine-tuned target its own head back
     export(ExportConfig.flat(...))           write the draft as one engine wants it
     SpeculativeDecoder                       exact speculative decoding, batched
 
@@ -45,10 +46,14 @@ if TYPE_CHECKING:
     from specdistill.models import LanguageModel, load_model, load_pair
     from specdistill.serving.bench import bench
     from specdistill.serving.bench_config import BenchConfig, ServerSettings
+    from specdistill.serving.carry_config import CarryHeadConfig
+    from specdistill.serving.carry_head import carry_head
     from specdistill.serving.check_config import CheckConfig
     from specdistill.serving.export import export
     from specdistill.serving.export_config import ExportConfig
     from specdistill.serving.gates import check
+    from specdistill.serving.method_settings import MethodSettings
+    from specdistill.serving.own_head import find_own_head
     from specdistill.settings.chat import ChatSettings
     from specdistill.settings.machine import Machine
     from specdistill.settings.self_prompts import SelfPromptSettings
@@ -63,6 +68,7 @@ _HOME = {
     "AcceptanceSettings": "specdistill.evaluation.config",
     "AnnotateConfig": "specdistill.distill.answers.annotate_config",
     "BenchConfig": "specdistill.serving.bench_config",
+    "CarryHeadConfig": "specdistill.serving.carry_config",
     "ChatSettings": "specdistill.settings.chat",
     "CheckConfig": "specdistill.serving.check_config",
     "ContextSettings": "specdistill.settings.target_context",
@@ -73,6 +79,7 @@ _HOME = {
     "LanguageModel": "specdistill.models",
     "LossSettings": "specdistill.distill.training.loss_settings",
     "Machine": "specdistill.settings.machine",
+    "MethodSettings": "specdistill.serving.method_settings",
     "OnPolicySettings": "specdistill.distill.sequences.settings",
     "OptimiserSettings": "specdistill.distill.training.settings",
     "Plan": "specdistill.evaluation.plan",
@@ -92,8 +99,10 @@ _HOME = {
     "WeightSettings": "specdistill.evaluation.config",
     "annotate": "specdistill.distill.answers.annotate",
     "bench": "specdistill.serving.bench",
+    "carry_head": "specdistill.serving.carry_head",
     "check": "specdistill.serving.gates",
     "export": "specdistill.serving.export",
+    "find_own_head": "specdistill.serving.own_head",
     "generate": "specdistill.distill.answers.generate",
     "generate_plain": "specdistill.decoding",
     "init_draft": "specdistill.distill.cutting.init_draft",
@@ -107,6 +116,7 @@ __all__ = [
     "AcceptanceSettings",
     "AnnotateConfig",
     "BenchConfig",
+    "CarryHeadConfig",
     "ChatSettings",
     "CheckConfig",
     "ContextSettings",
@@ -117,6 +127,7 @@ __all__ = [
     "LanguageModel",
     "LossSettings",
     "Machine",
+    "MethodSettings",
     "OnPolicySettings",
     "OptimiserSettings",
     "Plan",
@@ -136,8 +147,10 @@ __all__ = [
     "WeightSettings",
     "annotate",
     "bench",
+    "carry_head",
     "check",
     "export",
+    "find_own_head",
     "generate",
     "generate_plain",
     "init_draft",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_vllm import FakeVllm
+from own_heads import make_base
 from peft_adapters import make_adapter
 from tiny_models import make_model, make_tokenizer, save
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -68,6 +69,8 @@ def in_docs_folder(tmp_path_factory, monkeypatch):
     )
     make_tokenizer().save_pretrained(folder / "TARGET-INT8")
     make_adapter(folder / "TARGET", folder / "tuned", named="../TARGET")
+    make_base("qwen3_next", folder / "BASE")
+    AutoModelForCausalLM.from_pretrained(folder / "BASE").save_pretrained(folder / "TUNED")
     for name, seed in (("served", 0), ("tomorrow", 30)):
         prompts = [
             {"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)

@@ -69,7 +69,7 @@ def read_size(content: dict[str, Any]) -> tuple[LoadRow, Costs]:
 
 def sweep(options: argparse.Namespace, config: BenchConfig) -> dict[str, Any]:
     """The entry of one pair; sizes whose files are there are not measured again."""
-    pair = load_pair(config.target, config.draft)
+    pair = load_pair(config.target, config.drafter)
     models = Models(pair.target, pair.draft, None)
     prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     room = pair.target.max_context - config.max_new_tokens

@@ -22,7 +22,7 @@ from cyclopts import (
 from cyclopts.config import Dict
 
 from specdistill import __version__
-from specdistill.cli import annotate, bench, check, export, generate, init_draft, plan, train_draft
+from specdistill.cli import annotate, bench, carry_head, check, export, generate, init_draft, plan, train_draft
 from specdistill.cli.config_file import read_config
 from specdistill.cli.stop_signals import Received, stop_signals
 from specdistill.distill.presets import preset_settings
@@ -51,6 +51,7 @@ _COMMANDS = {
     "train-draft": train_draft,
     "bench": bench,
     "check": check,
+    "carry-head": carry_head,
     "export": export,
 }
 for _position, (_name, _module) in enumerate(_COMMANDS.items()):

@@ -11,16 +11,19 @@ from specdistill.serving.check_config import CheckConfig
 
 
 def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> None:
-    """Say which serving engines will load a pair."""
+    """Say which serving engines will load a pair, and whether the target holds a head of its own."""
     from specdistill.files import atomic, locks
     from specdistill.report.json_file import json_text
-    from specdistill.report.serving import verdict_lines
+    from specdistill.report.serving import own_head_lines, verdict_lines
     from specdistill.serving.gates import check
+    from specdistill.serving.own_head import find_own_head
 
     json = Path(config.json) if config.json else None
     with locks.file_lock(json, "--json", print):
         atomic.refuse_existing_file(json, "--json")
-        verdicts = check(config)
+        verdicts, own_head = check(config), find_own_head(config)
         if json is not None:
-            atomic.write_text(json, json_text({"engines": [verdict.to_json() for verdict in verdicts]}))
+            found = {"engines": [verdict.to_json() for verdict in verdicts], "own_head": own_head}
+            atomic.write_text(json, json_text(found))
     verdict_lines(verdicts)
+    own_head_lines(own_head)

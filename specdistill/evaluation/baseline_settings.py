@@ -17,12 +17,13 @@ class BaselineSettings:
     decoding; alone, and with the draft where nothing is found. best predicts all of them on the scored answers, and
     times the fastest alone and the fastest with the draft beside it. all times each, predict none. none leaves them
     out."""
-    ngram_min: int = 2
-    """Tokens that must repeat at least, for vLLM's n-gram (its prompt_lookup_min)."""
-    ngram_max: int = 4
-    """Tokens that are compared at most (its prompt_lookup_max)."""
+    lookup_max: int = 4
+    """Longest run of tokens that an n-gram looks for (vLLM's prompt_lookup_max). llama.cpp looks for runs of this length
+    only, and ngram there of at most --num-draft-tokens."""
+    lookup_min: int = 2
+    """Shortest run of tokens that vLLM's n-gram looks for (prompt_lookup_min); transformers takes 1."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "ngram_min")
-        if self.ngram_max < self.ngram_min:
-            raise ConfigError(f"--ngram-max {self.ngram_max} is below --ngram-min {self.ngram_min}")
+        at_least(self, 1, "lookup_min", "lookup_max")
+        if self.lookup_min > self.lookup_max:
+            raise ConfigError(f"--lookup-min {self.lookup_min} exceeds --lookup-max {self.lookup_max}")

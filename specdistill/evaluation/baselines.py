@@ -53,10 +53,10 @@ def ways_of(settings: BaselineSettings, stop_ids: frozenset[int]) -> dict[str, W
         stop_ids: Ids that end an answer, which transformers does not copy.
     """
     suffix = SuffixSettings()
-    sizes = {"min": settings.ngram_min, "max": settings.ngram_max}
+    sizes = {"min": settings.lookup_min, "max": settings.lookup_max}
     tree = {"depth": suffix.depth, "factor": suffix.factor, "min_probability": suffix.least_probability}
     alone = {
-        "ngram": Way(dict(sizes), lambda: partial(VllmNgram, settings.ngram_min, settings.ngram_max)),
+        "ngram": Way(dict(sizes), lambda: partial(VllmNgram, settings.lookup_min, settings.lookup_max)),
         "ngram_transformers": Way({"min": 1, "max": 2}, lambda: partial(TransformersNgram, 2, stop_ids)),
         "ngram_llama_cpp": Way({"size_n": 12, "size_m": 48}, lambda: partial(LlamaCppNgram, 12, 48), longest=48),
         "suffix": Way(dict(tree), lambda: SuffixMemory(suffix)),

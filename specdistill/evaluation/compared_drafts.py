@@ -20,13 +20,13 @@ from specdistill.evaluation.leaderboard import ComparedDraft
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.sections import model_facts
 from specdistill.models import LanguageModel, load, quantised, vocabulary
-from specdistill.models.pair import FoundPair, fit
+from specdistill.models.pair import fit
 from specdistill.progress import Progress
 
 ROLE = "compare"
 
 
-def find_compared(config: MeasureConfig, found: FoundPair, progress: Progress) -> list[load.ModelSource]:
+def find_compared(config: MeasureConfig, target: load.ModelSource, progress: Progress) -> list[load.ModelSource]:
     """Finds the drafts of --compare, and checks that they can be loaded beside the target; reads no weights.
 
     Raises:
@@ -35,7 +35,7 @@ def find_compared(config: MeasureConfig, found: FoundPair, progress: Progress) -
     """
     sources = []
     for name in config.compare:
-        source, target = load.find(name, ROLE, progress.say), found.target
+        source = load.find(name, ROLE, progress.say)
         rows = target.rows, source.rows
         vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, name, *rows)
         load.check_loadable(source, ROLE)

@@ -150,8 +150,9 @@ class MeasureConfig(Config):
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
     """The model being served: hub id, checkpoint directory or .gguf file."""
-    draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The small model that proposes tokens: hub id, checkpoint directory or .gguf file."""
+    draft: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
+    """The small model that proposes tokens: hub id, checkpoint directory or .gguf file. Leave it out only where a real
+    engine drafts without one."""
     compare: Annotated[tuple[str, ...], Parameter(group=ESSENTIALS, consume_multiple=True)] = ()
     """Other drafts, such as the one before training: a leaderboard with alpha, costs, predicted speed-up and paired
     differences to --draft, on the same answers. They are loaded one after another."""
@@ -217,6 +218,17 @@ class MeasureConfig(Config):
             raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
         if self.json is not None and self.json == self.html:
             raise ConfigError(f"--json and --html both name {self.json}; choose two files")
+
+    @property
+    def drafter(self) -> str:
+        """Name of the draft.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.draft is None:
+            raise ConfigError("--draft is required: the model that proposes tokens")
+        return self.draft
 
     @property
     def default_rule(self) -> str:

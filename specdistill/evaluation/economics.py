@@ -140,6 +140,7 @@ def judge_rounds(
     alpha: float,
     measured: Estimate,
     facts: str,
+    unscored: str = "the draft has another tokenizer",
 ) -> Economics:
     """Draws the verdict from the costs of whole rounds.
 
@@ -148,10 +149,10 @@ def judge_rounds(
         predicted_tau: Draft length -> predicted mean acceptance length, at least for the lengths of `round_cost`; NaN
             where nothing could be predicted.
         num_draft_tokens: Draft length that was timed.
-        alpha: Acceptance of one draft token under the served rule; NaN where the draft has another tokenizer. Then its
-            tokens are not the target's, and nothing bounds what a perfect draft would give.
+        alpha: Acceptance of one draft token under the served rule; NaN where it could not be scored.
         measured: Measured speed-up at `num_draft_tokens`.
         facts: The costs in words.
+        unscored: Reason for an alpha of NaN.
     """
     is_scored = math.isfinite(alpha)
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
@@ -162,9 +163,8 @@ def judge_rounds(
     needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
     interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
     timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
-    why = f"{timed}: {facts}; {needs} (a perfect draft would give {cap:.2f}x)"
-    if not is_scored:
-        why = f"{timed}: {facts}; its alpha is unknown, for the draft has another tokenizer"
+    known = f"{needs} (a perfect draft would give {cap:.2f}x)"
+    why = f"{timed}: {facts}; {known if is_scored else f'its alpha is unknown, for {unscored}'}"
     if cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"

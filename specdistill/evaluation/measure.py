@@ -65,8 +65,8 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
     judge = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
-    found = find_pair(config.target, config.draft, say=progress.say, target_base=config.adapter.target_base)
-    other, beside = find_other_target(config, found, progress), find_compared(config, found, progress)
+    found = find_pair(config.target, config.drafter, say=progress.say, target_base=config.adapter.target_base)
+    other, beside = find_other_target(config, found, progress), find_compared(config, found.target, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)
@@ -149,7 +149,7 @@ def _check_input(config: MeasureConfig) -> None:
     """Refuses what can be refused before anything is loaded."""
     device = resolve_device(config.machine.device)
     load.check_exists(config.target, "target", config.adapter.target_base)
-    others = [("draft", config.draft), *(("compare", name) for name in config.compare)]
+    others = [("draft", config.drafter), *(("compare", name) for name in config.compare)]
     for role, name in (*others, ("compare-target", config.second.compare_target)):
         if name is not None:
             load.check_exists(name, role)
@@ -161,7 +161,7 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     device, weights = config.machine.device, config.weights
     for source in (found.target, found.draft) if weights.pack != "none" else ():
         quantised.check_repackable(source.config, source.name, weights.pack)
-    pair = load_pair(config.target, config.draft, found=found, device=device, dtype=weights.dtype, say=progress.say)
+    pair = load_pair(config.target, config.drafter, found=found, device=device, dtype=weights.dtype, say=progress.say)
     seconds = None
     if weights.pack != "none":
         seconds = pack_proven([pair.target, pair.draft], weights.pack)

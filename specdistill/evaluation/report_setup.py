@@ -21,6 +21,8 @@ class ModelFacts:
     """Base that its adapter was merged into; absent for a whole model."""
     head_size: int | None = None
     """Ids that a trimmed output head can propose; absent where the head is whole."""
+    kind: str | None = None
+    """How a draft proposes that is no plain language model: `ngram`, `suffix`, `mtp`, `eagle3`, ...; absent for one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def training_prompts(
     Returns:
         An entry per draft with a remark; None where there is nothing to remark.
     """
-    drafts = [config.draft, *config.compare]
+    drafts = [draft for draft in (config.draft, *config.compare) if draft is not None]
     found = [entry for entry in (_remark(draft, config, prompts) for draft in drafts) if entry is not None]
     for entry in found:
         say(f"warning: {entry.remark}")

@@ -57,13 +57,17 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, is_result: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that becomes `path` when the block ends without an error.
 
     If another process has made `path` in the meantime, that folder is kept and the new one is removed.
 
+    Args:
+        path: The final name. An empty folder of that name is replaced.
+        is_result: Whether it is an error that another process has made `path`: its content is not the same.
+
     Raises:
-        OutputError: The disk is full, or the parent folder can't be written.
+        OutputError: The disk is full, or the parent folder can't be written, or a result's name is taken.
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +78,11 @@ def new_directory(path: Path) -> Iterator[Path]:
                 sync(file)
             # mkdtemp makes private folders; a result gets the permissions of any new folder.
             temporary.chmod(0o777 & ~umask())
-            if not path.exists():
+            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
                 os.rename(temporary, path)
                 sync(path.parent)
+            elif is_result:
+                raise OutputError(f"{path} was written by another run meanwhile; choose another --output")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -100,6 +106,21 @@ def claim_output_directory(
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         _probe(path / ".write-probe")
+
+
+def check_new_directory(path: Path) -> None:
+    """Checks that `new_directory` can make `path`, before any expensive work starts; makes nothing.
+
+    Raises:
+        OutputError: `path` holds files, is a file, or can't be written.
+    """
+    with output_errors(path):
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is a file; --output must name a directory")
+        if path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"{path} already holds files; choose another --output, or move the old result away first")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        _probe(parent / f".{path.name}.write-probe")
 
 
 @contextmanager

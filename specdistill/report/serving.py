@@ -1,9 +1,9 @@
-"""Lines that `specdistill check` and `export` print."""
+"""Lines that `specdistill check`, `export` and `carry-head` print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -72,6 +72,95 @@ class Exported(Protocol):
     def verdict(self) -> Verdict:
         """The engine's own conditions for it."""
         ...
+
+
+class CarriedHead(Protocol):
+    """`serving.carry_head.CarriedHead`, as far as it is printed."""
+
+    @property
+    def path(self) -> str:
+        """Directory that was written."""
+        ...
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Tensor of the head -> its file."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Number of the head's parameters."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of config.json that were taken from the base."""
+        ...
+
+
+def carried_lines(carried: CarriedHead) -> None:
+    """Prints where the target with its head was written, and how to measure it."""
+    console = plain_console()
+    console.print(f"wrote {carried.path}", soft_wrap=True)
+    files = ", ".join(sorted(set(carried.tensors.values())))
+    size = f"{len(carried.tensors)} tensors, {carried.parameters / 1e6:.1f}M parameters"
+    console.print(f"  the base's head: {size}, in {files}", soft_wrap=True)
+    for name, value in carried.settings.items():
+        console.print(f"  config.json: {name} {value}", soft_wrap=True)
+    console.print(
+        "  it was trained beside the base's weights; measure it: specdistill bench --engine vllm --method mtp --target "
+        f"{carried.path}",
+        soft_wrap=True,
+    )
+
+
+class OwnHeadVerdict(Protocol):
+    """`serving.own_head.OwnHeadVerdict`, as far as it is printed."""
+
+    @property
+    def state(self) -> str:
+        """here, lost, none or unknown."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """The reason."""
+        ...
+
+    @property
+    def tensors(self) -> int:
+        """Number of its tensors."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Number of its parameters."""
+        ...
+
+    @property
+    def remedy(self) -> str | None:
+        """Command that brings it back."""
+        ...
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Engine -> command line that drafts with it."""
+        ...
+
+
+def own_head_lines(head: OwnHeadVerdict) -> None:
+    """Prints whether the target holds a head of its own, and how to use it or to bring it back."""
+    console = plain_console()
+    style = {"here": "bold green", "lost": "bold red"}.get(head.state, "bold")
+    size = f", {head.tensors} tensors" if head.state == "here" else ""
+    size += f", {head.parameters / 1e6:.1f}M parameters" if size and head.parameters else ""
+    console.print(
+        Text.assemble(("own head", "bold"), ": ", (head.state, style), f"{size} ({head.why})"), soft_wrap=True
+    )
+    if head.remedy is not None:
+        console.print(f"  bring it back: {head.remedy}", soft_wrap=True)
+    for engine, command in head.commands.items():
+        console.print(f"  {engine}: {command}", soft_wrap=True)
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> None:

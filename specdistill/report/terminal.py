@@ -35,7 +35,7 @@ from specdistill.report.wording import (
     training_lines,
     unscored,
 )
-from specdistill.report.wording_baselines import baseline_rows, overlap_line
+from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
 
@@ -79,14 +79,13 @@ def bench_tables(report: Report, show: int = 0) -> None:
 
 
 def _headline(console: Console, report: Report) -> None:
-    target, draft, setup = report.target, report.draft, report.setup
-    head = "" if draft.head_size is None else f", head of {draft.head_size:,} ids"
+    target, setup = report.target, report.setup
     engine = ""
     if isinstance(setup, EngineSetup):
         engine = f"   in {setup.engine_version}, which accepts by {setup.rule}"
     console.print(
         f"target {target.name} ({target.parameters / 1e6:.1f}M)   "
-        f"draft {draft.name} ({draft.parameters / 1e6:.1f}M{head})   "
+        f"{draft_words(report)}   "
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )

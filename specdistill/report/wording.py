@@ -212,7 +212,11 @@ def prediction_warning(report: Report) -> str | None:
 
 def unscored(report: Report) -> str:
     """Why there is no alpha."""
-    return UNSCORED if report.partial is None else ENDED
+    if report.partial is not None:
+        return ENDED
+    if report.draft.kind is None:
+        return UNSCORED
+    return f"alpha: unknown, for {report.draft.kind} is no draft model that could be scored; what follows was counted"
 
 
 def chat_lines(setup: Setup) -> list[str]:

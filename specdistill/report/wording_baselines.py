@@ -32,13 +32,15 @@ class BaselineRow(NamedTuple):
 
 def baseline_rows(report: Report) -> list[BaselineRow]:
     """The draft and everything free beside it; empty with --baselines none."""
-    if report.baselines is None:
+    if not report.baselines:
         return []
     length, economics = report.setup.num_draft_tokens, report.economics
     drafted = report.acceptance.predicted_mean_acceptance_length.get(length)
     speed = economics.predicted_speedup.get(length)
     timed = estimate(report.latency.speedup, 2) if report.latency.is_timed else ""
-    rows = [BaselineRow("draft", "the draft alone", str(length), number(drafted, 3), "1.00", _known(speed), timed)]
+    kind = report.draft.kind
+    own = "the draft" if kind is None else f"{kind} (--method)"
+    rows = [BaselineRow("draft", own, str(length), number(drafted, 3), "1.00", _known(speed), timed)]
     for name, baseline in report.baselines.items():
         share = baseline.proposed_share
         rows.append(
@@ -68,3 +70,13 @@ def overlap_line(report: Report) -> str | None:
         f"of the answers' runs of 4 tokens {estimate(overlap.copied_4grams)} stand in the prompt; BLEU-4 of answer and "
         f"prompt {estimate(overlap.prompt_answer_bleu4)}"
     )
+
+
+def draft_words(report: Report) -> str:
+    """The draft in the first line of a report."""
+    draft = report.draft
+    if not draft.parameters:
+        return f"draft {draft.name}"
+    head = "" if draft.head_size is None else f", head of {draft.head_size:,} ids"
+    kind = "" if draft.kind is None else f", {draft.kind}"
+    return f"draft {draft.name} ({draft.parameters / 1e6:.1f}M{head}{kind})"

@@ -11,8 +11,6 @@ from specdistill.report.wording import estimate
 _SERVE = {
     "draft": "Serve the draft",
     "ngram": "Serve n-gram",
-    "ngram_transformers": "Serve transformers' n-gram",
-    "ngram_llama_cpp": "Serve llama.cpp's n-gram",
     "suffix": "Serve suffix decoding",
     "ngram_transformers": "Serve transformers' n-gram",
     "ngram_llama_cpp": "Serve llama.cpp's n-gram",

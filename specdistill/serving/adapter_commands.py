@@ -8,6 +8,7 @@ import shlex
 from specdistill.files.adapters import Adapter
 from specdistill.serving import draft_flags
 from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.engine_table import Drafting
 from specdistill.serving.model_files import ModelFiles
 
 MERGED, EXPORTED = "merged-target", "exported-draft"
@@ -31,7 +32,7 @@ def preparation(engine: str, config: CheckConfig, target: ModelFiles, draft: Mod
     """Commands to run before an engine's own, in order; empty for two whole models."""
     if target.adapter is None and draft.adapter is None:
         return []
-    words = ["specdistill", "export", "--target", config.target, "--draft", config.draft]
+    words = ["specdistill", "export", "--target", config.target, "--draft", config.draft or draft.name]
     words += ["--format", _FORMATS.get(engine, "transformers"), "--output", EXPORTED]
     if config.adapter.target_base is not None:
         words += ["--target-base", config.adapter.target_base]
@@ -58,5 +59,5 @@ def with_lora(adapter: Adapter, draft: str, num_draft_tokens: int) -> str | None
     words = ["vllm", "serve", adapter.base, "--enable-lora", "--lora-modules", f"tuned={adapter.name}"]
     if rank > _RANKS[0]:
         words += ["--max-lora-rank", str(rank)]
-    command = shlex.join([*words, *draft_flags.vllm(draft, num_draft_tokens)])
+    command = shlex.join([*words, *draft_flags.vllm(Drafting(draft=draft, num_draft_tokens=num_draft_tokens))])
     return f"{command}  # requests name the model 'tuned'; vLLM's tests cover LoRA beside EAGLE-3 drafts only"

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.servers.urls import check_url, same_server
-from specdistill.serving.engine_table import ENGINES, EngineKind
+from specdistill.serving.engine_table import ENGINES, METHODS, EngineKind, MethodKind
+from specdistill.serving.method_settings import MethodSettings
 from specdistill.settings.checks import at_least, needs
 from specdistill.settings.parts import ESSENTIALS, box
 
@@ -58,9 +59,10 @@ class BenchConfig(MeasureConfig):
         Literal["specdistill", "transformers", "vllm", "llama-cpp", "openai-server"], Parameter(group=ESSENTIALS)
     ] = "specdistill"
     """Decoder to measure: ours, or a real engine. transformers: generate(assistant_model=...), in this process, also
-    for a draft of another tokenizer. vllm, llama-cpp: two servers are started here, with and without the draft, and
-    stopped afterwards. openai-server: two servers that run already, --url and --baseline-url. All get the same
-    prompts in turn, and the engine's own counters are read."""
+    for a draft of another tokenizer. vllm, llama-cpp: servers are started here, with and without the draft and one
+    for each baseline, and stopped afterwards. openai-server: the servers of --url and --baseline-url, which run
+    already. All get the same prompts in turn, and the engine's own counters are read."""
+    drafting: Annotated[MethodSettings, box("Method of a real engine")] = field(default_factory=MethodSettings)
     servers: Annotated[ServerSettings, box("Servers of a real engine")] = field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
@@ -74,8 +76,19 @@ class BenchConfig(MeasureConfig):
         served = "--engine vllm, llama-cpp or openai-server"
         needs(self.servers, running or started, served, "server_patience", "server_timeout")
         self._check_load()
+        self.drafting.check(self.engine, self.engine_kind, self.draft)
+        self._check_lookup()
         if self.engine_kind.place != "decoder":
             self._check_engine()
+
+    def _check_lookup(self) -> None:
+        """Refuses sizes of n-grams, and the choice of our own, where nothing reads them."""
+        decoder = self.engine_kind.place == "decoder"
+        needs(self.beside, decoder, "our decoder; real engines have --engine-baselines", "baselines")
+        copies = self.drafting.copies(self.engine, self.engine_kind, self.draft)
+        copies = self.beside.baselines != "none" if decoder else copies
+        needs(self.beside, copies, "n-grams, which are not looked up here", "lookup_max")
+        needs(self.beside, copies and (decoder or self.engine == "vllm"), "vLLM's n-gram", "lookup_min")
 
     def _check_load(self) -> None:
         place, load = self.engine_kind.place, self.load
@@ -91,8 +104,14 @@ class BenchConfig(MeasureConfig):
             raise ConfigError(
                 f"--engine {self.engine} needs --num-draft-tokens: the number that the server was started with"
             )
-        if rule != "auto" and rule not in kind.rules:
-            raise ConfigError(f"--rule {rule} is none of {self.engine}; it accepts by {', '.join(kind.rules)}")
+        if rule != "auto" and rule not in self._rules:
+            method = "" if self.drafting.method == "draft" else f" with --method {self.drafting.method}"
+            raise ConfigError(f"--rule {rule} is none of {self.engine}{method}; it accepts by {', '.join(self._rules)}")
+        if self.score.scorer is not None and self.method_kind.has_no_model:
+            raise ConfigError(
+                f"--scorer scores the draft's own answers too, and --method {self.drafting.method} has no draft model; "
+                "leave one of the two away"
+            )
         if self.guided.guidance:
             raise ConfigError(
                 f"--guidance is for our decoder: --engine {self.engine} would answer without it; leave one of the two "
@@ -116,7 +135,7 @@ class BenchConfig(MeasureConfig):
             raise ConfigError(f"--engine {self.engine} takes one prompt at a time; set --batch-size 1")
         if kind.reads_gguf and not self.target.endswith(".gguf"):
             raise ConfigError(f"--engine {self.engine} serves a .gguf file as --target, got {self.target}")
-        if kind.reads_gguf and not self.draft.endswith(".gguf"):
+        if kind.reads_gguf and self.draft is not None and not self.draft.endswith(".gguf"):
             raise ConfigError(
                 f"--engine {self.engine} takes a .gguf file as --draft, got {self.draft}; 'specdistill export --format "
                 "gguf' writes one"
@@ -128,9 +147,24 @@ class BenchConfig(MeasureConfig):
         return ENGINES[self.engine]
 
     @property
+    def method_kind(self) -> MethodKind:
+        """The method's row in the table."""
+        return METHODS[self.drafting.method]
+
+    @property
+    def _rules(self) -> tuple[str, ...]:
+        """Rules of the engine; copied tokens have no probabilities, and are accepted as the target's own sample."""
+        return ("greedy", "argmax_draft") if self.method_kind.copies else self.engine_kind.rules
+
+    @property
     def default_rule(self) -> str:
         """How the engine accepts unless --rule says otherwise."""
-        return self.engine_kind.rules[0 if self.sampling.greedy else 1]
+        return self._rules[0 if self.sampling.greedy else 1]
+
+    @property
+    def engine_baselines(self) -> list[str]:
+        """Methods of the engine that are timed besides --method."""
+        return self.drafting.baselines(self.engine, self.engine_kind, self.draft)
 
     @property
     def target_is_present(self) -> bool:

@@ -3,37 +3,93 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+
+from specdistill.serving.engine_table import Drafting
+
+LLAMA_LOOKUPS = {
+    "ngram-simple": {"size_n": "lookup_max", "size_m": "num_draft_tokens"},
+    "ngram-map-k": {"size_n": "lookup_max", "size_m": "num_draft_tokens"},
+    "ngram-map-k4v": {"size_n": "lookup_max", "size_m": "num_draft_tokens"},
+    "ngram-mod": {"n_match": "lookup_max", "n_max": "num_draft_tokens"},
+}
+"""llama.cpp's type of n-gram -> its setting -> ours. It looks for runs of one length; ngram-cache has no settings."""
 
 
-def llama_cpp(draft: str, num_draft_tokens: int) -> list[str]:
+def fitted(engine: str, drafting: Drafting) -> Drafting:
+    """How an engine, by its value of --engine, looks for runs of tokens when it is asked for such and such.
+
+    transformers goes down to one token. llama.cpp looks for one length; its ngram-simple drops proposals that are
+    shorter than the run that it looked for (`common_ngram_simple_draft`), so that a longer one would never draft.
+    """
+    if engine == "transformers":
+        return replace(drafting, lookup_min=1)
+    if engine != "llama-cpp":
+        return drafting
+    longest = drafting.lookup_max
+    if "ngram-simple" in llama_types(drafting):
+        longest = min(longest, drafting.num_draft_tokens)
+    return replace(drafting, lookup_max=longest, lookup_min=longest)
+
+
+def llama_types(drafting: Drafting) -> list[str]:
+    """Values of llama.cpp's --spec-type, in the order in which it asks them."""
+    return drafting.kind.names["llama-cpp"].split(",")
+
+
+def llama_lookups(drafting: Drafting) -> dict[str, dict[str, int]]:
+    """llama.cpp's type of n-gram -> its settings."""
+    found, drafting = {}, fitted("llama-cpp", drafting)
+    for name in llama_types(drafting):
+        if name in LLAMA_LOOKUPS:
+            found[name] = {theirs: getattr(drafting, ours) for theirs, ours in LLAMA_LOOKUPS[name].items()}
+        if name == "ngram-mod":
+            # Its default throws away proposals of less than 48 tokens.
+            found[name]["n_min"] = 1
+    return found
+
+
+def llama_cpp(drafting: Drafting) -> list[str]:
     """Flags of llama-server. Without --spec-type it loads the draft and never asks it."""
-    return ["-md", draft, "--spec-type", "draft-simple", "--spec-draft-n-max", str(num_draft_tokens)]
+    words = [] if drafting.draft is None else ["-md", drafting.draft]
+    words += ["--spec-type", ",".join(llama_types(drafting)), "--spec-draft-n-max", str(drafting.num_draft_tokens)]
+    for name, values in llama_lookups(drafting).items():
+        for theirs, value in values.items():
+            words += [f"--spec-{name}-{theirs.replace('_', '-')}", str(value)]
+    return words
 
 
-def vllm(draft: str, num_draft_tokens: int, *, sampled: bool = False) -> list[str]:
-    """Flags of `vllm serve`; `sampled` makes the draft sample in place of taking its likeliest token."""
-    settings: dict[str, str | int] = {
-        "method": "draft_model",
-        "model": draft,
-        "num_speculative_tokens": num_draft_tokens,
-    }
-    if sampled:
+def vllm(drafting: Drafting) -> list[str]:
+    """Flags of `vllm serve`."""
+    settings: dict[str, str | int] = {"method": drafting.kind.names["vllm"]}
+    if drafting.draft is not None:
+        settings["model"] = drafting.draft
+    settings["num_speculative_tokens"] = drafting.num_draft_tokens
+    if drafting.method == "ngram":
+        settings |= {"prompt_lookup_max": drafting.lookup_max, "prompt_lookup_min": drafting.lookup_min}
+    if drafting.sampled:
         settings["draft_sample_method"] = "probabilistic"
     return ["--speculative-config", json.dumps(settings)]
 
 
-def sglang(draft: str, num_draft_tokens: int) -> list[str]:
+_SGLANG = {"draft": "STANDALONE", "eagle3": "EAGLE3", "mtp": "NEXTN"}
+
+
+def sglang(drafting: Drafting) -> list[str]:
     """Flags of `sglang.launch_server`. Its number of draft tokens counts the target's own too."""
+    words = ["--speculative-algorithm", _SGLANG[drafting.method]]
+    if drafting.draft is not None:
+        words += ["--speculative-draft-model-path", drafting.draft]
     return [
-        "--speculative-algorithm", "STANDALONE",
-        "--speculative-draft-model-path", draft,
-        "--speculative-num-steps", str(num_draft_tokens),
+        *words,
+        "--speculative-num-steps", str(drafting.num_draft_tokens),
         "--speculative-eagle-topk", "1",
-        "--speculative-num-draft-tokens", str(num_draft_tokens + 1),
+        "--speculative-num-draft-tokens", str(drafting.num_draft_tokens + 1),
     ]  # fmt: skip
 
 
-SERVERS = {
+SERVERS: dict[str, tuple[list[str], Callable[[Drafting], list[str]]]] = {
     "vllm": (["vllm", "serve"], vllm),
     "sglang": (["python", "-m", "sglang.launch_server", "--model-path"], sglang),
     "llama.cpp": (["llama-server", "-m"], llama_cpp),
@@ -41,13 +97,13 @@ SERVERS = {
 """Engine, as `check` names it -> words before the target, and flags for the draft."""
 
 
-def command(engine: str, target: str, draft: str, num_draft_tokens: int) -> list[str]:
-    """Words of the command line that serves a pair.
+def command(engine: str, target: str, drafting: Drafting) -> list[str]:
+    """Words of the command line that serves a target and drafts.
 
     Args:
         engine: A key of `SERVERS`.
-        target, draft: Directories, hub ids or .gguf files.
-        num_draft_tokens: Draft tokens per verification.
+        target: Directory, hub id or .gguf file.
+        drafting: How it drafts.
     """
     start, flags = SERVERS[engine]
-    return [*start, target, *flags(draft, num_draft_tokens)]
+    return [*start, target, *flags(drafting)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,14 +26,15 @@ from specdistill.evaluation.sections import (
     counted,
     latency_section,
     lossless_section,
-    model_facts,
     scored_section,
     setup_section,
 )
 from specdistill.evaluation.statistics import Estimate, of_sums, ratio
-from specdistill.models.pair import ModelPair
+from specdistill.models.pair import resolve_device
+from specdistill.serving import engine_models
 from specdistill.serving.bench_config import BenchConfig
-from specdistill.serving.engine import Engine
+from specdistill.serving.engine import Answered, Engine
+from specdistill.serving.engine_models import EngineModels
 from specdistill.serving.speculation import Speculation, total_of
 
 _UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
@@ -46,11 +47,13 @@ class EngineRun(TimedRun):
 
     speculation: Speculation | None
     """The drafting engine's own counts over the batch; None where it tells none."""
+    baselines: dict[str, Answered] = field(default_factory=dict)
+    """Method of --engine-baselines -> its answers and counts."""
 
 
 def build(
     config: BenchConfig,
-    pair: ModelPair,
+    models: EngineModels,
     prompts: Sequence[Prompt],
     records: Sequence[PromptAcceptance] | None,
     runs: Sequence[EngineRun],
@@ -62,9 +65,9 @@ def build(
 
     Args:
         config: The command's configuration.
-        pair: Target and draft, as scored.
+        models: Target and draft, as scored.
         prompts: The prompts that were done.
-        records: Scores of the plain engine's answers; None where the draft's tokens are not the target's.
+        records: Scores of the plain engine's answers; None where there is no draft, or its tokens are not the target's.
         runs: Both engines' answers, in batches.
         num_draft_tokens: Draft tokens per verification.
         differences: First difference of each prompt's greedy answers; None where the engines sampled.
@@ -83,25 +86,38 @@ def build(
         scored = scored_section(prompts, records, rule, num_draft_tokens, taus)
         predicted, alpha = ratio(*columns).mean, ratio(*alpha_sums(records, rule)).mean
     cost = round_cost(runs, engine.first_drafted)
+    target, draft = engine_models.facts(config, models)
     return Report(
-        target=model_facts(pair.target),
-        draft=model_facts(pair.draft),
-        setup=_setup(config, pair, num_draft_tokens, len(prompts), engine.version),
+        target=target,
+        draft=draft,
+        setup=_setup(config, models, num_draft_tokens, len(prompts), engine.version),
         acceptance=Acceptance(
             **vars(_counted(runs, engine, columns)),
             **vars(scored),
         ),
         latency=speed,
-        economics=_judge(num_draft_tokens, cost, predicted, alpha, speed.speedup),
+        economics=_judge(config, num_draft_tokens, cost, predicted, alpha, speed.speedup),
         lossless=_lossless(differences),
     )
 
 
-def _judge(num_draft_tokens: int, cost: Estimate, predicted: float, alpha: float, measured: Estimate) -> Economics:
+def _judge(
+    config: BenchConfig, num_draft_tokens: int, cost: Estimate, predicted: float, alpha: float, measured: Estimate
+) -> Economics:
     """Draws the verdict from the cost of a round of one draft length."""
     facts = f"a round of {num_draft_tokens} draft tokens and their check takes {cost.mean:.2f} target steps"
+    if config.method_kind.copies:
+        facts = f"a target call with up to {num_draft_tokens} proposed tokens takes {cost.mean:.2f} plain ones"
+    method = config.drafting.method
+    unscored = "the draft has another tokenizer" if method == "draft" else f"{method} is no model that could be scored"
     verdict = economics.judge_rounds(
-        {num_draft_tokens: cost.mean}, {num_draft_tokens: predicted}, num_draft_tokens, alpha, measured, facts
+        {num_draft_tokens: cost.mean},
+        {num_draft_tokens: predicted},
+        num_draft_tokens,
+        alpha,
+        measured,
+        facts,
+        unscored,
     )
     return dataclasses.replace(verdict, round_cost_ci95=(cost.low, cost.high))
 
@@ -192,14 +208,18 @@ def _tokens(run: EngineRun, first_drafted: bool) -> int:
     return sum(len(generation.token_ids) - (not first_drafted) for generation in run.speculative)
 
 
-def _setup(config: BenchConfig, pair: ModelPair, num_draft_tokens: int, prompts: int, version: str) -> EngineSetup:
+def _setup(config: BenchConfig, models: EngineModels, num_draft_tokens: int, prompts: int, version: str) -> EngineSetup:
     shared = setup_section(
         config,
         engine=config.engine,
-        device="server" if config.engine_kind.place == "running" else str(pair.draft.device),
+        device="server" if config.engine_kind.place == "running" else _device(config, models),
         lossy=False,
         num_draft_tokens=num_draft_tokens,
         prompts=prompts,
         latency_prompts=prompts,
     )
     return EngineSetup(**vars(shared), engine_version=version, engine_args=config.servers.engine_args)
+
+
+def _device(config: BenchConfig, models: EngineModels) -> str:
+    return resolve_device(config.machine.device) if models.draft is None else str(models.draft.device)

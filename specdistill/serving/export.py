@@ -18,6 +18,7 @@ from specdistill.models.pair import find_pair
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.engine_table import Drafting
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
 
@@ -112,7 +113,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
 
 def _llama_cpp(config: ExportConfig, target: load.ModelSource) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
-    command = draft_flags.command("llama.cpp", config.served_gguf, config.output, 4)
+    command = draft_flags.command("llama.cpp", config.served_gguf, Drafting(draft=config.output, num_draft_tokens=4))
     verdict = Verdict("llama.cpp", "argmax_draft", shlex.join(command))
     if target.adapter is not None:
         verdict.warnings.append(

@@ -9,46 +9,17 @@ the machines that test this: theirs are tested on fixtures only.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from specdistill.evaluation.to_json import to_json
-from specdistill.serving import adapter_commands, draft_flags
+from specdistill.serving import adapter_commands, draft_flags, head_gates
 from specdistill.serving.check_config import CheckConfig, PlannedServer
+from specdistill.serving.engine_table import Drafting
 from specdistill.serving.model_files import ModelFiles, read
+from specdistill.serving.verdict import Verdict
 
 # llama.cpp compares the text of tokens from this id on, and lets vocabularies differ by this many.
 _FIRST_COMPARED, _MOST_DIFFERENT = 5, 128
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether one engine will load the pair, and how it will use it."""
-
-    engine: str
-    """Name of the engine."""
-    rule: str
-    """How it accepts draft tokens above temperature 0; at 0 all of them compare argmaxes."""
-    command: str
-    """Command line or call that starts it with the pair."""
-    refusals: list[str] = field(default_factory=list)
-    """Reasons why it will not load the pair; empty where it will."""
-    warnings: list[str] = field(default_factory=list)
-    """Costs in acceptance or memory although it loads."""
-    first: list[str] = field(default_factory=list)
-    """Commands to run before, in order: they write whole checkpoints where the pair holds adapters."""
-    alternative: str | None = None
-    """Another command that serves the pair."""
-
-    @property
-    def loads(self) -> bool:
-        """Whether the engine loads the pair."""
-        return not self.refusals
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field and `loads`, for --json."""
-        return {"loads": self.loads, **to_json(self)}
 
 
 def check(config: CheckConfig) -> list[Verdict]:
@@ -58,23 +29,32 @@ def check(config: CheckConfig) -> list[Verdict]:
         config: The pair, and how the server will be started.
 
     Returns:
-        One verdict per engine: vllm, sglang, llama.cpp, transformers, tensorrt-llm.
+        One verdict per engine: vllm, sglang, llama.cpp, transformers, tensorrt-llm. None without a draft.
 
     Raises:
         ModelError: A config.json or a .gguf file can't be read, or an adapter can't be merged.
     """
+    if config.draft is None:
+        return []
     target, draft = adapter_commands.as_written(
         read(config.target, "target", config.adapter.target_base), read(config.draft, "draft")
     )
-    gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
-    verdicts = [gate(target, draft, config.server) for gate in gates]
+    if draft.draft_kind is not None:
+        verdicts = head_gates.verdicts(target, draft, config.server)
+    else:
+        gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
+        verdicts = [gate(target, draft, config.server) for gate in gates]
     for verdict in verdicts:
         _weights(draft, verdict)
         verdict.first.extend(adapter_commands.preparation(verdict.engine, config, target, draft))
-    if target.adapter is None:
+    if target.adapter is None or draft.draft_kind is not None:
         return verdicts
     beside = adapter_commands.with_lora(target.adapter, draft.name, config.server.num_draft_tokens)
     return [replace(each, alternative=beside) if each.engine == "vllm" else each for each in verdicts]
+
+
+def _drafting(draft: str, server: PlannedServer) -> Drafting:
+    return Drafting(draft=draft, num_draft_tokens=server.num_draft_tokens)
 
 
 def _weights(draft: ModelFiles, verdict: Verdict) -> None:
@@ -88,7 +68,7 @@ def _weights(draft: ModelFiles, verdict: Verdict) -> None:
 
 
 def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    command = draft_flags.command("vllm", target.name, draft.name, server.num_draft_tokens)
+    command = draft_flags.command("vllm", target.name, _drafting(draft.name, server))
     if server.max_model_len:
         command += ["--max-model-len", str(server.max_model_len)]
     if server.tensor_parallel > 1:
@@ -118,7 +98,7 @@ def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdi
 
 
 def _sglang(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    command = draft_flags.command("sglang", target.name, draft.name, server.num_draft_tokens)
+    command = draft_flags.command("sglang", target.name, _drafting(draft.name, server))
     if server.tensor_parallel > 1:
         command += ["--tp-size", str(server.tensor_parallel)]
     verdict = Verdict("sglang", "argmax_draft", shlex.join(command))
@@ -142,7 +122,7 @@ def _sglang(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Ver
 def _llama_cpp(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
     served = target.name if target.is_gguf else "target.gguf"
     drafting = draft.name if draft.is_gguf else "draft.gguf"
-    command = shlex.join(draft_flags.command("llama.cpp", served, drafting, server.num_draft_tokens))
+    command = shlex.join(draft_flags.command("llama.cpp", served, _drafting(drafting, server)))
     if not draft.is_gguf:
         command += "  # the draft: 'specdistill export --format gguf'"
     verdict = Verdict("llama.cpp", "argmax_draft", command)

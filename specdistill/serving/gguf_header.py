@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from specdistill.errors import ModelError, first_line
+from specdistill.files.stored_tensors import StoredTensor
+from specdistill.serving.head_files import OwnHead, claim
 
 _KINDS = {"gpt2": "BPE", "llama": "SPM", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
 """`tokenizer.ggml.model` -> kind of vocabulary."""
@@ -15,6 +17,7 @@ _SIZES = {
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
     "sliding_window": "attention.sliding_window",
+    "num_nextn_predict_layers": "nextn_predict_layers",
 }
 """Key of a config.json -> key of the header behind the architecture's name."""
 
@@ -33,6 +36,8 @@ class GgufHeader:
     """bos_token and eos_token -> id, None if there is none."""
     flags: dict[str, bool]
     """add_bos_token and add_eos_token, if the file sets them."""
+    own_head: OwnHead
+    """The layers by which the model drafts for itself."""
 
 
 def read_header(path: Path, role: str) -> GgufHeader:
@@ -48,8 +53,13 @@ def read_header(path: Path, role: str) -> GgufHeader:
     import gguf
 
     try:
-        fields = gguf.GGUFReader(path).fields
-        values = {name: field.contents() for name, field in fields.items() if not _long_and_unused(name)}
+        reader = gguf.GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items() if not _long_and_unused(name)}
+        head = {
+            tensor.name: StoredTensor(path.name, tuple(map(int, tensor.shape)), tensor.tensor_type.name)
+            for tensor in reader.tensors
+            if ".nextn." in tensor.name
+        }
     except Exception as error:
         raise ModelError(f"--{role} {path} can't be read as .gguf: {first_line(error)}; download it again") from error
     architecture, tokens = values.get("general.architecture"), values.get("tokenizer.ggml.tokens")
@@ -74,6 +84,7 @@ def read_header(path: Path, role: str) -> GgufHeader:
             for name in ("add_bos_token", "add_eos_token")
             if f"tokenizer.ggml.{name}" in values
         },
+        OwnHead(claim(config), head),
     )
 
 

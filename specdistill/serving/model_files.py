@@ -6,13 +6,15 @@ Read with json and `tokenizers` alone: transformers would take three seconds to 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import adapters, checkpoint_files
+from specdistill.serving import head_files
 from specdistill.serving.gguf_header import read_header
+from specdistill.serving.head_files import OwnHead
 
 _STATES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba", "recurrent")
 """Kinds of layers that keep a state."""
@@ -54,6 +56,10 @@ class ModelFiles:
     """Whether it is one .gguf file, which holds all of these."""
     adapter: adapters.Adapter | None = None
     """The adapter whose merged form this is; None for a whole model."""
+    whole_config: dict[str, Any] = field(default_factory=dict)
+    """config.json with all of its parts."""
+    gguf_head: OwnHead | None = None
+    """The own head of a .gguf file."""
 
     @property
     def vocab_size(self) -> int:
@@ -126,6 +132,28 @@ class ModelFiles:
             or bool(checkpoint_files.weight_files(self.directory))
         )
 
+    @property
+    def draft_kind(self) -> str | None:
+        """Kind of a head for another model, such as eagle3; None for a model."""
+        return None if self.is_gguf else head_files.draft_kind(self.whole_config)
+
+    def own_head(self, role: str) -> OwnHead:
+        """The layers by which the model drafts for itself.
+
+        Args:
+            role: Flag that names the model, for messages.
+
+        Raises:
+            ModelError: A header of its weights can't be read.
+        """
+        if self.gguf_head is not None:
+            return self.gguf_head
+        # An adapter's own directory holds no weights of the model.
+        base = None if self.adapter is None else Path(self.adapter.base)
+        if base is not None and not base.is_dir():
+            return OwnHead(head_files.claim(self.whole_config), None)
+        return head_files.find(base or self.directory, self.whole_config, role)
+
 
 def read(name: str, role: str, base: str | None = None) -> ModelFiles:
     """Reads configuration and tokenizer; for an adapter those of the merged model.
@@ -158,15 +186,18 @@ def read(name: str, role: str, base: str | None = None) -> ModelFiles:
     elif base is not None:
         raise ModelError(f"--target-base {base} has no effect: --target {name} is no adapter; leave it away")
     checkpoint_files.check_directory(directory, name, role)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
-    config = config.get("text_config") or config
+    whole = head_files.read_config(directory)
+    # A head in the form of vLLM's speculators keeps its sizes one level down.
+    config = whole.get("text_config") or whole.get("transformer_layer_config") or whole
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise ModelError(f"--{role} {name}: its config.json names no vocab_size; is it a language model?")
     try:
         tokenizer, problem = _token_table(directory), ""
     except Exception as error:
         tokenizer, problem = None, first_line(error)
-    return ModelFiles(name, directory, config, tokenizer, problem, not path.is_dir(), adapter=adapter)
+    return ModelFiles(
+        name, directory, config, tokenizer, problem, not path.is_dir(), adapter=adapter, whole_config=whole
+    )
 
 
 def _read_gguf(path: Path, name: str, role: str) -> ModelFiles:
@@ -174,7 +205,9 @@ def _read_gguf(path: Path, name: str, role: str) -> ModelFiles:
         raise ModelError(f"--{role} {name} is a file but no .gguf; name a checkpoint directory or a .gguf file")
     header = read_header(path, role)
     table = TokenTable(header.tokens, header.kind, header.special, header.flags)
-    return ModelFiles(name, path.parent, header.config, table, is_gguf=True)
+    return ModelFiles(
+        name, path.parent, header.config, table, is_gguf=True, whole_config=header.config, gguf_head=header.own_head
+    )
 
 
 def _cached(name: str) -> Path:

@@ -39,6 +39,7 @@ class ServedEngine:
         num_draft_tokens: Draft tokens that it was started with; 0 without a draft.
         process: Its process, where it was started here.
         say: Where waiting is announced.
+        copies: Whether its method may propose nothing.
     """
 
     first_drafted = False
@@ -50,9 +51,10 @@ class ServedEngine:
         num_draft_tokens: int,
         process: ServerProcess | None = None,
         say: Callable[[str], None] = lambda text: None,
+        copies: bool = False,
     ) -> None:
         self._server, self._target, self._process, self._say = server, target, process, say
-        self._num_draft_tokens = num_draft_tokens
+        self._num_draft_tokens, self._copies = num_draft_tokens, copies
         self._is_checked = num_draft_tokens > 0
         self._dialect = stream_dialect_of(server.owner)
         self.owner = server.owner.lower()
@@ -166,7 +168,7 @@ class ServedEngine:
             last = page
 
     def _page(self) -> Speculation | None:
-        return from_vllm_metrics(self._server.text("/metrics") or "")
+        return from_vllm_metrics(self._server.text("/metrics") or "", copies=self._copies)
 
     def _speculation(self, before: Speculation | None, counts: list[dict[str, Any]]) -> Speculation | None:
         if not self._num_draft_tokens:
@@ -187,7 +189,7 @@ class ServedEngine:
     def _total(self, counts: list[dict[str, Any]]) -> Speculation | None:
         """The sum of the counts that came with answers."""
         if self.owner == "llamacpp":
-            return total_of(map(from_llama_timings, counts))
+            return total_of(from_llama_timings(timings, copies=self._copies) for timings in counts)
         return total_of(from_sglang_meta(meta, self._num_draft_tokens) for meta in counts)
 
     def _check_plain(self, counts: list[dict[str, Any]]) -> None:

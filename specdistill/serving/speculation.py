@@ -12,6 +12,7 @@ from typing import Any
 from specdistill.errors import ServerError
 
 _VLLM = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_VLLM_CALLS = re.compile(r"^vllm:inter_token_latency_seconds_count(?:\{.*\})? (\S+)$", re.MULTILINE)
 _POSITION = re.compile(r'position="(\d+)"')
 
 
@@ -27,6 +28,8 @@ class Speculation:
     """Draft tokens that were kept."""
     accepted_by_position: tuple[int, ...] | None = None
     """Kept first, second, ... tokens of a draft; None where the engine counts no positions."""
+    proposing: int | None = None
+    """Those of the rounds in which anything was proposed; None where the engine does not tell, or all did."""
 
     def __add__(self, other: Speculation) -> Speculation:
         return self._with(other, 1)
@@ -44,6 +47,7 @@ class Speculation:
             self.proposed + sign * other.proposed,
             self.accepted + sign * other.accepted,
             positions,
+            None if self.proposing is None or other.proposing is None else self.proposing + sign * other.proposing,
         )
 
 
@@ -74,11 +78,16 @@ def another_length(counts: Speculation, num_draft_tokens: int, answers: int) -> 
     return mean if is_more or is_fewer else None
 
 
-def from_vllm_metrics(page: str) -> Speculation | None:
+def from_vllm_metrics(page: str, *, copies: bool = False) -> Speculation | None:
     """Reads the running totals on vLLM's /metrics page, over all of its engines; None where it does not speculate.
 
     Source: vllm/v1/spec_decode/metrics.py (0.32): `num_drafts`, `num_draft_tokens`, `num_accepted_tokens` and
-    `num_accepted_tokens_per_pos{position=i}`, the last unconditional.
+    `num_accepted_tokens_per_pos{position=i}`, the last unconditional. vllm/v1/metrics/stats.py: each target call behind
+    the prompt's own is one `inter_token_latency` of each of its requests.
+
+    Args:
+        page: Text of the page.
+        copies: Whether the method may propose nothing. Then all calls are rounds, not only those with a draft.
     """
     totals: dict[str, float] = {}
     positions: dict[int, float] = {}
@@ -90,22 +99,31 @@ def from_vllm_metrics(page: str) -> Speculation | None:
             totals[name] = totals.get(name, 0) + float(value)
     if not {"drafts", "draft_tokens", "accepted_tokens"} <= totals.keys():
         return None
+    drafts = int(totals["drafts"])
+    calls = sum(int(float(value)) for value in _VLLM_CALLS.findall(page))
     return Speculation(
-        int(totals["drafts"]),
+        calls if copies else drafts,
         int(totals["draft_tokens"]),
         int(totals["accepted_tokens"]),
         tuple(int(positions[place]) for place in sorted(positions)) if positions else None,
+        drafts if copies else None,
     )
 
 
-def from_llama_timings(timings: Mapping[str, Any]) -> Speculation | None:
+def from_llama_timings(timings: Mapping[str, Any], *, copies: bool = False) -> Speculation | None:
     """Reads `timings` of llama.cpp's last event; None where it did not draft.
 
     It counts drafted and accepted tokens. Each target call emits the accepted ones and one of its own, and the prompt's
     own call emits the first: so calls = tokens - accepted - 1.
+
+    Args:
+        timings: The object.
+        copies: Whether the method may propose nothing for a whole answer; then the counts are left out.
     """
     if "draft_n" not in timings:
-        return None
+        if not copies:
+            return None
+        timings = {**timings, "draft_n": 0, "draft_n_accepted": 0}
     try:
         tokens, drafted, accepted = (int(timings[name]) for name in ("predicted_n", "draft_n", "draft_n_accepted"))
     except (KeyError, TypeError, ValueError):

@@ -8,7 +8,7 @@ import pytest
 
 from specdistill.cli import main
 
-ORDER = ["plan", "init-draft", "generate", "annotate", "train-draft", "bench", "check", "export"]
+ORDER = ["plan", "init-draft", "generate", "annotate", "train-draft", "bench", "check", "carry-head", "export"]
 
 
 @pytest.fixture

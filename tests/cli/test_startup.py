@@ -37,7 +37,7 @@ def test_kernels_add_next_to_nothing_to_torch():
     assert ours < torch + 0.3
 
 
-COMMANDS = ("init-draft", "generate", "annotate", "train-draft", "bench", "check", "export", "plan")
+COMMANDS = ("init-draft", "generate", "annotate", "train-draft", "bench", "check", "carry-head", "export", "plan")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

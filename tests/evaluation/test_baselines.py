@@ -124,9 +124,9 @@ def test_best_times_one_that_needs_no_draft_and_one_that_does(pair):
 
 
 def test_sizes_of_ngrams_are_checked():
-    with pytest.raises(ConfigError, match="--ngram-max 1 is below --ngram-min 2"):
-        BaselineSettings(ngram_max=1)
-    lookup = ways_of(BaselineSettings(ngram_min=1, ngram_max=1), frozenset())["ngram"].begin()()
+    with pytest.raises(ConfigError, match="--lookup-min 2 exceeds --lookup-max 1"):
+        BaselineSettings(lookup_max=1)
+    lookup = ways_of(BaselineSettings(lookup_min=1, lookup_max=1), frozenset())["ngram"].begin()()
     lookup.read([7, 3, 7])
     assert lookup.copy(2) == [3, 7]
 

@@ -13,7 +13,7 @@ from tiny_models import make_model, make_tokenizer, save
 from specdistill.cli import main
 from specdistill.serving import draft_flags
 from specdistill.serving.check_config import CheckConfig
-from specdistill.serving.engine_table import Launch
+from specdistill.serving.engine_table import Drafting, Launch
 from specdistill.serving.engines import llama_server, vllm_server
 from specdistill.serving.gates import check
 
@@ -166,10 +166,10 @@ def test_a_pickled_adapter_or_a_trainers_state_is_no_pickled_model(tmp_path):
 # ---- printed commands
 
 
-def launch(draft):
+def launch(drafting):
     return Launch(
-        target="target", draft=draft, port=1, num_draft_tokens=5, rule="greedy", context=64, batch_size=1,
-        device="cpu", dtype="float32", threads=1, engine_args="",
+        target="target", drafting=drafting, port=1, context=64, batch_size=1, device="cpu", dtype="float32", threads=1,
+        servers=2, engine_args="",
     )  # fmt: skip
 
 
@@ -177,10 +177,11 @@ def launch(draft):
 def test_bench_starts_what_check_prints(engine, module, monkeypatch):
     """The flags that make it draft; the model, the port and the sizes are bench's own."""
     monkeypatch.setattr("shutil.which", lambda program: f"/bin/{program}")
-    started, plain = module.command(launch("draft")), module.command(launch(None))
-    flags = draft_flags.SERVERS[engine][1]("draft", 5)
+    drafting = Drafting(draft="draft", num_draft_tokens=5)
+    started, plain = module.command(launch(drafting)), module.command(launch(None))
+    flags = draft_flags.SERVERS[engine][1](drafting)
     assert [word for word in started if word not in plain] == flags
-    assert draft_flags.command(engine, "target", "draft", 5)[-len(flags) :] == flags
+    assert draft_flags.command(engine, "target", drafting)[-len(flags) :] == flags
 
 
 def test_the_printed_llama_cpp_command_drafts(tmp_path):

@@ -7,13 +7,14 @@ import typing
 
 import pytest
 
-from specdistill import BenchConfig, CheckConfig, ExportConfig, PlanConfig
+from specdistill import BenchConfig, CarryHeadConfig, CheckConfig, ExportConfig, PlanConfig
 from specdistill.cli import app
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import AcceptanceSettings
 from specdistill.serving.engine_table import ENGINES
 
 BENCH = {
+    "method": "draft", "engine_baselines": ["ngram"], "lookup_max": 4, "lookup_min": 2,
     "engine": "specdistill", "url": None, "baseline_url": None, "server_model": None, "server_patience": 60.0,
     "server_timeout": 300.0, "engine_args": "", "compare": [], "prompts": "builtin:heldout", "num_prompts": 32,
     "latency_prompts": 0, "max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
@@ -21,7 +22,7 @@ BENCH = {
     "confidence": 0.4, "batch_size": 1, "seed": 0, "device": "auto", "dtype": "auto", "pack": "none", "threads": 0,
     "json": None, "html": None, "chat_template_kwargs": None, "raw_prompts": False, "guidance": 0.0,
     "negative_prompt": None, "scorer": None, "lenience_sweep": [], "show": 0,
-    "baselines": "best", "ngram_min": 2, "ngram_max": 4,
+    "baselines": "best",
     "batch_sizes": [], "concurrency": [],
     "target_base": None, "compare_target": None,
     "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
@@ -39,9 +40,17 @@ COMMANDS = {
     "plan": (PlanConfig, {"target_params": "70B", "draft_params": "1B"}, PLAN),
     "check": (
         CheckConfig,
-        {"target": "t", "draft": "d"},
-        {"max_model_len": 0, "tensor_parallel": 1, "num_draft_tokens": 4, "json": None, "target_base": None},
+        {"target": "t"},
+        {
+            "draft": None,
+            "max_model_len": 0,
+            "tensor_parallel": 1,
+            "num_draft_tokens": 4,
+            "json": None,
+            "target_base": None,
+        },
     ),
+    "carry-head": (CarryHeadConfig, {"base": "b", "target": "t", "output": "o"}, {}),
     "export": (
         ExportConfig,
         {"target": "t", "draft": "d", "format": "vllm", "output": "o"},

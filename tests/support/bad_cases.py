@@ -17,6 +17,7 @@ COMMANDS = {
     "train-draft": {**PAIR, "--steps": "1", "--heldout-prompts": "2", "--output": "out", **PROMPTS, **SHORT},
     "bench": {**PAIR, "--json": "out", "--num-prompts": "2", **PROMPTS, **SHORT},
     "check": {**PAIR, "--json": "out"},
+    "carry-head": {"--target": "target", "--base": "draft", "--output": "out"},
     "export": {**PAIR, "--format": "vllm", "--output": "out"},
     "generate --other": {"--target": "target", "--other": "draft", "--output": "out", **PROMPTS, **SHORT},
     "bench --engine transformers": {
@@ -31,7 +32,8 @@ READING = tuple(name for name, flags in COMMANDS.items() if "--prompts" in flags
 WRITING = tuple(name for name, flags in COMMANDS.items() if "--output" in flags)
 REPORTING = tuple(name for name, flags in COMMANDS.items() if "--json" in flags)
 SEEDED = READING
-LOADING = tuple(name for name in TARGET if name not in ("check", "export"))
+ADAPTED = tuple(name for name in TARGET if name != "carry-head")
+LOADING = tuple(name for name in TARGET if name not in ("check", "carry-head", "export"))
 TABLE = json.loads((Path(__file__).parents[1] / "cli" / "flags.json").read_text())
 
 
@@ -57,7 +59,8 @@ MODELS = [
     *model_cases("list-config", "config.json", commands=TARGET),
     *model_cases("unknown-architecture", "t5", commands=LOADING),
     *model_cases("too-many-experts", "9 of 4 experts", "num_experts_per_tok", commands=LOADING),
-    *model_cases("adapter", "the base ../nowhere of --target adapter", "--target-base", commands=TARGET),
+    *model_cases("adapter", "the base ../nowhere of --target adapter", "--target-base", commands=ADAPTED),
+    *model_cases("adapter", "is an adapter; write the merged model first", commands=("carry-head",)),
     *model_cases("no-tokenizer", "no tokenizer files"),
     *model_cases("broken-tokenizer", "broken-tokenizer"),
     *model_cases("no-stop-id", "has no stop id", "eos_token_id"),

@@ -22,6 +22,15 @@ Fault = Callable[[str, int], tuple[int, Any] | None]
 """(path, number of the request) -> a status and body to answer with instead, or None."""
 
 
+def copied_run(text: list[int], longest: int, shortest: int, most: int) -> list[int]:
+    """The tokens after the earliest place of the longest run of tokens that ends the text, as vLLM proposes them."""
+    for size in range(longest, shortest - 1, -1):
+        for start in range(len(text) - size):
+            if text[start : start + size] == text[len(text) - size :]:
+                return text[start + size : start + size + most]
+    return []
+
+
 class FakeVllm:
     """Context manager; `url` is where it listens.
 
@@ -37,6 +46,7 @@ class FakeVllm:
         draft: It decodes with this one, and counts.
         num_draft_tokens: gamma.
         break_after: (number of the stream) -> events after which the connection drops, or None.
+        lookup: (longest, shortest) run of tokens that it looks for in the text, in place of a draft.
     """
 
     def __init__(
@@ -52,7 +62,9 @@ class FakeVllm:
         draft: LanguageModel | None = None,
         num_draft_tokens: int = 3,
         break_after: Callable[[int], int | None] = lambda number: None,
+        lookup: tuple[int, int] | None = None,
     ) -> None:
+        self.lookup, self.calls = lookup, 0
         self.draft, self.num_draft_tokens, self.break_after, self.streams = draft, num_draft_tokens, break_after, 0
         self.drafts, self.drafted, self.accepted, self.positions = 0, 0, 0, [0] * num_draft_tokens
         self.owner = owner
@@ -152,13 +164,15 @@ class FakeVllm:
             return 200, {"object": "text_completion", "choices": [self._choice(body)]}
 
     def metrics(self) -> str:
-        """As vLLM's page, which has no counters before the first draft."""
-        if not self.drafts or self.owner != "vllm":
+        """As vLLM's page; without counters before the first draft, but where it copies, as in vLLM 0.32."""
+        if not (self.drafts or self.lookup) or self.owner != "vllm":
             return "# nothing yet\n"
         counts = {"drafts": self.drafts, "draft_tokens": self.drafted, "accepted_tokens": self.accepted}
         labels = f'engine="0",model_name="{self.name}"'
         lines = [f"vllm:spec_decode_num_{name}_total{{{labels}}} {value}.0" for name, value in counts.items()]
         lines += [f"vllm:spec_decode_num_{name}_created{{{labels}}} 1.79e+09" for name in counts]
+        lines += [f"vllm:inter_token_latency_seconds_count{{{labels}}} {self.calls}.0"]
+        lines += [f'vllm:inter_token_latency_seconds_bucket{{le="0.1",{labels}}} {7 * self.calls}.0']
         lines += [
             f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels},position="{place}"}} {value}.0'
             for place, value in enumerate(self.positions)
@@ -175,6 +189,8 @@ class FakeVllm:
         if self.draft is None:
             (written,) = generate_plain(self.model, [ids], sampling=sampling, **given)
             pieces = [[token] for token in written.token_ids]
+            if self.lookup is not None:
+                pieces = self._copied(ids, written.token_ids)
         else:
             rule = "greedy" if sampling.greedy else "argmax_draft"
             decoder = SpeculativeDecoder(
@@ -192,6 +208,25 @@ class FakeVllm:
                 for place in range(entry.accepted):
                     self.positions[place] += 1
         return getattr(self, f"_{self.owner}_events", self._other_events)(pieces, written)
+
+    def _copied(self, prompt: list[int], answer: list[int]) -> list[list[int]]:
+        """Splits a greedy answer into the runs that a server would emit which copies what followed the same tokens."""
+        assert self.lookup is not None
+        pieces, done = [answer[:1]], 1
+        while done < len(answer):
+            proposed = copied_run([*prompt, *answer[:done]], *self.lookup, self.num_draft_tokens)
+            kept = 0
+            while kept < len(proposed) and answer[done + kept : done + kept + 1] == [proposed[kept]]:
+                kept += 1
+            self.calls += 1
+            self.drafts += bool(proposed)
+            self.drafted += len(proposed)
+            self.accepted += kept
+            for place in range(kept):
+                self.positions[place] += 1
+            pieces.append(answer[done : done + kept + 1])
+            done += kept + 1
+        return pieces
 
     def _vllm_events(self, pieces: list[list[int]], written: Generation) -> list[Any]:
         reason = "length" if written.finish_reason == "length" else "stop"

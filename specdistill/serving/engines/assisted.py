@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -38,7 +39,7 @@ class _Arrivals(BaseStreamer):
 
 
 class AssistedEngine:
-    """`generate`, with `assistant_model=draft` or alone.
+    """`generate`, with `assistant_model=draft`, with prompt lookup, or alone.
 
     transformers reports no acceptance. A hook counts calls of the target, and a streamer the tokens that each call
     gave.
@@ -50,6 +51,7 @@ class AssistedEngine:
         num_draft_tokens: Draft tokens per verification.
         other_tokenizer: Whether the draft has another tokenizer, so that its text is encoded again for the target
             (universal assisted decoding). The counts are in the target's tokens.
+        lookup_max: Longest run of tokens to look for in the text, in place of a draft; 0 looks for none.
     """
 
     counters = "calls of the target and the tokens that each gave"
@@ -62,12 +64,15 @@ class AssistedEngine:
         num_draft_tokens: int,
         *,
         other_tokenizer: bool = False,
+        lookup_max: int = 0,
     ) -> None:
-        self._target, self._draft, self._num_draft_tokens = target, draft, num_draft_tokens
+        self._target, self._num_draft_tokens, self._copies = target, num_draft_tokens, lookup_max > 0
         self.version = f"transformers {transformers.__version__}"
         self._drafting: dict[str, Any] = {} if draft is None else {"assistant_model": draft.model}
         if draft is not None and other_tokenizer:
             self._drafting |= {"tokenizer": target.tokenizer, "assistant_tokenizer": draft.tokenizer}
+        if lookup_max:
+            self._drafting = {"prompt_lookup_num_tokens": num_draft_tokens, "max_matching_ngram_size": lookup_max}
         _refresh(target)
         if draft is not None:
             settings: Any = _refresh(draft)
@@ -126,11 +131,13 @@ class AssistedEngine:
         ended = bool(written) and written[-1] in self._target.eos_token_ids
         generation = Generation(written, finish_reason="eos" if ended else "length", seconds=end - start)
         generation.first_token_seconds = (arrivals.first or end) - start
-        if self._draft is None:
+        if not self._drafting:
             return generation, None
         # The first call reads the prompt and the draft, every later one the last token and the draft.
         proposed = [width - (len(prompt) if call == 0 else 1) for call, width in enumerate(widths)]
-        return generation, _speculation(proposed, arrivals.counts, self._num_draft_tokens)
+        counts = _speculation(proposed, arrivals.counts, self._num_draft_tokens)
+        proposing = sum(width > 0 for width in proposed)
+        return generation, dataclasses.replace(counts, proposing=proposing) if self._copies else counts
 
 
 def _refresh(model: LanguageModel) -> GenerationConfig:

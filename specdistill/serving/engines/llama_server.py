@@ -16,7 +16,7 @@ from typing import Any
 
 from specdistill.errors import ConfigError, ModelError
 from specdistill.serving import draft_flags
-from specdistill.serving.engine_table import Launch
+from specdistill.serving.engine_table import Drafting, Launch
 
 
 def check_installed(engine_args: str) -> None:
@@ -40,22 +40,25 @@ def check_installed(engine_args: str) -> None:
         raise ConfigError("--engine-args are flags of llama-server, which is not on the PATH; xllamacpp takes none")
 
 
+def check_method(method: str) -> None:
+    """All methods are built in."""
+
+
 def command(launch: Launch) -> list[str]:
     """The command line that serves .gguf files; see `llama-server --help`."""
     size, threads = str(launch.context * launch.batch_size), launch.threads
     if not shutil.which("llama-server"):
         settings = {
-            "target": launch.target, "draft": launch.draft, "port": launch.port,
-            "num_draft_tokens": launch.num_draft_tokens, "context": launch.context * launch.batch_size,
-            "parallel": launch.batch_size, "threads": threads,
+            "target": launch.target, "port": launch.port, "context": launch.context * launch.batch_size,
+            "parallel": launch.batch_size, "threads": threads, "drafting": _drafting(launch.drafting),
         }  # fmt: skip
         return [sys.executable, "-m", __name__, json.dumps(settings)]
     line = ["llama-server", "-m", launch.target, "--host", "127.0.0.1", "--port", str(launch.port)]
     line += ["-c", size, "-np", str(launch.batch_size)]
     if threads:
         line += ["-t", str(threads), "-tb", str(threads)]
-    if launch.draft is not None:
-        line += draft_flags.llama_cpp(launch.draft, launch.num_draft_tokens)
+    if launch.drafting is not None:
+        line += draft_flags.llama_cpp(launch.drafting)
     return line + shlex.split(launch.engine_args)
 
 
@@ -77,16 +80,37 @@ def serve(settings: dict[str, Any]) -> None:
     params.n_ctx, params.n_parallel, params.warmup = settings["context"], settings["parallel"], False
     if settings["threads"]:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
-    if settings["draft"] is not None:
-        kind = xllamacpp.common_speculative_type
-        params.speculative.types = [kind.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
-        draft = params.speculative.draft
-        draft.mparams.path, draft.n_max = settings["draft"], settings["num_draft_tokens"]
-        if settings["threads"]:
-            draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = settings["threads"]
+    if settings["drafting"] is not None:
+        _draft(xllamacpp, params.speculative, settings["drafting"], settings["threads"])
     server = xllamacpp.Server(params)
     threading.Event().wait()
     del server
+
+
+def _drafting(drafting: Drafting | None) -> dict[str, Any] | None:
+    if drafting is None:
+        return None
+    return {
+        "types": draft_flags.llama_types(drafting),
+        "model": drafting.draft,
+        "n_max": drafting.num_draft_tokens,
+        "lookups": draft_flags.llama_lookups(drafting),
+    }
+
+
+def _draft(xllamacpp: Any, speculative: Any, asked: dict[str, Any], threads: int) -> None:
+    """Does what `draft_flags.llama_cpp` asks of the program."""
+    names = ["COMMON_SPECULATIVE_TYPE_" + name.upper().replace("-", "_") for name in asked["types"]]
+    speculative.types = [getattr(xllamacpp.common_speculative_type, name) for name in names]
+    draft = speculative.draft
+    draft.n_max = asked["n_max"]
+    if asked["model"] is not None:
+        draft.mparams.path = asked["model"]
+    if threads:
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
+    for name, values in asked["lookups"].items():
+        for setting, value in values.items():
+            setattr(getattr(speculative, name.replace("-", "_")), setting, value)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from specdistill.serving.engine_table import Launch
 
 NAME = "target"
 """The model's name in requests: a path would have to be quoted in each."""
+_GPU_SHARE = 0.84
+"""Share of a GPU's memory that all servers take together."""
 
 
 def check_installed(engine_args: str) -> None:
@@ -32,8 +34,20 @@ def check_installed(engine_args: str) -> None:
         )
 
 
+def check_method(method: str) -> None:
+    """Looks for what one method needs besides vLLM.
+
+    Raises:
+        ModelError: It is not there. A program of another environment is taken at its word.
+    """
+    if method == "suffix" and importlib.util.find_spec("vllm") and not importlib.util.find_spec("arctic_inference"):
+        raise ModelError(
+            "suffix decoding in vLLM needs the package arctic-inference next to it: pip install arctic-inference==0.1.1"
+        )
+
+
 def command(launch: Launch) -> list[str]:
-    """The command line that serves; see `vllm serve --help`. The rule `sampled` makes the draft sample."""
+    """The command line that serves; see `vllm serve --help`."""
     # Not `python -m vllm`: builds for CPUs are packaged under another name, which that entry point trips over.
     if importlib.util.find_spec("vllm") is not None:
         line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", launch.target]
@@ -42,13 +56,13 @@ def command(launch: Launch) -> list[str]:
     line += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(launch.port), "--dtype", launch.dtype]
     line += ["--max-model-len", str(launch.context), "--max-num-seqs", str(launch.batch_size)]
     if torch.device(launch.device).type == "cuda":
-        line += ["--gpu-memory-utilization", "0.42"]
-    if launch.draft is not None:
-        line += draft_flags.vllm(launch.draft, launch.num_draft_tokens, sampled=launch.rule == "sampled")
+        line += ["--gpu-memory-utilization", f"{_GPU_SHARE / launch.servers:.2f}"]
+    if launch.drafting is not None:
+        line += draft_flags.vllm(launch.drafting)
     return line + shlex.split(launch.engine_args)
 
 
 def environment(launch: Launch) -> dict[str, str]:
-    """Variables that two servers on one machine need."""
+    """Variables that several servers on one machine need."""
     # A CPU build takes half of the memory for its cache, each of them.
     return {"VLLM_CPU_KVCACHE_SPACE": "1"} if torch.device(launch.device).type == "cpu" else {}

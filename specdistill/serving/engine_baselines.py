@@ -1,0 +1,69 @@
+"""The report's `baselines`: an engine's other methods, timed in turn with the plain target and the draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specdistill.evaluation.latency import TimedRun
+from specdistill.evaluation.report_baselines import Baseline
+from specdistill.evaluation.sections import latency_section
+from specdistill.evaluation.statistics import Estimate, ratio
+from specdistill.serving.bench_config import BenchConfig
+from specdistill.serving.engine import Answered, Engine
+from specdistill.serving.engine_report import EngineRun
+from specdistill.serving.engine_table import METHODS, Drafting
+from specdistill.serving.speculation import total_of
+
+_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def baselines(
+    runs: Sequence[EngineRun], engines: dict[str, Engine], asked: dict[str, Drafting]
+) -> dict[str, Baseline] | None:
+    """Measures each method against the plain target of the same batches; None where there is none.
+
+    Args:
+        runs: All batches that were done.
+        engines: Method -> the engine that drafted by it.
+        asked: Method -> how it was asked to.
+    """
+    if not engines or not runs:
+        return None
+    return {METHODS[method].baseline: _one(runs, method, engine, asked[method]) for method, engine in engines.items()}
+
+
+def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting) -> Baseline:
+    pairs = [(run, run.baselines[method]) for run in runs]
+    counting = [(answered, answered.speculation) for _, answered in pairs if answered.speculation is not None]
+    emitted = [_tokens(answered, engine.first_drafted) for answered, _ in counting]
+    rounds = [counts.rounds for _, counts in counting]
+    total = total_of(counts for _, counts in counting)
+    share = None
+    if total is not None and total.proposing is not None and total.rounds:
+        share = total.proposing / total.rounds
+    return Baseline(
+        settings=settings_of(asked),
+        mean_acceptance_length=ratio(emitted, rounds) if counting else _UNKNOWN,
+        proposed_share=share,
+        speedup=latency_section([TimedRun(run.plain, answered.answers) for run, answered in pairs]).speedup,
+    )
+
+
+def settings_of(asked: Drafting) -> dict[str, int | float]:
+    """Settings of a method, as the report names them."""
+    settings: dict[str, int | float] = {"num_draft_tokens": asked.num_draft_tokens}
+    if asked.method.startswith("ngram"):
+        settings |= {"max": asked.lookup_max, "min": asked.lookup_min}
+    return settings
+
+
+def _tokens(answered: Answered, first_drafted: bool) -> int:
+    return sum(len(generation.token_ids) - (not first_drafted) for generation in answered.answers)
+
+
+def never_proposed(config: BenchConfig, runs: Sequence[EngineRun]) -> str | None:
+    """The remark that a copying method found nothing to copy in all answers; None where it did."""
+    total = total_of(run.speculation for run in runs)
+    if not config.method_kind.copies or total is None or total.proposed:
+        return None
+    return f"--method {config.drafting.method} proposed no token in {len(runs)} batches"
