@@ -11,12 +11,14 @@ from specdistill.report.wording_leaderboard import leader, leaderboard_table
 
 def print_leaderboard(console: Console, report: Report) -> None:
     """Prints the leaderboard of --compare."""
-    lines = leaderboard_table(report)
+    lines = leaderboard_table(report, compact=True)
     if not lines or not report.leaderboard:
         return
     table = Table(title="drafts on the same answers, costs in plain target steps")
     for name in lines[0]:
-        table.add_column(name, justify="left" if name == "draft" else "right")
+        # A long path goes on in the next line, and leaves numbers whole.
+        is_name = name == "draft"
+        table.add_column(name, justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
     for line in lines[1:]:
         table.add_row(*line)
     console.print(table)

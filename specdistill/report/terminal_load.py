@@ -17,10 +17,11 @@ def print_load(console: Console, report: Report) -> None:
         return
     table = Table(title="under load; costs in plain target steps of the same batch")
     table.add_column("batch")
-    for name in HEADS:
-        table.add_column(name, justify="right")
+    # Tokens per second are on the page: with them a line would be longer than 80 columns.
+    for name in HEADS[:-2]:
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(line.batch, *line.cells)
+        table.add_row(line.batch, *line.cells[:-2])
     console.print(table)
     for remark in load_remarks(report):
         console.print(remark, soft_wrap=True)

@@ -25,12 +25,25 @@ _COLUMNS = {
 """Name of each column -> its cell."""
 
 
-def leaderboard_table(report: Report) -> list[tuple[str, ...]]:
+_COMPACT = {
+    "draft": lambda row: row.draft,
+    "alpha": lambda row: number(row.alpha.mean, 3),
+    "minus --draft": lambda row: "" if row.speedup is not None else _signed(row.alpha_minus_draft, 2),
+    "tokens": lambda row: number((row.mean_acceptance_length or row.predicted_mean_acceptance_length).mean),
+    "step": lambda row: _number(row.cost_ratio, 2),
+    "predicted": lambda row: _best(row),
+    "speed-up": lambda row: "" if row.speedup is None else estimate(row.speedup, 2),
+    "its minus": lambda row: _signed(row.speedup_minus_draft, 2),
+}
+"""The same for 80 columns: the other intervals are in the JSON and on the page."""
+
+
+def leaderboard_table(report: Report, *, compact: bool = False) -> list[tuple[str, ...]]:
     """Names of the columns, then a line per draft; columns without any cell are left out. Empty without --compare."""
-    rows = report.leaderboard or []
-    lines = [tuple(cell(row) for cell in _COLUMNS.values()) for row in rows]
-    filled = [place for place in range(len(_COLUMNS)) if any(line[place] for line in lines)]
-    return [tuple(line[place] for place in filled) for line in (tuple(_COLUMNS), *lines)] if lines else []
+    columns = _COMPACT if compact else _COLUMNS
+    lines = [tuple(cell(row) for cell in columns.values()) for row in report.leaderboard or []]
+    filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
+    return [tuple(line[place] for place in filled) for line in (tuple(columns), *lines)] if lines else []
 
 
 def leader(rows: list[LeaderboardRow]) -> str:
@@ -44,6 +57,11 @@ def leader(rows: list[LeaderboardRow]) -> str:
     is_clear = paired.has_interval and paired.low > 0
     certain = "more than chance" if is_clear else "no more than chance may give"
     return f"the fastest as {what} is {first.draft}: {unit} {estimate(paired, sign='+')} over --draft, {certain}"
+
+
+def _best(row: LeaderboardRow) -> str:
+    """Predicted speed-up, and the draft length that gives it."""
+    return "" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f} at {row.best_num_draft_tokens}"
 
 
 def _signed(value: Estimate | None, digits: int = 3) -> str:

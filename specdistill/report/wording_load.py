@@ -11,7 +11,7 @@ from specdistill.evaluation.report_load import LoadRow
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.report.wording import estimate, number
 
-HEADS = ("draft tokens", "check", "round", "speed-up, predicted", "measured [95 %]", "tokens/s plain", "with draft")
+HEADS = ("drafted", "check", "round", "predicted", "speed-up [95 %]", "tokens/s plain", "with draft")
 """Names of the columns behind the batch; costs are in plain target steps of the same batch."""
 
 

@@ -110,7 +110,8 @@ def test_each_draft_is_scored_as_it_would_be_alone(folder, capsys, monkeypatch):
     bench_tables(report)
     printed, page = capsys.readouterr().out, html_report(report)
     assert "drafts on the same answers" in printed and "Several drafts" in page
-    assert all(row.draft in printed and row.draft in page for row in report.leaderboard)
+    assert all(row.draft in page for row in report.leaderboard)
+    assert all(f"{row.predicted_speedup:.2f} at {row.best_num_draft_tokens}" in printed for row in report.leaderboard)
 
 
 def test_one_more_draft_is_in_memory_at_a_time_and_the_target_is_read_once(folder, monkeypatch):
@@ -184,6 +185,22 @@ def row(name, predicted, difference=None):
         draft=name, parameters=1, alpha=one, predicted_mean_acceptance_length=one, predicted_speedup=predicted,
         alpha_minus_draft=difference,
     )  # fmt: skip
+
+
+def test_numbers_are_whole_in_80_columns(monkeypatch, capsys):
+    """Long names are folded; an engine's rows have speeds in place of steps."""
+    monkeypatch.setenv("COLUMNS", "80")
+    one = row("/a/very/long/path/to/a/directory/of/drafts/x", 1.3, Estimate(-0.123, -0.2, -0.05))
+    ours = replace(one, cost_ratio=0.21, best_num_draft_tokens=4)
+    bench_tables(replace(example_report(), leaderboard=[ours, row("d", 1.2)]))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("-0.12 [-0.20, -0.05]", "0.21", "1.30 at 4", "0.500"))
+    engine = replace(
+        one, predicted_speedup=None, speedup=Estimate(1.1, 1.0, 1.2), speedup_minus_draft=Estimate(0.2, 0.1, 0.3)
+    )
+    bench_tables(replace(example_report(), leaderboard=[engine]))
+    printed = capsys.readouterr().out
+    assert "1.10 [1.00, 1.20]" in printed and "+0.20 [+0.10, +0.30]" in printed and "-0.12" not in printed
 
 
 def test_the_leader_in_words():

@@ -252,8 +252,14 @@ def test_vllm_s_flag_is_ready_to_paste():
     assert vllm_setting(example_report()) is None
 
 
-def test_batches_of_prompts_taken_again_are_marked(capsys):
+def test_batches_of_prompts_taken_again_are_marked(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     section = load_section({1: row(1.5, 1.5), 16: row(0.9, 0.9, batches=6, prompts=32)})
     bench_tables(replace(example_report(), load=section))
     printed = capsys.readouterr().out
-    assert "16*" in printed and "prompts were taken again" in printed and "1*" not in printed
+    assert (
+        "0.90 [0.88, 0.92]" in printed
+        and "16*" in printed
+        and "prompts were taken again" in printed
+        and "1*" not in printed
+    )
