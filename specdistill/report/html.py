@@ -107,7 +107,7 @@ def _facts(report: Report) -> list[_Fact]:
     rule, tau = setup.predicting_rule, acceptance.mean_acceptance_length
     if report.latency.is_timed:
         remark = f"{tokens(setup.num_draft_tokens, 'draft')}, batch {setup.batch_size}"
-        facts.append(_fact("speed-up, measured", report.latency.speedup, remark, "x"))
+        facts.append(_fact("the draft's speed-up", report.latency.speedup, remark, "x"))
     if math.isfinite(tau.mean):
         facts.append(_fact("tokens per target call", tau, "1 without a draft"))
         facts.append(_fact("accepted of the proposed", acceptance.acceptance_rate, "draft tokens"))
