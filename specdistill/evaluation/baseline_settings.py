@@ -18,8 +18,8 @@ class BaselineSettings:
     times the fastest alone and the fastest with the draft beside it. all times each, predict none. none leaves them
     out."""
     lookup_max: int = 4
-    """Longest run of tokens that an n-gram looks for (vLLM's prompt_lookup_max). llama.cpp looks for runs of this length
-    only, and ngram there of at most --num-draft-tokens."""
+    """Longest run of tokens that an n-gram looks for (vLLM's prompt_lookup_max). llama.cpp looks for runs of this
+    length only, and ngram there of at most --num-draft-tokens."""
     lookup_min: int = 2
     """Shortest run of tokens that vLLM's n-gram looks for (prompt_lookup_min); transformers takes 1."""
 

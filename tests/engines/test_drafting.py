@@ -30,6 +30,7 @@ from specdistill.report.wording import prediction_warning
 GAMMA, TOKENS = 3, 40
 EXAMPLE = Path(__file__).parents[2] / "examples/verify_in_vllm.py"
 BENCH = {"num_draft_tokens": GAMMA, "max_new_tokens": TOKENS, "threads": 1, "num_prompts": 8}
+BENCH |= {"engine_baselines": ("none",)}
 
 
 @pytest.fixture(scope="module")
