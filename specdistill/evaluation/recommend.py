@@ -46,12 +46,12 @@ class TimedWay:
         return speedup_of([run.speculative for run in other.runs], [run.speculative for run in self.runs])
 
 
-def recommend(ways: Sequence[TimedWay], target: str, draft: str) -> Recommendation | None:
+def recommend(ways: Sequence[TimedWay], target: str, draft: str | None) -> Recommendation | None:
     """Picks the fastest way; one that takes more is picked only if its advantage is more than chance.
 
     Args:
         ways: Everything that was timed.
-        target, draft: Names of the models, for the command.
+        target, draft: Names of the models, for the command; no draft where the method has none.
 
     Returns:
         None where nothing was timed.
@@ -72,7 +72,7 @@ def recommend(ways: Sequence[TimedWay], target: str, draft: str) -> Recommendati
             serve="nothing",
             num_draft_tokens=None,
             why=f"Nothing pays: {_list(ways)}.",
-            next=_command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft"),
+            next=_better_draft(target, draft),
         )
     others = [way for way in ways if way is not best]
     why = f"It is {_times(best.speedup)} as fast as the plain target."
@@ -107,16 +107,26 @@ def _times(value: Estimate) -> str:
     return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _next(best: TimedWay, target: str, draft: str) -> str:
+def _better_draft(target: str, draft: str | None) -> str:
+    if draft is None:
+        return _command("init-draft", "--target", target, "--output", "draft")
+    return _command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft")
+
+
+def _next(best: TimedWay, target: str, draft: str | None) -> str:
     if best.name in ("draft", "own_head") or "+" in best.name:
-        return _command("check", "--target", target, "--draft", draft)
+        return _command("check", "--target", target, *_drafting(draft))
     method = "suffix" if best.name == "suffix" else "ngram"
     return _bench(target, draft, f"--engine vllm --method {method} --num-draft-tokens {best.num_draft_tokens}")
 
 
-def _bench(target: str, draft: str, flags: str) -> str:
-    drafting = () if "--method" in flags else ("--draft", draft)
+def _bench(target: str, draft: str | None, flags: str) -> str:
+    drafting = () if "--method" in flags else _drafting(draft)
     return f"{_command('bench', '--target', target, *drafting)} {flags}"
+
+
+def _drafting(draft: str | None) -> tuple[str, ...]:
+    return () if draft is None else ("--draft", draft)
 
 
 def _command(*words: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import numpy as np
+
+from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all
 from specdistill.errors import out_of_memory_named, smaller_batch
@@ -14,6 +17,7 @@ from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.compared_drafts import find_compared
 from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.measure import measure_draft
+from specdistill.evaluation.overlap import overlap
 from specdistill.evaluation.parts import Keep
 from specdistill.evaluation.report import GreedyDifference, Partial, Report
 from specdistill.evaluation.scored_prompts import scored_prompts
@@ -25,7 +29,8 @@ from specdistill.serving import engine_models, engine_report
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.concurrency import LoadRuns, ask_under_load, at_most, concurrency_section
 from specdistill.serving.draft_forms import FormRuns, time_forms, with_forms
-from specdistill.serving.engine_baselines import baselines, never_proposed
+from specdistill.serving.engine_baselines import baselines, never_proposed, recommendation
+from specdistill.serving.engine_copies import copied_tau, lookup_of
 from specdistill.serving.engine_models import EngineModels, EngineSources
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engine_scores import (
@@ -104,7 +109,8 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
         progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
-    measured = Measured(config, found, prompts[:done], encoded, runs, opened, length, loaded, forms, sources)
+    stop_ids = models.target.eos_token_ids
+    measured = Measured(config, found, prompts[:done], encoded, runs, opened, length, loaded, forms, sources, stop_ids)
     if keep is not None and not stop:
         keep(unfinished(measured.build(models, None, None), "timing", done, len(prompts)))
     report = _scored(measured, models, scoring, progress, stop)
@@ -133,6 +139,8 @@ class Measured:
     forms: FormRuns
     sources: list[load.ModelSource]
     """The drafts of --compare."""
+    stop_ids: frozenset[int]
+    """Ids that end an answer."""
 
     def build(
         self,
@@ -141,9 +149,24 @@ class Measured:
         differences: list[GreedyDifference | None] | None,
     ) -> Report:
         """The report of what all engines have."""
+        engine = self.opened.drafting
         return engine_report.build(
-            self.config, models, self.prompts, records, self.runs, self.length, differences, self.opened.drafting
+            self.config, models, self.prompts, records, self.runs, self.length, differences, engine, self._copied()
         )
+
+    def _copied(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Tokens and target calls of each answer as they should be; None where nothing is copied."""
+        config, first_drafted = self.config, self.opened.drafting.first_drafted
+        asked = drafting_of(config, config.drafting.method, self.length)
+        lookup = lookup_of(config.engine, asked, self.stop_ids) if config.method_kind.copies else None
+        if lookup is None:
+            return None
+        return copied_tau(self.answers, lookup, self.length, config.max_new_tokens, first_drafted=first_drafted)
+
+    @property
+    def answers(self) -> list[Example]:
+        """The plain engine's."""
+        return plain_answers(self.prompts, self.encoded, self.runs)
 
 
 def _scored(
@@ -152,7 +175,7 @@ def _scored(
     """Scores the plain engine's answers with our own copies of the models, and puts the report together."""
     config, runs, opened = measured.config, measured.runs, measured.opened
     stop.where = "scoring"
-    answers = plain_answers(measured.prompts, measured.encoded, runs)
+    answers = measured.answers
     records = costs = buckets = score = None
     with stop.caught():
         in_process = config.engine_kind.place == "process"
@@ -169,12 +192,15 @@ def _scored(
             score = answer_scores(config, scoring, models.pair, measured.encoded, runs, progress)
     asked = {method: drafting_of(config, method, measured.length) for method in opened.baselines}
     first_drafted = opened.drafting.first_drafted
+    beside = baselines(config, runs, opened.baselines, asked, answers, measured.stop_ids)
     report = dataclasses.replace(
         report,
         score=score,
         economics=dataclasses.replace(report.economics, experts=costs),
         buckets=buckets,
-        baselines=baselines(runs, opened.baselines, asked),
+        baselines=beside,
+        overlap=overlap(answers) if beside else None,
+        recommendation=recommendation(config, runs, beside or {}, measured.length),
         load=concurrency_section(config, measured.loaded, records, measured.length, len(answers), first_drafted),
     )
     if records is None or models.pair is None:

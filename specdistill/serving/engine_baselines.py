@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from specdistill.evaluation.latency import TimedRun
+from specdistill.data.batch import Example
+from specdistill.evaluation.latency import TimedRun, speedup_of
+from specdistill.evaluation.recommend import TimedWay, recommend
+from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_baselines import Baseline
-from specdistill.evaluation.sections import latency_section
 from specdistill.evaluation.statistics import Estimate, ratio
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Answered, Engine
+from specdistill.serving.engine_copies import copied_tau, lookup_of
 from specdistill.serving.engine_report import EngineRun
 from specdistill.serving.engine_table import METHODS, Drafting
 from specdistill.serving.speculation import total_of
@@ -18,18 +22,35 @@ _UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def baselines(
-    runs: Sequence[EngineRun], engines: dict[str, Engine], asked: dict[str, Drafting]
+    config: BenchConfig,
+    runs: Sequence[EngineRun],
+    engines: dict[str, Engine],
+    asked: dict[str, Drafting],
+    answers: Sequence[Example],
+    stop_ids: frozenset[int],
 ) -> dict[str, Baseline] | None:
     """Measures each method against the plain target of the same batches; None where there is none.
 
     Args:
+        config: The settings.
         runs: All batches that were done.
         engines: Method -> the engine that drafted by it.
         asked: Method -> how it was asked to.
+        answers: The plain engine's answers, on which copying methods are simulated too.
+        stop_ids: Ids that end an answer.
     """
     if not engines or not runs:
         return None
-    return {METHODS[method].baseline: _one(runs, method, engine, asked[method]) for method, engine in engines.items()}
+    found = {}
+    for method, engine in engines.items():
+        baseline = _one(runs, method, engine, asked[method])
+        lookup = lookup_of(config.engine, asked[method], stop_ids)
+        if lookup is not None:
+            length, limit = asked[method].num_draft_tokens, config.max_new_tokens
+            tau = ratio(*copied_tau(answers, lookup, length, limit, first_drafted=engine.first_drafted)).mean
+            baseline = replace(baseline, predicted_mean_acceptance_length={length: tau})
+        found[METHODS[method].baseline] = baseline
+    return found
 
 
 def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting) -> Baseline:
@@ -45,8 +66,29 @@ def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting
         settings=settings_of(asked),
         mean_acceptance_length=ratio(emitted, rounds) if counting else _UNKNOWN,
         proposed_share=share,
-        speedup=latency_section([TimedRun(run.plain, answered.answers) for run, answered in pairs]).speedup,
+        speedup=speedup_of([run.plain for run in runs], [answered.answers for _, answered in pairs]),
+        over_draft=speedup_of([run.speculative for run in runs], [answered.answers for _, answered in pairs]),
     )
+
+
+def recommendation(
+    config: BenchConfig, runs: Sequence[EngineRun], measured: Mapping[str, Baseline], num_draft_tokens: int
+) -> Recommendation | None:
+    """`recommendation` of the report: --method against the methods beside it.
+
+    Args:
+        config: The settings.
+        runs: All batches that were done.
+        measured: Result of `baselines`.
+        num_draft_tokens: Draft tokens per verification.
+    """
+    method = config.drafting.method
+    ways = [TimedWay("draft" if method == "draft" else METHODS[method].baseline or method, num_draft_tokens, runs)]
+    for name in runs[0].baselines if runs else ():
+        batches = [TimedRun(run.plain, run.baselines[name].answers) for run in runs]
+        length = int(measured[METHODS[name].baseline].settings["num_draft_tokens"])
+        ways.append(TimedWay(METHODS[name].baseline, length, batches))
+    return recommend(ways, config.target, config.draft)
 
 
 def settings_of(asked: Drafting) -> dict[str, int | float]:

@@ -60,6 +60,7 @@ def build(
     num_draft_tokens: int,
     differences: list[GreedyDifference | None] | None,
     engine: Engine,
+    copied: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Report:
     """Puts the report together.
 
@@ -72,10 +73,15 @@ def build(
         num_draft_tokens: Draft tokens per verification.
         differences: First difference of each prompt's greedy answers; None where the engines sampled.
         engine: The engine that drafted.
+        copied: Where it copies text: tokens and target calls of each answer as they should be, from `copied_tau`.
     """
     rule = config.served_rule
     speed = latency_section(runs)
-    columns, scored, predicted, alpha = None, _UNSCORED, float("nan"), float("nan")
+    columns, scored, predicted, alpha = copied, _UNSCORED, float("nan"), float("nan")
+    if copied is not None:
+        predicted = ratio(*copied).mean
+        taus = {num_draft_tokens: predicted}
+        scored = dataclasses.replace(_UNSCORED, predicted_mean_acceptance_length=taus)
     if records is not None:
         columns = predicted_tau(records, rule, num_draft_tokens, first_drafted=engine.first_drafted)
         longest = max(config.acceptance.max_draft_tokens, num_draft_tokens)
