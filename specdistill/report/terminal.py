@@ -38,6 +38,7 @@ from specdistill.report.wording import (
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
+from specdistill.report.wording_verdict import verdict
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -76,6 +77,10 @@ def bench_tables(report: Report, show: int = 0) -> None:
     _baselines(console, report)
     economics = report.economics
     console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
+    if report.recommendation is not None:
+        found = verdict(report)
+        console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
+        console.print(f"next: {found.next}", soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:

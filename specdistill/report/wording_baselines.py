@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from specdistill.evaluation.report import Report
+from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.report.wording import estimate, number
 
 _MEANING = {
@@ -14,6 +15,12 @@ _MEANING = {
     "suffix": "suffix decoding",
     "ngram+draft": "n-gram, else the draft",
     "suffix+draft": "suffix, else the draft",
+}
+_IN_ENGINE = {
+    "ngram": "n-gram",
+    "suffix": "suffix decoding",
+    "ngram+draft": "n-gram, else the draft",
+    "own_head": "the target's own head",
 }
 
 
@@ -46,7 +53,7 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
         rows.append(
             BaselineRow(
                 name,
-                _MEANING.get(name, name),
+                _meaning(report, name),
                 str(baseline.settings.get("num_draft_tokens", "")),
                 number(baseline.mean_acceptance_length.mean, 3),
                 "" if share is None else f"{share:.2f}",
@@ -55,6 +62,11 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
             )
         )
     return rows
+
+
+def _meaning(report: Report, name: str) -> str:
+    """Words for a way of drafting; in a real engine it is the engine's own."""
+    return (_IN_ENGINE if isinstance(report.setup, EngineSetup) else _MEANING).get(name, name)
 
 
 def _known(value: float | None) -> str:

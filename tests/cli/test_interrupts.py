@@ -191,7 +191,7 @@ def test_sigterm_in_a_bench_reports_as_ctrl_c_does(folder, tmp_path):
 
 def test_ctrl_c_in_a_bench_of_an_engine_reports_what_was_measured(folder, tmp_path):
     command = bench_command(folder, tmp_path, "--engine", "transformers", "--num-draft-tokens", "2")
-    code, output, errors = stopped(tmp_path, command, "specdistill.serving.bench.EngineRun", 3)
+    code, output, errors = stopped(tmp_path, command, "specdistill.serving.engine_timing.EngineRun", 3)
     assert code == 130 and errors.splitlines()[-1] == "specdistill: interrupted"
     assert "INCOMPLETE: 3 of 10 prompts" in output
     assert json.loads((tmp_path / "r.json").read_text())["partial"]["prompts_done"] == 3

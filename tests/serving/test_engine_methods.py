@@ -159,8 +159,14 @@ def test_a_third_server_is_timed_in_turn_and_is_the_baseline(files, target, star
     alone = bench(config(files, draft=str(files / "draft"), engine="vllm", engine_baselines=("none",)))
     assert alone.acceptance == report.acceptance and alone.baselines is None and len(started.commands) == 5
     written = report.to_json()["baselines"]["ngram"]
-    assert set(written) == {"settings", "mean_acceptance_length", "proposed_share", "speedup"}
-    assert "Other ways of drafting" in html_report(report)
+    assert set(written) == {
+        "settings", "mean_acceptance_length", "proposed_share", "predicted_mean_acceptance_length", "speedup",
+        "over_draft",
+    }  # fmt: skip
+    # Copying is certain: the simulation on the plain answers says what the server counts.
+    assert baseline.predicted_mean_acceptance_length == {GAMMA: pytest.approx(tokens / calls)}
+    assert "Drafting without a model" in html_report(report)
+    assert report.recommendation is not None and report.overlap is not None
 
 
 class WithoutMemory(Started):
@@ -178,7 +184,7 @@ def test_a_default_baseline_that_does_not_start_costs_the_bench_nothing(files, s
     assert main(words) == 0
     captured = capsys.readouterr()
     assert "BEWARE: measuring without ngram: a server ended with code 1: no memory" in captured.err
-    assert "other ways of drafting" not in captured.out
+    assert "drafting without a model" not in captured.out
     # One that was asked for is missed.
     monkeypatch.setattr(vllm_server, "check_method", lambda method: None)
     assert main([*words, "--engine-baselines", "suffix"]) == 2
@@ -201,6 +207,11 @@ def test_prompt_lookup_of_transformers_with_and_without_a_draft(files, target, t
     alone = bench(config(files, method="ngram", lookup_max=3, **settings))
     assert alone.setup.rule == ("argmax_draft" if temperature else "greedy") and alone.draft.kind == "ngram"
     assert alone.acceptance.mean_acceptance_length.mean > 1
+    prediction = alone.acceptance.prediction
+    assert prediction is not None
+    if temperature == 0:
+        # Above it the two runs draw other answers.
+        assert prediction.measured == pytest.approx(prediction.mean_acceptance_length.mean)
     both = bench(config(files, draft=str(files / "draft"), lookup_max=3, **settings))
     baseline = both.baselines["ngram"]
     # The same prompts and seeds, and nothing of the draft reaches it.
@@ -252,7 +263,8 @@ def test_suffix_decoding_needs_its_package(files, monkeypatch, capsys):
         ({"method": "ngram", "engine": "vllm", "temperature": 0.5, "rule": "sampled"}, "vllm with --method ngram"),
         ({"method": "ngram", "engine": "vllm", "scorer": "json"}, "has no draft model"),
         ({"method": "ngram", "engine": "vllm", "lookup_max": 1}, "--lookup-min 2 exceeds --lookup-max 1"),
-        ({"draft": "d", "lookup_max": 7}, "n-grams, which are not looked up here"),
+        ({"draft": "d", "lookup_max": 7, "baselines": "none"}, "n-grams, which are not looked up here"),
+        ({"draft": "d", "engine": "vllm", "baselines": "all"}, "our decoder; real engines have --engine-baselines"),
         ({"method": "ngram", "engine": "transformers", "lookup_min": 1}, "vLLM's n-gram"),
         ({"draft": "d", "engine": "vllm", "engine_baselines": ("none", "ngram")}, "or none alone"),
         ({"draft": "d", "engine": "vllm", "engine_baselines": ("ngram", "ngram")}, "names a method twice"),
