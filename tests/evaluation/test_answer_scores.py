@@ -139,7 +139,7 @@ def test_prompts_without_answers_are_refused_before_models_are_found(files, monk
     def refuse(*arguments, **named):
         raise AssertionError("looked for models")
 
-    for module in (measure, __import__("specdistill.serving.bench", fromlist=["bench"])):
+    for module in (measure, __import__("specdistill.serving.engine_models", fromlist=["find"])):
         monkeypatch.setattr(module, "find_pair", refuse)
     bare = {"prompts": str(files / "bare.jsonl"), "engine": engine}
     with pytest.raises(DataError, match="prompt 'p0' has no field \"answer\", which --scorer exact-match compares"):

@@ -15,7 +15,7 @@ from specdistill.decoding import Guidance, Sampling, SpeculativeDecoder, build_g
 from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.proof import prove
 from specdistill.errors import ConfigError
-from specdistill.evaluation import measure
+from specdistill.evaluation import measure, timed_run
 from specdistill.evaluation.measure import measure_draft
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.guidance import GuidanceSettings
@@ -148,7 +148,7 @@ def test_costs_and_the_greedy_check_are_the_guided_targets(folder, monkeypatch):
         monkeypatch.setattr(module, name, watched)
 
     watch(measure, "measure_costs")
-    watch(measure.latency, "greedy_check")
+    watch(timed_run.latency, "greedy_check")
     bench(folder, temperature=0.7, **GUIDED)
     assert seen == [("measure_costs", Guidance(NEGATIVE, 0.8)), ("greedy_check", Guidance(NEGATIVE, 0.8))]
 
