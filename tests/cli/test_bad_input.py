@@ -152,7 +152,7 @@ def test_config_file_and_flags_make_one_config(in_folder, tmp_path, monkeypatch,
     (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
     seen = []
     monkeypatch.setattr(
-        "specdistill.serving.bench.measure_draft", lambda config, progress: seen.append(config) or exit(9)
+        "specdistill.serving.bench.measure_draft", lambda config, *more: seen.append(config) or exit(9)
     )
     with pytest.raises(SystemExit):
         main(["bench", "--config", str(tmp_path / "c.yaml"), "--seed", "7"])

@@ -114,8 +114,8 @@ def test_an_optional_part_that_fails_is_left_out_and_the_rest_is_measured(
 @pytest.mark.parametrize(
     ("place", "calls", "error", "part", "done"),
     [
-        ("specdistill.serving.bench.EngineRun", 3, out_of_memory(), "timing", 3),
-        ("specdistill.serving.bench.EngineRun", 3, RuntimeError("the engine died"), "timing", 3),
+        ("specdistill.serving.engine_timing.EngineRun", 3, out_of_memory(), "timing", 3),
+        ("specdistill.serving.engine_timing.EngineRun", 3, RuntimeError("the engine died"), "timing", 3),
         ("specdistill.evaluation.acceptance.score", 0, out_of_memory(), "scoring", 10),
     ],
     ids=["memory", "crash", "scoring"],
