@@ -151,9 +151,7 @@ def test_bad_config_files(in_folder, tmp_path, capsys, content, text):
 def test_config_file_and_flags_make_one_config(in_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text("target: target\ndraft: draft\nprompts: fine.txt\nmax_new_tokens: 5\nseed: 3\n")
     seen = []
-    monkeypatch.setattr(
-        "specdistill.serving.bench.measure_draft", lambda config, *more: seen.append(config) or exit(9)
-    )
+    monkeypatch.setattr("specdistill.serving.bench.measure_draft", lambda config, *more: seen.append(config) or exit(9))
     with pytest.raises(SystemExit):
         main(["bench", "--config", str(tmp_path / "c.yaml"), "--seed", "7"])
     assert (seen[0].max_new_tokens, seen[0].timing.seed, seen[0].draft) == (5, 7, "draft")
