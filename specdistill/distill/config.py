@@ -39,12 +39,12 @@ class TrainConfig(Config):
     """Distil a draft (student) toward its target (teacher)."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model to learn from: hub id, checkpoint directory or .gguf file. It is never changed. For a draft, the model that
-    is served. The draft's own start teaches something only where the target sees more than the draft (--target-system
-    and the like) or is guided, or where answers are chosen or judged (best-of-n, --reward)."""
+    """Model to learn from: hub id, checkpoint or adapter directory, or .gguf file. It is never changed. For a draft,
+    the model that is served. The draft's own start teaches something only where the target sees more than the draft
+    (--target-system and the like) or is guided, or where answers are chosen or judged (best-of-n, --reward)."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model that learns, as it is before training: hub id, checkpoint directory or .gguf file; 'specdistill init-draft'
-    cuts one out of the target. It is left as it is; the trained one goes to --output."""
+    """Model that learns, as it is before training: hub id, checkpoint or adapter directory, or .gguf file; 'specdistill
+    init-draft' cuts one out of the target. It is left as it is; the trained one goes to --output."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the trained draft; must be new or empty."""
     method: Annotated[MethodName, Parameter(group=ESSENTIALS, help=method_help())] = "distillspec"

@@ -149,10 +149,10 @@ class MeasureConfig(Config):
     """Everything that a measurement in our decoder needs; `BenchConfig` adds real engines."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The model being served: hub id, checkpoint directory or .gguf file."""
+    """The model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     draft: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
-    """The small model that proposes tokens: hub id, checkpoint directory or .gguf file. Leave it out only where a real
-    engine drafts without one."""
+    """The small model that proposes tokens: hub id, checkpoint or adapter directory, or .gguf file. Leave it out only
+    where a real engine drafts without one."""
     compare: Annotated[tuple[str, ...], Parameter(group=ESSENTIALS, consume_multiple=True)] = ()
     """Other drafts, such as the one before training: a leaderboard with alpha, costs, predicted speed-up and paired
     differences to --draft, on the same answers. They are loaded one after another."""

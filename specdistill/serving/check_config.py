@@ -33,10 +33,10 @@ class CheckConfig(Config):
     """Say which serving engines will load a pair, and whether the target holds a head of its own. Reads no weights."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The model being served: hub id, checkpoint directory or .gguf file."""
+    """The model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     draft: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
-    """The draft: hub id, checkpoint directory or .gguf file; also a head that was trained for the target (EAGLE-3,
-    DFlash, an assistant). Without one, only the target's own head is looked for."""
+    """The draft: hub id, checkpoint or adapter directory, or .gguf file; also a head that was trained for the target
+    (EAGLE-3, DFlash, an assistant). Without one, only the target's own head is looked for."""
     json: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
     """Also write the verdicts to this file."""
     adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)

@@ -32,9 +32,9 @@ class ExportConfig(Config):
     """Write a draft as one serving engine wants it: the target's vocabulary, tokenizer files and length."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The model being served: hub id, checkpoint directory or .gguf file."""
+    """The model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The draft: hub id, checkpoint directory or .gguf file."""
+    """The draft: hub id, checkpoint or adapter directory, or .gguf file."""
     format: Annotated[Literal["transformers", "vllm", "sglang", "gguf"], Parameter(group=ESSENTIALS)]
     """The engine; gguf is llama.cpp's. Only transformers takes a draft of another tokenizer than the target's."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]

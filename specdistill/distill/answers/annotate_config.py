@@ -66,7 +66,7 @@ class AnnotateConfig(Config):
     """Store the target's distribution over answers, so that training needs no target; the same command resumes."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model whose distribution is stored: hub id, checkpoint directory or .gguf file."""
+    """Model whose distribution is stored: hub id, checkpoint or adapter directory, or .gguf file."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the labelled answers, which train-draft takes with --soft-labels and datasets loads as it is. New,
     empty, or of the same command that was cut off."""

@@ -82,7 +82,7 @@ class GenerateConfig(Config):
     """Let the target write answers to train on; after a kill the same command goes on where it was."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model that writes: hub id, checkpoint directory or .gguf file."""
+    """Model that writes: hub id, checkpoint or adapter directory, or .gguf file."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the answers, which train-draft takes with --rollouts and datasets loads as it is. New, empty, or of
     the same command that was cut off."""

@@ -44,7 +44,7 @@ class InitDraftConfig(Config):
     """Cut a draft out of the target's own layers, or fit a small model of another family to its vocabulary."""
 
     target: Annotated[str, Parameter(group=ESSENTIALS)]
-    """Model being served: hub id, checkpoint directory or .gguf file."""
+    """Model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the draft; must be new or empty."""
     layers: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
