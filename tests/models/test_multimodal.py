@@ -65,6 +65,25 @@ def test_the_towers_weights_are_not_read(tmp_path):
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_older_and_newer_checkpoints_are_the_same_weights(kind, tmp_path):
+    """`language_model.` around the text model with its head, or inside `model.` with the head outside."""
+    save_multimodal(kind, tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights, wanted = load_file(file), load_model(str(tmp_path)).model.state_dict()
+    plain = {}
+    for name, weight in weights.items():
+        for prefix in ("language_model.lm_head.", "model.language_model.", "language_model.model."):
+            name = name.replace(prefix, "text.lm_head." if "lm_head" in prefix else "text.model.", 1)
+        plain[name.replace("lm_head.", "text.lm_head.") if name.startswith("lm_head.") else name] = weight
+    assert any(name.startswith("text.model.") for name in plain)
+    for inner, head in (("language_model.model.", "language_model.lm_head."), ("model.language_model.", "lm_head.")):
+        named = {name.replace("text.model.", inner).replace("text.lm_head.", head): w for name, w in plain.items()}
+        save_file(named, file, {"format": "pt"})
+        found = load_model(str(tmp_path)).model.state_dict()
+        assert set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_vllm_refuses_m_rope_drafts_and_takes_text_drafts_under_m_rope_targets(tmp_path):
     save_multimodal("qwen3_5", tmp_path / "target")
     target = load_model(str(tmp_path / "target"))
