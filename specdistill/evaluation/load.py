@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from specdistill.decoding import SpeculativeDecoder
 from specdistill.decoding.costs import Costs, Window, measure_costs
-from specdistill.errors import OutOfMemoryError, out_of_memory_named
+from specdistill.errors import out_of_memory_named
 from specdistill.evaluation import draft_lengths, economics
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import Interruption
@@ -48,17 +48,14 @@ def measure_load(
     rows: dict[int, LoadRow] = {}
     costs: dict[int, Costs] = {}
     for size in sorted(config.load.batch_sizes):
-        try:
-            with stop.caught(), out_of_memory_named("leave the larger --batch-sizes away"):
-                rows[size], costs[size] = measure_size(
-                    config, models, encoded, size, predicted, context, windows, progress, stop
-                )
-        except OutOfMemoryError as error:
-            progress.say(f"--batch-sizes from {size} on are missing: {error}")
-            break
+        with stop.optional(f"batch size {size}"), out_of_memory_named("leave the larger --batch-sizes away"):
+            rows[size], costs[size] = measure_size(
+                config, models, encoded, size, predicted, context, windows, progress, stop
+            )
         if stop:
             # An unfinished size says nothing that a finished one would.
             rows.pop(size, None)
+        if size not in rows:
             break
     return load_section(rows, costs, predicted) if rows else None
 

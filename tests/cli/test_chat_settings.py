@@ -31,7 +31,7 @@ from specdistill.evaluation.interruption import Interruption
 from specdistill.files import run_settings
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
-from specdistill.serving import bench as engine_bench
+from specdistill.serving import engine_timing
 
 KWARGS = '{"enable_thinking": false}'
 QUICK = {"chat_template_kwargs": KWARGS}
@@ -144,7 +144,9 @@ def test_an_engines_warm_up_is_rendered_like_its_prompts(folder, rendered):
     engine = SimpleNamespace(answer=answer)
     config = bench_config(folder, engine="transformers", **QUICK)
     with pytest.raises(ServerError, match="enough"):
-        engine_bench._time(config, engine, engine, target, [[3]], SimpleNamespace(say=print), Interruption(print))  # pyright: ignore
+        opened = SimpleNamespace(plain=engine, drafting=engine, baselines={})
+        progress = SimpleNamespace(say=print)
+        engine_timing.time_engines(config, opened, target, [[3]], progress, Interruption(print))  # pyright: ignore
     assert [ids[-1] for ids in asked] == [DOES_NOT]
 
 

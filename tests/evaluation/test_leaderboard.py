@@ -18,6 +18,7 @@ from specdistill.decoding.costs import Costs
 from specdistill.errors import ConfigError
 from specdistill.evaluation import acceptance, compared_drafts
 from specdistill.evaluation.acceptance import PromptAcceptance
+from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
 from specdistill.evaluation.report_leaderboard import LeaderboardRow
 from specdistill.evaluation.report_setup import ModelFacts
@@ -147,7 +148,9 @@ def test_a_draft_that_fails_leaves_the_others(folder, monkeypatch, capsys):
         return real(source, role, **more)
 
     monkeypatch.setattr(load, "load_model", load_model)
-    report = bench(config(folder, "good", "target"))
+    with pytest.raises(BenchFailedError, match="good failed: RuntimeError: torn weights") as failed:
+        bench(config(folder, "good", "target"))
+    report = failed.value.report
     assert [row.draft.rpartition("/")[2] for row in report.leaderboard] == ["target", "bad"]
 
 

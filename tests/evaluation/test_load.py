@@ -19,6 +19,7 @@ from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.costs import Costs
 from specdistill.errors import ConfigError
 from specdistill.evaluation import load
+from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.load import batched
 from specdistill.evaluation.load_section import crossing, draft_schedule, load_section
 from specdistill.evaluation.report_load import LoadRow
@@ -166,7 +167,7 @@ def test_the_crossing_is_predicted_and_measured_where_the_law_has_it(folder, law
         '"num_speculative_tokens_per_batch_size": [[1, 16, 2], [17, 32, 0]]',
     ):
         assert text in printed.replace("\n", " "), text
-    assert "Under load" in page and "Speed-up under load" in page
+    assert "Under load" in page and "From which batch on does drafting stop paying?" in page
     stored = json.loads(json_text(report))["load"]
     assert stored["stops_paying_at"] == 32 and stored["batch"]["8"]["speedup"]["mean"] > 1
     assert stored["num_speculative_tokens_per_batch_size"] == [[1, 16, 2], [17, 32, 0]]
@@ -198,8 +199,10 @@ def test_memory_that_ends_leaves_the_smaller_sizes(folder, law, monkeypatch):
         return real(*models, batch_size=batch_size, **more)
 
     monkeypatch.setattr(load, "measure_costs", costs)
-    found = bench(BenchConfig.flat(**settings(folder, batch_sizes=(1, 4, 8, 16)))).load
-    assert list(found.batch) == [1, 4]
+    with pytest.raises(BenchFailedError, match="out of memory; leave the larger --batch-sizes away") as failed:
+        bench(BenchConfig.flat(**settings(folder, batch_sizes=(1, 4, 8, 16))))
+    report = failed.value.report
+    assert list(report.load.batch) == [1, 4] and list(report.partial.left_out) == ["batch size 8"]
 
 
 # ---- settings and words
