@@ -142,7 +142,11 @@ class ModelDrafting:
         self, texts: Sequence[list[int]], limits: list[int], *, keys: Keys, length: DraftLength
     ) -> tuple[Proposal, list[int]]:
         unread = [text[read:] for text, read in zip(texts, self._cached.lengths, strict=True)]
-        return propose(self._cached, unread, limits, sampling=self._sampling, keys=keys, length=length)
+        proposal, counts = propose(self._cached, unread, limits, sampling=self._sampling, keys=keys, length=length)
+        # Rows that wanted fewer tokens than others read padding beside them, which must not count as read.
+        own = zip(texts, counts, self._cached.lengths, strict=True)
+        self._cached.set_lengths([min(read, len(text) + count) for text, count, read in own])
+        return proposal, counts
 
     def commit(self, texts: Sequence[list[int]]) -> None:
         # All but the last token, which is read next; it may have read less than was kept.

@@ -29,8 +29,8 @@ from specdistill.models import LanguageModel
 
 WITH_DRAFT = "+draft"
 """Ending of the names of those that ask the draft where nothing is found."""
-SERVED = ("ngram", "suffix", f"ngram{WITH_DRAFT}", f"suffix{WITH_DRAFT}")
-"""Ways of servers, of which `best` times two."""
+SERVED = ("ngram", "suffix", f"ngram{WITH_DRAFT}")
+"""Ways that a server has, of which `best` times two."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def score_compared(
     for source in sources:
         if stop:
             break
-        with stop.optional(f"{ROLE} {source.name}"):
+        stop.where = f"{ROLE} {source.name}"
+        with stop.optional(stop.where):
             asked = judge if source is sources[0] else None
             scored.append(_score(source, config, models, answers, states, encoded, context, asked, progress))
         gc.collect()

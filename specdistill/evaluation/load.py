@@ -135,7 +135,7 @@ def _row(
             max_new_tokens=config.max_new_tokens,
             seeds=config.timing.prompt_seeds(range(len(chosen))),
             on_tokens=lambda row, ids: task.advance(len(ids)),
-            on_interrupt=stop,
+            on_interrupt=stop.only_interrupts,
         )["draft"]
     by_length = {each: _speedup(predicted, each, costs) for each in predicted}
     check = costs.verify_cost[length + 1]

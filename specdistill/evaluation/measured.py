@@ -157,7 +157,7 @@ def _setup(
 
 
 def baseline_sections(
-    free: Beside, answers: Sequence[Example], timed: Timed | None, target: str, draft: str
+    free: Beside, answers: Sequence[Example], timed: Timed | None, target: str, draft: str, verdict: str
 ) -> dict[str, Any]:
     """`baselines`, `overlap` and `recommendation` of the report.
 
@@ -166,6 +166,7 @@ def baseline_sections(
         answers: The target's answers that were scored.
         timed: The timed run; None where there was none.
         target, draft: Names of the models.
+        verdict: Verdict on the draft.
     """
     baselines, recommendation = dict(free.predicted), None
     if timed is not None and timed.runs:
@@ -175,5 +176,5 @@ def baseline_sections(
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        recommendation = recommend(ways, target, draft)
+        recommendation = recommend(ways, target, draft, hopeless=verdict == "cannot pay")
     return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}

@@ -20,6 +20,15 @@ _WORDS = {
     "suffix+draft": "suffix decoding, and the draft where it finds nothing,",
     "own_head": "the target's own head",
 }
+_METHODS = {
+    "ngram": ("vllm", "ngram"),
+    "suffix": ("vllm", "suffix"),
+    "ngram_transformers": ("transformers", "ngram"),
+}
+"""Way -> the engine in which it is measured next, and its --method there."""
+_LONGEST = 8
+"""Default of --max-draft-tokens."""
+_MORE = "Time more prompts: raise --num-prompts and --latency-prompts."
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,15 @@ class TimedWay:
         return speedup_of([run.speculative for run in other.runs], [run.speculative for run in self.runs])
 
 
-def recommend(ways: Sequence[TimedWay], target: str, draft: str | None) -> Recommendation | None:
-    """Picks the fastest way; one that takes more is picked only if its advantage is more than chance.
+def recommend(
+    ways: Sequence[TimedWay], target: str, draft: str | None, *, hopeless: bool = False
+) -> Recommendation | None:
+    """Picks the fastest of the ways that pay; over one that takes less, only if its advantage is more than chance.
 
     Args:
         ways: Everything that was timed.
         target, draft: Names of the models, for the command; no draft where the method has none.
+        hopeless: Whether even a perfect draft of this cost would be no faster.
 
     Returns:
         None where nothing was timed.
@@ -61,8 +73,7 @@ def recommend(ways: Sequence[TimedWay], target: str, draft: str | None) -> Recom
         return None
     if not all(way.speedup.has_interval for way in ways):
         few = f"an interval needs {FEWEST_UNITS} timed batches or more"
-        again = "--num-prompts 32 --latency-prompts 0"
-        return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=_bench(target, draft, again))
+        return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=_MORE)
     best: TimedWay | None = None
     for way in sorted(ways, key=lambda way: (way.effort, -way.speedup.mean)):
         if way.speedup.low > 1 and (best is None or (way.effort > best.effort and way.over(best).low > 1)):
@@ -72,11 +83,12 @@ def recommend(ways: Sequence[TimedWay], target: str, draft: str | None) -> Recom
             serve="nothing",
             num_draft_tokens=None,
             why=f"Nothing pays: {_list(ways)}.",
-            next=_better_draft(target, draft),
+            next=_if_nothing(ways, target, draft, hopeless),
         )
     others = [way for way in ways if way is not best]
     why = f"It is {_times(best.speedup)} as fast as the plain target."
-    why += f" {_draft_beside(best, others)}" if best.name != "draft" else ""
+    beside = _draft_beside(best, others) if best.name != "draft" else ""
+    why += f" {beside}" if beside else ""
     rest = [way for way in others if way.name != "draft"]
     why += f" Beside it: {_list(rest)}." if rest else ""
     return Recommendation(
@@ -107,26 +119,24 @@ def _times(value: Estimate) -> str:
     return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _better_draft(target: str, draft: str | None) -> str:
-    if draft is None:
-        return _command("init-draft", "--target", target, "--output", "draft")
+def _if_nothing(ways: Sequence[TimedWay], target: str, draft: str | None, hopeless: bool) -> str:
+    if any(way.speedup.high > 1 for way in ways):
+        return _MORE
+    if hopeless:
+        return "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap."
+    if draft is None or not any(way.name == "draft" for way in ways):
+        return _command("init-draft", "--target", target, "--layers", "2", "--output", "draft")
     return _command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft")
 
 
 def _next(best: TimedWay, target: str, draft: str | None) -> str:
-    if best.name in ("draft", "own_head") or "+" in best.name:
-        return _command("check", "--target", target, *_drafting(draft))
-    method = "suffix" if best.name == "suffix" else "ngram"
-    return _bench(target, draft, f"--engine vllm --method {method} --num-draft-tokens {best.num_draft_tokens}")
-
-
-def _bench(target: str, draft: str | None, flags: str) -> str:
-    drafting = () if "--method" in flags else _drafting(draft)
-    return f"{_command('bench', '--target', target, *drafting)} {flags}"
-
-
-def _drafting(draft: str | None) -> tuple[str, ...]:
-    return () if draft is None else ("--draft", draft)
+    engine, method = _METHODS.get(best.name, ("", ""))
+    if not engine:
+        return _command("check", "--target", target, *(() if draft is None else ("--draft", draft)))
+    length = str(best.num_draft_tokens)
+    longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
+    words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer
+    return _command("bench", "--target", target, *words)
 
 
 def _command(*words: str) -> str:

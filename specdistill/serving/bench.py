@@ -98,21 +98,22 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     stop.where = "timing"
     with engines(at_most(config), models, length, context, progress) as opened:
         runs, failure = time_engines(config, opened, models.target, encoded, progress, stop)
+        done = sum(len(run.plain) for run in runs)
+        stop_ids = models.target.eos_token_ids
+        measured = Measured(config, found, prompts[:done], encoded, runs, opened, length, {}, {}, sources, stop_ids)
+        if keep is not None and not stop and done:
+            keep(unfinished(measured.build(models, None, None), "timing", done, len(prompts)))
         asked = opened.plain, opened.drafting, encoded
         loaded = {} if failure else ask_under_load(config, *asked, progress, stop)
     again = functools.partial(time_again, models, context, encoded, progress, stop)
     forms = {} if failure else time_forms(config, again, progress, stop)
-    done = sum(len(run.plain) for run in runs)
     stop.check(done)
     wrong = wrong_length(config, total_of(run.speculation for run in runs), done) or never_proposed(config, runs)
     if wrong is not None:
         progress.say(f"BEWARE: {wrong}")
     if failure is not None and done < 2:
         raise failure
-    stop_ids = models.target.eos_token_ids
-    measured = Measured(config, found, prompts[:done], encoded, runs, opened, length, loaded, forms, sources, stop_ids)
-    if keep is not None and not stop:
-        keep(unfinished(measured.build(models, None, None), "timing", done, len(prompts)))
+    measured = dataclasses.replace(measured, loaded=loaded, forms=forms)
     report = _scored(measured, models, scoring, progress, stop)
     report = dataclasses.replace(report, training_prompts=trained)
     stop.raise_with(report, done, len(prompts))
@@ -200,7 +201,7 @@ def _scored(
         buckets=buckets,
         baselines=beside,
         overlap=overlap(answers) if beside else None,
-        recommendation=recommendation(config, runs, beside or {}, measured.length),
+        recommendation=recommendation(config, runs, beside or {}, measured.length, report.economics.verdict),
         load=concurrency_section(config, measured.loaded, records, measured.length, len(answers), first_drafted),
     )
     if records is None or models.pair is None:

@@ -72,7 +72,11 @@ def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting
 
 
 def recommendation(
-    config: BenchConfig, runs: Sequence[EngineRun], measured: Mapping[str, Baseline], num_draft_tokens: int
+    config: BenchConfig,
+    runs: Sequence[EngineRun],
+    measured: Mapping[str, Baseline],
+    num_draft_tokens: int,
+    verdict: str,
 ) -> Recommendation | None:
     """`recommendation` of the report: --method against the methods beside it.
 
@@ -81,6 +85,7 @@ def recommendation(
         runs: All batches that were done.
         measured: Result of `baselines`.
         num_draft_tokens: Draft tokens per verification.
+        verdict: Verdict on --method.
     """
     method = config.drafting.method
     ways = [TimedWay("draft" if method == "draft" else METHODS[method].baseline or method, num_draft_tokens, runs)]
@@ -88,7 +93,7 @@ def recommendation(
         batches = [TimedRun(run.plain, run.baselines[name].answers) for run in runs]
         length = int(measured[METHODS[name].baseline].settings["num_draft_tokens"])
         ways.append(TimedWay(METHODS[name].baseline, length, batches))
-    return recommend(ways, config.target, config.draft)
+    return recommend(ways, config.target, config.draft, hopeless=verdict == "cannot pay")
 
 
 def settings_of(asked: Drafting) -> dict[str, int | float]:

@@ -103,3 +103,14 @@ def test_copies_and_drawn_tokens_in_one_draft_follow_the_target(rule):
             proposed += sum(entry.proposed for entry in result.rounds)
     assert 0.05 < accepted / proposed < 0.95
     assert p_value(counts, exact_law(target, Sampling(), prompt).double()) > 1e-5
+
+
+def test_a_row_that_copies_beside_rows_that_ask_the_model_keeps_a_clean_cache():
+    """Its padding stood in the model's cache for the tokens that it copied: later drafts of that row were others."""
+    target = make_model()
+    kind = drafts(target, perturbed(target, 0.02))["ngram, then a model"]
+    for length in (2, 4):
+        decoder = SpeculativeDecoder(target, kind, num_draft_tokens=length, sampling=GREEDY)
+        together = decoder.generate(PROMPTS, max_new_tokens=NEW, seeds=[0, 1, 2, 3])
+        alone = [decoder.generate([prompt], max_new_tokens=NEW, seeds=[0])[0] for prompt in PROMPTS]
+        assert [answer.rounds for answer in together] == [answer.rounds for answer in alone]

@@ -165,6 +165,9 @@ def test_what_is_recommended(ways, serve):
         assert f"--method {serve} --num-draft-tokens 3" in found.next and "--draft" not in found.next.split()
     elif serve == "nothing":
         assert found.next == "specdistill train-draft --target T --draft 'a draft' --output trained-draft"
+        timed = [timed_way(name, seconds) for name, seconds in ways.items()]
+        hopeless = recommend(timed, "T", "a draft", hopeless=True)
+        assert hopeless is not None and hopeless.next.startswith("Do not train this draft")
     else:
         assert found.next == "specdistill check --target T --draft 'a draft'"
 
