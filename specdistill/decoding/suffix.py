@@ -78,17 +78,20 @@ class _Tree:
         """
         return [node.count_child(token) for node in [*ends, self._root][-self._depth :]]
 
-    def best(self, context: Sequence[int], most: int, settings: SuffixSettings) -> tuple[np.float32, list[int]]:
+    def best(
+        self, context: Sequence[int], ends: list[_Node], most: int, settings: SuffixSettings
+    ) -> tuple[np.float32, list[int]]:
         """The run with the highest sum of probabilities after any end of a text, and that sum.
 
         Args:
             context: The text's last tokens, `depth` at most.
+            ends: The nodes of those runs at its end that this tree has counted as its own, the longest first.
             most: Most tokens of the run.
             settings: Limits.
         """
         best, score = [], np.float32(0)
         for matched in range(1, len(context)):
-            node = self._find(context[-matched:])
+            node = ends[-matched] if matched <= len(ends) else self._find(context[-matched:])
             if node is None:
                 break
             limit = min(most, int(matched * settings.factor + _ROUNDING))
@@ -159,6 +162,6 @@ class SuffixLookup:
 
     def copy(self, most: int) -> list[int]:
         settings = self._memory.settings
-        own_score, own = self._own.best(self._context, most, settings)
-        score, remembered = self._memory.answers.best(self._context, most, settings)
+        own_score, own = self._own.best(self._context, self._own_ends, most, settings)
+        score, remembered = self._memory.answers.best(self._context, self._answer_ends, most, settings)
         return own if own_score >= score else remembered

@@ -71,6 +71,10 @@ def draft_kind(way: Way, target: LanguageModel, draft: LanguageModel) -> DraftKi
     return FreeThenModel(free, ModelDraft(draft)) if way.asks_draft else free
 
 
+Copies = list[tuple[int, int]]
+"""At each position of an answer: tokens that are copied, and how many of them the answer goes on with."""
+
+
 @dataclass(frozen=True)
 class Walk:
     """Expected sums of one answer at one draft length."""
@@ -106,8 +110,20 @@ def walk(
         draft_chances: [tokens] probability that each token, once the draft is asked, comes from it; None asks none.
         first_drafted: Whether the prompt's own pass verifies a proposal too.
     """
-    copies = _copies(answer, lookup, num_draft_tokens, max_new_tokens, first_drafted)
-    first, tokens = 0 if first_drafted else 1, len(answer.answer_ids)
+    copies = _copies(answer, lookup, [num_draft_tokens], max_new_tokens, first_drafted)[num_draft_tokens]
+    return _walk(copies, len(answer.answer_ids), num_draft_tokens, costs, draft_chances, first_drafted)
+
+
+def _walk(
+    copies: Copies,
+    tokens: int,
+    num_draft_tokens: int,
+    costs: Costs | None,
+    draft_chances: np.ndarray | None,
+    first_drafted: bool = False,
+) -> Walk:
+    """Expected rounds over an answer of so many tokens; see `walk`."""
+    first = 0 if first_drafted else 1
     starts = np.zeros(tokens + num_draft_tokens + 2)
     starts[first] = 1.0
     rounds = proposing = cost = 0.0
@@ -134,19 +150,21 @@ def walk(
 
 
 def _copies(
-    answer: Example, new_lookup: NewLookup, most: int, max_new_tokens: int, first_drafted: bool
-) -> list[tuple[int, int]]:
-    """Tokens that are copied before each position, and how many of them the answer goes on with."""
+    answer: Example, new_lookup: NewLookup, lengths: Sequence[int], max_new_tokens: int, first_drafted: bool = False
+) -> dict[int, Copies]:
+    """Draft length -> its copies. The text is read once for all of them: what is found does not depend on the length."""
     lookup, ids = new_lookup(), answer.answer_ids
     lookup.read(answer.prompt_ids)
-    first, found = 0 if first_drafted else 1, []
+    first = 0 if first_drafted else 1
+    found: dict[int, Copies] = {length: [] for length in lengths}
     lookup.read(ids[:first])
     for place in range(first, len(ids)):
-        limit = min(most, max_new_tokens - place - 1)
-        run = lookup.copy(limit) if limit > 0 else []
-        following = ids[place : place + len(run)]
-        kept = next((at for at, pair in enumerate(zip(run, following, strict=False)) if pair[0] != pair[1]), None)
-        found.append((len(run), len(following) if kept is None else kept))
+        for length in lengths:
+            limit = min(length, max_new_tokens - place - 1)
+            run = lookup.copy(limit) if limit > 0 else []
+            following = ids[place : place + len(run)]
+            kept = next((at for at, pair in enumerate(zip(run, following, strict=False)) if pair[0] != pair[1]), None)
+            found[length].append((len(run), len(following) if kept is None else kept))
         lookup.read(ids[place : place + 1])
     return found
 
@@ -178,23 +196,30 @@ def predict(
     Returns:
         Name -> prediction. Nothing in it is timed.
     """
-    return {name: _best(way, answers, chances, lengths, max_new_tokens, costs) for name, way in ways.items()}
+    found: dict[Callable[[], NewLookup], list[dict[int, Copies]]] = {}
+    baselines = {}
+    for name, way in ways.items():
+        asked = lengths if way.longest is None else [way.longest]
+        # A way that asks the draft copies what the same way without it does.
+        if way.begin not in found:
+            lookup = way.begin()
+            found[way.begin] = [_copies(answer, lookup, asked, max_new_tokens) for answer in answers]
+        baselines[name] = _best(way, found[way.begin], chances, asked, costs)
+    return baselines
 
 
 def _best(
     way: Way,
-    answers: Sequence[Example],
+    copies: Sequence[dict[int, Copies]],
     chances: Sequence[np.ndarray],
     lengths: Sequence[int],
-    max_new_tokens: int,
     costs: Costs | None,
 ) -> Baseline:
     found: dict[int, Baseline] = {}
-    for length in lengths if way.longest is None else [way.longest]:
-        lookup = way.begin()
+    for length in lengths:
         walks = [
-            walk(answer, lookup, length, max_new_tokens, costs, chance if way.asks_draft else None)
-            for answer, chance in zip(answers, chances, strict=True)
+            _walk(answer[length], len(chance), length, costs, chance if way.asks_draft else None)
+            for answer, chance in zip(copies, chances, strict=True)
         ]
         found[length] = _baseline(way, walks, length)
     by_length = {length: baseline.mean_acceptance_length.mean for length, baseline in found.items()}
