@@ -1,10 +1,6 @@
 """Drafting without a model, predicted on the answers that the draft is scored on.
 
-What is copied depends only on the text so far, so each position of an answer that the target wrote has one proposal,
-and the target keeps of it what the answer goes on with: that is exact under every rule that keeps the distribution, at
-any temperature. Where nothing is copied the draft may be asked instead; its tokens are kept with the probabilities of
-`acceptance`. One walk over each answer therefore gives the expected rounds, and with the costs of single steps the
-speed-up.
+Each way is walked over the answers (`copying_walk`) at every draft length; its best is compared with the others.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import LlamaCppNgram, NewLookup, TransformersNgram, VllmNgram
 from specdistill.decoding.suffix import SuffixMemory, SuffixSettings
 from specdistill.evaluation.baseline_settings import BaselineSettings
+from specdistill.evaluation.copying_walk import Copies, Walk, copies_of, walk_copies
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.report_baselines import Baseline
 from specdistill.evaluation.statistics import ratio
@@ -71,110 +68,6 @@ def draft_kind(way: Way, target: LanguageModel, draft: LanguageModel) -> DraftKi
     return FreeThenModel(free, ModelDraft(draft)) if way.asks_draft else free
 
 
-Copies = list[tuple[int, int]]
-"""At each position of an answer: tokens that are copied, and how many of them the answer goes on with."""
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Expected sums of one answer at one draft length."""
-
-    tokens: float
-    """Tokens that verifications emit."""
-    rounds: float
-    """Verifications."""
-    proposing: float
-    """Those with a proposal."""
-    cost: float
-    """Their time in plain target steps; NaN where one of the costs is not known."""
-
-
-def walk(
-    answer: Example,
-    lookup: NewLookup,
-    num_draft_tokens: int,
-    max_new_tokens: int,
-    costs: Costs | None,
-    draft_chances: np.ndarray | None = None,
-    *,
-    first_drafted: bool = False,
-) -> Walk:
-    """Expected rounds over one answer.
-
-    Args:
-        answer: The target's own.
-        lookup: Begins the text.
-        num_draft_tokens: Most tokens of a proposal.
-        max_new_tokens: The answer's limit: the decoder proposes no more than what is left minus one.
-        costs: Of single steps; None leaves the cost out.
-        draft_chances: [tokens] probability that each token, once the draft is asked, comes from it; None asks none.
-        first_drafted: Whether the prompt's own pass verifies a proposal too.
-    """
-    copies = _copies(answer, lookup, [num_draft_tokens], max_new_tokens, first_drafted)[num_draft_tokens]
-    return _walk(copies, len(answer.answer_ids), num_draft_tokens, costs, draft_chances, first_drafted)
-
-
-def _walk(
-    copies: Copies,
-    tokens: int,
-    num_draft_tokens: int,
-    costs: Costs | None,
-    draft_chances: np.ndarray | None,
-    first_drafted: bool = False,
-) -> Walk:
-    """Expected rounds over an answer of so many tokens; see `walk`."""
-    first = 0 if first_drafted else 1
-    starts = np.zeros(tokens + num_draft_tokens + 2)
-    starts[first] = 1.0
-    rounds = proposing = cost = 0.0
-    for place in range(first, tokens):
-        share = starts[place]
-        if share == 0:
-            continue
-        rounds += share
-        proposed, kept = copies[place - first]
-        if proposed:
-            proposing += share
-            cost += share * _cost(costs, 0, proposed)
-            starts[place + kept + 1] += share
-            continue
-        limit = 0 if draft_chances is None else min(num_draft_tokens, tokens - place - 1)
-        proposing += share if limit else 0.0
-        cost += share * _cost(costs, limit, limit)
-        for length in range(limit):
-            chance = draft_chances[place + length] if draft_chances is not None else 0.0
-            starts[place + length + 1] += share * (1 - chance)
-            share *= chance
-        starts[place + limit + 1] += share
-    return Walk(float(tokens - first), rounds, proposing, cost)
-
-
-def _copies(
-    answer: Example, new_lookup: NewLookup, lengths: Sequence[int], max_new_tokens: int, first_drafted: bool = False
-) -> dict[int, Copies]:
-    """Draft length -> its copies. The text is read once for all of them: what is found does not depend on the length."""
-    lookup, ids = new_lookup(), answer.answer_ids
-    lookup.read(answer.prompt_ids)
-    first = 0 if first_drafted else 1
-    found: dict[int, Copies] = {length: [] for length in lengths}
-    lookup.read(ids[:first])
-    for place in range(first, len(ids)):
-        for length in lengths:
-            limit = min(length, max_new_tokens - place - 1)
-            run = lookup.copy(limit) if limit > 0 else []
-            following = ids[place : place + len(run)]
-            kept = next((at for at, pair in enumerate(zip(run, following, strict=False)) if pair[0] != pair[1]), None)
-            found[length].append((len(run), len(following) if kept is None else kept))
-        lookup.read(ids[place : place + 1])
-    return found
-
-
-def _cost(costs: Costs | None, steps: int, proposed: int) -> float:
-    if costs is None or proposed + 1 not in costs.verify_cost:
-        return float("nan")
-    return steps * costs.cost_ratio + costs.verify_cost[proposed + 1]
-
-
 def predict(
     ways: Mapping[str, Way],
     answers: Sequence[Example],
@@ -203,7 +96,7 @@ def predict(
         # A way that asks the draft copies what the same way without it does.
         if way.begin not in found:
             lookup = way.begin()
-            found[way.begin] = [_copies(answer, lookup, asked, max_new_tokens) for answer in answers]
+            found[way.begin] = [copies_of(answer, lookup, asked, max_new_tokens) for answer in answers]
         baselines[name] = _best(way, found[way.begin], chances, asked, costs)
     return baselines
 
@@ -218,7 +111,7 @@ def _best(
     found: dict[int, Baseline] = {}
     for length in lengths:
         walks = [
-            _walk(answer[length], len(chance), length, costs, chance if way.asks_draft else None)
+            walk_copies(answer[length], len(chance), length, costs, chance if way.asks_draft else None)
             for answer, chance in zip(copies, chances, strict=True)
         ]
         found[length] = _baseline(way, walks, length)

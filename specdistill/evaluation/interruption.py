@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from specdistill.errors import SHORTER_TEXTS, OutOfMemoryError, SpecdistillError, first_line, is_out_of_memory
@@ -84,25 +84,27 @@ class Interruption:
             raise error
         self(error)
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
+    def caught(self) -> AbstractContextManager[None]:
         """Takes a Ctrl-C or a failure inside the block, whose result is then missing."""
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            if self:
-                raise
-            self(error)
-        except Exception as error:
-            self(error)
+        return self._taking(self)
 
-    @contextmanager
-    def optional(self, name: str) -> Iterator[None]:
+    def optional(self, name: str) -> AbstractContextManager[None]:
         """Takes a Ctrl-C inside the block. A failure is said and the result left out, and the bench goes on.
 
         Args:
             name: Name of the part.
         """
+
+        def leave_out(error: BaseException) -> None:
+            self.left_out[name] = error
+            _free_memory(error)
+            self._say(f"{self._reason(name, error)}; the report is without it")
+
+        return self._taking(leave_out)
+
+    @contextmanager
+    def _taking(self, failed: Callable[[BaseException], None]) -> Iterator[None]:
+        """Takes the first Ctrl-C inside the block, and hands a failure on."""
         try:
             yield
         except KeyboardInterrupt as error:
@@ -110,10 +112,8 @@ class Interruption:
                 raise
             self(error)
         except Exception as error:
-            # Anything: nothing that was measured may be lost by a part that the report can do without.
-            self.left_out[name] = error
-            _free_memory(error)
-            self._say(f"{self._reason(name, error)}; the report is without it")
+            # Anything: nothing that was measured may be lost by a part that fails.
+            failed(error)
 
     def check(self, done: int) -> None:
         """Ends the bench where too little was done for a report.

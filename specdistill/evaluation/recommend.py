@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from specdistill.evaluation.latency import TimedRun, speedup_of
-from specdistill.evaluation.recommendation import Recommendation
+from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
 _WORDS = {
@@ -28,7 +29,6 @@ _METHODS = {
 """Way -> the engine in which it is measured next, and its --method there."""
 _LONGEST = 8
 """Default of --max-draft-tokens."""
-_MORE = "Time more prompts: raise --num-prompts and --latency-prompts."
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TimedWay:
         """Rank of what serving it takes: nothing, a draft, or a draft and an engine that takes both."""
         return 2 if "+" in self.name else int(self.name == "draft")
 
-    @property
+    @cached_property
     def speedup(self) -> Estimate:
         """Over the plain target, paired."""
         return speedup_of([run.plain for run in self.runs], [run.speculative for run in self.runs])
@@ -73,7 +73,7 @@ def recommend(
         return None
     if not all(way.speedup.has_interval for way in ways):
         few = f"an interval needs {FEWEST_UNITS} timed batches or more"
-        return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=_MORE)
+        return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=MORE_PROMPTS)
     best: TimedWay | None = None
     for way in sorted(ways, key=lambda way: (way.effort, -way.speedup.mean)):
         if way.speedup.low > 1 and (best is None or (way.effort > best.effort and way.over(best).low > 1)):
@@ -121,9 +121,9 @@ def _times(value: Estimate) -> str:
 
 def _if_nothing(ways: Sequence[TimedWay], target: str, draft: str | None, hopeless: bool) -> str:
     if any(way.speedup.high > 1 for way in ways):
-        return _MORE
+        return MORE_PROMPTS
     if hopeless:
-        return "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap."
+        return NO_TRAINING
     if draft is None or not any(way.name == "draft" for way in ways):
         return _command("init-draft", "--target", target, "--layers", "2", "--output", "draft")
     return _command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft")

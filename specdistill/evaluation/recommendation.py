@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MORE_PROMPTS = "Time more prompts: raise --num-prompts and --latency-prompts."
+NO_TRAINING = "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:

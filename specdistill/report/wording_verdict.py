@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from specdistill.evaluation.recommendation import Recommendation
+from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation
 from specdistill.evaluation.report import Report
 from specdistill.report.wording import estimate
 
@@ -23,8 +23,8 @@ _SERVE = {
 _NEXT = {
     "pays": "Deploy with this draft length.",
     "does not pay": "Train longer and on your own prompts, or take a smaller draft or another draft length.",
-    "cannot pay": "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap.",
-    "undecided": "Time more prompts: raise --num-prompts and --latency-prompts.",
+    "cannot pay": NO_TRAINING,
+    "undecided": MORE_PROMPTS,
     "unknown": "",
 }
 

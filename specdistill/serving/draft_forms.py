@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from specdistill.errors import SpecdistillError
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.compared_drafts import score_compared
 from specdistill.evaluation.interruption import Interruption
+from specdistill.evaluation.latency import time_and_tokens
 from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report import Report
@@ -22,7 +23,7 @@ from specdistill.models.load import ModelSource
 from specdistill.models.pair import ModelPair
 from specdistill.progress import Progress
 from specdistill.serving.bench_config import BenchConfig
-from specdistill.serving.engine_report import EngineRun
+from specdistill.serving.engine_report import EngineRun, emitted_tokens
 
 FormRuns = dict[str, list[EngineRun]]
 """Name of a draft of --compare -> the batches."""
@@ -94,7 +95,7 @@ def _measured(row: LeaderboardRow, main: Sequence[EngineRun], runs: Sequence[Eng
     calls = [run.speculation for run in runs if run.speculation is not None]
     length = None
     if len(calls) == len(runs):
-        emitted = [sum(len(answer.token_ids) - 1 for answer in run.speculative) for run in runs]
+        emitted = [emitted_tokens(run.speculative, first_drafted=False) for run in runs]
         length = ratio(emitted, [counts.rounds for counts in calls])
     paired = runs is not main and len(runs) == len(main)
     return dataclasses.replace(
@@ -117,9 +118,5 @@ def speedup_difference(runs: Sequence[EngineRun], main: Sequence[EngineRun]) -> 
 
 def _columns(runs: Sequence[EngineRun]) -> list[np.ndarray]:
     """Tokens and seconds with the draft, then of the plain target, [batches] each."""
-    found: Mapping[str, Sequence] = {"speculative": [r.speculative for r in runs], "plain": [r.plain for r in runs]}
-    columns = []
-    for batches in found.values():
-        columns.append(np.array([sum(len(answer.token_ids) for answer in batch) for batch in batches], dtype=float))
-        columns.append(np.array([batch[0].seconds for batch in batches]))
-    return columns
+    ways = [run.speculative for run in runs], [run.plain for run in runs]
+    return [column for batches in ways for column in reversed(time_and_tokens(batches))]

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from specdistill.data.batch import Example
+from specdistill.evaluation.interruption import UNKNOWN
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.recommend import TimedWay, recommend
 from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_baselines import Baseline
-from specdistill.evaluation.statistics import Estimate, ratio
+from specdistill.evaluation.statistics import ratio
 from specdistill.serving.bench_config import BenchConfig
-from specdistill.serving.engine import Answered, Engine
+from specdistill.serving.engine import Engine
 from specdistill.serving.engine_copies import copied_tau, lookup_of
-from specdistill.serving.engine_report import EngineRun
+from specdistill.serving.engine_report import EngineRun, emitted_tokens
 from specdistill.serving.engine_table import METHODS, Drafting
 from specdistill.serving.speculation import total_of
-
-_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def baselines(
@@ -56,7 +55,7 @@ def baselines(
 def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting) -> Baseline:
     pairs = [(run, run.baselines[method]) for run in runs]
     counting = [(answered, answered.speculation) for _, answered in pairs if answered.speculation is not None]
-    emitted = [_tokens(answered, engine.first_drafted) for answered, _ in counting]
+    emitted = [emitted_tokens(answered.answers, engine.first_drafted) for answered, _ in counting]
     rounds = [counts.rounds for _, counts in counting]
     total = total_of(counts for _, counts in counting)
     share = None
@@ -64,7 +63,7 @@ def _one(runs: Sequence[EngineRun], method: str, engine: Engine, asked: Drafting
         share = total.proposing / total.rounds
     return Baseline(
         settings=settings_of(asked),
-        mean_acceptance_length=ratio(emitted, rounds) if counting else _UNKNOWN,
+        mean_acceptance_length=ratio(emitted, rounds) if counting else UNKNOWN,
         proposed_share=share,
         speedup=speedup_of([run.plain for run in runs], [answered.answers for _, answered in pairs]),
         over_draft=speedup_of([run.speculative for run in runs], [answered.answers for _, answered in pairs]),
@@ -102,10 +101,6 @@ def settings_of(asked: Drafting) -> dict[str, int | float]:
     if asked.method.startswith("ngram"):
         settings |= {"max": asked.lookup_max, "min": asked.lookup_min}
     return settings
-
-
-def _tokens(answered: Answered, first_drafted: bool) -> int:
-    return sum(len(generation.token_ids) - (not first_drafted) for generation in answered.answers)
 
 
 def never_proposed(config: BenchConfig, runs: Sequence[EngineRun]) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from specdistill.data.batch import Example
 from specdistill.decoding.lookup import LlamaCppNgram, NewLookup, TransformersNgram, VllmNgram
 from specdistill.decoding.suffix import SuffixMemory
-from specdistill.evaluation.baselines import walk
+from specdistill.evaluation.copying_walk import walk
 from specdistill.serving import draft_flags
 from specdistill.serving.engine_table import Drafting
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specdistill.data.prompts import Prompt
+from specdistill.decoding import Generation
 from specdistill.evaluation import economics
 from specdistill.evaluation.acceptance import PromptAcceptance, alpha_sums, predicted_tau
 from specdistill.evaluation.economics import Economics
+from specdistill.evaluation.interruption import UNKNOWN, counted_or_unknown
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
 from specdistill.evaluation.report_acceptance import (
@@ -37,7 +39,6 @@ from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_models import EngineModels
 from specdistill.serving.speculation import Speculation, total_of
 
-_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 _UNSCORED = ScoredAcceptance(tokens_scored=0, alpha={}, predicted_mean_acceptance_length={}, by_category={})
 
 
@@ -135,15 +136,9 @@ def _counted(
     counting = [(run, run.speculation) for run in runs if run.speculation is not None]
     total = total_of(counts for _, counts in counting)
     if total is None:
-        return CountedAcceptance(
-            by_position=[],
-            by_position_conditional=[],
-            mean_acceptance_length=_UNKNOWN,
-            mean_acceptance_length_macro=float("nan"),
-            acceptance_rate=_UNKNOWN,
-            counters=Counters(source=engine.counters),
-        )
-    emitted = np.array([_tokens(run, engine.first_drafted) for run, _ in counting], dtype=float)
+        counters = Counters(source=engine.counters)
+        return dataclasses.replace(counted_or_unknown((), num_draft_tokens=0), counters=counters)
+    emitted = np.array([emitted_tokens(run.speculative, engine.first_drafted) for run, _ in counting], dtype=float)
     rounds = np.array([counts.rounds for _, counts in counting], dtype=float)
     proposed = np.array([counts.proposed for _, counts in counting], dtype=float)
     accepted = np.array([counts.accepted for _, counts in counting], dtype=float)
@@ -206,12 +201,13 @@ def round_cost(runs: Sequence[EngineRun], first_drafted: bool) -> Estimate:
         step_seconds.append(run.plain[0].seconds - max(generation.first_token_seconds for generation in run.plain))
         steps.append(sum(len(generation.token_ids) - 1 for generation in run.plain) / rows)
     if not rounds:
-        return _UNKNOWN
+        return UNKNOWN
     return of_sums(lambda a, b, c, d: (a / b) / (c / d), round_seconds, rounds, step_seconds, steps)
 
 
-def _tokens(run: EngineRun, first_drafted: bool) -> int:
-    return sum(len(generation.token_ids) - (not first_drafted) for generation in run.speculative)
+def emitted_tokens(answers: Sequence[Generation], first_drafted: bool) -> int:
+    """Tokens that verifications put out: all, but the first of each answer where the prompt's own pass gives it."""
+    return sum(len(generation.token_ids) - (not first_drafted) for generation in answers)
 
 
 def _setup(config: BenchConfig, models: EngineModels, num_draft_tokens: int, prompts: int, version: str) -> EngineSetup:

@@ -17,7 +17,8 @@ from specdistill.decoding.lookup import VllmNgram
 from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import expected_rounds
 from specdistill.evaluation.baseline_settings import BaselineSettings
-from specdistill.evaluation.baselines import walk, ways_of
+from specdistill.evaluation.baselines import ways_of
+from specdistill.evaluation.copying_walk import walk
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import bleu4, overlap
