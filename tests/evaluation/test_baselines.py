@@ -22,7 +22,7 @@ from specdistill.evaluation.copying_walk import walk
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import bleu4, overlap
-from specdistill.evaluation.recommend import TimedWay, recommend
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
 
 NGRAM = partial(VllmNgram, 2, 3)
 COSTS = Costs(1.0, 0.25, {1: 1.0, 2: 1.1, 3: 1.3, 4: 1.6})
@@ -171,6 +171,16 @@ def test_what_is_recommended(ways, serve):
         assert hopeless is not None and hopeless.next.startswith("Do not train this draft")
     else:
         assert found.next == "specdistill check --target T --draft 'a draft'"
+
+
+def test_the_next_bench_asks_the_same():
+    config = BenchConfig.flat(target="T", draft="D", prompts="mails.jsonl", temperature=0.7, num_prompts=32)
+    same = same_answers(config)
+    assert same == ["--prompts", "mails.jsonl", "--temperature", "0.7"]
+    found = recommend([timed_way("draft", 0.8), timed_way("suffix", 0.5)], "T", "D", same)
+    assert found is not None and found.next.endswith(
+        "bench --target T --engine vllm --method suffix --num-draft-tokens 3 --prompts mails.jsonl --temperature 0.7"
+    )
 
 
 def test_too_few_batches_decide_nothing():
