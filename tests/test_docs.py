@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_vllm import FakeVllm
 from own_heads import make_base
+from pages import broken_links
 from peft_adapters import make_adapter
 from tiny_models import make_model, make_tokenizer, save
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -128,13 +129,15 @@ def test_the_pages_commands_run_in_reading_order(in_docs_folder, capsys):
     pages = [ROOT / "docs/start.md", *(page for page in PAGES if page.stem != "start")]
     assert run_lines([line for page in pages for line in shell_lines(page)], capsys) > 20
     # The Python of the first page, on what its commands left.
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
-    code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
-    exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL):
+        code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
+        exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
+    reasons = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert len(reasons) == 2 and set(reasons) <= {"length", "eos", "stop"}
 
 
 def test_the_readmes_commands_run(in_docs_folder, capsys):
-    assert run_lines(shell_lines(ROOT / "README.md"), capsys) > 8
+    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 6
 
 
 def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
@@ -149,8 +152,9 @@ def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
     assert named > 15
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_lead_somewhere():
+    listed = (ROOT / "docs/index.md").read_text()
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", ROOT / "benchmarks/README.md"):
+        assert broken_links(page) == [], page.name
     for page in PAGES:
-        for name in re.findall(r"\]\((\w+\.md)", page.read_text()):
-            assert (page.parent / name).is_file(), f"{page.name} -> {name}"
-        assert page.stem == "index" or f"\n{page.stem}\n" in (ROOT / "docs/index.md").read_text(), page.name
+        assert page.stem == "index" or f"\n{page.stem}\n" in listed, page.name
