@@ -23,6 +23,7 @@ from specdistill.cli import app, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+STORIES = sorted((ROOT / "docs/stories").glob("*.md"))
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 # Settings of real models that tiny ones can't have, and what keeps the runs short.
 SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
@@ -136,14 +137,21 @@ def test_the_pages_commands_run_in_reading_order(in_docs_folder, capsys):
     assert len(reasons) == 2 and set(reasons) <= {"length", "eos", "stop"}
 
 
+@pytest.mark.parametrize("story", STORIES, ids=lambda page: page.stem)
+def test_a_storys_commands_run(in_docs_folder, capsys, story):
+    """Behind the first page's, which make `cut`."""
+    (first,) = [line for line in shell_lines(ROOT / "docs/start.md") if line.endswith("--output cut")]
+    assert run_lines([first, *shell_lines(story)], capsys) >= 5
+
+
 def test_the_readmes_commands_run(in_docs_folder, capsys):
-    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 6
+    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 5
 
 
 def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
     """They take minutes to hours, so no test runs them; `make bench-quick` runs those of the decoder and the loss."""
     named = 0
-    for page in (ROOT / "README.md", ROOT / "kernels/README.md", *PAGES):
+    for page in (ROOT / "README.md", ROOT / "kernels/README.md", *PAGES, *STORIES):
         for script, rest in re.findall(r"python (benchmarks/[\w/]+\.py)([^`#&\n]*)", page.read_text()):
             source = (ROOT / script).read_text()
             for option in re.findall(r"--[\w-]+", rest):
@@ -154,7 +162,8 @@ def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
 
 def test_links_lead_somewhere():
     listed = (ROOT / "docs/index.md").read_text()
-    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", ROOT / "benchmarks/README.md"):
+    for page in (*PAGES, *STORIES, ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", ROOT / "benchmarks/README.md"):
         assert broken_links(page) == [], page.name
-    for page in PAGES:
-        assert page.stem == "index" or f"\n{page.stem}\n" in listed, page.name
+    for page in (*PAGES, *STORIES):
+        name = page.relative_to(ROOT / "docs").with_suffix("")
+        assert page.stem == "index" or f"\n{name}\n" in listed, page.name
