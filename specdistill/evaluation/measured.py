@@ -176,7 +176,7 @@ def baseline_sections(
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        recommendation = recommend(
-            ways, config.target, config.drafter, same_answers(config), hopeless=verdict == "cannot pay"
-        )
+        base, hopeless = config.adapter.target_base, verdict == "cannot pay"
+        same = same_answers(config)
+        recommendation = recommend(ways, config.target, config.drafter, same, base=base, hopeless=hopeless)
     return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}
