@@ -27,8 +27,10 @@ from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
+from specdistill.distill.training.anchors import Anchored
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.measures import HeldOutMeasures
+from specdistill.distill.training.parallel_start import ParallelStart, install_proven, plan_parallel
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
 from specdistill.distill.training.start import judge_start, made_for
 from specdistill.distill.training.step import learning_rate
@@ -82,6 +84,7 @@ def train_draft(
         target_base=config.adapter.target_base,
     )
     refuse_states_of(found.pair, config.method)
+    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout])
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
@@ -89,7 +92,7 @@ def train_draft(
                 run_settings.check_adapters(output, found.pair.adapter_labels)
         config.presets.announce(config.method, config.to_flat(), progress.say)
         torch.manual_seed(config.seed)
-        run = _load(config, prompts, found, output, progress, ranks)
+        run = _load(config, prompts, found, parallel, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
             trainer, built = _build_trainer(run, callbacks, make_engine)
             summary = _train(run, trainer, built)
@@ -114,6 +117,8 @@ class _Run:
     target: OpenTarget
     reference: LanguageModel | None
     guidance: Guidance | None
+    parallel: ParallelStart | None
+    """How the draft guesses several tokens in one pass; None for an ordinary draft."""
     output: Path
     progress: Progress
     ranks: Ranks
@@ -125,7 +130,13 @@ class _Run:
 
 
 def _load(
-    config: TrainConfig, prompts: RunPrompts, found: FoundRun, output: Path, progress: Progress, ranks: Ranks
+    config: TrainConfig,
+    prompts: RunPrompts,
+    found: FoundRun,
+    parallel: ParallelStart | None,
+    output: Path,
+    progress: Progress,
+    ranks: Ranks,
 ) -> _Run:
     """Loads the models and writes the run's settings."""
     place = config.place
@@ -157,16 +168,17 @@ def _load(
     prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)
     text_block(config.sequences, pair)
     prompts.warn(found, pair.target, progress.say)
+    if parallel is not None:
+        install_proven(pair, parallel, progress.say)
     if config.optimiser.lora_rank:
-        lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
+        lora.add_adapters(pair.draft.model, config.optimiser.lora_rank, pair.draft.parallel if parallel else None)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
         run_settings.keep_adapters(output, found.pair.adapter_labels)
         prompts.keep(output)
     ranks.wait()
-    return _Run(
-        config, prompts, found.training, found.heldout, pair, target, reference, guidance, output, progress, ranks
-    )
+    texts = found.training, found.heldout
+    return _Run(config, prompts, *texts, pair, target, reference, guidance, parallel, output, progress, ranks)
 
 
 def _build_trainer(
@@ -185,9 +197,12 @@ def _build_trainer(
         run.progress.say,
     )
     built = Built(NoText()) if idle is not None else _build_source(run, make_engine)
+    source = built.source
+    if run.parallel is not None:
+        source = Anchored(source, pair.draft, config.parallel_draft, config.seed)
     trainer = DraftTrainer(
         pair,
-        built.source,
+        source,
         TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
         measures,
         config.objective,
@@ -279,6 +294,7 @@ def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
                 run.pair,
                 run.prompts,
                 built,
+                run.parallel,
                 config.to_flat() | {"divergence": config.objective.kind},
                 run.ranks,
                 learning_rate=learning_rate(config.optimiser, run.pair.draft),
