@@ -49,11 +49,7 @@ def finish(
     measures, keeper, state = trainer.measures, trainer.keeper, trainer.state
     output = Path(settings["output"])
     if state.kept_step == 0 and not interrupted and ranks.is_main:
-        # The output must be a draft all the same, and an honest one.
-        start = load.load_model(settings["draft"], "draft", device=str(pair.draft.device), dtype=torch.float32)
-        if parallel is not None:
-            parallel.install(start)
-        save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
+        _write_start(pair, parallel, settings["draft"], output)
     start, kept = keeper.records["start"], keeper.kept
     summary = TrainSummary(
         output=str(output),
@@ -84,6 +80,14 @@ def finish(
     if ranks.is_main:
         atomic.write_text(output / "README.md", model_card(settings, pair, summary))
     return summary
+
+
+def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, output: Path) -> None:
+    """Writes the draft as it was before training: the output must be a draft all the same, and an honest one."""
+    start = load.load_model(name, "draft", device=str(pair.draft.device), dtype=torch.float32)
+    if parallel is not None:
+        parallel.install(start)
+    save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
 
 
 def _verdict(trainer: DraftTrainer, preset: str) -> str | None:

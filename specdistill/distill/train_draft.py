@@ -84,7 +84,6 @@ def train_draft(
         target_base=config.adapter.target_base,
     )
     refuse_states_of(found.pair, config.method)
-    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout])
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
@@ -92,7 +91,7 @@ def train_draft(
                 run_settings.check_adapters(output, found.pair.adapter_labels)
         config.presets.announce(config.method, config.to_flat(), progress.say)
         torch.manual_seed(config.seed)
-        run = _load(config, prompts, found, parallel, output, progress, ranks)
+        run = _load(config, prompts, found, output, progress, ranks)
         with guard_rails.reported_interrupt(output, progress), out_of_memory_named(SHORTER_TEXTS):
             trainer, built = _build_trainer(run, callbacks, make_engine)
             summary = _train(run, trainer, built)
@@ -130,17 +129,12 @@ class _Run:
 
 
 def _load(
-    config: TrainConfig,
-    prompts: RunPrompts,
-    found: FoundRun,
-    parallel: ParallelStart | None,
-    output: Path,
-    progress: Progress,
-    ranks: Ranks,
+    config: TrainConfig, prompts: RunPrompts, found: FoundRun, output: Path, progress: Progress, ranks: Ranks
 ) -> _Run:
     """Loads the models and writes the run's settings."""
     place = config.place
     shards_target = config.processes.shards_target
+    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout])
     pair = load_pair(
         config.target,
         config.draft,
