@@ -88,7 +88,7 @@ def test_every_loss_is_the_mean_over_all_guesses(models, kind):
     p, q = by_hand(*models, EXAMPLES)
     assert len(p) == (3 + 3 + 2 + 1) + (2 + 1)
     out = loss_of(*models, EXAMPLES, divergence=kind)
-    assert float(out.loss.detach()) == close(float(LOSSES[kind](p, q).mean()))
+    assert float(out.loss.detach()) == close(LOSSES[kind](p, q).mean().item())
     own = [depth == 1 for _, _, depth in guesses(EXAMPLES)]
     assert float(out.alpha_sum) == close(float(torch.minimum(p, q).sum(-1)[own].sum())), "alpha is that of one token"
 
