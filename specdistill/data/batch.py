@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdistill.data.mask_tokens import MaskTokens, lay_out
 from specdistill_kernels import SoftLabels
 
 
@@ -41,6 +42,8 @@ class Example:
     """[answer, K]: the target's likeliest ids and their log-probabilities, if the target itself is not loaded."""
     target_prompt_ids: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
     """The prompt as the target sees it, where it sees more than the draft does (context distillation)."""
+    masks: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
+    """Mask tokens behind the anchor of each answer token, for a parallel draft; None for any other."""
 
     def __post_init__(self) -> None:
         if len(self.provenance) != len(self.answer_ids):
@@ -56,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right. Every tensor is [batch, length]."""
+    """Examples padded on the right. Every tensor is [batch, length]; `masks` are beside them."""
 
     input_ids: Tensor
     """int64 token ids."""
@@ -66,6 +69,8 @@ class Batch:
     """bool, True on the answer tokens that the loss predicts, the first end-of-sequence token included."""
     provenance: Tensor
     """int64 `Provenance`; PROMPT on padding."""
+    masks: MaskTokens | None = None
+    """Mask tokens of a parallel draft; None for any other."""
 
     @property
     def predicting(self) -> Tensor:
@@ -86,7 +91,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy of the batch on another device."""
-        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+        masks = None if self.masks is None else self.masks.to(device)
+        tensors = (self.input_ids, self.attention_mask, self.response_mask, self.provenance)
+        return Batch(*(tensor.to(device) for tensor in tensors), masks=masks)
 
 
 def join_soft_labels(labels: Sequence[SoftLabels]) -> SoftLabels:
@@ -175,4 +182,8 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
         attention_mask[row, :end] = 1
         response_mask[row, start:end] = True
         provenance[row, start:end] = torch.tensor(example.provenance, dtype=torch.int64)
-    return Batch(input_ids, attention_mask, response_mask, provenance)
+    masks = None
+    if any(example.masks is not None for example in examples):
+        prompts, answers = zip(*((len(one.prompt_ids), len(one.answer_ids)) for one in examples), strict=True)
+        masks = lay_out(prompts, answers, [example.masks or () for example in examples])
+    return Batch(input_ids, attention_mask, response_mask, provenance, masks)

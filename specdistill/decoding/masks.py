@@ -34,25 +34,42 @@ def ragged_masks(
     Returns:
         One mask, or where layers hide different pairs, one for each kind of layer; None for layers without attention.
     """
+    keys = torch.arange(extent, device=positions.device)[None, :]
+    return masks_by_kind(config, positions, keys, keys[:, None, :] > positions[:, :, None], dtype)
+
+
+def masks_by_kind(
+    config: PretrainedConfig, positions: Tensor, keys: Tensor, later: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor | None]:
+    """Additive masks from what no layer may see, with each kind's window or chunk.
+
+    Args:
+        config: Names the kinds of attention, the window and the chunk size.
+        positions: int64 [batch, new], of the new tokens.
+        keys: int64 [batch or 1, keys], positions of everything that is kept.
+        later: bool [batch, new, keys], pairs that no kind of attention sees.
+        dtype: dtype of the mask.
+
+    Returns:
+        As `ragged_masks`.
+    """
     kinds = kinds_of_masks(config)
-    masks = {kind: _additive(_unseen(kind, config, positions, extent), dtype) for kind in kinds}
+    masks = {kind: _additive(_unseen(kind, config, positions, keys, later), dtype) for kind in kinds}
     if len(masks) == 1:
         # Families with one kind of attention take a plain mask, whatever they call the kind.
         return masks[kinds[0]]
     return {**masks, **dict.fromkeys(_STATES)}
 
 
-def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, extent: int) -> Tensor:
-    """Pairs that attention must not see, bool [batch, new, keys]."""
-    keys = torch.arange(extent, device=positions.device)
+def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, keys: Tensor, later: Tensor) -> Tensor:
+    """Pairs that attention of a kind must not see, bool [batch, new, keys]."""
     # Comparisons of positions, not of distances: int64 distances would be 8 bytes per pair of tokens.
-    latest = positions[:, :, None]
-    unseen = keys > latest
+    latest, at = positions[:, :, None], keys[:, None, :]
     if kind == "sliding_attention" and config.sliding_window is not None:
-        unseen.logical_or_(keys <= latest - config.sliding_window)
-    elif kind == "chunked_attention":
-        unseen.logical_or_(keys < latest - latest % config.attention_chunk_size)
-    return unseen
+        return later | (at <= latest - config.sliding_window)
+    if kind == "chunked_attention":
+        return later | (at < latest - latest % config.attention_chunk_size)
+    return later
 
 
 def _additive(unseen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,6 +15,7 @@ from specdistill.distill.sequences.settings import OnPolicySettings, SequenceSet
 from specdistill.distill.target.place import TargetPlace
 from specdistill.distill.target.settings import TargetSettings
 from specdistill.distill.training.loss_settings import LossSettings, Objective
+from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
 from specdistill.settings import checks
@@ -69,6 +70,7 @@ class TrainConfig(Config):
         default_factory=OnPolicySettings
     )
     loss: Annotated[LossSettings, box("Loss")] = field(default_factory=LossSettings)
+    parallel_draft: Annotated[ParallelSettings, box("Parallel draft")] = field(default_factory=ParallelSettings)
     target_settings: Annotated[TargetSettings, box("Target")] = field(default_factory=TargetSettings)
     optimiser: Annotated[OptimiserSettings, box("Optimiser")] = field(default_factory=OptimiserSettings)
     evaluation: Annotated[EvaluationSettings, box("Evaluation and checkpoints")] = field(
@@ -96,6 +98,7 @@ class TrainConfig(Config):
         if self.method == "online" and objective.temperature != 1:
             raise ConfigError("a rejection log holds the target at temperature 1; set --loss-temperature 1")
         self._check_watch()
+        self._check_parallel()
         self._check_sharing()
         if self.presets.preset == "adapt" and self.loss.reward is not None and self.sequences.target_fraction == 1:
             raise ConfigError(
@@ -123,6 +126,29 @@ class TrainConfig(Config):
             raise ConfigError(f"--watch score needs --scorer {CHOICES}")
         if self.watch == "reward" and self.loss.reward is None:
             raise ConfigError("--watch reward needs --reward module:function")
+
+    def _check_parallel(self) -> None:
+        """Refuses what a parallel draft can't be trained with."""
+        wanted = self.parallel_draft.wanted
+        if self.watch == "tokens_per_call" and not wanted:
+            raise ConfigError("--watch tokens_per_call needs --parallel")
+        if not wanted:
+            return
+        if self.method == "online":
+            raise ConfigError(
+                "--parallel needs texts, and a rejection log holds single tokens; choose another --method"
+            )
+        if self.loss.reward is not None or self.loss.reference is not None:
+            raise ConfigError("--parallel goes without --reward and --reference, which judge single tokens or answers")
+        if self.presets.judges_start:
+            raise ConfigError(
+                "--enough-alpha and --tolerated-drop judge the first token alone; with --parallel set both to 0"
+            )
+        if self.parallel_draft.parallel_confidence and not self.objective.needs_target:
+            raise ConfigError(
+                "--parallel-confidence weighs by the target's probabilities, and cross entropy looks at none; choose a "
+                "--divergence"
+            )
 
     def _check_sharing(self) -> None:
         """Refuses what goes against shared weights, or against an engine that takes whole ones."""
@@ -159,6 +185,8 @@ class TrainConfig(Config):
             return watch
         if self.loss.reward is not None:
             return "reward"
+        if self.parallel_draft.wanted:
+            return "tokens_per_call"
         # A model that is its own target starts at alpha 1, which its training can only lower.
         if self.recipe.learns_from_text and Path(self.target) == Path(self.draft):
             if self.sequences.judges_text:
@@ -176,6 +204,9 @@ class TrainConfig(Config):
     def teaches_itself(self) -> bool:
         """Whether a target of the draft's own weights would teach something: sees more, or its text says more."""
         if self.context.adds_something or self.target_settings.guidance or self.loss.reward or self.loss.ce_weight:
+            return True
+        if self.parallel_draft.wanted:
+            # The masks teach it something whatever the target is.
             return True
         if self.target_settings.target_memory in ("int8", "nf4") or self.method in ("sft", "online"):
             return True
@@ -195,4 +226,4 @@ class TrainConfig(Config):
         Raises:
             ConfigError: The loss's settings contradict the method or the sampling.
         """
-        return self.loss.objective(self.recipe, self.sampling)
+        return replace(self.loss.objective(self.recipe, self.sampling), parallel=self.parallel_draft.loss)

@@ -12,6 +12,7 @@ from specdistill.distill.model_card import model_card
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built
 from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.training.parallel_start import ParallelStart
 from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.summaries import TrainSummary
@@ -25,6 +26,7 @@ def finish(
     pair: ModelPair,
     prompts: RunPrompts,
     built: Built,
+    parallel: ParallelStart | None,
     settings: Mapping[str, Any],
     ranks: Ranks,
     *,
@@ -38,6 +40,7 @@ def finish(
         pair: Target and trained draft.
         prompts: The run's prompts.
         built: What was counted of the answers that it trained on.
+        parallel: How the draft guesses several tokens in one pass; None for an ordinary draft.
         settings: Flat settings of the run, with the divergence that was minimised.
         ranks: The main one writes.
         learning_rate: Peak.
@@ -46,9 +49,7 @@ def finish(
     measures, keeper, state = trainer.measures, trainer.keeper, trainer.state
     output = Path(settings["output"])
     if state.kept_step == 0 and not interrupted and ranks.is_main:
-        # The output must be a draft all the same, and an honest one.
-        start = load.load_model(settings["draft"], "draft", device=str(pair.draft.device), dtype=torch.float32)
-        save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
+        _write_start(pair, parallel, settings["draft"], output)
     start, kept = keeper.records["start"], keeper.kept
     summary = TrainSummary(
         output=str(output),
@@ -79,6 +80,14 @@ def finish(
     if ranks.is_main:
         atomic.write_text(output / "README.md", model_card(settings, pair, summary))
     return summary
+
+
+def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, output: Path) -> None:
+    """Writes the draft as it was before training: the output must be a draft all the same, and an honest one."""
+    start = load.load_model(name, "draft", device=str(pair.draft.device), dtype=torch.float32)
+    if parallel is not None:
+        parallel.install(start)
+    save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
 
 
 def _verdict(trainer: DraftTrainer, preset: str) -> str | None:

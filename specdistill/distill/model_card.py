@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from specdistill.evaluation.statistics import Estimate
-from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary
+from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary, measure_label
 from specdistill.models import ModelPair
 from specdistill.settings.target_context import ContextSettings
 
@@ -19,7 +20,7 @@ tags: [speculative-decoding, draft-model, specdistill]
 
 Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
 agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose} vocabulary and tokenizer files.
-{trimmed}{context}
+{trimmed}{guesses}{context}
 ## Measured
 
 {measured}{others}
@@ -70,7 +71,7 @@ alpha.
 _SERVING = """## Serving
 {gguf}
 ```
-vllm serve {served} --speculative-config '{{"method": "draft_model", "model": "{output}", "num_speculative_tokens": 4}}'
+vllm serve {served} --speculative-config '{engine}'
 ```
 
 ```python
@@ -143,6 +144,8 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         others=_others(summary),
         preset=_preset(summary),
         steps=summary.steps,
+        engine=_engine_settings(settings),
+        guesses=_guesses(settings),
         learning_rate=summary.learning_rate,
     )
 
@@ -152,6 +155,25 @@ def _preset(summary: TrainSummary) -> str:
     name = "" if summary.preset == "none" else f"Preset `{summary.preset}`. "
     verdict = "" if summary.verdict is None else f"{summary.verdict[0].upper()}{summary.verdict[1:]}."
     return f"\n{name}{verdict}\n" if name or verdict else ""
+
+
+def _engine_settings(settings: Mapping[str, Any]) -> str:
+    """JSON of vLLM's --speculative-config."""
+    tokens = settings["parallel"]
+    drafting: dict[str, object] = {"method": "draft_model", "model": settings["output"]}
+    drafting |= {"num_speculative_tokens": tokens or 4}
+    return json.dumps(drafting | ({"parallel_drafting": True} if tokens else {}))
+
+
+def _guesses(settings: Mapping[str, Any]) -> str:
+    """Paragraph on the tokens that a parallel draft guesses per pass; empty for an ordinary one."""
+    tokens = settings["parallel"]
+    return (
+        f"\nA parallel draft (PARD): it guesses up to {tokens} tokens in one pass behind mask tokens (`pard_token` in "
+        "config.json), and serves as an ordinary draft too.\n"
+        if tokens
+        else ""
+    )
 
 
 def _context(settings: Mapping[str, Any], pair: ModelPair) -> str:
@@ -175,16 +197,16 @@ def _rows(summary: TrainSummary) -> str:
     if summary.interrupted and summary.kept_step == 0:
         # Stopped before the first evaluation: the weights were trained, but nobody measured them.
         return "| (interrupted before the first measurement) | | | |"
-    return "\n".join(_row(summary, rule, rule) for rule in summary.gain if rule not in OTHER_MEASURES)
+    return "\n".join(_row(summary, rule, rule) for rule in summary.gain if measure_label(rule) is None)
 
 
 def _others(summary: TrainSummary) -> str:
     """The table of what was measured beside alpha; empty without such numbers."""
-    names = [name for name in OTHER_MEASURES if name in summary.gain]
+    names = [name for name in summary.gain if measure_label(name) is not None]
     if not names or (summary.interrupted and summary.kept_step == 0):
         return ""
-    labels = OTHER_MEASURES | {"score": f"{OTHER_MEASURES['score']} (`{summary.scorer}`)"}
-    rows = "\n".join(_row(summary, name, labels[name]) for name in names)
+    own = {"score": f"{OTHER_MEASURES['score']} (`{summary.scorer}`)"}
+    rows = "\n".join(_row(summary, name, own.get(name) or measure_label(name) or name) for name in names)
     head = "| on the same prompts | before | after | paired difference [95 % interval] |\n|---|---|---|---|"
     return f"\n{head}\n{rows}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,13 @@ from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.guard_rails import LABELS_FILE, SEQUENCES_FILE, WEIGHTS_FILE
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.loss_settings import LossSettings, Objective
+from specdistill.distill.training.parallel_settings import ParallelSettings
+from specdistill.distill.training.step import guesses_by_depth
 from specdistill.files import run_settings
 from specdistill.models import ModelPair, load_pair
+from specdistill.models.mask_token import install_mask_token
 from specdistill.models.pair import find_pair
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.settings.parts import pick
 from specdistill.settings.sampling import Sampling
 from specdistill_kernels import SoftLabels
@@ -36,7 +41,8 @@ def reproduce(directory: Path) -> tuple[float, float]:
     sequences, soft = _examples(directory)
     pair = _pair(directory, settings, target_weights=soft is None)
     module = DistillationLoss(pair.draft, pair.target, objective)
-    totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences))
+    guesses = () if objective.parallel is None else tuple(guesses_by_depth(sequences, objective.parallel.tokens))
+    totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences), guesses)
     hidden = None
     if objective.needs_target and soft is None:
         hidden = torch.cat(TargetStates(pair.target).hidden_states(sequences))
@@ -51,7 +57,8 @@ def reproduce(directory: Path) -> tuple[float, float]:
 def _objective(settings: run_settings.FlatSettings) -> Objective:
     loss: LossSettings = pick(LossSettings, settings)
     sampling: Sampling = pick(Sampling, settings)
-    return loss.objective(METHODS[settings["method"]], sampling)
+    parallel: ParallelSettings = pick(ParallelSettings, settings)
+    return replace(loss.objective(METHODS[settings["method"]], sampling), parallel=parallel.loss)
 
 
 def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
@@ -59,9 +66,15 @@ def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
     rows = json.loads((directory / SEQUENCES_FILE).read_text())["sequences"]
     examples = [
         Example(
-            name, tuple(prompt), tuple(answer), tuple(marks), target_prompt_ids=tuple(seen[0]) if any(seen) else None
+            name,
+            tuple(prompt),
+            tuple(answer),
+            tuple(marks),
+            target_prompt_ids=_tuple(later[:1]),
+            masks=_tuple(later[1:2]),
         )
-        for name, prompt, answer, marks, *seen in rows
+        # Runs of older versions wrote fewer columns.
+        for name, prompt, answer, marks, *later in rows
     ]
     if not (directory / LABELS_FILE).is_file():
         return examples, None
@@ -70,9 +83,9 @@ def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:
     return examples, join_soft_labels(parts)
 
 
-def _seen(stored: list[list[int] | None]) -> tuple[int, ...] | None:
-    """The target's prompt; older runs did not keep it."""
-    return tuple(stored[0]) if stored and stored[0] else None
+def _tuple(stored: list[list[int] | None]) -> tuple[int, ...] | None:
+    """A column that a run may not have written."""
+    return tuple(stored[0]) if stored and stored[0] is not None else None
 
 
 def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool) -> ModelPair:
@@ -81,6 +94,10 @@ def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weight
     found = find_pair(target, draft, say=lambda text: None, target_base=base)
     pair = load_pair(target, draft, found=found, draft_dtype=torch.float32, target_weights=target_weights)
     pair.target.model.requires_grad_(False)
+    if settings.get("parallel"):
+        mask_id = json.loads((directory / SEQUENCES_FILE).read_text())["mask_token"]
+        drafting = ParallelDrafting(mask_id, settings["parallel"])
+        install_mask_token(pair.draft, drafting, pair.target.head_weight.shape[0])
     weights = load_file(directory / WEIGHTS_FILE)
     with torch.no_grad():
         for name, parameter in trained(pair.draft.model).items():

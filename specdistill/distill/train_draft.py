@@ -27,8 +27,10 @@ from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
+from specdistill.distill.training.anchors import Anchored
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.measures import HeldOutMeasures
+from specdistill.distill.training.parallel_start import ParallelStart, install_proven, plan_parallel
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
 from specdistill.distill.training.start import judge_start, made_for
 from specdistill.distill.training.step import learning_rate
@@ -114,6 +116,8 @@ class _Run:
     target: OpenTarget
     reference: LanguageModel | None
     guidance: Guidance | None
+    parallel: ParallelStart | None
+    """How the draft guesses several tokens in one pass; None for an ordinary draft."""
     output: Path
     progress: Progress
     ranks: Ranks
@@ -130,6 +134,7 @@ def _load(
     """Loads the models and writes the run's settings."""
     place = config.place
     shards_target = config.processes.shards_target
+    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout])
     pair = load_pair(
         config.target,
         config.draft,
@@ -157,16 +162,17 @@ def _load(
     prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)
     text_block(config.sequences, pair)
     prompts.warn(found, pair.target, progress.say)
+    if parallel is not None:
+        install_proven(pair, parallel, progress.say)
     if config.optimiser.lora_rank:
-        lora.add_adapters(pair.draft.model, config.optimiser.lora_rank)
+        lora.add_adapters(pair.draft.model, config.optimiser.lora_rank, pair.draft.parallel if parallel else None)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
         run_settings.keep_adapters(output, found.pair.adapter_labels)
         prompts.keep(output)
     ranks.wait()
-    return _Run(
-        config, prompts, found.training, found.heldout, pair, target, reference, guidance, output, progress, ranks
-    )
+    texts = found.training, found.heldout
+    return _Run(config, prompts, *texts, pair, target, reference, guidance, parallel, output, progress, ranks)
 
 
 def _build_trainer(
@@ -185,9 +191,12 @@ def _build_trainer(
         run.progress.say,
     )
     built = Built(NoText()) if idle is not None else _build_source(run, make_engine)
+    source = built.source
+    if run.parallel is not None:
+        source = Anchored(source, pair.draft, config.parallel_draft, config.seed)
     trainer = DraftTrainer(
         pair,
-        built.source,
+        source,
         TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
         measures,
         config.objective,
@@ -280,6 +289,7 @@ def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
                 run.pair,
                 run.prompts,
                 built,
+                run.parallel,
                 config.to_flat() | {"divergence": config.objective.kind},
                 run.ranks,
                 learning_rate=learning_rate(config.optimiser, run.pair.draft),

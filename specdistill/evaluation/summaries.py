@@ -13,8 +13,24 @@ OTHER_MEASURES = {
     "score": "score of its own greedy answers",
     "reward": "reward of its own sampled answers",
     "loss": "loss per token",
+    "tokens_per_call": "tokens per target call",
 }
-"""Held-out numbers beside alpha, for people."""
+"""Held-out numbers beside alpha, for people; those of `depth_name` are not among them."""
+TOKENS_PER_CALL = "tokens_per_call"
+"""Tokens per target call of a parallel draft at the K that it is trained for, bonus included."""
+_DEPTH = "acceptance_at_"
+
+
+def depth_name(depth: int) -> str:
+    """Name of a parallel draft's acceptance at a depth, counted from 1."""
+    return f"{_DEPTH}{depth}"
+
+
+def measure_label(name: str) -> str | None:
+    """A held-out number's name for people; None for a rule, whose number is alpha."""
+    if name.startswith(_DEPTH):
+        return f"acceptance at depth {name.removeprefix(_DEPTH)}"
+    return OTHER_MEASURES.get(name)
 
 
 @dataclass(frozen=True, kw_only=True)

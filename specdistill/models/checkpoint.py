@@ -17,6 +17,8 @@ from specdistill.files import atomic
 from specdistill.models import vocabulary
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load import ModelSource
+from specdistill.models.mask_token import embedding_weight
+from specdistill.models.parallel import ParallelDrafting
 
 CUT_RECORD_FILE = "init_draft.json"
 """Record next to a draft that was cut out of its target and not trained since."""
@@ -61,10 +63,12 @@ def save_draft(
         OutputError: The disk is full or the directory can't be written.
     """
     model, dtype = cast(PreTrainedModel, weights or draft.model), draft.stored_dtype or draft.model.dtype
-    wanted_rows = target.head_weight.shape[0]
+    wanted_rows, drafting = target.head_weight.shape[0], draft.parallel
+    if drafting is not None:
+        wanted_rows = max(wanted_rows, drafting.mask_id + 1)
     if draft.head_weight.shape[0] != wanted_rows or dtype != model.dtype:
         model = copy.deepcopy(model)
-        vocabulary.resize_to(model, wanted_rows, target.vocab_size)
+        _resize_keeping_mask(model, wanted_rows, target.vocab_size, drafting)
         # transformers' own annotation of `to` does not take a dtype.
         torch.nn.Module.to(model, dtype)
     vars(model.config).pop("quantization_config", None)
@@ -83,6 +87,17 @@ def save_draft(
             shutil.rmtree(temporary, ignore_errors=True)
     if draft.kept_ids is not None:
         vocabulary.save_kept_ids(directory, draft.kept_ids, f"the most frequent tokens of {target.name}")
+
+
+def _resize_keeping_mask(model: PreTrainedModel, rows: int, real_size: int, drafting: ParallelDrafting | None) -> None:
+    """Resizes embedding and head; a mask token among the padding keeps its embedding, which padding has no use for."""
+    if drafting is None:
+        vocabulary.resize_to(model, rows, real_size)
+        return
+    kept = embedding_weight(model)[drafting.mask_id].detach().clone()
+    vocabulary.resize_to(model, rows, real_size)
+    with torch.no_grad():
+        embedding_weight(model)[drafting.mask_id] = kept
 
 
 def assisted_generation_config(target: LanguageModel) -> GenerationConfig:

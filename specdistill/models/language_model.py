@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdistill.files.adapters import Adapter
 from specdistill.models import families, output_head
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.stop_ids import eos_ids
 
 LONG_TEXT = 2048
@@ -78,6 +79,11 @@ class LanguageModel:
     def max_context(self) -> int:
         """Largest number of positions that the model supports."""
         return families.max_context(self.config)
+
+    @property
+    def parallel(self) -> ParallelDrafting | None:
+        """How it drafts several tokens in one pass, by its configuration; None for a model that does not."""
+        return ParallelDrafting.of_config(self.config, self.name)
 
     @property
     def num_parameters(self) -> int:

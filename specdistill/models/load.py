@@ -27,6 +27,7 @@ from specdistill.models import adapters, families, gguf, memory, multimodal, qua
 from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load_errors import out_of_reach, why_not
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.quiet import quiet_bars, quiet_hub, quiet_transformers
 
 
@@ -128,6 +129,7 @@ def _read(name: str, role: str, adapter: Adapter | None, say: Callable[[str], No
             config = families.text_part(outer)
             families.check_causal(config, name)
             families.check_experts(config, name)
+            ParallelDrafting.of_config(config, f"--{role} {name}")
             if Path(location).is_dir():
                 checkpoint_files.check_tokenizer(Path(location), name, role)
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)

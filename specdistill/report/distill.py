@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.table import Table
 
 from specdistill.evaluation.summaries import (
-    OTHER_MEASURES,
     AnnotateSummary,
     GenerateSummary,
     RightAnswers,
     TrainSummary,
+    measure_label,
 )
 from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate
@@ -24,7 +24,7 @@ def training_table(summary: TrainSummary) -> None:
         table.add_column(name, justify="left" if name in ("rule", "of") else "right")
     for name, gain in summary.gain.items():
         before, after = summary.before[name], summary.after[name]
-        label = OTHER_MEASURES.get(name, name)
+        label = measure_label(name) or name
         if name == "score":
             label += f" ({summary.scorer})"
         table.add_row(label, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))

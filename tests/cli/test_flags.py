@@ -128,6 +128,13 @@ TOGETHER = {
         "skd_num_draft_tokens": {"skd_num_draft_tokens": 4, "method": "skd"},
         "skd_target_temperature": {"skd_target_temperature": 0.2, "method": "skd"},
         "skd_target_top_p": {"skd_target_top_p": 0.5, "method": "skd"},
+        "parallel": {"parallel": 8},
+        "mask_token": {"parallel": 8, "mask_token": 7},
+        "anchors": {"parallel": 8, "anchors": "rounds"},
+        "parallel_keep": {"parallel": 8, "parallel_keep": 0.7},
+        "parallel_keep_least": {"parallel": 8, "parallel_keep_least": 0.2},
+        "parallel_weights": {"parallel": 8, "parallel_weights": 0.5},
+        "parallel_confidence": {"parallel": 8, "parallel_confidence": True},
     },
 }
 SELF_SETTINGS = {

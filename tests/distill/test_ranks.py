@@ -28,9 +28,19 @@ from specdistill.models.pair import resolve_dtype
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Answers of one to six words, so that ranks get unequal shares."""
-    models = {"target": make_model(layers=2), "draft": make_model(layers=1, seed=9)}
+    return models_with_heads_of(65, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """Heads with a row that no token has: a parallel draft needs one."""
+    return models_with_heads_of(66, tmp_path_factory.mktemp("padded"))
+
+
+def models_with_heads_of(rows, place):
+    models = {"target": make_model(layers=2, vocab_size=rows), "draft": make_model(layers=1, seed=9, vocab_size=rows)}
     prompts = [{"prompt": f"w{i} w{(7 * i) % 60}", "answer": " ".join(["w3"] * (1 + i % 6))} for i in range(20)]
-    return write_folder(tmp_path_factory.mktemp("ranks"), models, prompts)
+    return write_folder(place, models, prompts)
 
 
 def settings(folder, output, **changes):
@@ -58,18 +68,21 @@ CASES = {
     "gkd-accumulated": {"method": "gkd", "batch_size": 7, "micro_batch_size": 2},
     "skd": {"method": "skd", "steps": 3},
     "a-rank-without-tokens": {"method": "supervised-kd", "batch_size": 1},
+    "parallel-accumulated": {"method": "gkd", "batch_size": 7, "micro_batch_size": 2, "parallel": 3},
 }
 SHARDED = {
     "draft-gkd-accumulated": CASES["gkd-accumulated"] | {"shard": "draft"},
     "draft-skd-checkpointed": CASES["skd"] | {"shard": "draft", "gradient_checkpointing": True},
     "draft-a-rank-without-tokens": CASES["a-rank-without-tokens"] | {"shard": "draft"},
+    "draft-parallel": {"method": "gkd", "parallel": 3, "anchors": "rounds", "parallel_weights": 0.7, "shard": "draft"},
     "both-without-tokens": CASES["a-rank-without-tokens"] | {"shard": "both"},
     "target-own-answers": {"method": "gkd", "lmbda": 0.7, "micro_batch_size": 1, "shard": "target", "rollouts": True},
 }
 
 
 @pytest.mark.parametrize("name", [*CASES, *SHARDED])
-def test_two_ranks_train_as_one(folder, tmp_path, name):
+def test_two_ranks_train_as_one(folder, padded, tmp_path, name):
+    folder = padded if "parallel" in name else folder
     one, two = (settings(folder, tmp_path / output, **(CASES | SHARDED)[name]) for output in ("one", "two"))
     if two.pop("rollouts", None):
         generate(GenerateConfig.flat(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))

@@ -66,9 +66,12 @@ def dump_step(directory: Path, step: int, network: nn.Module, sequences: Sequenc
         weights = {name: parameter.detach().contiguous() for name, parameter in trained(network).items()}
         save_file(weights, temporary / WEIGHTS_FILE)
         rows = [
-            [row.prompt_id, row.prompt_ids, row.answer_ids, row.provenance, row.target_prompt_ids] for row in sequences
+            [row.prompt_id, row.prompt_ids, row.answer_ids, row.provenance, row.target_prompt_ids, row.masks]
+            for row in sequences
         ]
-        (temporary / SEQUENCES_FILE).write_text(json.dumps({"step": step, "reason": reason, "sequences": rows}))
+        mask = getattr(getattr(network, "config", None), "pard_token", None)
+        content = {"step": step, "reason": reason, "sequences": rows, "mask_token": mask}
+        (temporary / SEQUENCES_FILE).write_text(json.dumps(content))
         labels = [row.soft_labels for row in sequences if row.soft_labels is not None]
         if labels:
             save_file(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from specdistill.errors import ConfigError
+from specdistill.models.mask_token import embedding_weight
+from specdistill.models.parallel import ParallelDrafting
 
 
 def check_installed() -> None:
@@ -16,8 +20,14 @@ def check_installed() -> None:
         raise ConfigError("--lora-rank needs the package peft: pip install 'specdistill[lora]'")
 
 
-def add_adapters(model: nn.Module, rank: int) -> None:
-    """Adds adapters to every linear layer but the head, in place, and freezes all other weights."""
+def add_adapters(model: PreTrainedModel, rank: int, parallel: ParallelDrafting | None = None) -> None:
+    """Adds adapters to every linear layer but the head, in place, and freezes all other weights.
+
+    Args:
+        model: Changed in place.
+        rank: Of the adapters.
+        parallel: Names the mask token of a parallel draft, whose embedding is trained too: no adapter reaches it.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     # alpha = rank: the adapters' product counts as it is, whatever the rank.
@@ -25,6 +35,16 @@ def add_adapters(model: nn.Module, rank: int) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     inject_adapter_in_model(settings, model)
+    if parallel is not None:
+        _train_row(embedding_weight(model), parallel.mask_id)
+
+
+def _train_row(weight: Tensor, row: int) -> None:
+    """Lets one row of a frozen weight learn: the gradient of all others is 0, and so is AdamW's step."""
+    only = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
+    only[row] = 1
+    weight.requires_grad_(True)
+    weight.register_hook(lambda gradient: gradient * only)
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
+from specdistill.data.mask_tokens import MaskTokens
+from specdistill.decoding.expanded_pass import expanded_hidden_states
 from specdistill.distill.training.loss_settings import Objective
+from specdistill.distill.training.parallel_rows import Guesses, labelled_probabilities
+from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.pair import load_another
 from specdistill_kernels import SoftLabels, fused_divergence
@@ -25,6 +29,8 @@ class StepTotals(NamedTuple):
 
     tokens: int
     sequences: int
+    by_depth: tuple[int, ...] = ()
+    """Guesses of a parallel draft by how far they look ahead, from 1; empty for an ordinary one."""
 
 
 class LossOutput(NamedTuple):
@@ -54,6 +60,10 @@ class DistillationLoss(nn.Module):
         self._draft, self._target, self._reference, self._objective = draft, target, reference, objective
         self.kind, self.beta, self.scale = divergence_of(objective.kind, objective.beta)
         self.temperature = objective.temperature
+        self._vocab_size, mask = draft.vocab_size, draft.parallel
+        if objective.parallel is not None and mask is not None and mask.mask_id < target.head_weight.shape[0]:
+            # A mask token beyond the tokenizer's ids must not be guessed either, by engines that sample over padding.
+            self._vocab_size = max(self._vocab_size, mask.mask_id + 1)
         # Found here, where the weights are whole: a pass later may meet shards.
         for model in (draft, target, reference):
             if model is not None:
@@ -78,6 +88,8 @@ class DistillationLoss(nn.Module):
             soft_labels: Labels of the tokens, instead of the target's hidden states.
             selection: [tokens] factors of AdaSPEC's selection, as by `select_tokens`; None trains on all tokens.
         """
+        if batch.masks is not None and self._objective.parallel is not None:
+            return self._parallel(batch, batch.masks, self._objective.parallel, target_hidden, totals, soft_labels)
         hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
         with torch.autocast(hidden.device.type, enabled=False):
@@ -98,6 +110,49 @@ class DistillationLoss(nn.Module):
             if advantages is not None:
                 loss = loss + self._policy_loss(batch, hidden, advantages, totals.sequences)
         return LossOutput(loss, alpha.sum())
+
+    def _parallel(
+        self,
+        batch: Batch,
+        masks: MaskTokens,
+        settings: ParallelLoss,
+        target_hidden: Tensor | None,
+        totals: StepTotals,
+        soft_labels: SoftLabels | None,
+    ) -> LossOutput:
+        """The same for a parallel draft: the text's own rows are trained as ever, and each mask's row beside them."""
+        assert self._draft.parallel is not None, "the draft has a mask token"
+        real, behind = expanded_hidden_states(self._draft, batch, self._draft.parallel.mask_id)
+        hidden = torch.cat((real[batch.predicting], behind[masks.real]))
+        tokens, own = batch.num_response_tokens, batch.provenance[batch.response_mask] == Provenance.DRAFT
+        guesses = Guesses.of_batch(batch, masks)
+        # A row is compared with what the target says of the token that it guesses.
+        predicted, labels = guesses.predicted, batch.labels[guesses.predicted]
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self._draft.head_weight.dtype)
+            weights = torch.tensor(settings.depth_weights(totals.by_depth), device=hidden.device)[guesses.depths - 1]
+            if settings.by_confidence:
+                weights *= guesses.reached(self._text_probabilities(target_hidden, batch.labels, soft_labels))
+            share = self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
+            wanted = None if target_hidden is None else target_hidden[predicted]
+            soft = None if soft_labels is None else SoftLabels(*(part[predicted] for part in soft_labels))
+            output = self._divergence(self.kind, hidden, wanted, weights * share, labels, soft_labels=soft)
+            loss, alpha = output.loss, output.alpha[:tokens]
+            if not share:
+                alpha = self._alpha(hidden[:tokens].detach(), target_hidden, batch.labels, soft_labels)
+            if self._objective.ce_weight and self.kind != "ce":
+                labelled = self._objective.ce_weight * weights.masked_fill(own[predicted], 0)
+                loss = loss + self._divergence("ce", hidden, None, labelled, labels).loss
+        return LossOutput(loss, alpha.sum())
+
+    @torch.no_grad()
+    def _text_probabilities(self, target_hidden: Tensor | None, labels: Tensor, soft: SoftLabels | None) -> Tensor:
+        """The target's probability of each answer token, [tokens]."""
+        if soft is not None:
+            return labelled_probabilities(labels, soft)
+        assert target_hidden is not None, "TrainConfig refuses this for cross entropy"
+        ones = torch.ones(len(labels), device=labels.device)
+        return (-self._divergence("ce", target_hidden, None, ones, labels, draft=self._target).per_token).exp()
 
     def _token_weights(self, batch: Batch, totals: StepTotals) -> Tensor:
         """Weight of each token in what is learned from the text, [tokens] in the order of `batch.labels`.
@@ -171,7 +226,7 @@ class DistillationLoss(nn.Module):
             eta=self._objective.eta,
             temperature=temperature or self.temperature,
             labels=labels,
-            vocab_size=draft.vocab_size,
+            vocab_size=self._vocab_size,
             draft_softcap=draft.softcap,
             target_softcap=None if target_hidden is None else self._target.softcap,
             soft_labels=soft_labels,

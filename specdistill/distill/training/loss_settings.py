@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.distill.methods import Method
+from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.sampling import Sampling
@@ -116,6 +117,8 @@ class Objective:
     select_fraction: float
     distill_weight: float | None
     """Weight of the divergence against a reward; None without a reward."""
+    parallel: ParallelLoss | None = None
+    """How the guesses of a parallel draft weigh; None for an ordinary draft."""
 
     @property
     def needs_target(self) -> bool:

@@ -21,12 +21,26 @@ from specdistill.distill.training.heldout import HeldOutScorer
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
+from specdistill.evaluation.summaries import OTHER_MEASURES, TOKENS_PER_CALL
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.progress import Quiet
 from specdistill_kernels import SoftLabels
 
 Sums = tuple[np.ndarray, np.ndarray]
 """Numerators and denominators of a mean, float64 [prompts] each."""
+
+
+class Measures(Protocol):
+    """Several numbers of the draft as it is now, from the same passes."""
+
+    @property
+    def names(self) -> list[str]:
+        """Their keys, in order."""
+        ...
+
+    def sums(self, draft: LanguageModel) -> dict[str, Sums]:
+        """Each number of every held-out prompt, as a ratio."""
+        ...
 
 
 class Measure(Protocol):
@@ -142,23 +156,32 @@ class HeldOutMeasures:
         base: Scores alpha, or text where tokenizers differ.
         measures: The others.
         watch: `alpha`, or the name of one of the others.
+        guesses: Those of a parallel draft; None for any other.
     """
 
-    def __init__(self, base: HeldOutScorer, measures: Sequence[Measure] = (), watch: str = "alpha") -> None:
-        self._base, self._measures = base, {measure.name: measure for measure in measures}
+    def __init__(
+        self,
+        base: HeldOutScorer,
+        measures: Sequence[Measure] = (),
+        watch: str = "alpha",
+        guesses: Measures | None = None,
+    ) -> None:
+        self._base, self._measures, self._guesses = base, {measure.name: measure for measure in measures}, guesses
+        self._others = [*self._measures, *([] if guesses is None else guesses.names)]
         self.measure = base.measure
         """Name of the base's numbers, for people."""
         self.caveat = base.caveat
         """Which of these are bounds, for people; None where none is."""
         self.watched = base.watched if watch == "alpha" else watch
         """Name of the number that decides which draft is best."""
-        if watch != "alpha" and watch not in self._measures:
+        if watch != "alpha" and watch not in self._others:
             raise ValueError(f"{watch} is watched but not measured")
 
     def score(self, draft: LanguageModel) -> Records:
         """Measures the draft as it is now."""
         base = self._base.score(draft)
-        return Records(base, {name: measure.sums(draft) for name, measure in self._measures.items()})
+        sums = {name: measure.sums(draft) for name, measure in self._measures.items()}
+        return Records(base, sums if self._guesses is None else sums | self._guesses.sums(draft))
 
     def means(self, records: Records) -> dict[str, float]:
         """name -> mean."""
@@ -187,11 +210,13 @@ class HeldOutMeasures:
 
     def is_alpha(self, name: str) -> bool:
         """Whether a number is the alpha of a rule."""
-        return self._base.measure == "alpha" and name not in self._measures
+        return self._base.measure == "alpha" and name not in self._others
 
     def label(self, name: str) -> str:
         """A number's name, for people."""
-        return f"alpha ({name})" if self.is_alpha(name) else self._base.measure if name == "text" else name
+        if self.is_alpha(name) or name == "text":
+            return self._base.measure if name == "text" else f"alpha ({name})"
+        return OTHER_MEASURES[name] if name == TOKENS_PER_CALL else name
 
     def history_key(self, name: str) -> str:
         """A number's key in the history."""

@@ -19,6 +19,7 @@ from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
+from specdistill.distill.training.heldout_parallel import ParallelHeldOut, labels_say, target_says
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, Measure, OwnAnswers
 from specdistill.models import ModelPair
@@ -96,7 +97,21 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
             measures.append(OwnAnswers(name, judge, prompts.heldout, ids, sampling, length, rollouts.seed))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))
-    return HeldOutMeasures(base, measures, inputs.watch)
+    return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers))
+
+
+def _guesses(inputs: MeasureInputs, answers: Sequence[Example]) -> ParallelHeldOut | None:
+    """The numbers of a parallel draft; None for any other."""
+    parallel = inputs.objective.parallel
+    if parallel is None:
+        return None
+    sampling, labeller = inputs.rollouts.sampling, inputs.target.labeller
+    if labeller is not None:
+        says = labels_say(labeller, answers)
+    else:
+        states = TargetStates(inputs.pair.target, guidance=inputs.rollouts.guidance, lockstep=inputs.shares_target)
+        says = target_says(inputs.pair.target, answers, sampling, states)
+    return ParallelHeldOut(answers, says, sampling, inputs.rule, parallel.tokens)
 
 
 def _own_ids(inputs: MeasureInputs) -> Sequence[list[int]]:

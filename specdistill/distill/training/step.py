@@ -170,8 +170,12 @@ class StepRunner:
 
     def _count(self, examples: Sequence[Example]) -> StepTotals:
         """Counts over all ranks, now: answers that were just written are as long as they are."""
-        tokens, count = self._ranks.total([sum(len(example.answer_ids) for example in examples), len(examples)])
-        return StepTotals(int(tokens), int(count))
+        own = [sum(len(example.answer_ids) for example in examples), len(examples)]
+        parallel = self._objective.parallel
+        if parallel is not None:
+            own += guesses_by_depth(examples, parallel.tokens)
+        tokens, count, *by_depth = (int(total) for total in self._ranks.total(list(map(float, own))))
+        return StepTotals(tokens, count, tuple(by_depth))
 
     def _forward_backward(
         self, examples: Sequence[Example], totals: StepTotals, rewards: list[float] | None
@@ -238,6 +242,13 @@ class StepRunner:
         # Gathered: its weights would stay gathered otherwise, and the optimiser get those instead of the shards.
         with torch.no_grad(), self.shards.gathered():
             loss(collate([NOTHING_LABELLED]).to(self._draft.device), None, StepTotals(0, 0), soft_labels=soft)
+
+
+def guesses_by_depth(examples: Sequence[Example], num_tokens: int) -> list[int]:
+    """Guesses of a parallel draft by how far they look ahead, from 1 to `num_tokens`."""
+    masks = [count for example in examples for count in example.masks or ()]
+    own = sum(len(example.answer_ids) for example in examples)
+    return [own, *(sum(count >= depth for count in masks) for depth in range(1, num_tokens))]
 
 
 def learning_rate(settings: OptimiserSettings, draft: LanguageModel) -> float:

@@ -1,0 +1,165 @@
+"""Held-out numbers of a parallel draft: acceptance by depth on the target's answers, and tokens per target call.
+
+Verification keeps a guess of depth d with probability min(1, q_d(x) / p(x)) of the token x that the target wrote there
+(rule `sampled`), 1[x = argmax q_d] (`argmax_draft`), or argmax agreement at temperature 0. q_d is the row of mask
+d - 1: the guesses of a pass are independent. So one expanded pass over the target's answers gives what every round
+would do, wherever it begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdistill.data.batch import Example, collate
+from specdistill.data.mask_tokens import every_mask
+from specdistill.decoding import Sampling
+from specdistill.decoding.expanded_pass import expanded_hidden_states
+from specdistill.decoding.sampling import process
+from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.place import Labeller
+from specdistill.distill.training.measures import Sums
+from specdistill.distill.training.parallel_rows import Guesses
+from specdistill.evaluation.logit_blocks import logit_blocks
+from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
+from specdistill.models import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSays:
+    """The target over one of its answers."""
+
+    log_probs: Tensor
+    """[tokens]: log-probability of each token that it wrote, under the sampling."""
+    argmax: Tensor
+    """int64 [tokens]: its likeliest token there."""
+
+
+class ParallelHeldOut:
+    """Tokens per target call at the K that is trained, and acceptance by depth.
+
+    Args:
+        answers: The target's answers to the held-out prompts.
+        says: The target over each of them.
+        sampling: How they were sampled.
+        rule: Acceptance rule of the server: greedy, sampled or argmax_draft.
+        num_tokens: Tokens that the draft guesses per pass (K).
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Example],
+        says: Sequence[TargetSays],
+        sampling: Sampling,
+        rule: str,
+        num_tokens: int,
+    ) -> None:
+        self._says, self._sampling, self._num_tokens = says, sampling, num_tokens
+        self._rule = "greedy" if sampling.greedy else rule
+        self._answers = [dataclasses.replace(one, masks=every_mask(len(one.answer_ids), num_tokens)) for one in answers]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the numbers, in order."""
+        return [TOKENS_PER_CALL, *(depth_name(depth) for depth in range(1, self._num_tokens + 1))]
+
+    @torch.no_grad()
+    def sums(self, draft: LanguageModel) -> dict[str, Sums]:
+        """Each number of the draft as it is now, as a ratio per answer."""
+        draft.model.eval()
+        draft.weights_changed()
+        tables = [self._acceptance(draft, *pair) for pair in zip(self._answers, self._says, strict=True)]
+        calls = [tokens_and_rounds(table) for table in tables]
+        tokens, rounds = (np.array(column, dtype=float) for column in zip(*calls, strict=True))
+        sums: dict[str, Sums] = {TOKENS_PER_CALL: (tokens, rounds)}
+        for depth in range(1, self._num_tokens + 1):
+            guessed = [table[: max(0, len(table) - depth + 1), depth - 1] for table in tables]
+            sums[depth_name(depth)] = (
+                np.array([rates.sum() for rates in guessed]),
+                np.array([float(len(rates)) for rates in guessed]),
+            )
+        return sums
+
+    def _acceptance(self, draft: LanguageModel, answer: Example, says: TargetSays) -> np.ndarray:
+        """Acceptance of each guess, float64 [answer, K]: row t has those of a round whose first guess is token t."""
+        batch = collate([answer]).to(draft.device)
+        assert batch.masks is not None and draft.parallel is not None
+        real, behind = expanded_hidden_states(draft, batch, draft.parallel.mask_id)
+        rows = torch.cat((real[batch.predicting], behind[batch.masks.real]))
+        guesses, labels = Guesses.of_batch(batch, batch.masks), batch.labels
+        rates = []
+        for block in logit_blocks(rows, draft.vocab_size):
+            logits = process(draft.logits(rows[block]).float(), self._sampling)
+            token = guesses.predicted[block]
+            rates.append(self._rates(logits, labels[token], says.log_probs[token.cpu()], says.argmax[token.cpu()]))
+        table = np.zeros((len(answer.answer_ids), self._num_tokens))
+        first = (guesses.predicted - guesses.depths + 1).cpu().numpy()
+        table[first, guesses.depths.cpu().numpy() - 1] = torch.cat(rates).double().cpu().numpy()
+        return table
+
+    def _rates(self, logits: Tensor, labels: Tensor, log_p: Tensor, argmax: Tensor) -> Tensor:
+        if self._rule == "greedy":
+            return (logits.argmax(-1) == argmax.to(logits.device)).float()
+        if self._rule == "argmax_draft":
+            return (logits.argmax(-1) == labels).float()
+        log_q = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        return (log_q - log_p.to(log_q)).clamp(max=0).exp()
+
+
+def tokens_and_rounds(acceptance: np.ndarray) -> tuple[int, float]:
+    """Tokens of an answer after its first, and the target calls that they are expected to take.
+
+    Args:
+        acceptance: [answer, K], as by `ParallelHeldOut`; a guess beyond the answer is ignored.
+    """
+    length, num_tokens = acceptance.shape
+    starts = np.zeros(length + num_tokens + 2)
+    starts[min(1, length)] = 1.0
+    for first in range(1, length):
+        alive = starts[first]
+        # The decoder guesses no more than what is left minus the token that verification adds.
+        limit = min(num_tokens, length - first - 1)
+        for kept in range(limit):
+            chance = acceptance[first, kept]
+            starts[first + kept + 1] += alive * (1 - chance)
+            alive *= chance
+        starts[first + limit + 1] += alive
+    return max(0, length - 1), float(starts[1:length].sum())
+
+
+def target_says(
+    target: LanguageModel, answers: Sequence[Example], sampling: Sampling, states: TargetStates
+) -> list[TargetSays]:
+    """Asks a target in memory, one answer at a time."""
+    found = []
+    with torch.no_grad():
+        for answer in answers:
+            hidden, labels = states.hidden_states([answer])[0], torch.tensor(answer.answer_ids, device=target.device)
+            log_probs, argmax = [], []
+            for block in logit_blocks(hidden, target.vocab_size):
+                logits = process(target.logits(hidden[block]).float(), sampling)
+                log_probs.append(logits.log_softmax(-1).gather(1, labels[block][:, None])[:, 0].cpu())
+                argmax.append(logits.argmax(-1).cpu())
+            found.append(TargetSays(torch.cat(log_probs), torch.cat(argmax)))
+    return found
+
+
+def labels_say(labeller: Labeller, answers: Sequence[Example]) -> list[TargetSays]:
+    """Reads the same from soft labels. A token that they leave out counts as likely as the least likely one.
+
+    Labels that were drawn give the token's share of the draws, so that acceptance is right on average only.
+    """
+    found = []
+    for answer, labels in zip(answers, labeller.labels_of(answers), strict=True):
+        log_probs, argmax = [], []
+        parts = (column.split(labels.counts.tolist()) for column in (labels.ids, labels.log_probs.float()))
+        for token, ids, known in zip(answer.answer_ids, *parts, strict=True):
+            own = known[ids == token]
+            log_probs.append(own[0] if len(own) else known.min())
+            argmax.append(ids[known.argmax()])
+        found.append(TargetSays(torch.stack(log_probs), torch.stack(argmax)))
+    return found

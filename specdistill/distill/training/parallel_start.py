@@ -1,0 +1,88 @@
+"""Turns the draft of a run into a parallel one: finds its mask token, and refuses what can't become such a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from specdistill.decoding.expanded_pass import prove_expanded, refuse_parallel_states
+from specdistill.distill.training.parallel_settings import ParallelSettings
+from specdistill.errors import ConfigError
+from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.load import ModelSource
+from specdistill.models.mask_token import choose_mask_token, install_mask_token
+from specdistill.models.pair import FoundPair
+from specdistill.models.parallel import ParallelDrafting
+
+
+@dataclass(frozen=True)
+class ParallelStart:
+    """How a run's draft guesses several tokens, before it is loaded."""
+
+    drafting: ParallelDrafting
+    rows: int
+    """Rows of the target's head."""
+    token: str
+    """Text of the mask token, for people; empty where the tokenizer has none."""
+
+    def install(self, draft: LanguageModel) -> None:
+        """Makes a loaded model such a draft, in place."""
+        install_mask_token(draft, self.drafting, self.rows)
+
+    def announce(self, say: Callable[[str], None]) -> None:
+        """Says which mask token was chosen, and what a row of its own does to engines."""
+        mask_id = self.drafting.mask_id
+        name = f" {self.token}" if self.token else ""
+        say(f"parallel draft: {self.drafting.trained_tokens} tokens per pass, mask token {mask_id}{name}")
+        if mask_id >= self.rows:
+            say(
+                f"warning: no id of the vocabulary is free, so the draft gets row {mask_id} beyond the target's "
+                f"{self.rows}: specdistill runs it, engines that want equal vocabularies (vLLM, llama.cpp) refuse it; "
+                "--mask-token names an id that your texts never hold"
+            )
+
+
+def plan_parallel(
+    found: FoundPair, settings: ParallelSettings, encoded: Sequence[Sequence[int]]
+) -> ParallelStart | None:
+    """Chooses the mask token. Needs no weights.
+
+    Args:
+        found: Configurations and tokenizers of the pair.
+        settings: The run's.
+        encoded: Prompts, whose ids are no mask tokens.
+
+    Returns:
+        None for an ordinary draft.
+
+    Raises:
+        ConfigError: The tokenizers differ, or --mask-token is an ordinary token.
+        ModelError: The draft has recurrent layers.
+    """
+    if not settings.wanted:
+        return None
+    where = f"--{found.draft_role} {found.draft.name}"
+    refuse_parallel_states(found.draft.config, where)
+    if not found.same_tokenizer:
+        raise ConfigError(
+            f"--parallel needs a draft with the target's tokenizer, and {where} has another; 'specdistill init-draft "
+            "--donor' gives it the target's"
+        )
+    used = {number for ids in encoded for number in ids}
+    mask_id = choose_mask_token(found.target, found.draft, settings.mask_token, used)
+    return ParallelStart(ParallelDrafting(mask_id, settings.parallel), found.target.rows, _text(found.target, mask_id))
+
+
+def install_proven(pair: ModelPair, start: ParallelStart, say: Callable[[str], None]) -> None:
+    """Proves that the pair's draft can be trained in one pass over many guesses, and makes it a parallel draft.
+
+    Raises:
+        ModelError: Its family can't.
+    """
+    prove_expanded(pair.draft, f"--draft {pair.draft.name}")
+    start.install(pair.draft)
+    start.announce(say)
+
+
+def _text(source: ModelSource, mask_id: int) -> str:
+    return str(source.tokenizer.convert_ids_to_tokens(mask_id) or "") if mask_id < source.vocab_size else ""

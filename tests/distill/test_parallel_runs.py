@@ -1,0 +1,197 @@
+"""Whole runs with `--parallel`: what is written, resumed, frozen and refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from by_hand import watched_run
+from safetensors.torch import load_file
+from tiny_models import make_model, make_tokenizer
+from tiny_runs import any_config, history, same_weights, spoil_loss, train, train_config, write_folder
+
+from specdistill import train_draft
+from specdistill.distill.reproduce import reproduce
+from specdistill.distill.training.anchors import Anchored
+from specdistill.errors import ConfigError, ModelError, SpecdistillError
+from specdistill.models import load_model
+
+# A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
+FREE = 65
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    models = {
+        "target": make_model(layers=2, vocab_size=72),
+        "draft": make_model(layers=1, seed=9, vocab_size=72),
+        "tied": make_model(layers=1, seed=9, vocab_size=72, tied=True),
+        "full_target": make_model(layers=2),
+        "full": make_model(layers=1, seed=9),
+        "foreign": make_model(layers=1, seed=9, tokenizer=make_tokenizer(50, "other"), vocab_size=55),
+    }
+    return write_folder(tmp_path_factory.mktemp("parallel"), models)
+
+
+FEW = {"parallel": 3, "method": "supervised-kd", "steps": 6, "eval_every": 3}
+
+
+def config_of(output):
+    return json.loads((output / "config.json").read_text())
+
+
+@pytest.mark.parametrize("draft", ["draft", "tied"])
+def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_path, draft):
+    summary = train(folder, tmp_path / "out", draft=str(folder / draft), **FEW)
+    config = config_of(tmp_path / "out")
+    assert (config["pard_token"], config["parallel_draft_tokens"], config["vocab_size"]) == (FREE, 3, 72)
+    assert summary.watched == "tokens per target call"
+    names = ["greedy", "sampled", "argmax_draft", "tokens_per_call", *(f"acceptance_at_{depth}" for depth in (1, 2, 3))]
+    assert list(summary.after) == names
+    entries = history(tmp_path / "out")
+    assert entries[-1]["watched"] == "heldout_tokens_per_call"
+    assert entries[-1]["heldout_tokens_per_call"] == pytest.approx(summary.after["tokens_per_call"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert '"num_speculative_tokens": 3, "parallel_drafting": true' in card
+    assert "it guesses up to 3 tokens in one pass" in card
+    loaded = load_model(str(tmp_path / "out"), "draft")
+    assert loaded.parallel is not None and loaded.parallel.mask_id == FREE
+
+
+def test_the_best_draft_is_the_one_with_most_tokens_per_call(folder, tmp_path):
+    summary = train(folder, tmp_path / "out", **FEW | {"learning_rate": 1e-30})
+    entries = history(tmp_path / "out")
+    best = max(entries, key=lambda entry: entry["heldout_tokens_per_call"])
+    assert summary.best_step == best["step"] == 0
+    assert config_of(tmp_path / "out")["pard_token"] == FREE, "the start that is written is a parallel draft as well"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_trained_embedding_of_the_mask_is_written(folder, tmp_path, stored):
+    """bfloat16 files take another way: padding rows are written anew there."""
+    model = make_model(layers=1, seed=9, vocab_size=72, tied=True)
+    model.model.to(stored)
+    own = write_folder(tmp_path / "models", {"draft": model})
+    run = watched_run(folder, tmp_path / "out", draft=str(own / "draft"), keep="last", **FEW)
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    trained = run.weights["model.embed_tokens.weight"]
+    assert written.dtype == stored
+    assert torch.equal(written[FREE], trained[FREE].to(stored))
+
+
+def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
+    lines = []
+
+    class Said:
+        def say(self, text):
+            lines.append(text)
+
+        def task(self, *arguments):
+            from specdistill.progress import Quiet
+
+            return Quiet().task(*arguments)
+
+    settings = {"target": str(folder / "full_target"), "draft": str(folder / "full")} | FEW
+    train_draft(train_config(folder, tmp_path / "out", **settings), Said())
+    assert config_of(tmp_path / "out")["vocab_size"] == 66
+    assert config_of(tmp_path / "out")["pard_token"] == 65
+    assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in lines)
+    assert load_model(str(tmp_path / "out"), "draft").parallel is not None
+
+
+def test_a_run_that_was_cut_off_ends_bit_for_bit_as_if_it_had_not(folder, tmp_path, monkeypatch):
+    settings = FEW | {"method": "gkd", "anchors": "rounds", "parallel_confidence": True, "patience": 0}
+    train(folder, tmp_path / "whole", **settings)
+    step = Anchored.next_batch
+
+    def stopping(self, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Anchored, "next_batch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, tmp_path / "cut", **settings)
+    train(folder, tmp_path / "cut", resume=True, **settings)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert history(tmp_path / "whole") == history(tmp_path / "cut")
+
+
+def test_each_step_drops_other_masks(folder, tmp_path):
+    run = watched_run(folder, tmp_path / "out", **FEW | {"steps": 8, "parallel_keep": 0.5})
+    seen = {}
+    for one in run.examples:
+        seen.setdefault((one.prompt_id, one.answer_ids), set()).add(one.masks)
+    assert any(len(masks) > 1 for masks in seen.values())
+    everything = watched_run(folder, tmp_path / "all", **FEW | {"parallel_keep": 1.0})
+    assert {one.masks for one in everything.examples} == {(2, 1, 0)}
+
+
+def test_lora_trains_the_masks_embedding_and_no_other(folder, tmp_path):
+    pytest.importorskip("peft")
+    train(folder, tmp_path / "out", lora_rank=2, keep="last", **FEW)
+    before, after = (load_file(place / "model.safetensors") for place in (folder / "draft", tmp_path / "out"))
+    changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1).nonzero().flatten()
+    assert changed.tolist() == [FREE]
+    assert torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+
+
+@pytest.mark.parametrize("settings", [{"method": "skd"}, {"method": "gkd", "lmbda": 1.0, "anchors": "rounds"}])
+def test_text_that_the_draft_writes(folder, tmp_path, settings):
+    run = watched_run(folder, tmp_path / "out", **FEW | {"steps": 2, "eval_every": 2} | settings)
+    assert all(one.masks is not None for one in run.examples)
+    assert run.summary is not None and run.summary.after["tokens_per_call"] >= 1
+
+
+def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch):
+    values = spoil_loss(monkeypatch, 2)
+    with pytest.raises(SpecdistillError, match="loss inf"):
+        train(folder, tmp_path / "out", **FEW)
+    monkeypatch.undo()
+    loss, _ = reproduce(tmp_path / "out" / "failed-step-000002")
+    assert loss == pytest.approx(values[1], rel=1e-5)
+
+
+REFUSED = {
+    "one": ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
+    "keep": ({"parallel": 4, "parallel_keep": 0.0}, "--parallel-keep must be above 0"),
+    "alone": ({"anchors": "rounds"}, "--anchors rounds has no effect here: it goes with --parallel"),
+    "online": ({"parallel": 4, "method": "online", "online": "x"}, "single tokens"),
+    "reward": ({"parallel": 4, "reward": "m:f"}, "--parallel goes without --reward"),
+    "watch": ({"watch": "tokens_per_call"}, "--watch tokens_per_call needs --parallel"),
+    "preset": ({"parallel": 4, "preset": "adapt"}, "with --parallel set both to 0"),
+    "confidence": ({"parallel": 4, "parallel_confidence": True, "method": "seqkd"}, "cross entropy looks at none"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_without_a_model(name):
+    settings, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message):
+        any_config(**settings)
+
+
+def test_refused_with_a_models_files(folder, tmp_path):
+    with pytest.raises(ConfigError, match="--mask-token 3 is '<user>', which texts hold"):
+        train(folder, tmp_path / "a", mask_token=3, **FEW)
+    with pytest.raises(ConfigError, match="--mask-token 99 has no row in the embedding, whose ids end at 71"):
+        train(folder, tmp_path / "b", mask_token=99, **FEW)
+    with pytest.raises(ConfigError, match="needs a draft with the target's tokenizer"):
+        train(folder, tmp_path / "c", **FEW | {"method": "sft", "draft": str(folder / "foreign")})
+
+
+def test_a_draft_with_a_state_is_refused(folder, tmp_path):
+    from transformers import AutoModelForCausalLM, Qwen3NextConfig
+
+    config = Qwen3NextConfig(
+        vocab_size=72, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, head_dim=8, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "state")
+    make_tokenizer().save_pretrained(tmp_path / "state")
+    with pytest.raises(ModelError, match="keep a state that only grows, so mask tokens would stay in it"):
+        train(folder, tmp_path / "out", **FEW | {"draft": str(tmp_path / "state")})

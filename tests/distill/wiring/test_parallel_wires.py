@@ -1,0 +1,229 @@
+"""`--parallel` by its effect: every guess is compared with the target where it looks, by passes of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from by_hand import LOSSES, close
+from tiny_models import make_model
+from tiny_runs import any_config, example, gradient
+
+from specdistill.data import Provenance
+from specdistill.data.batch import collate, join_soft_labels
+from specdistill.data.mask_tokens import every_mask
+from specdistill.data.soft_labels import likeliest
+from specdistill.decoding import Sampling
+from specdistill.distill.training.anchors import round_starts
+from specdistill.distill.training.heldout_parallel import ParallelHeldOut, TargetSays, tokens_and_rounds
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
+from specdistill.distill.training.parallel_settings import ParallelLoss
+from specdistill.distill.training.step import guesses_by_depth
+from specdistill.evaluation.acceptance import answer_hidden_states, expected_rounds
+from specdistill.models.mask_token import install_mask_token
+from specdistill.models.parallel import ParallelDrafting
+from specdistill_kernels import SoftLabels
+
+MASK, TOKENS = 2, 3
+
+
+@pytest.fixture(scope="module")
+def models():
+    target, draft = make_model(layers=2), make_model(layers=1, seed=9)
+    install_mask_token(draft, ParallelDrafting(MASK, TOKENS), 65)
+    return target, draft
+
+
+def masked(one, masks=None):
+    return dataclasses.replace(one, masks=every_mask(len(one.answer_ids), TOKENS) if masks is None else masks)
+
+
+EXAMPLES = [masked(example((3, 5, 4), (6, 7, 8, 1), name="a")), masked(example((3, 9, 4), (11, 12), name="b"), (1, 0))]
+
+
+def guesses(examples):
+    """(example, first answer token of the round, depth from 1) of every guess."""
+    found = []
+    for one in examples:
+        for first, count in enumerate(one.masks):
+            found += [(one, first, depth) for depth in range(1, count + 2)]
+    return found
+
+
+def by_hand(target, draft, examples):
+    """Probabilities of target and draft of every guess, each by a pass of its own, float64 [guesses, vocabulary]."""
+    p, q = [], []
+    for one, first, depth in guesses(examples):
+        text = [*one.prompt_ids, *one.answer_ids[:first]]
+        seen = [*one.prompt_ids, *one.answer_ids[: first + depth - 1]]
+        p.append(target.model(torch.tensor([seen])).logits[0, -1].double().softmax(-1))
+        q.append(draft.model(torch.tensor([[*text, *[MASK] * (depth - 1)]])).logits[0, -1].double().softmax(-1))
+    return torch.stack(p), torch.stack(q)
+
+
+def all_labels(target):
+    """Soft labels of the examples with every id."""
+    labels = []
+    for one in EXAMPLES:
+        flat = likeliest(target.logits(answer_hidden_states(target, [one])[0]).log_softmax(-1), 65)
+        labels.append(SoftLabels(flat.ids.view(-1, 65), flat.log_probs.view(-1, 65)))
+    return join_soft_labels(labels)
+
+
+def loss_of(target, draft, examples, *, parallel=None, soft_labels=None, **settings):
+    objective = any_config(parallel=TOKENS, **settings).objective
+    if parallel is not None:
+        objective = dataclasses.replace(objective, parallel=parallel)
+    module = DistillationLoss(draft, target, objective)
+    hidden = None
+    if objective.needs_target and soft_labels is None:
+        hidden = torch.cat(answer_hidden_states(target, examples))
+    totals = StepTotals(sum(len(one.answer_ids) for one in examples), 2, tuple(guesses_by_depth(examples, TOKENS)))
+    return module(collate(examples), hidden, totals, soft_labels=soft_labels)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_is_the_mean_over_all_guesses(models, kind):
+    p, q = by_hand(*models, EXAMPLES)
+    assert len(p) == (3 + 3 + 2 + 1) + (2 + 1)
+    out = loss_of(*models, EXAMPLES, divergence=kind)
+    assert float(out.loss.detach()) == close(LOSSES[kind](p, q).mean().item())
+    own = [depth == 1 for _, _, depth in guesses(EXAMPLES)]
+    assert float(out.alpha_sum) == close(float(torch.minimum(p, q).sum(-1)[own].sum())), "alpha is that of one token"
+
+
+@pytest.mark.parametrize("kind", ["fkl", "tvd"])
+def test_gradients_are_those_of_separate_passes(models, kind):
+    target, draft = models
+    p, q = by_hand(target, draft, EXAMPLES)
+    expected = gradient(LOSSES[kind](p.detach(), q).mean().float(), draft)
+    assert torch.allclose(gradient(loss_of(*models, EXAMPLES, divergence=kind).loss, draft), expected, atol=1e-5)
+    embedding = draft.model.get_input_embeddings().weight
+    (of_mask,) = torch.autograd.grad(loss_of(*models, EXAMPLES, divergence=kind).loss, embedding)
+    assert of_mask[MASK].abs().max() > 0, "the mask token learns"
+
+
+def test_cross_entropy_predicts_the_text(models):
+    _, q = by_hand(*models, EXAMPLES)
+    labels = [one.answer_ids[first + depth - 1] for one, first, depth in guesses(EXAMPLES)]
+    expected = -q[range(len(q)), labels].log().mean()
+    assert float(loss_of(*models, EXAMPLES, method="seqkd").loss) == close(float(expected))
+
+
+def test_mixed_in_cross_entropy_leaves_out_what_the_draft_wrote(models):
+    own = [EXAMPLES[0], masked(example((3, 9, 4), (11, 12), Provenance.DRAFT, name="b"), (1, 0))]
+    p, q = by_hand(*models, own)
+    labels = [one.answer_ids[first + depth - 1] for one, first, depth in guesses(own)]
+    theirs = torch.tensor([one.prompt_ids == EXAMPLES[0].prompt_ids for one, _, _ in guesses(own)])
+    expected = 0.7 * LOSSES["fkl"](p, q).mean() - 0.3 * (q[range(len(q)), labels].log() * theirs).mean()
+    assert float(loss_of(*models, own, ce_weight=0.3).loss) == close(float(expected))
+
+
+def test_stored_labels_stand_where_the_guess_looks(models):
+    p, q = by_hand(*models, EXAMPLES)
+    loss = loss_of(*models, EXAMPLES, soft_labels=all_labels(models[0])).loss
+    assert float(loss) == close(float(LOSSES["fkl"](p, q).mean()))
+
+
+def test_depth_weights_by_hand(models):
+    """Weights 1, 1/2, 1/4 of the three depths' means: 6 guesses one token ahead, 4 two, 2 three."""
+    p, q = by_hand(*models, EXAMPLES)
+    each = LOSSES["fkl"](p, q)
+    depths = torch.tensor([depth for _, _, depth in guesses(EXAMPLES)])
+    assert [(depths == depth).sum() for depth in (1, 2, 3)] == [6, 4, 2]
+    means = [float(each[depths == depth].mean()) for depth in (1, 2, 3)]
+    expected = (means[0] + means[1] / 2 + means[2] / 4) / 1.75
+    assert float(loss_of(*models, EXAMPLES, parallel_weights=0.5).loss) == close(expected)
+    assert ParallelLoss(tokens=3, decay=0.5).depth_weights((6, 4, 0)) == pytest.approx([1 / 9, 1 / 12, 0])
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_confidence_is_the_targets_probability_of_the_text_up_to_the_guess(models, labelled):
+    target, draft = models
+    p, q = by_hand(target, draft, EXAMPLES)
+    reached, soft = [], None
+    for one, first, depth in guesses(EXAMPLES):
+        chance = 1.0
+        for ahead in range(depth - 1):
+            seen = [*one.prompt_ids, *one.answer_ids[: first + ahead]]
+            chance *= float(target.model(torch.tensor([seen])).logits[0, -1].softmax(-1)[one.answer_ids[first + ahead]])
+        reached.append(chance)
+    if labelled:
+        flat = [
+            likeliest(target.logits(answer_hidden_states(target, [one])[0]).log_softmax(-1), 65) for one in EXAMPLES
+        ]
+        soft = join_soft_labels([SoftLabels(row.ids.view(-1, 65), row.log_probs.view(-1, 65)) for row in flat])
+    expected = (LOSSES["fkl"](p, q) * torch.tensor(reached)).mean()
+    found = loss_of(target, draft, EXAMPLES, parallel_confidence=True, soft_labels=soft).loss
+    assert float(found) == close(float(expected))
+
+
+# ---- anchors, and what is watched
+
+
+def test_rounds_begin_where_the_drafts_own_would(models):
+    """The text is the draft's likeliest tokens one by one; guesses further ahead differ from it where they do."""
+    _, draft = models
+    text = [3, 5, 4, 6]
+    while len(text) < 16:
+        text.append(int(draft.logits(draft.hidden_states(torch.tensor([text])))[0, -1].argmax()))
+    one, starts, start = example(text[:3], text[3:]), [], 1
+    while start < len(one.answer_ids):
+        starts.append(start)
+        kept = 0
+        while kept < TOKENS and start + kept < len(one.answer_ids):
+            ids = [*one.prompt_ids, *one.answer_ids[:start], *[MASK] * kept]
+            if (
+                int(draft.logits(draft.hidden_states(torch.tensor([ids])))[0, -1].argmax())
+                != one.answer_ids[start + kept]
+            ):
+                break
+            kept += 1
+        start += kept + 1
+    assert round_starts(draft, one, TOKENS) == starts
+    assert len(starts) < len(one.answer_ids) - 1, "some guess was kept"
+
+
+def test_tokens_per_call_by_hand():
+    """Five tokens: the first is the target's. A round from token 1 keeps 0, 1 or 2 guesses with 1/2, 1/4, 1/4."""
+    table = torch.tensor([[0, 0], [0.5, 0.5], [1, 1], [0, 1], [1, 1]], dtype=torch.float64).numpy()
+    # From 2: both kept, ends. From 3: one guess fits, dropped, so a call for 4 follows. From 4: none fits.
+    expected = 1 + 0.5 * 1 + 0.25 * 2 + 0.25 * 1
+    assert tokens_and_rounds(table) == (4, pytest.approx(expected))
+    assert tokens_and_rounds(table[:1]) == (0, 0.0)
+
+
+def test_equal_chances_at_every_depth_are_an_ordinary_drafts():
+    chances = torch.rand(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    table = torch.zeros(20, 4, dtype=torch.float64).numpy()
+    for first in range(20):
+        for ahead in range(min(4, 20 - first)):
+            table[first, ahead] = chances[first + ahead]
+    assert tokens_and_rounds(table)[1] == pytest.approx(expected_rounds(chances, 4))
+
+
+@pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
+def test_acceptance_by_depth_by_hand(models, rule):
+    target, draft = models
+    p, q = by_hand(target, draft, [masked(one, every_mask(len(one.answer_ids), TOKENS)) for one in EXAMPLES])
+    full = [masked(one) for one in EXAMPLES]
+    places = guesses(full)
+    says = []
+    for one in full:
+        firsts = [row for row, (other, _, depth) in enumerate(places) if other is one and depth == 1]
+        labels = torch.tensor(one.answer_ids)
+        says.append(TargetSays(p[firsts].log().float().gather(1, labels[:, None])[:, 0], p[firsts].argmax(-1)))
+    sums = ParallelHeldOut(full, says, Sampling(temperature=1.0), rule, TOKENS).sums(draft)
+    for depth in (1, 2, 3):
+        expected = []
+        for row, (one, first, at) in enumerate(places):
+            label = one.answer_ids[first + at - 1]
+            chance = {
+                "greedy": float(p[row].argmax() == q[row].argmax()),
+                "sampled": min(1.0, float(q[row, label] / p[row, label])),
+                "argmax_draft": float(q[row].argmax() == label),
+            }[rule]
+            expected += [chance] if at == depth else []
+        numerators, counts = sums[f"acceptance_at_{depth}"]
+        assert (numerators.sum(), counts.sum()) == (close(sum(expected)), len(expected))
