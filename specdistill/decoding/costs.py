@@ -28,7 +28,7 @@ class DraftCosts:
     step: float
     """One draft step (c): a pass over one token that proposes one."""
     passes: Mapping[int, tuple[float, float]] | None = None
-    """Of a draft that guesses all tokens of a round in one pass: number of tokens (K) -> time of its pass behind one
+    """For a draft that guesses all tokens of a round in one pass: number of tokens (K) -> time of its pass behind one
     new token, and behind the K + 1 that a round emits at most. None where each token takes a step."""
 
     def of_round(self, num_draft_tokens: int, new_tokens: float) -> float:
@@ -133,8 +133,7 @@ def measure_costs(
             "target": cached_model(target, batch_size, capacity, guidance),
             "draft": cached_model(draft, batch_size, capacity),
         }
-        longest = max(context, 2 * max_draft_tokens + 1)
-        ids = torch.arange(longest, device=target.device).remainder(target.vocab_size).expand(batch_size, -1)
+        ids = _any_ids(target, max(context, 2 * max_draft_tokens + 1), batch_size)
         for cached in models.values():
             cached.read(ids[:, :context].tolist())
         tokens = dict.fromkeys(models, ids)
@@ -151,14 +150,11 @@ def measure_costs(
                     seconds[kind].append(elapsed)
                 if on_pass is not None:
                     on_pass()
-    median = {kind: statistics.median(values) for kind, values in seconds.items()}
-    step = median[_Pass("target", 1)]
-    return Costs(
-        step,
-        median[_Pass("draft", 1, 1)],
-        {width: median[_Pass("target", width)] / step for width in widths},
-        None if draft.parallel is None else _in_steps(median, max_draft_tokens, step),
-    )
+    return _costs({kind: statistics.median(values) for kind, values in seconds.items()}, draft, max_draft_tokens)
+
+
+def _any_ids(model: LanguageModel, length: int, batch_size: int) -> torch.Tensor:
+    return torch.arange(length, device=model.device).remainder(model.vocab_size).expand(batch_size, -1)
 
 
 def passes_timed(draft: LanguageModel, max_draft_tokens: int, repeats: int = 7) -> int:
@@ -191,11 +187,16 @@ def _guess(count: int, new: int) -> _Pass:
     return _Pass("draft", new + count - 1, count)
 
 
-def _in_steps(median: Mapping[_Pass, float], longest: int, step: float) -> dict[int, tuple[float, float]]:
-    return {
-        count: (median[_guess(count, 1)] / step, median[_guess(count, count + 1)] / step)
-        for count in range(1, longest + 1)
-    }
+def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) -> Costs:
+    step = median[_Pass("target", 1)]
+    passes = None
+    if draft.parallel is not None:
+        passes = {
+            count: (median[_guess(count, 1)] / step, median[_guess(count, count + 1)] / step)
+            for count in range(1, longest + 1)
+        }
+    checks = {kind.width: value / step for kind, value in median.items() if kind.model == "target"}
+    return Costs(step, median[_Pass("draft", 1, 1)], checks, passes)
 
 
 def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picked: int) -> float:

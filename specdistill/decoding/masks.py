@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -34,17 +36,46 @@ def ragged_masks(
     Returns:
         One mask, or where layers hide different pairs, one for each kind of layer; None for layers without attention.
     """
+    keys = torch.arange(extent, device=positions.device)
+    return _by_kind(config, lambda kind: _unseen(kind, config, positions, keys), dtype)
+
+
+def branch_masks(
+    config: PretrainedConfig, positions: Tensor, anchors: Tensor, kept: int, extent: int, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor | None]:
+    """Additive masks of new tokens that continue the same text behind different tokens, each in a branch of its own.
+
+    Args:
+        config: As for `ragged_masks`.
+        positions: int64 [1, new], of the new tokens, which are written behind the text.
+        anchors: int64 [1, new], position of the last token of the text that each new token sees. Tokens of one anchor
+            are one branch: they see those of their own that come before.
+        kept: Tokens of the text.
+        extent: Number of keys.
+        dtype: dtype of the mask.
+    """
+    new = positions.shape[1]
+    keys = torch.arange(extent, device=positions.device)
+    keys[kept : kept + new] = positions[0]
+    others = anchors[:, :, None] < keys
+    others[:, :, kept : kept + new] = anchors[:, :, None] != anchors[:, None]
+    others[:, :, kept + new :] = True
+    return _by_kind(config, lambda kind: _unseen(kind, config, positions, keys) | others, dtype)
+
+
+def _by_kind(
+    config: PretrainedConfig, unseen: Callable[[str], Tensor], dtype: torch.dtype
+) -> Tensor | dict[str, Tensor | None]:
     kinds = kinds_of_masks(config)
-    masks = {kind: _additive(_unseen(kind, config, positions, extent), dtype) for kind in kinds}
+    masks = {kind: _additive(unseen(kind), dtype) for kind in kinds}
     if len(masks) == 1:
         # Families with one kind of attention take a plain mask, whatever they call the kind.
         return masks[kinds[0]]
     return {**masks, **dict.fromkeys(_STATES)}
 
 
-def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, extent: int) -> Tensor:
-    """Pairs that attention must not see, bool [batch, new, keys]."""
-    keys = torch.arange(extent, device=positions.device)
+def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, keys: Tensor) -> Tensor:
+    """Pairs that attention must not see, bool [batch, new, keys]; `keys` holds the keys' positions."""
     # Comparisons of positions, not of distances: int64 distances would be 8 bytes per pair of tokens.
     latest = positions[:, :, None]
     unseen = keys > latest
