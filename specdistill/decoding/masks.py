@@ -38,6 +38,29 @@ def ragged_masks(
     return masks_by_kind(config, positions, keys, keys[:, None, :] > positions[:, :, None], dtype)
 
 
+def branch_masks(
+    config: PretrainedConfig, positions: Tensor, anchors: Tensor, kept: int, extent: int, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor | None]:
+    """Additive masks of new tokens that continue the same text behind different tokens, each in a branch of its own.
+
+    Args:
+        config: As for `ragged_masks`.
+        positions: int64 [1, new], of the new tokens, which are written behind the text.
+        anchors: int64 [1, new], position of the last token of the text that each new token sees. Tokens of one anchor
+            are one branch: they see those of their own that come before.
+        kept: Tokens of the text.
+        extent: Number of keys.
+        dtype: dtype of the mask.
+    """
+    new = positions.shape[1]
+    keys = torch.arange(extent, device=positions.device)
+    keys[kept : kept + new] = positions[0]
+    others = anchors[:, :, None] < keys
+    others[:, :, kept : kept + new] = anchors[:, :, None] != anchors[:, None]
+    others[:, :, kept + new :] = True
+    return masks_by_kind(config, positions, keys[None], others | (keys > positions[:, :, None]), dtype)
+
+
 def masks_by_kind(
     config: PretrainedConfig, positions: Tensor, keys: Tensor, later: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor | None]:
