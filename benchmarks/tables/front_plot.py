@@ -59,7 +59,7 @@ def _draw_calls(axes: Axes, height: int, row: dict[str, Any], palette: Palette) 
     )  # fmt: skip
     axes.vlines(
         predicted, height - 0.38, height + 0.38, color=palette.predicted, linewidth=2.5,
-        label="predicted" if first else None,
+        label="predicted" if first else "_nolegend_",
     )  # fmt: skip
 
 
