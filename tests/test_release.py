@@ -26,14 +26,8 @@ def git(*words: str) -> str:
 
 def test_a_dry_run_builds_and_tags_in_a_copy(monkeypatch):
     before = git("status", "--porcelain"), git("tag"), git("rev-parse", "HEAD")
-    identity = {
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@b",
-    }
-    for name, value in identity.items():
-        monkeypatch.setenv(name, value)
+    for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.setenv(f"GIT_{name}", "tester")
     command = [sys.executable, "tools/release.py", "9.8.7", "--dry-run", "--skip-docs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -49,7 +43,9 @@ def test_every_version_is_changed_and_the_section_is_dated():
     for name in release.VERSIONED:
         before, after = (ROOT / name).read_text().splitlines(), texts[name].splitlines()
         changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-        assert [(old.replace(__version__, "9.8.7"), new) for old, new in changed] == [(changed[0][1], changed[0][1])]
+        assert changed[0][1] == changed[0][0].replace(__version__, "9.8.7")
+        kernels = ['    "specdistill-kernels>=9.8,<9.9",'] if name == "pyproject.toml" else []
+        assert [new for _, new in changed[1:]] == kernels, name
 
 
 @pytest.mark.parametrize(

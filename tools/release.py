@@ -1,6 +1,6 @@
 """Makes a release: versions, the changelog's date, wheels of both packages, the documentation, a commit and a tag.
 
-python tools/release.py 0.2.0 --dry-run   does it in a copy, prints what would change and the notes, changes nothing here
+python tools/release.py 0.2.0 --dry-run   does it in a copy, prints what changes and the notes, changes nothing here
 python tools/release.py 0.2.0             does it here; pushing is yours
 """
 
@@ -57,6 +57,10 @@ def new_texts(root: Path, version: str, day: str) -> dict[str, str]:
         if found is None:
             sys.exit(f"{name} has no line like {line}")
         texts[name] = text[: found.start(1)] + version + text[found.end(1) :]
+    # The kernels are released with the same number, and a new minor version of theirs may change a signature.
+    major, minor, _ = map(int, version.split("."))
+    wanted = f'"specdistill-kernels>={major}.{minor},<{major}.{minor + 1}"'
+    texts["pyproject.toml"] = re.sub(r'"specdistill-kernels[^"]*"', wanted, texts["pyproject.toml"], count=1)
     return texts
 
 
