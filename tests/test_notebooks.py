@@ -20,7 +20,7 @@ PARAMETERS = {
         'CALIBRATION = {"calibration_prompts": 4, "calibration_tokens": 6, "probe_steps": 2}'
     ),
 }
-"""What takes the place of a notebook's cell `parameters`."""
+"""Text in the place of a notebook's cell `parameters`."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
