@@ -54,7 +54,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     assert len(reasons) == 2 and set(reasons) <= {"length", "eos", "stop"}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "setup", "check", "test-fast", "gpu", "gpu DRY=1"])
+@pytest.mark.parametrize("target", ["demo", "demo-hard", "test", "setup", "check", "test-fast", "gpu", "gpu DRY=1"])
 def test_make_targets_exist(target):
     done = subprocess.run(["make", "--dry-run", *target.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
