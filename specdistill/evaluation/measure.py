@@ -121,7 +121,8 @@ def _measure_parts(
     )
     if free is not None:
         names = models.target.name, models.draft.name
-        parts.sections |= baseline_sections(free, answers, timed, *names, parts.report().economics.verdict)
+        verdict, base = parts.report().economics.verdict, config.adapter.target_base
+        parts.sections |= baseline_sections(free, answers, timed, *names, verdict, base)
     parts.keep("timing")
     runs = timed.runs if timed else []
     if judge is not None and own is not None:

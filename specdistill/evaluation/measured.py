@@ -157,7 +157,13 @@ def _setup(
 
 
 def baseline_sections(
-    free: Beside, answers: Sequence[Example], timed: Timed | None, target: str, draft: str, verdict: str
+    free: Beside,
+    answers: Sequence[Example],
+    timed: Timed | None,
+    target: str,
+    draft: str,
+    verdict: str,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """`baselines`, `overlap` and `recommendation` of the report.
 
@@ -167,6 +173,7 @@ def baseline_sections(
         timed: The timed run; None where there was none.
         target, draft: Names of the models.
         verdict: Verdict on the draft.
+        base: --target-base.
     """
     baselines, recommendation = dict(free.predicted), None
     if timed is not None and timed.runs:
@@ -176,5 +183,5 @@ def baseline_sections(
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        recommendation = recommend(ways, target, draft, hopeless=verdict == "cannot pay")
+        recommendation = recommend(ways, target, draft, base=base, hopeless=verdict == "cannot pay")
     return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}

@@ -56,13 +56,14 @@ class TimedWay:
 
 
 def recommend(
-    ways: Sequence[TimedWay], target: str, draft: str | None, *, hopeless: bool = False
+    ways: Sequence[TimedWay], target: str, draft: str | None, *, base: str | None = None, hopeless: bool = False
 ) -> Recommendation | None:
     """Picks the fastest of the ways that pay; over one that takes less, only if its advantage is more than chance.
 
     Args:
         ways: Everything that was timed.
         target, draft: Names of the models, for the command; no draft where the method has none.
+        base: Model that the target is an adapter of, where the user named one; for the command too.
         hopeless: Whether even a perfect draft of this cost would be no faster.
 
     Returns:
@@ -83,7 +84,7 @@ def recommend(
             serve="nothing",
             num_draft_tokens=None,
             why=f"Nothing pays: {_list(ways)}.",
-            next=_if_nothing(ways, target, draft, hopeless),
+            next=_if_nothing(ways, _target(target, base), draft, hopeless),
         )
     others = [way for way in ways if way is not best]
     why = f"It is {_times(best.speedup)} as fast as the plain target."
@@ -92,7 +93,7 @@ def recommend(
     rest = [way for way in others if way.name != "draft"]
     why += f" Beside it: {_list(rest)}." if rest else ""
     return Recommendation(
-        serve=best.name, num_draft_tokens=best.num_draft_tokens, why=why, next=_next(best, target, draft)
+        serve=best.name, num_draft_tokens=best.num_draft_tokens, why=why, next=_next(best, _target(target, base), draft)
     )
 
 
@@ -119,24 +120,29 @@ def _times(value: Estimate) -> str:
     return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _if_nothing(ways: Sequence[TimedWay], target: str, draft: str | None, hopeless: bool) -> str:
+def _target(name: str, base: str | None) -> tuple[str, ...]:
+    """Flags that name the target."""
+    return ("--target", name) if base is None else ("--target", name, "--target-base", base)
+
+
+def _if_nothing(ways: Sequence[TimedWay], target: Sequence[str], draft: str | None, hopeless: bool) -> str:
     if any(way.speedup.high > 1 for way in ways):
         return MORE_PROMPTS
     if hopeless:
         return NO_TRAINING
     if draft is None or not any(way.name == "draft" for way in ways):
-        return _command("init-draft", "--target", target, "--layers", "2", "--output", "draft")
-    return _command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft")
+        return _command("init-draft", *target, "--layers", "2", "--output", "draft")
+    return _command("train-draft", *target, "--draft", draft, "--output", "trained-draft")
 
 
-def _next(best: TimedWay, target: str, draft: str | None) -> str:
+def _next(best: TimedWay, target: Sequence[str], draft: str | None) -> str:
     engine, method = _METHODS.get(best.name, ("", ""))
     if not engine:
-        return _command("check", "--target", target, *(() if draft is None else ("--draft", draft)))
+        return _command("check", *target, *(() if draft is None else ("--draft", draft)))
     length = str(best.num_draft_tokens)
     longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
     words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer
-    return _command("bench", "--target", target, *words)
+    return _command("bench", *target, *words)
 
 
 def _command(*words: str) -> str:

@@ -92,7 +92,8 @@ def recommendation(
         batches = [TimedRun(run.plain, run.baselines[name].answers) for run in runs]
         length = int(measured[METHODS[name].baseline].settings["num_draft_tokens"])
         ways.append(TimedWay(METHODS[name].baseline, length, batches))
-    return recommend(ways, config.target, config.draft, hopeless=verdict == "cannot pay")
+    base, hopeless = config.adapter.target_base, verdict == "cannot pay"
+    return recommend(ways, config.target, config.draft, base=base, hopeless=hopeless)
 
 
 def settings_of(asked: Drafting) -> dict[str, int | float]:

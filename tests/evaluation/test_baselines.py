@@ -189,3 +189,10 @@ def test_overlap_by_hand():
     # A text that is shorter than its reference pays for it; one without a common run has nothing.
     assert bleu4([1, 2, 3, 4], [1, 2, 3, 4, 5, 6]) == pytest.approx(np.exp(1 - 6 / 4))
     assert bleu4([1, 2, 3], [1, 2, 3]) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [{"draft": 0.5}, {"ngram": 0.5}, {"draft": 1.2}])
+def test_what_is_advised_for_an_adapter_names_its_base(seconds):
+    """Without it the command would look for the base that the adapter itself names."""
+    found = recommend([timed_way(name, value) for name, value in seconds.items()], "T", "D", base="the base")
+    assert found is not None and "--target T --target-base 'the base' " in found.next
