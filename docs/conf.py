@@ -6,7 +6,7 @@ from specdistill import __version__
 
 project = "specdistill"
 version = release = __version__
-author = "the specdistill authors"
+author = copyright = "the specdistill authors"
 
 extensions = [
     "myst_parser",
@@ -21,6 +21,8 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"specdistill {version}"
 
 autodoc_typehints = "description"

@@ -52,7 +52,7 @@ def test_a_storys_commands_run(in_docs_folder, capsys, story):
 
 
 def test_the_readmes_commands_run(in_docs_folder, capsys):
-    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 5
+    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 4
 
 
 def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():

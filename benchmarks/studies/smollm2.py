@@ -1,6 +1,6 @@
 """The main job on a real model: cut a draft out of SmolLM2-135M-Instruct, distil it, bench before and after.
 
-    python benchmarks/studies/smollm2.py --scale demo     about 12 minutes on two cores (this is `make demo`)
+    python benchmarks/studies/smollm2.py --scale demo     about 7 minutes on two cores (this is `make demo-hard`)
     python benchmarks/studies/smollm2.py --scale study    about an hour; writes benchmarks/results/smollm2_*.json
     python benchmarks/studies/smollm2.py --scale study --cut DIR/cut --seed 1    trains that cut with another seed:
                                                                                  smollm2_seed1_*.json

@@ -18,7 +18,7 @@ REPRODUCED = {
     "SKD, K 5": ("skd-5", None),
     "SKD, K 25": ("skd-25", "skd-25"),
 }
-"""What a paper proposes -> its row in methods.json and in drifted.json."""
+"""Method as a paper proposes it -> its row in methods.json and in drifted.json."""
 
 
 def reproduced_table() -> str:

@@ -97,8 +97,8 @@ DRAWN = (
     Plot("study_learning", "drifted.json", on_axes(draw_learning)),
     Plot("study_speed", "drifted.json", on_axes(draw_speed), needs_bench=True),
     Plot("growth_check", "growth.json", on_axes(draw_growth)),
-    Plot("front_light", "engines.json", lambda figure, report: draw_front(figure, report, LIGHT), (6.4, 2.5)),
-    Plot("front_dark", "engines.json", lambda figure, report: draw_front(figure, report, DARK), (6.4, 2.5)),
+    Plot("front_light", "engines.json", lambda figure, report: draw_front(figure, report, LIGHT), (5.6, 2.5)),
+    Plot("front_dark", "engines.json", lambda figure, report: draw_front(figure, report, DARK), (5.6, 2.5)),
 )
 
 
