@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from specdistill.decoding.masks import kinds_of_masks, ragged_masks
+from specdistill.decoding.masks import branch_masks, kinds_of_masks, ragged_masks
 from specdistill.decoding.ragged_cache import RaggedCache
 from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
@@ -93,6 +93,23 @@ class CachedModel:
         return self.model.base_model(
             input_ids=token_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **at
         ).last_hidden_state
+
+    def branches(self, token_ids: Tensor, positions: Tensor, anchors: Tensor) -> Tensor:
+        """Runs tokens that continue the only row's text behind different tokens of it; none of them is kept.
+
+        Args:
+            token_ids, positions: int64 [1, new].
+            anchors: int64 [1, new]; see `masks.branch_masks`.
+
+        Returns:
+            Hidden states [1, new, hidden].
+        """
+        (kept,), new = self.lengths, token_ids.shape[1]
+        assert kept + new <= self.capacity, "branches are written behind the text"
+        extent = rounded(kept + new)
+        self._cache.write_next(torch.arange(kept, kept + new, device=positions.device)[None], extent, kept)
+        masks = branch_masks(self.model.config, positions, anchors, kept, extent, self._dtype)
+        return self._run(token_ids, positions, masks)
 
     def passes(self, rows: list[list[int]]) -> Iterator[tuple[int, Tensor]]:
         """Lets each row read its own number of tokens, in as many passes as memory asks for, and keep them.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,30 @@ Window = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
+class DraftCosts:
+    """Costs of drafting, in plain target steps."""
+
+    step: float
+    """One draft step (c): a pass over one token that proposes one."""
+    passes: Mapping[int, tuple[float, float]] | None = None
+    """For a draft that guesses all tokens of a round in one pass: number of tokens (K) -> time of its pass behind one
+    new token, and behind the K + 1 that a round emits at most. None where each token takes a step."""
+
+    def of_round(self, num_draft_tokens: int, new_tokens: float) -> float:
+        """Drafting in one round.
+
+        Args:
+            num_draft_tokens: Tokens drafted; 0 costs nothing.
+            new_tokens: Tokens kept since the last draft, which one pass reads before its mask tokens: the mean
+                acceptance length where every round drafts. Other drafts read them within their steps.
+        """
+        if self.passes is None or not num_draft_tokens:
+            return num_draft_tokens * self.step
+        shortest, longest = self.passes[num_draft_tokens]
+        return shortest + (longest - shortest) * (new_tokens - 1) / num_draft_tokens
+
+
+@dataclass(frozen=True)
 class Costs:
     """Costs measured on one machine at one batch size."""
 
@@ -30,11 +55,28 @@ class Costs:
     """Seconds of one draft step."""
     verify_cost: Mapping[int, float]
     """Number of tokens in a target pass -> its time in plain target steps; 1 -> 1.0."""
+    draft_passes: Mapping[int, tuple[float, float]] | None = None
+    """`DraftCosts.passes`."""
 
     @property
     def cost_ratio(self) -> float:
         """Time of one draft step in plain target steps (c)."""
         return self.draft_step_seconds / self.target_step_seconds
+
+    @property
+    def drafting(self) -> DraftCosts:
+        """Costs of the draft alone."""
+        return DraftCosts(self.cost_ratio, self.draft_passes)
+
+    def round_cost(self, num_draft_tokens: int, tokens_per_call: float) -> float:
+        """Time of drafting and of the check of what was drafted, in plain target steps.
+
+        Args:
+            num_draft_tokens: Tokens drafted.
+            tokens_per_call: Mean acceptance length at that number.
+        """
+        check = self.verify_cost[num_draft_tokens + 1]
+        return self.drafting.of_round(num_draft_tokens, tokens_per_call) + check
 
 
 def windows_of(answers: Sequence[Example], length: int) -> list[Window]:
@@ -59,28 +101,31 @@ def measure_costs(
     on_pass: Callable[[], None] | None = None,
     guidance: Guidance | None = None,
     windows: Sequence[Window] = (),
+    checks: bool = True,
 ) -> Costs:
     """Times every kind of pass and takes medians. The kinds take turns, so that noise affects all of them alike.
 
     Args:
         target, draft: The two models.
         batch_size: Rows per pass.
-        max_draft_tokens: Target passes over 1, 2, ... up to this many + 1 tokens are timed.
+        max_draft_tokens: Target passes over 1, 2, ... up to this many + 1 tokens are timed, and of a parallel draft
+            the passes that guess 1, 2, ... up to this many.
         context: Tokens that are in the caches before each pass.
         repeats: Times that each kind of pass is measured.
         on_pass: Called after each pass, for progress.
         guidance: Classifier-free guidance of the target: its passes then hold twice as many rows.
         windows: From `windows_of`, for a target whose time depends on the tokens (a mixture of experts), without
             guidance: each repeat reads others of them. Left out, the target reads any ids.
+        checks: Whether target passes over more than one token are timed.
 
     Returns:
         Median seconds of a draft step and a target step, and the verify costs in target steps.
     """
-    widths = range(1, max_draft_tokens + 2)
-    passes = [("draft", 1), *(("target", width) for width in widths)]
-    seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in passes}
+    widths = range(1, max_draft_tokens + 2) if checks else range(1, 2)
+    passes = _passes(draft, max_draft_tokens, widths)
+    seconds: dict[_Pass, list[float]] = {kind: [] for kind in passes}
     with target.generating(), draft.generating():
-        capacity = max([context, *(len(before) for before, _ in windows)]) + max_draft_tokens + 1
+        capacity = max([context, *(len(before) for before, _ in windows)]) + 2 * max_draft_tokens + 1
         if guidance is not None:
             # The twins' contexts are as long as the rows'.
             guidance = replace(guidance, negative_ids=(0,) * context)
@@ -88,9 +133,9 @@ def measure_costs(
             "target": cached_model(target, batch_size, capacity, guidance),
             "draft": cached_model(draft, batch_size, capacity),
         }
-        ids = torch.arange(context, device=target.device).remainder(target.vocab_size).expand(batch_size, -1)
+        ids = _any_ids(target, max(context, 2 * max_draft_tokens + 1), batch_size)
         for cached in models.values():
-            cached.read(ids.tolist())
+            cached.read(ids[:, :context].tolist())
         tokens = dict.fromkeys(models, ids)
         # The first repeat warms up thread pools, allocators and lazily built heads; it is not counted.
         for repeat in range(repeats + 1):
@@ -99,22 +144,65 @@ def measure_costs(
                 models["target"].set_lengths([0] * batch_size)
                 models["target"].read([before for before, _ in rows])
                 tokens["target"] = torch.tensor([after for _, after in rows], device=target.device)
-            for model, width in passes:
-                elapsed = _time_pass(models[model], tokens[model][:, :width], picks_token=model == "draft")
+            for kind in passes:
+                elapsed = _time_pass(models[kind.model], tokens[kind.model][:, : kind.width], kind.picked)
                 if repeat:
-                    seconds[model, width].append(elapsed)
+                    seconds[kind].append(elapsed)
                 if on_pass is not None:
                     on_pass()
-    median = {kind: statistics.median(values) for kind, values in seconds.items()}
-    step = median["target", 1]
-    return Costs(step, median["draft", 1], {width: median["target", width] / step for width in widths})
+    return _costs({kind: statistics.median(values) for kind, values in seconds.items()}, draft, max_draft_tokens)
 
 
-def _time_pass(
-    cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picks_token: bool
-) -> float:
+def _any_ids(model: LanguageModel, length: int, batch_size: int) -> torch.Tensor:
+    return torch.arange(length, device=model.device).remainder(model.vocab_size).expand(batch_size, -1)
+
+
+def passes_timed(draft: LanguageModel, max_draft_tokens: int, repeats: int = 7) -> int:
+    """How often `measure_costs` calls `on_pass`."""
+    return (repeats + 1) * len(_passes(draft, max_draft_tokens, range(1, max_draft_tokens + 2)))
+
+
+class _Pass(NamedTuple):
+    """One kind of pass."""
+
+    model: str
+    width: int
+    """Tokens that it reads."""
+    picked: int = 0
+    """Tokens that the draft picks, from the last rows; 0 gives all rows' logits, which verification needs."""
+
+
+def _passes(draft: LanguageModel, longest: int, widths: Iterable[int]) -> list[_Pass]:
+    # A set, since the shortest pass of a parallel draft is its step.
+    guesses = [] if draft.parallel is None else [_guess(count, new) for count, new in _ends(longest)]
+    return [*dict.fromkeys([_Pass("draft", 1, 1), *guesses]), *(_Pass("target", width) for width in widths)]
+
+
+def _ends(longest: int) -> list[tuple[int, int]]:
+    """Numbers of guessed tokens, each with the fewest and the most new tokens that a round leaves to read."""
+    return [(count, new) for count in range(1, longest + 1) for new in (1, count + 1)]
+
+
+def _guess(count: int, new: int) -> _Pass:
+    return _Pass("draft", new + count - 1, count)
+
+
+def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) -> Costs:
+    step = median[_Pass("target", 1)]
+    passes = None
+    if draft.parallel is not None:
+        passes = {
+            count: (median[_guess(count, 1)] / step, median[_guess(count, count + 1)] / step)
+            for count in range(1, longest + 1)
+        }
+    checks = {kind.width: value / step for kind, value in median.items() if kind.model == "target"}
+    return Costs(step, median[_Pass("draft", 1, 1)], checks, passes)
+
+
+def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picked: int) -> float:
     start = time.perf_counter()
-    logits = cached.own_logits(cached.forward(token_ids))
-    if picks_token:
+    hidden = cached.forward(token_ids)
+    logits = cached.own_logits(hidden[:, -picked:] if picked else hidden)
+    if picked:
         logits.argmax(-1)
     return time.perf_counter() - start

@@ -150,7 +150,7 @@ class AutoLength:
             acceptance = (self._kept[position] + prior_kept) / (self._seen[position] + prior_seen)
             all_kept *= acceptance
             tokens += all_kept
-        return tokens / (length * self._costs.cost_ratio + self._costs.verify_cost[length + 1])
+        return tokens / self._costs.round_cost(length, tokens)
 
     def limit(self, unread: int) -> int:
         best = max(range(1, self.max_tokens + 1), key=self.expected_speedup)

@@ -63,7 +63,7 @@ def propose(
         if not sampling.greedy:
             step_logits.append(draft.model.to_vocabulary(logits))
         if length.watches_confidence:
-            for row, probability in zip(drawing, _probabilities(logits[drawing], picked, sampling), strict=True):
+            for row, probability in zip(drawing, probabilities(logits[drawing], picked, sampling), strict=True):
                 confidence[row] *= probability
                 if not length.goes_on(confidence[row]):
                     counts[row] = step + 1
@@ -77,7 +77,7 @@ def propose(
     return Proposal(ids, torch.tensor(counts, device=device).cumsum(0), logits), counts
 
 
-def _probabilities(logits: Tensor, picked: Tensor, sampling: Sampling) -> list[float]:
+def probabilities(logits: Tensor, picked: Tensor, sampling: Sampling) -> list[float]:
     """The draft's probability of each picked token."""
     return process(logits, sampling).softmax(-1).gather(1, picked[:, None])[:, 0].tolist()
 

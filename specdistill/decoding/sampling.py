@@ -45,7 +45,9 @@ def process(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits.masked_fill(logits < lowest_kept, -torch.inf) / sampling.temperature
 
 
-def pick(logits: Tensor, sampling: Sampling, keys: Keys, *, from_draft: bool = False, ahead: int = 0) -> Tensor:
+def pick(
+    logits: Tensor, sampling: Sampling, keys: Keys, *, from_draft: bool = False, ahead: int | Tensor = 0
+) -> Tensor:
     """Picks one column in each row of unprocessed logits.
 
     Args:
@@ -53,7 +55,7 @@ def pick(logits: Tensor, sampling: Sampling, keys: Keys, *, from_draft: bool = F
         sampling: Temperature and filters.
         keys: Randomness of each row, so that a row's tokens don't depend on the other rows of its batch.
         from_draft: Whether the draft made the logits. Draft and target use different random numbers.
-        ahead: Number of tokens between the last emitted one and the one to pick.
+        ahead: Number of tokens between the last emitted one and the one to pick; one for all rows, or int64 [batch].
 
     Returns:
         int64 [batch].

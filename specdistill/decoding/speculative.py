@@ -19,12 +19,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdistill.decoding.draft_kinds import DraftKind, ModelDraft
+from specdistill.decoding.draft_kinds import DraftKind
 from specdistill.decoding.draft_length import DraftLength, FixedLength
 from specdistill.decoding.drafting import Proposal
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
+from specdistill.decoding.parallel_draft import draft_of
 from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
 from specdistill.decoding.stopping import Stopping
@@ -88,7 +89,8 @@ class SpeculativeDecoder:
 
     Args:
         target: The model whose distribution the output follows.
-        draft: Proposes tokens: a model with the target's vocabulary, or another kind of draft.
+        draft: Proposes tokens: a model with the target's vocabulary, which drafts in one pass if it is a parallel draft
+            (`models.parallel`), or another kind of draft.
         num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides before each round.
         sampling: Temperature and filters, the same for target and draft.
         rule: `greedy` at temperature 0. Above it `sampled`, `block` (exact too, with at least as many accepted tokens
@@ -117,7 +119,7 @@ class SpeculativeDecoder:
         acceptance: Acceptance | None = None,
         guidance: Guidance | None = None,
     ) -> None:
-        kind = ModelDraft(draft) if isinstance(draft, LanguageModel) else draft
+        kind = draft_of(draft) if isinstance(draft, LanguageModel) else draft
         rule = rule or ("greedy" if sampling.greedy else "argmax_draft" if kind.is_point_mass else "sampled")
         if (rule == "greedy") != sampling.greedy:
             remedy = "use greedy" if sampling.greedy else "greedy needs temperature 0"

@@ -4,23 +4,25 @@ Given the text x that the target wrote, whether each of its tokens came from the
 probability a_t = min(1, q(x_t) / p(x_t)) (rule `sampled`), 1[x_t = argmax q] (`argmax_draft`) or, at temperature 0,
 1[argmax p = argmax q]: speculative decoding emits x_t ~ p, and does so through an accepted draft token with probability
 min(p, q)(x_t). So one pass predicts the mean acceptance length of *every* draft length, path dependence included.
+
+A parallel draft's guess of a token depends on where its round started, so it is scored for every start and depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from specdistill.data.batch import Example, collate, split_by_tokens
-from specdistill.decoding.position_scaling import cached
-from specdistill.decoding.proof import prove
+from specdistill.data.batch import Example
 from specdistill.decoding.sampling import Sampling, process
+from specdistill.evaluation.answer_states import HiddenCache, answer_hidden_states
 from specdistill.evaluation.logit_blocks import logit_blocks
+from specdistill.evaluation.parallel_states import guessing_states
+from specdistill.evaluation.rounds import expected_rounds
 from specdistill.models import LanguageModel
-from specdistill.models.language_model import LONG_TEXT
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
 
 ALPHA_RULES = ("greedy", "sampled", "argmax_draft")
@@ -31,76 +33,22 @@ class PromptAcceptance:
     """Scores of one answer, float64 [tokens] each."""
 
     alpha: dict[str, np.ndarray]
-    """Rule -> alpha of each position."""
+    """Rule -> alpha of each position; for a parallel draft that of the first token of a round."""
     token_acceptance: dict[str, np.ndarray]
-    """Rule -> probability that the token really written there came from the draft."""
+    """Rule -> probability that the token really written there came from the draft. For a parallel draft [tokens,
+    depths]: at [t, d] that of token t + d in a round that starts with token t; 0 beyond the answer's end."""
     alpha_at_1: dict[str, np.ndarray]
     """Rule that samples -> alpha of each position, compared at temperature 1: the draft's worth to a server that
     samples. At temperature 0 both distributions are points, so every rule's `alpha` is argmax agreement."""
     fkl: np.ndarray
     """KL(target || draft) in nats, at temperature 1 where the sampling is greedy."""
+    alpha_by_depth: dict[str, np.ndarray] = field(default_factory=dict)
+    """Rule -> alpha [tokens, depths] of a parallel draft, by start and depth; NaN beyond the end. Empty for others."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer."""
         return len(self.fkl)
-
-
-HiddenCache = dict[Example, torch.Tensor]
-"""Example -> hidden states [answer, hidden] that predict its answer; valid while the model is frozen."""
-
-
-@torch.no_grad()
-def answer_hidden_states(
-    model: LanguageModel,
-    sequences: Sequence[Example],
-    cache: HiddenCache | None = None,
-    *,
-    one_pass: bool = False,
-) -> list[torch.Tensor]:
-    """Computes the hidden states that predict each answer token: in one pass, or in several where sequences are long.
-
-    Args:
-        model: Frozen while it is used with a cache.
-        sequences: Prompts with answers; all in one batch, if it is small.
-        cache: Read first, and filled with the states that were missing.
-        one_pass: Never split: each pass of a sharded model is a collective.
-
-    Returns:
-        [answer, hidden] per sequence, in order.
-    """
-    missing = [sequence for sequence in sequences if cache is None or sequence not in cache]
-    known: HiddenCache = {} if cache is None else cache
-    if missing:
-        lengths = [len(sequence.prompt_ids) + len(sequence.answer_ids) for sequence in missing]
-        rows = len(missing)
-        for batch in split_by_tokens(lengths, rows) if not one_pass else [range(rows)]:
-            chosen = [missing[row] for row in batch]
-            long = max(lengths[row] for row in batch) > LONG_TEXT and not one_pass
-            known.update(zip(chosen, (_in_passes if long else _in_one_pass)(model, chosen), strict=True))
-    return [known[sequence] for sequence in sequences]
-
-
-def _in_one_pass(model: LanguageModel, sequences: Sequence[Example]) -> Iterator[torch.Tensor]:
-    batch = collate(sequences).to(model.device)
-    hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
-    # Copies: a slice would keep the whole batch's storage alive.
-    return (rows.clone() for rows in hidden.split([len(sequence.answer_ids) for sequence in sequences]))
-
-
-def _in_passes(model: LanguageModel, sequences: Sequence[Example]) -> list[torch.Tensor]:
-    """Reads long sequences in passes with a KV cache, which need no memory for every pair of tokens."""
-    if not prove(model).rolls_back:
-        # A state reads no padding, so each sequence has a pass of its own.
-        return [states for sequence in sequences for states in _in_one_pass(model, [sequence])]
-    texts = [[*sequence.prompt_ids, *sequence.answer_ids] for sequence in sequences]
-    reader = cached(model, len(texts), max(map(len, texts)))
-    parts: list[list[torch.Tensor]] = [[] for _ in texts]
-    for start, hidden in reader.passes(texts):
-        for row, (sequence, ids) in enumerate(zip(sequences, texts, strict=True)):
-            first, end = len(sequence.prompt_ids) - 1 - start, len(ids) - 1 - start
-            parts[row].append(hidden[row, max(0, first) : max(0, end)].clone())
-    return [torch.cat(states) for states in parts]
 
 
 @torch.no_grad()
@@ -111,6 +59,7 @@ def score(
     sampling: Sampling,
     *,
     batch_size: int = 8,
+    depths: int = 1,
     target_cache: HiddenCache | None = None,
     on_sequences=None,
     on_interrupt: Callable[[BaseException], None] | None = None,
@@ -122,6 +71,7 @@ def score(
         sequences: Prompts with answers that the target wrote at `sampling`.
         sampling: Temperature and filters under which target and draft are compared.
         batch_size: Sequences per pass.
+        depths: Longest draft length for which a parallel draft is scored; other drafts are scored for all at once.
         target_cache: Hidden states of the target, [answer, hidden] per sequence; read first and filled with those
             that were missing. It saves the target's pass where another draft is scored on the same sequences.
         on_sequences: Called with the number of sequences done, for progress.
@@ -138,7 +88,7 @@ def score(
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
         try:
-            results += _score_batch(target, draft, chunk, sampling, target_cache)
+            results += _score_batch(target, draft, chunk, sampling, depths, target_cache)
         except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
@@ -154,27 +104,63 @@ def _score_batch(
     draft: LanguageModel,
     chunk: Sequence[Example],
     sampling: Sampling,
+    depths: int,
     target_cache: HiddenCache | None,
 ) -> list[PromptAcceptance]:
     results = []
     target_hidden = answer_hidden_states(target, chunk, target_cache)
-    draft_hidden = answer_hidden_states(draft, chunk)
     # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
-    for sequence, target_rows, draft_rows in zip(chunk, target_hidden, draft_hidden, strict=True):
+    for sequence, target_rows, draft_rows in zip(chunk, target_hidden, _by_depth(draft, chunk, depths), strict=True):
         labels = torch.tensor(sequence.answer_ids, device=target.device)
-        blocks = []
+        # Depth d guesses the tokens from number d on.
+        blocks: list[list[AcceptanceStatistics]] = [[] for _ in range(min(len(labels), draft_rows.shape[1]))]
         for block in logit_blocks(labels, target.vocab_size):
             # A greedy sampling leaves logits as they are, which is temperature 1.
             target_logits = process(target.logits(target_rows[block]), sampling)
-            draft_logits = process(draft.logits(draft_rows[block]), sampling)
-            blocks.append(expected_acceptance(target_logits, draft_logits, labels[block]))
-        results.append(_record(_joined(blocks), labels, sampling.greedy))
+            for depth, scored in enumerate(blocks):
+                first, end = max(block.start, depth), min(block.stop, len(labels))
+                if first < end:
+                    draft_logits = process(draft.logits(draft_rows[first - depth : end - depth, depth]), sampling)
+                    against = target_logits[first - block.start :]
+                    scored.append(expected_acceptance(against, draft_logits, labels[first:end]))
+        records = [_record(_joined(scored), labels[depth:], sampling.greedy) for depth, scored in enumerate(blocks)]
+        results.append(records[0] if draft.parallel is None else _of_starts(records, draft_rows.shape[1]))
     return results
+
+
+def _by_depth(draft: LanguageModel, chunk: Sequence[Example], depths: int) -> list[torch.Tensor]:
+    """The draft's hidden states [answer, depths, hidden]; a single depth where it goes token by token."""
+    if draft.parallel is not None:
+        return guessing_states(draft, chunk, depths)
+    return [rows[:, None] for rows in answer_hidden_states(draft, chunk)]
+
+
+def _of_starts(records: Sequence[PromptAcceptance], depths: int) -> PromptAcceptance:
+    """One record of a parallel draft from those of its depths, of which each is a token shorter than the one before."""
+
+    def table(columns: Sequence[np.ndarray], beyond: float) -> np.ndarray:
+        found = np.full((len(columns[0]), depths), beyond)
+        for depth, column in enumerate(columns):
+            found[: len(column), depth] = column
+        return found
+
+    first, rules = records[0], records[0].alpha
+    return replace(
+        first,
+        token_acceptance={rule: table([record.token_acceptance[rule] for record in records], 0.0) for rule in rules},
+        alpha_by_depth={rule: table([record.alpha[rule] for record in records], np.nan) for rule in rules},
+    )
 
 
 @torch.no_grad()
 def score_draft(
-    draft: LanguageModel, sequences: Sequence[Example], greedy: bool, *, batch_size: int = 8, on_sequences=None
+    draft: LanguageModel,
+    sequences: Sequence[Example],
+    greedy: bool,
+    *,
+    batch_size: int = 8,
+    depths: int = 1,
+    on_sequences=None,
 ) -> list[PromptAcceptance]:
     """Scores a draft on its target's answers where the target itself is elsewhere, say, behind a server.
 
@@ -186,6 +172,7 @@ def score_draft(
         sequences: Prompts with answers that the target wrote.
         greedy: Whether it wrote them at temperature 0, where all rules are argmax agreement.
         batch_size: Sequences per pass.
+        depths: As for `score`.
         on_sequences: Called with the number of sequences done, for progress.
 
     Returns:
@@ -195,12 +182,15 @@ def score_draft(
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
-        for sequence, rows in zip(chunk, answer_hidden_states(draft, chunk), strict=True):
-            labels = torch.tensor(sequence.answer_ids, device=draft.device)
-            argmax = [draft.logits(rows[block]).argmax(-1) for block in logit_blocks(rows, draft.vocab_size)]
-            agreement = _array((torch.cat(argmax) == labels).double())
-            scores: dict[str, np.ndarray] = dict.fromkeys(rules, agreement)
-            results.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
+        for sequence, rows in zip(chunk, _by_depth(draft, chunk, depths), strict=True):
+            labels, records = torch.tensor(sequence.answer_ids, device=draft.device), []
+            for depth in range(min(len(labels), rows.shape[1])):
+                guesses = rows[: len(labels) - depth, depth]
+                argmax = [draft.logits(guesses[block]).argmax(-1) for block in logit_blocks(guesses, draft.vocab_size)]
+                agreement = _array((torch.cat(argmax) == labels[depth:]).double())
+                scores: dict[str, np.ndarray] = dict.fromkeys(rules, agreement)
+                records.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
+            results.append(records[0] if draft.parallel is None else _of_starts(records, rows.shape[1]))
         if on_sequences is not None:
             on_sequences(len(chunk))
     return results
@@ -227,34 +217,6 @@ def _record(statistics: AcceptanceStatistics, labels: torch.Tensor, greedy: bool
         alpha_at_1={rule: alpha[rule] for rule in ("sampled", "argmax_draft")} if greedy else {},
         fkl=_array(statistics.fkl),
     )
-
-
-def expected_rounds(token_acceptance: np.ndarray, num_draft_tokens: int, *, first_drafted: bool = False) -> float:
-    """Expected number of verifications that an answer takes, the prompt's own pass (first token) not counted.
-
-    Args:
-        token_acceptance: [tokens] a_t of each answer token; the first is ignored where no draft is made for it.
-        num_draft_tokens: Draft length gamma.
-        first_drafted: Whether the prompt's own pass verifies a draft too, as in transformers' assisted generation.
-
-    A round that starts at t keeps k draft tokens with probability a_t ... a_(t+k-1) (1 - a_(t+k)) and emits k + 1.
-    """
-    chances = token_acceptance[0 if first_drafted else 1 :]
-    tokens = len(chances)
-    starts = np.zeros(tokens + num_draft_tokens + 2)
-    starts[0] = 1.0
-    for position in range(tokens):
-        alive = starts[position]
-        if alive == 0:
-            continue
-        # The decoder proposes no more than what is left minus the token that verification adds.
-        limit = min(num_draft_tokens, tokens - position - 1)
-        for kept in range(limit):
-            chance = chances[position + kept]
-            starts[position + kept + 1] += alive * (1 - chance)
-            alive *= chance
-        starts[position + limit + 1] += alive
-    return float(starts[:tokens].sum())
 
 
 def predicted_tau(

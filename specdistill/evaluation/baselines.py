@@ -13,9 +13,10 @@ import numpy as np
 
 from specdistill.data.batch import Example
 from specdistill.decoding.costs import Costs
-from specdistill.decoding.draft_kinds import DraftKind, ModelDraft
+from specdistill.decoding.draft_kinds import DraftKind
 from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import LlamaCppNgram, NewLookup, TransformersNgram, VllmNgram
+from specdistill.decoding.parallel_draft import draft_of
 from specdistill.decoding.suffix import SuffixMemory, SuffixSettings
 from specdistill.evaluation.baseline_settings import BaselineSettings
 from specdistill.evaluation.copying_walk import Copies, Walk, copies_of, walk_copies
@@ -65,7 +66,7 @@ def ways_of(settings: BaselineSettings, stop_ids: frozenset[int]) -> dict[str, W
 def draft_kind(way: Way, target: LanguageModel, draft: LanguageModel) -> DraftKind:
     """The way as the decoder takes it; it remembers nothing yet."""
     free = FreeDraft(way.begin(), target.vocab_size)
-    return FreeThenModel(free, ModelDraft(draft)) if way.asks_draft else free
+    return FreeThenModel(free, draft_of(draft)) if way.asks_draft else free
 
 
 def predict(
