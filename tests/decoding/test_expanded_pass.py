@@ -65,7 +65,9 @@ def test_rows_equal_separate_passes(family, attention):
     assert largest_difference(model) < 1e-4
 
 
-@pytest.mark.parametrize("planted", ["sees other anchors", "misses earlier masks", "text behind the anchor", "positions"])
+@pytest.mark.parametrize(
+    "planted", ["sees other anchors", "misses earlier masks", "text behind the anchor", "positions"]
+)
 def test_a_wrong_mask_is_seen(monkeypatch, planted):
     model, layout = make_model(layers=2), expanded_pass._layout
 
