@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from specdistill.data.batch import Batch, Example, collate
 from specdistill.data.mask_tokens import MaskTokens, every_mask
-from specdistill.decoding.masks import masks_by_kind
+from specdistill.decoding.masks import expanded_masks
 from specdistill.decoding.proof import state_reason
 from specdistill.errors import ModelError
 from specdistill.models import LanguageModel
@@ -42,7 +42,7 @@ def expanded_hidden_states(model: LanguageModel, batch: Batch, mask_id: int) -> 
     positions, unseen = _layout(length, batch.masks)
     hidden = model.base_model(
         input_ids=torch.cat((batch.input_ids, mask_ids), 1),
-        attention_mask=_attention(model.config, positions, unseen, model.model.dtype),
+        attention_mask=expanded_masks(model.config, positions, unseen, model.model.dtype),
         position_ids=positions.clamp(max=model.max_context - 1),
         use_cache=False,
     ).last_hidden_state
@@ -60,10 +60,6 @@ def _layout(length: int, masks: MaskTokens) -> tuple[Tensor, Tensor]:
     other_anchor = anchors[:, None, :] != anchors[:, :, None]
     later_or_padding = (depths[:, None, :] > depths[:, :, None]) | (depths[:, None, :] == 0)
     return anchors + depths, torch.where(is_mask[None, None], other_anchor | later_or_padding, text_unseen)
-
-
-def _attention(config: PretrainedConfig, positions: Tensor, unseen: Tensor, dtype: torch.dtype):
-    return masks_by_kind(config, positions, positions, unseen, dtype)
 
 
 def prove_expanded(model: LanguageModel, where: str) -> None:

@@ -25,6 +25,7 @@ from specdistill.distill.target.place import Labeller
 from specdistill.distill.training.measures import Sums
 from specdistill.distill.training.parallel_rows import Guesses
 from specdistill.evaluation.logit_blocks import logit_blocks
+from specdistill.evaluation.rounds import expected_rounds
 from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
 from specdistill.models import LanguageModel
 
@@ -73,8 +74,9 @@ class ParallelHeldOut:
         draft.model.eval()
         draft.weights_changed()
         tables = [self._acceptance(draft, *pair) for pair in zip(self._answers, self._says, strict=True)]
-        calls = [tokens_and_rounds(table) for table in tables]
-        tokens, rounds = (np.array(column, dtype=float) for column in zip(*calls, strict=True))
+        # The first token is the target's, from its pass over the prompt.
+        tokens = np.array([max(0, len(table) - 1) for table in tables], dtype=float)
+        rounds = np.array([expected_rounds(table, self._num_tokens) for table in tables])
         sums: dict[str, Sums] = {TOKENS_PER_CALL: (tokens, rounds)}
         for depth in range(1, self._num_tokens + 1):
             guessed = [table[: max(0, len(table) - depth + 1), depth - 1] for table in tables]
@@ -108,27 +110,6 @@ class ParallelHeldOut:
             return (logits.argmax(-1) == labels).float()
         log_q = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
         return (log_q - log_p.to(log_q)).clamp(max=0).exp()
-
-
-def tokens_and_rounds(acceptance: np.ndarray) -> tuple[int, float]:
-    """Tokens of an answer after its first, and the target calls that they are expected to take.
-
-    Args:
-        acceptance: [answer, K], as by `ParallelHeldOut`; a guess beyond the answer is ignored.
-    """
-    length, num_tokens = acceptance.shape
-    starts = np.zeros(length + num_tokens + 2)
-    starts[min(1, length)] = 1.0
-    for first in range(1, length):
-        alive = starts[first]
-        # The decoder guesses no more than what is left minus the token that verification adds.
-        limit = min(num_tokens, length - first - 1)
-        for kept in range(limit):
-            chance = acceptance[first, kept]
-            starts[first + kept + 1] += alive * (1 - chance)
-            alive *= chance
-        starts[first + limit + 1] += alive
-    return max(0, length - 1), float(starts[1:length].sum())
 
 
 def target_says(

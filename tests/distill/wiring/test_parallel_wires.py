@@ -15,12 +15,14 @@ from specdistill.data.batch import collate, join_soft_labels
 from specdistill.data.mask_tokens import every_mask
 from specdistill.data.soft_labels import likeliest
 from specdistill.decoding import Sampling
+from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.anchors import round_starts
-from specdistill.distill.training.heldout_parallel import ParallelHeldOut, TargetSays, tokens_and_rounds
+from specdistill.distill.training.heldout_parallel import ParallelHeldOut, TargetSays, target_says
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.distill.training.step import guesses_by_depth
-from specdistill.evaluation.acceptance import answer_hidden_states, expected_rounds
+from specdistill.evaluation.acceptance import predicted_tau, score
+from specdistill.evaluation.answer_states import answer_hidden_states
 from specdistill.models.mask_token import install_mask_token
 from specdistill.models.parallel import ParallelDrafting
 from specdistill_kernels import SoftLabels
@@ -90,7 +92,7 @@ def test_every_loss_is_the_mean_over_all_guesses(models, kind):
     out = loss_of(*models, EXAMPLES, divergence=kind)
     assert float(out.loss.detach()) == close(LOSSES[kind](p, q).mean().item())
     own = [depth == 1 for _, _, depth in guesses(EXAMPLES)]
-    assert float(out.alpha_sum) == close(float(torch.minimum(p, q).sum(-1)[own].sum())), "alpha is that of one token"
+    assert float(out.alpha_sum) == close(torch.minimum(p, q).sum(-1)[own].sum().item()), "alpha is that of one token"
 
 
 @pytest.mark.parametrize("kind", ["fkl", "tvd"])
@@ -185,22 +187,20 @@ def test_rounds_begin_where_the_drafts_own_would(models):
     assert len(starts) < len(one.answer_ids) - 1, "some guess was kept"
 
 
-def test_tokens_per_call_by_hand():
-    """Five tokens: the first is the target's. A round from token 1 keeps 0, 1 or 2 guesses with 1/2, 1/4, 1/4."""
-    table = torch.tensor([[0, 0], [0.5, 0.5], [1, 1], [0, 1], [1, 1]], dtype=torch.float64).numpy()
-    # From 2: both kept, ends. From 3: one guess fits, dropped, so a call for 4 follows. From 4: none fits.
-    expected = 1 + 0.5 * 1 + 0.25 * 2 + 0.25 * 1
-    assert tokens_and_rounds(table) == (4, pytest.approx(expected))
-    assert tokens_and_rounds(table[:1]) == (0, 0.0)
-
-
-def test_equal_chances_at_every_depth_are_an_ordinary_drafts():
-    chances = torch.rand(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    table = torch.zeros(20, 4, dtype=torch.float64).numpy()
-    for first in range(20):
-        for ahead in range(min(4, 20 - first)):
-            table[first, ahead] = chances[first + ahead]
-    assert tokens_and_rounds(table)[1] == pytest.approx(expected_rounds(chances, 4))
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
+def test_the_watched_numbers_are_those_that_bench_predicts(models, rule, temperature):
+    """Two ways to the same numbers: one expanded pass here, branches behind a cache in `evaluation`."""
+    target, draft = models
+    sampling = Sampling(temperature=temperature)
+    says = target_says(target, EXAMPLES, sampling, TargetStates(target))
+    sums = ParallelHeldOut(EXAMPLES, says, sampling, rule, TOKENS).sums(draft)
+    records = score(target, draft, EXAMPLES, sampling, depths=TOKENS)
+    for found, wanted in zip(sums["tokens_per_call"], predicted_tau(records, rule, TOKENS), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    for depth in (1, 2, 3):
+        wanted = [record.token_acceptance[rule][: record.num_tokens - depth + 1, depth - 1] for record in records]
+        assert sums[f"acceptance_at_{depth}"][0] == pytest.approx([rates.sum() for rates in wanted], rel=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
