@@ -25,13 +25,13 @@ class DemoSize:
     layers: int = 2
     vocab_keep: int = 8192
     mails: int = 640
-    heldout: int = 32
+    heldout: int = 24
     steps: int = 80
     batch_size: int = 8
     heldout_in_training: int = 8
-    calibration_prompts: int = 24
+    calibration_prompts: int = 16
     max_new_tokens: int = 160
-    timed: int = 10
+    timed: int = 8
 
 
 DEMO_SIZE = DemoSize()
