@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_folder import docs_folder, run_lines
+from docs_folder import docs_folder, run_line, run_lines
 from pages import broken_links
+from tiny_models import make_config
+from transformers import AutoModelForCausalLM
+
+from specdistill.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -49,6 +53,23 @@ def test_a_storys_commands_run(in_docs_folder, capsys, story):
     """Behind the first page's, which make `cut`."""
     (first,) = [line for line in shell_lines(ROOT / "docs/start.md") if line.endswith("--output cut")]
     assert run_lines([first, *shell_lines(story)], capsys) >= 5
+
+
+@pytest.mark.smollm2
+def test_the_gguf_storys_commands_run_on_a_small_file(in_docs_folder, smollm2, gguf_path, capsys):
+    """With SmolLM2's tokenizer in the file, and few weights; `make test-engines` runs llama.cpp."""
+    config = make_config("llama", layers=3, vocab_size=smollm2.vocab_size, tied=True, hidden=64)
+    config.head_dim = 16
+    AutoModelForCausalLM.from_config(config).save_pretrained("tiny")
+    smollm2.tokenizer.save_pretrained("tiny")
+    export = ["--format", "gguf", "--type", "float32", "--output", "target.gguf"]
+    pair = ["--target", str(smollm2.directory), "--target-gguf", str(gguf_path), "--draft", "tiny"]
+    assert main(["export", *pair, *export]) == 0
+    lines = [line for line in shell_lines(ROOT / "docs/stories/laptop_gguf.md") if line.startswith("specdistill ")]
+    for line in lines:
+        if "--engine" not in line:
+            run_line(line, capsys, {})
+    assert (in_docs_folder / "laptop.gguf").is_file() and len(lines) == 7
 
 
 def test_the_readmes_commands_run(in_docs_folder, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from benchmarks.support.commands import run_command
 TRAINING_SEED, HELDOUT_SEED = 2, 3
 """Seeds of the mails; the adapter was trained on those of seed 1 and judged on those of seed 4."""
 
+PACKED = ("--pack", "float32") if platform.machine() in ("x86_64", "AMD64") else ()
+"""Makes checking several tokens cheaper on an x86 CPU, and changes no token."""
+
 
 @dataclass(frozen=True)
 class DemoSize:
@@ -21,13 +25,13 @@ class DemoSize:
     layers: int = 2
     vocab_keep: int = 8192
     mails: int = 640
-    heldout: int = 32
+    heldout: int = 24
     steps: int = 80
     batch_size: int = 8
     heldout_in_training: int = 8
-    calibration_prompts: int = 24
+    calibration_prompts: int = 16
     max_new_tokens: int = 160
-    timed: int = 10
+    timed: int = 8
 
 
 DEMO_SIZE = DemoSize()
@@ -61,6 +65,7 @@ def run_demo(target: Sequence[str], folder: Path, size: DemoSize) -> BenchReport
     run_command(
         *("bench", *target, "--draft", str(draft), "--compare", str(cut), "--prompts", str(heldout)),
         *("--num-prompts", "0", "--latency-prompts", str(size.timed), "--max-new-tokens", tokens, "--threads", "1"),
+        *PACKED,
         *("--json", f"{report}.json", "--html", f"{report}.html"),
     )
     return BenchReport.read(Path(f"{report}.json"))

@@ -55,11 +55,11 @@ def _draw_calls(axes: Axes, height: int, row: dict[str, Any], palette: Palette) 
     predicted, first = row["predicted_mean_acceptance_length"], height == 0
     axes.errorbar(
         [mean], [height], xerr=[[mean - low], [high - mean]], fmt="o", color=palette.measured, capsize=3,
-        label="counted" if first else None,
+        label="counted" if first else "",
     )  # fmt: skip
     axes.vlines(
         predicted, height - 0.38, height + 0.38, color=palette.predicted, linewidth=2.5,
-        label="predicted" if first else "_nolegend_",
+        label="predicted" if first else "",
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from specdistill.settings.checks import flag
 from specdistill.settings.parts import Config, defaults
+from specdistill.settings.self_prompts import self_source
 
 if TYPE_CHECKING:
     from specdistill.distill.answers.annotate_config import AnnotateConfig
@@ -56,14 +57,29 @@ def after_annotate(config: AnnotateConfig) -> str:
     return _command("train-draft", *_shared(config), *words)
 
 
-def after_train_draft(config: TrainConfig) -> str:
-    """Measures the draft, beside the one it was made of, on prompts that training never saw."""
-    source = config.prompts
-    # Without a name bench takes the held-out half of the built-in prompts; self:N is that half there.
-    new = () if source.startswith("builtin") else ("--prompts", source if source.startswith("self:") else "NEW_PROMPTS")
-    compare = () if config.draft == config.target else ("--compare", config.draft)
-    words = "--draft", config.output, *compare, *new, "--html", f"{config.output}.html"
+def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
+    """Measures the draft, beside the one it was made of, on prompts that training never saw.
+
+    Args:
+        config: The run's settings.
+        same_tokenizer: Whether the draft has the target's tokenizer; only transformers drafts with another one.
+    """
+    if config.draft == config.target:
+        # A model that was tuned is no draft of what it was: see how it answers.
+        scorer = () if config.sequences.scorer is None else ("--scorer", config.sequences.scorer)
+        words = *_new_prompts(config), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
+        return _command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
+    beside = ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
+    words = "--draft", config.output, *beside, *_new_prompts(config), "--html", f"{config.output}.html"
     return _command("bench", *_shared(config), *words)
+
+
+def _new_prompts(config: TrainConfig) -> tuple[str, ...]:
+    """Prompts of the kind that was trained on; without a name bench takes the held-out half of the built-in ones."""
+    own = self_source(config.prompts, "train")
+    if own is not None:
+        return "--prompts", f"self:{own.count}:heldout"
+    return () if config.prompts.startswith("builtin") else ("--prompts", "NEW_PROMPTS")
 
 
 def after_check(config: CheckConfig, verdicts: Sequence[Verdict], own_head: OwnHeadVerdict) -> str:
@@ -115,11 +131,11 @@ def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple
     return () if config.prompts == defaults(type(config))["prompts"] else ("--prompts", config.prompts)
 
 
-def _shared(config: Config) -> list[str]:
+def _shared(config: Config, *left_out: str) -> list[str]:
     """Flags of the settings that the next command must share, where they are not the default's."""
     usual, words = defaults(type(config)), []
     for name, value in config.to_flat().items():
-        if name in _SHARED and value != usual.get(name):
+        if name in _SHARED and name not in left_out and value != usual.get(name):
             words += [flag(name)] if value is True else [flag(name), str(value)]
     return words
 

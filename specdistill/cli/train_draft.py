@@ -17,5 +17,6 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> str:
     from specdistill.report.progress import TerminalProgress
     from specdistill.serving.engines import maker_of
 
-    training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine)))
-    return next_command.after_train_draft(config)
+    summary = train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine))
+    training_table(summary)
+    return next_command.after_train_draft(config, same_tokenizer=summary.measure == "alpha")

@@ -11,6 +11,7 @@ from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
 from specdistill.files.cache import cache_root
 from specdistill.models import weights
+from specdistill.models.quiet import quiet_bars
 
 
 def check_gguf(path: Path) -> None:
@@ -59,15 +60,17 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
     say(f"converting {path.name} to a plain checkpoint, once (cached in {directory})")
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-        # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        # One line says what happens here; transformers' three bars would follow it.
+        with quiet_bars():
+            tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+            # Without `dequantize` the weights would stay packed, and could be neither trained nor saved.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         # A pair, because of `output_loading_info`.
         model, report = loaded
     except Exception as error:
@@ -76,7 +79,7 @@ def convert(path: Path, say: Callable[[str], None] = print) -> Path:
         ) from error
     weights.check_report(report, str(path))
     weights.check_finite(model, str(path))
-    with atomic.new_directory(directory) as temporary:
+    with atomic.new_directory(directory) as temporary, quiet_bars():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return directory

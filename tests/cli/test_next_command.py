@@ -95,15 +95,24 @@ CASES = [
     ),
     (
         next_command.after_train_draft(
-            TrainConfig.flat(target="T", draft="c", output="d", prompts="self:4", chat_template_kwargs=THINKING)
+            TrainConfig.flat(target="T", draft="c", output="d", prompts="self:4:train", chat_template_kwargs=THINKING)
         ),
-        f"bench --target T --chat-template-kwargs '{THINKING}' --draft d --compare c --prompts self:4 --html d.html",
+        f"bench --target T --chat-template-kwargs '{THINKING}' --draft d --compare c --prompts self:4:heldout "
+        "--html d.html",
     ),
     (
         next_command.after_train_draft(
-            TrainConfig.flat(target="T", draft="T", output="d", method="sft", prompts="p.jsonl")
+            TrainConfig.flat(target="T", draft="S", output="d", method="sft", prompts="p.jsonl"), same_tokenizer=False
         ),
-        "bench --target T --draft d --prompts NEW_PROMPTS --html d.html",
+        "bench --target T --draft d --engine transformers --prompts NEW_PROMPTS --html d.html",
+    ),
+    (
+        next_command.after_train_draft(
+            TrainConfig.flat(
+                target="T", draft="T", output="d", method="sft", prompts="p.jsonl", scorer="json", threads=1
+            )
+        ),
+        "generate --target d --threads 1 --prompts NEW_PROMPTS --temperature 0 --scorer json --output d-answers",
     ),
     (
         next_command.after_generate(GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")),

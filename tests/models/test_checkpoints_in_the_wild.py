@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import wild_checkpoints as wild
@@ -251,3 +253,23 @@ def test_ids_of_another_model_are_refused_in_text(pair):
     with pytest.raises(DataError, match=r"'w59' \(id 64\)"):
         check_ids([1, 64], make_tokenizer(), 64, "the text")
     check_ids([1, 63], make_tokenizer(), 64, "the text")
+
+
+def test_a_conversion_says_one_line_and_draws_no_bars(tmp_path, monkeypatch, capfd):
+    """transformers drew three bars behind it, which fill a log."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("SPECDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda **_: make_tokenizer())
+    report = {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+
+    def loaded(**_):
+        sys.stderr.write("Converting and de-quantizing GGUF tensors...:   0%|")
+        return make_model(layers=1).model, report
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
+    said = []
+    directory = gguf.convert(tmp_path / "m.gguf", said.append)
+    assert (directory / "model.safetensors").exists()
+    assert len(said) == 1 and said[0].startswith("converting m.gguf to a plain checkpoint, once")
+    printed = capfd.readouterr()
+    assert printed.err == printed.out == ""

@@ -179,8 +179,8 @@ def _on_policy(inputs: SequenceInputs) -> OnPolicy:
 def target_fraction(fraction: float | None, own_answers: bool) -> float:
     """The share that was set, or one by whether something is asked of the draft's own answers.
 
-    Forward KL gained on the target's answers under every rule, and lost on the draft's own: rows `target-fkl` and
-    `distillspec-fkl` of benchmarks/results/methods.json, `more-fkl` of drifted.json.
+    On the target's answers forward KL lost under no rule and gained under `sampled`; on the draft's own it lost: rows
+    `target-fkl` and `distillspec-fkl` of benchmarks/results/methods.json, `more-fkl` of drifted.json.
 
     Args:
         fraction: Set by the user, or None.
