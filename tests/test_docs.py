@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fake_vllm import FakeVllm
-from own_heads import make_base
-from peft_adapters import make_adapter
-from tiny_models import make_model, make_tokenizer, save
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-from specdistill import load_model
-from specdistill.cli import app, main
+from docs_folder import docs_folder, run_lines
+from pages import broken_links
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-# Settings of real models that tiny ones can't have, and what keeps the runs short.
-SMALLER = {"--vocab-keep 8192": "--vocab-keep 40", "--vocab-keep 32768": "--vocab-keep 40", "--layers 6": "--layers 2"}
-SMALLER |= {"--max-new-tokens 128": "--max-new-tokens 12", "--donor SMALL_MODEL": "--donor SMALL_MODEL --layers 1"}
-SMALLER |= {"self:1000": "self:8", "self:32": "self:4"}
-SHORT = {
-    "init-draft": "--calibration-prompts 4 --calibration-tokens 6 --probe-steps 2",
-    "generate": "",
-    "annotate": "",
-    "train-draft": "--max-new-tokens 8 --heldout-prompts 2 --steps 2",
-    "bench": "--max-new-tokens 8 --num-prompts 4",
-}
-NEEDS = {
-    "--engine vllm": "--engine vllm needs vLLM installed next to specdistill",
-    "target.gguf": "target.gguf",
-}
-"""Commands that can't run here, and the one line that says so; `make test-engines` runs these with real engines."""
+STORIES = sorted((ROOT / "docs/stories").glob("*.md"))
+
+in_docs_folder = pytest.fixture(docs_folder)
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -55,92 +32,33 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "RejectionLog" in (tmp_path / "html" / "api.html").read_text()
 
 
-@pytest.fixture
-def in_docs_folder(tmp_path_factory, monkeypatch):
-    """A folder in which the names that the pages use are there: tiny models and prompts."""
-    folder = tmp_path_factory.mktemp("docs")
-    save(make_model(layers=6, context=512), folder / "TARGET")
-    shutil.copytree(folder / "TARGET", folder / LLAMA)
-    other = make_tokenizer(40, "zebra")
-    save(make_model("gemma3_text", layers=2, context=512, tokenizer=other, vocab_size=45), folder / "SMALL_MODEL")
-    small = BitsAndBytesConfig(load_in_8bit=True)
-    AutoModelForCausalLM.from_pretrained(folder / "TARGET", quantization_config=small).save_pretrained(
-        folder / "TARGET-INT8"
-    )
-    make_tokenizer().save_pretrained(folder / "TARGET-INT8")
-    make_adapter(folder / "TARGET", folder / "tuned", named="../TARGET")
-    make_base("qwen3_next", folder / "BASE")
-    AutoModelForCausalLM.from_pretrained(folder / "BASE").save_pretrained(folder / "TUNED")
-    for name, seed in (("served", 0), ("tomorrow", 30)):
-        prompts = [
-            {"id": f"p{i}", "prompt": f"w{(i + seed) % 60} w{(7 * i) % 60}", "answer": f"w{i}"} for i in range(12)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setenv("SPECDISTILL_CACHE", str(folder / "cache"))
-    return folder
-
-
-def run_line(line: str, capsys) -> None:
-    for given, smaller in SMALLER.items():
-        line = line.replace(given, smaller)
-    arguments = shlex.split(line, comments=True)[1:]
-    short = shlex.split(SHORT.get(arguments[0], ""))
-    pairs = [pair for pair in zip(short[::2], short[1::2], strict=True) if pair[0] not in arguments]
-    code = main([*arguments, *(word for pair in pairs for word in pair)])
-    error = capsys.readouterr().err
-    excuse = next((text for word, text in NEEDS.items() if word in line), None)
-    if excuse is None:
-        assert code == 0, f"{line}\n{error}"
-    else:
-        assert code == 2 and excuse in error, f"{line}\n{error}"
-
-
-def run_lines(lines: list[str], capsys) -> int:
-    """How many of them were run."""
-    ran = 0
-    target = load_model("TARGET")
-    with FakeVllm(target, "TARGET") as plain:
-        for line in lines:
-            if "openai-server" in line:
-                draft = load_model("draft", "draft")
-                draft.kept_ids = None
-                with FakeVllm(target, "TARGET", draft=draft, num_draft_tokens=4) as drafting:
-                    line = line.replace("http://host:8000/v1", drafting.url)
-                    run_line(line.replace("http://host:8001/v1", plain.url), capsys)
-            elif line.startswith("specdistill "):
-                run_line(line, capsys)
-            elif line.startswith("accelerate launch "):
-                # Several processes are tests/distill/test_ranks.py; here the file and the settings must be there.
-                words = shlex.split(line)
-                assert (ROOT / words[words.index("--config_file") + 1]).is_file()
-                app.parse_args(words[words.index("specdistill") + 1 :], exit_on_error=False, print_error=False)
-            else:
-                assert line.split()[0] in ("pip", "vllm", "llama-server", "python", "lm_eval"), line
-                continue
-            ran += 1
-    return ran
-
-
 def test_the_pages_commands_run_in_reading_order(in_docs_folder, capsys):
     """start.md makes the draft that the other pages go on with, as a reader would."""
     pages = [ROOT / "docs/start.md", *(page for page in PAGES if page.stem != "start")]
     assert run_lines([line for page in pages for line in shell_lines(page)], capsys) > 20
     # The Python of the first page, on what its commands left.
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
-    code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
-    exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL):
+        code = code.replace("TrainConfig.flat(", "TrainConfig.flat(max_new_tokens=8, heldout_prompts=2, steps=2, ")
+        exec(compile(code.replace("BenchConfig.flat(", "BenchConfig.flat(max_new_tokens=8, "), "start.md", "exec"), {})
+    reasons = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert len(reasons) == 2 and set(reasons) <= {"length", "eos", "stop"}
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda page: page.stem)
+def test_a_storys_commands_run(in_docs_folder, capsys, story):
+    """Behind the first page's, which make `cut`."""
+    (first,) = [line for line in shell_lines(ROOT / "docs/start.md") if line.endswith("--output cut")]
+    assert run_lines([first, *shell_lines(story)], capsys) >= 5
 
 
 def test_the_readmes_commands_run(in_docs_folder, capsys):
-    assert run_lines(shell_lines(ROOT / "README.md"), capsys) > 8
+    assert run_lines(shell_lines(ROOT / "README.md"), capsys) == 5
 
 
 def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
     """They take minutes to hours, so no test runs them; `make bench-quick` runs those of the decoder and the loss."""
     named = 0
-    for page in (ROOT / "README.md", ROOT / "kernels/README.md", *PAGES):
+    for page in (ROOT / "README.md", ROOT / "kernels/README.md", *PAGES, *STORIES):
         for script, rest in re.findall(r"python (benchmarks/[\w/]+\.py)([^`#&\n]*)", page.read_text()):
             source = (ROOT / script).read_text()
             for option in re.findall(r"--[\w-]+", rest):
@@ -149,8 +67,10 @@ def test_the_benchmarks_that_pages_name_take_what_the_pages_give_them():
     assert named > 15
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
-        for name in re.findall(r"\]\((\w+\.md)", page.read_text()):
-            assert (page.parent / name).is_file(), f"{page.name} -> {name}"
-        assert page.stem == "index" or f"\n{page.stem}\n" in (ROOT / "docs/index.md").read_text(), page.name
+def test_links_lead_somewhere():
+    listed = (ROOT / "docs/index.md").read_text()
+    for page in (*PAGES, *STORIES, ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", ROOT / "benchmarks/README.md"):
+        assert broken_links(page) == [], page.name
+    for page in (*PAGES, *STORIES):
+        name = page.relative_to(ROOT / "docs").with_suffix("")
+        assert page.stem == "index" or f"\n{name}\n" in listed, page.name

@@ -35,6 +35,7 @@ class DriftedRow:
 
 
 FORWARD_KL = {"method": "distillspec", "target_fraction": 1.0}
+OWN_ANSWERS = {"method": "distillspec", "target_fraction": 0.6}
 SHORT, MEDIUM = {"steps": 60, "eval_every": 60}, {"steps": 120, "eval_every": 40}
 LONG = {"steps": 240, "eval_every": 40, "heldout_prompts": 16}
 DRIFTED_ROWS = {
@@ -48,7 +49,7 @@ DRIFTED_ROWS = {
     "seqkd": DriftedRow({"method": "seqkd"} | SHORT, stored_answers=True),
     "supervised-kd": DriftedRow({"method": "supervised-kd"} | SHORT),
     "gkd": DriftedRow({"method": "gkd"} | SHORT, stored_answers=True),
-    "distillspec-jsd": DriftedRow({"method": "distillspec", "divergence": "jsd"} | SHORT, stored_answers=True),
-    "distillspec-rkl": DriftedRow({"method": "distillspec", "divergence": "rkl"} | SHORT, stored_answers=True),
+    "distillspec-jsd": DriftedRow(OWN_ANSWERS | {"divergence": "jsd"} | SHORT, stored_answers=True),
+    "distillspec-rkl": DriftedRow(OWN_ANSWERS | {"divergence": "rkl"} | SHORT, stored_answers=True),
     "skd-25": DriftedRow({"method": "skd"} | SHORT),
 }

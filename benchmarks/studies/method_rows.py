@@ -32,7 +32,9 @@ METHOD_ROWS = {
     "gkd": MethodRow({"method": "gkd"}),
     "on-policy-fkl": MethodRow({"method": "distillspec", "target_fraction": 0.0}),
     **{
-        f"distillspec-{kind}": MethodRow({"method": "distillspec", "divergence": kind}, reads_target_answers=True)
+        f"distillspec-{kind}": MethodRow(
+            {"method": "distillspec", "target_fraction": 0.6, "divergence": kind}, reads_target_answers=True
+        )
         for kind in ("fkl", "rkl", "jsd", "tvd", "lk_lambda", "lk_argmax")
     },
     **{f"skd-{top_k}": MethodRow({"method": "skd", "skd_top_k": top_k}) for top_k in (5, 25, 100)},

@@ -130,6 +130,21 @@ class BenchReport:
         return self.content["lossless"]["differences"]
 
     @property
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """Way of drafting -> its entries; empty where none was asked for."""
+        return self.content.get("baselines") or {}
+
+    @property
+    def overlap(self) -> dict[str, StoredEstimate]:
+        """How much of the answers stands in their prompts."""
+        return self.content["overlap"]
+
+    @property
+    def recommendation(self) -> dict[str, Any] | None:
+        """The fastest way, where there is one to recommend."""
+        return self.content.get("recommendation")
+
+    @property
     def compared_alpha(self) -> dict[str, StoredEstimate]:
         """Rule -> alpha of the draft that `--compare` named."""
         return self.content["compare"]["alpha"]

@@ -16,12 +16,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.bench_runs import DRIFTED_RUNS, METHODS_RUNS
 from benchmarks.support.paths import ROOT
-from benchmarks.tables import goals_table, kernel_tables, quality_tables, speed_tables
+from benchmarks.tables import front_tables, goals_table, kernel_tables, quality_tables, speed_tables, story_tables
 
 Tables = dict[str, Callable[[], str]]
 """Name of the marked block -> the table in it."""
 
 README_TABLES: Tables = {
+    "front": front_tables.front_sentence,
+    "results": front_tables.results_table,
+    "kernels": front_tables.kernels_lines,
+}
+RESULTS_TABLES: Tables = {
     "peers": speed_tables.peers_table,
     "loss-op": speed_tables.loss_op_table,
     "engines": speed_tables.engines_table,
@@ -52,10 +57,12 @@ STUDY_TABLES: Tables = {
 }
 PAGES: tuple[tuple[str, Tables], ...] = (
     ("README.md", README_TABLES),
+    ("docs/results.md", RESULTS_TABLES),
     ("kernels/README.md", KERNEL_TABLES),
     ("docs/serving.md", {"engines": speed_tables.engines_table}),
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
+    ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
     (
         "docs/prompts.md",
         {"self-kinds": quality_tables.self_kinds_table, "self-alpha": quality_tables.self_alpha_table},

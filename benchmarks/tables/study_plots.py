@@ -1,11 +1,13 @@
-"""Draws the study's plots into docs/plots from the committed results.
+"""Draws the plots of the README and the study into docs/plots from the committed results.
 
-python benchmarks/tables/study_plots.py
+python benchmarks/tables/study_plots.py           writes them
+python benchmarks/tables/study_plots.py --check   fails if one is out of date (a test runs this)
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.studies.bench_runs import DRIFTED_RUNS, present_runs
 from benchmarks.support.paths import PLOTS
 from benchmarks.support.results import load_result
+from benchmarks.tables.front_plot import DARK, LIGHT, draw_front
 
 COLOURS = ("#0b6e99", "#d9822b", "#5b8c5a", "#8a5a9b")
 STYLE: dict[Any, Any] = {
@@ -79,30 +82,50 @@ class Plot:
 
     name: str
     source: str
-    draw: Callable[[Axes, dict[str, Any]], None]
+    draw: Callable[[Figure, dict[str, Any]], None]
+    size: tuple[float, float] = (6.4, 3.8)
     needs_bench: bool = False
     """Left out until the study's drafts are benched."""
 
 
+def on_axes(draw: Callable[[Axes, dict[str, Any]], None]) -> Callable[[Figure, dict[str, Any]], None]:
+    """A plot that needs one pair of axes."""
+    return lambda figure, report: draw(figure.subplots(), report)
+
+
 DRAWN = (
-    Plot("study_learning", "drifted.json", draw_learning),
-    Plot("study_speed", "drifted.json", draw_speed, needs_bench=True),
-    Plot("growth_check", "growth.json", draw_growth),
+    Plot("study_learning", "drifted.json", on_axes(draw_learning)),
+    Plot("study_speed", "drifted.json", on_axes(draw_speed), needs_bench=True),
+    Plot("growth_check", "growth.json", on_axes(draw_growth)),
+    Plot("front_light", "engines.json", lambda figure, report: draw_front(figure, report, LIGHT), (6.4, 2.5)),
+    Plot("front_dark", "engines.json", lambda figure, report: draw_front(figure, report, DARK), (6.4, 2.5)),
 )
 
 
+def svg(plot: Plot, report: dict[str, Any]) -> str:
+    """The plot as a file's text."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=plot.size, layout="constrained")
+        plot.draw(figure, report)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return text.getvalue()
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail where a plot is out of date")
+    check = parser.parse_args().check
     PLOTS.mkdir(exist_ok=True)
-    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     for plot in DRAWN:
         report = load_result(plot.source)
         if plot.needs_bench and not report["bench"]:
             continue
-        with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-            plot.draw(figure.subplots(), report)
-            figure.savefig(PLOTS / f"{plot.name}.svg", metadata=metadata)
+        path, text = PLOTS / f"{plot.name}.svg", svg(plot, report)
+        if not check:
+            path.write_text(text)
+        elif not path.is_file() or path.read_text() != text:
+            sys.exit(f"docs/plots/{path.name} is out of date: run `python benchmarks/tables/study_plots.py`")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def _run(arguments: list[str], received: Received) -> int:
     try:
         app.config = [*_config_files(arguments), _fill_in_preset, _check_whole_numbers]
         tokens = [each for each in arguments if each != "--debug"]
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        following = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        if following:
+            print(f"next: {following}")
     except KeyboardInterrupt:
         print(received.line, file=sys.stderr)
         return received.exit_code

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from specdistill.serving.bench_config import BenchConfig
 
 
-def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
+def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> str:
     """Measure what a draft is worth: acceptance under every rule, speed against the plain target, and a verdict."""
     from specdistill.errors import ServerError
     from specdistill.evaluation.interruption import BenchFailedError, BenchInterruptedError
@@ -20,6 +20,7 @@ def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     from specdistill.report.json_file import json_text
     from specdistill.report.progress import TerminalProgress
     from specdistill.report.terminal import bench_tables
+    from specdistill.report.wording_verdict import verdict
     from specdistill.serving.bench import bench
 
     progress, stopped = TerminalProgress(), None
@@ -50,3 +51,4 @@ def command(config: Annotated[BenchConfig, Parameter(name="*")]) -> None:
     partial = report.partial
     if partial is not None:
         raise ServerError(f"{partial.why}; {partial.prompts_done} of {partial.prompts_asked} prompts are kept")
+    return verdict(report).next

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from specdistill.cli import next_command
 from specdistill.serving.check_config import CheckConfig
 
 
-def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> None:
+def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> str:
     """Say which serving engines will load a pair, and whether the target holds a head of its own."""
     from specdistill.files import atomic, locks
     from specdistill.report.json_file import json_text
@@ -27,3 +28,4 @@ def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> None:
             atomic.write_text(json, json_text(found))
     verdict_lines(verdicts)
     own_head_lines(own_head)
+    return next_command.after_check(config, verdicts, own_head)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from specdistill.cli import next_command
 from specdistill.distill.answers.generate_config import GenerateConfig
 
 
-def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
+def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> str:
     """Let the target write answers to train on."""
     from specdistill.distill.answers.generate import generate
     from specdistill.report.distill import generation_table
@@ -17,3 +18,4 @@ def command(config: Annotated[GenerateConfig, Parameter(name="*")]) -> None:
     from specdistill.serving.engines import maker_of
 
     generation_table(generate(config, TerminalProgress(), maker_of(config.engine.rollout_engine)))
+    return next_command.after_generate(config)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from specdistill.cli import next_command
 from specdistill.evaluation.plan_config import PlanConfig
 
 
-def command(config: Annotated[PlanConfig, Parameter(name="*")]) -> None:
+def command(config: Annotated[PlanConfig, Parameter(name="*")]) -> str:
     """Estimate what training a draft takes: tokens, accelerator hours, memory, storage."""
     from specdistill.evaluation.plan import plan
     from specdistill.files import atomic
@@ -23,3 +24,4 @@ def command(config: Annotated[PlanConfig, Parameter(name="*")]) -> None:
     if config.json:
         atomic.write_text(Path(config.json), json_text(planned))
         print(f"json: {config.json}")
+    return next_command.after_plan(config)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from specdistill.cli import next_command
 from specdistill.distill.config import TrainConfig
 
 
-def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> str:
     """Distil a draft (student) toward its target (teacher)."""
     from specdistill.distill.train_draft import train_draft
     from specdistill.report.distill import training_table
@@ -17,3 +18,4 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     from specdistill.serving.engines import maker_of
 
     training_table(train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine)))
+    return next_command.after_train_draft(config)

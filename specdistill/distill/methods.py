@@ -106,7 +106,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "distillspec",
-            "the target's sampled answers, then the draft's own",
+            "the target's sampled answers, then the draft's own where --target-fraction asks for them",
             "fkl",
             ("memory", "stored", "served"),
             _MIXING | _SAMPLED | _CONTEXT | _ON_POLICY | {"target_fraction"},

@@ -268,6 +268,7 @@ def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
             ranks=run.ranks,
             documents=run.prompts.documents,
             judge=run.prompts.judge,
+            rewarded=config.loss.reward is not None,
         )
     )
 

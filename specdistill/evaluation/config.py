@@ -3,6 +3,7 @@
 # Without `from __future__ import annotations`: `BenchConfig` inherits these fields in another module, where cyclopts
 # could not evaluate annotations that are strings.
 from dataclasses import dataclass, field
+from os.path import abspath
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -216,7 +217,7 @@ class MeasureConfig(Config):
             )
         if self.second.compare_target is not None and (self.guided.guidance or self.weights.pack != "none"):
             raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
-        if self.json is not None and self.json == self.html:
+        if self.json is not None and self.html is not None and abspath(self.json) == abspath(self.html):
             raise ConfigError(f"--json and --html both name {self.json}; choose two files")
 
     @property

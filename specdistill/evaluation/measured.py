@@ -19,7 +19,7 @@ from specdistill.evaluation.interruption import counted_or_unknown, latency_or_u
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
 from specdistill.evaluation.overlap import overlap
-from specdistill.evaluation.recommend import TimedWay, recommend
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import DecoderSetup
@@ -157,15 +157,15 @@ def _setup(
 
 
 def baseline_sections(
-    free: Beside, answers: Sequence[Example], timed: Timed | None, target: str, draft: str, verdict: str
+    config: MeasureConfig, free: Beside, answers: Sequence[Example], timed: Timed | None, verdict: str
 ) -> dict[str, Any]:
     """`baselines`, `overlap` and `recommendation` of the report.
 
     Args:
+        config: The settings.
         free: Drafts without a model.
         answers: The target's answers that were scored.
         timed: The timed run; None where there was none.
-        target, draft: Names of the models.
         verdict: Verdict on the draft.
     """
     baselines, recommendation = dict(free.predicted), None
@@ -176,5 +176,7 @@ def baseline_sections(
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        recommendation = recommend(ways, target, draft, hopeless=verdict == "cannot pay")
+        base, hopeless = config.adapter.target_base, verdict == "cannot pay"
+        same = same_answers(config)
+        recommendation = recommend(ways, config.target, config.drafter, same, base=base, hopeless=hopeless)
     return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}

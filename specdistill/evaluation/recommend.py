@@ -7,20 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of
-from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation
+from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
-_WORDS = {
-    "draft": "the draft",
-    "ngram": "n-gram",
-    "ngram_transformers": "transformers' n-gram",
-    "ngram_llama_cpp": "llama.cpp's n-gram",
-    "suffix": "suffix decoding",
-    "ngram+draft": "n-gram, and the draft where it finds nothing,",
-    "suffix+draft": "suffix decoding, and the draft where it finds nothing,",
-    "own_head": "the target's own head",
-}
 _METHODS = {
     "ngram": ("vllm", "ngram"),
     "suffix": ("vllm", "suffix"),
@@ -55,14 +46,33 @@ class TimedWay:
         return speedup_of([run.speculative for run in other.runs], [run.speculative for run in self.runs])
 
 
+def same_answers(config: MeasureConfig) -> list[str]:
+    """Words of the command line that the next bench must repeat, to measure the same answers."""
+    asked = {
+        "--prompts": (config.prompts, "builtin:heldout"),
+        "--num-prompts": (config.num_prompts, 32),
+        "--max-new-tokens": (config.max_new_tokens, 128),
+        "--temperature": (config.sampling.temperature, 0.0),
+    }
+    return [word for flag, (value, default) in asked.items() if value != default for word in (flag, f"{value}")]
+
+
 def recommend(
-    ways: Sequence[TimedWay], target: str, draft: str | None, *, hopeless: bool = False
+    ways: Sequence[TimedWay],
+    target: str,
+    draft: str | None,
+    same: Sequence[str] = (),
+    *,
+    base: str | None = None,
+    hopeless: bool = False,
 ) -> Recommendation | None:
     """Picks the fastest of the ways that pay; over one that takes less, only if its advantage is more than chance.
 
     Args:
         ways: Everything that was timed.
         target, draft: Names of the models, for the command; no draft where the method has none.
+        same: Words of the command that the next one must repeat, such as `--prompts FILE`.
+        base: Model that the target is an adapter of, where the user named one; for the command too.
         hopeless: Whether even a perfect draft of this cost would be no faster.
 
     Returns:
@@ -83,7 +93,7 @@ def recommend(
             serve="nothing",
             num_draft_tokens=None,
             why=f"Nothing pays: {_list(ways)}.",
-            next=_if_nothing(ways, target, draft, hopeless),
+            next=_if_nothing(ways, _target(target, base), draft, hopeless),
         )
     others = [way for way in ways if way is not best]
     why = f"It is {_times(best.speedup)} as fast as the plain target."
@@ -92,7 +102,10 @@ def recommend(
     rest = [way for way in others if way.name != "draft"]
     why += f" Beside it: {_list(rest)}." if rest else ""
     return Recommendation(
-        serve=best.name, num_draft_tokens=best.num_draft_tokens, why=why, next=_next(best, target, draft)
+        serve=best.name,
+        num_draft_tokens=best.num_draft_tokens,
+        why=why,
+        next=_next(best, _target(target, base), draft, same),
     )
 
 
@@ -104,39 +117,41 @@ def _draft_beside(best: TimedWay, others: Sequence[TimedWay]) -> str:
     if best.effort > draft.effort:
         return f"The draft alone is {_times(draft.speedup)}."
     over = draft.over(best)
-    return f"The draft adds nothing: alone it is {_times(draft.speedup)}, {_times(over)} of the speed of {_name(best)}."
-
-
-def _name(way: TimedWay) -> str:
-    return _WORDS.get(way.name, way.name).rstrip(",")
+    speed = f"alone it is {_times(draft.speedup)}, {_times(over)} of the speed of {way_name(best.name)}"
+    return f"The draft adds nothing: {speed}."
 
 
 def _list(ways: Sequence[TimedWay]) -> str:
-    return "; ".join(f"{_name(way)} {_times(way.speedup)}" for way in ways)
+    return "; ".join(f"{way_name(way.name)} {_times(way.speedup)}" for way in ways)
 
 
 def _times(value: Estimate) -> str:
     return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _if_nothing(ways: Sequence[TimedWay], target: str, draft: str | None, hopeless: bool) -> str:
+def _target(name: str, base: str | None) -> tuple[str, ...]:
+    """Flags that name the target."""
+    return ("--target", name) if base is None else ("--target", name, "--target-base", base)
+
+
+def _if_nothing(ways: Sequence[TimedWay], target: Sequence[str], draft: str | None, hopeless: bool) -> str:
     if any(way.speedup.high > 1 for way in ways):
         return MORE_PROMPTS
     if hopeless:
         return NO_TRAINING
     if draft is None or not any(way.name == "draft" for way in ways):
-        return _command("init-draft", "--target", target, "--layers", "2", "--output", "draft")
-    return _command("train-draft", "--target", target, "--draft", draft, "--output", "trained-draft")
+        return _command("init-draft", *target, "--layers", "2", "--output", "draft")
+    return _command("train-draft", *target, "--draft", draft, "--output", "trained-draft")
 
 
-def _next(best: TimedWay, target: str, draft: str | None) -> str:
+def _next(best: TimedWay, target: Sequence[str], draft: str | None, same: Sequence[str]) -> str:
     engine, method = _METHODS.get(best.name, ("", ""))
     if not engine:
-        return _command("check", "--target", target, *(() if draft is None else ("--draft", draft)))
+        return _command("check", *target, *(() if draft is None else ("--draft", draft)))
     length = str(best.num_draft_tokens)
     longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
     words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer
-    return _command("bench", "--target", target, *words)
+    return _command("bench", *target, *words, *same)
 
 
 def _command(*words: str) -> str:

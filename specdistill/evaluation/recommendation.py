@@ -7,6 +7,24 @@ from dataclasses import dataclass
 MORE_PROMPTS = "Time more prompts: raise --num-prompts and --latency-prompts."
 NO_TRAINING = "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap."
 
+WAYS = {
+    "draft": "the draft",
+    "ngram": "n-gram",
+    "ngram_transformers": "transformers' prompt lookup",
+    "ngram_llama_cpp": "llama.cpp's ngram-simple",
+    "suffix": "suffix decoding",
+    "ngram+draft": "n-gram, else the draft,",
+    "suffix+draft": "suffix decoding, else the draft,",
+    "own_head": "the target's own head",
+    "nothing": "the plain target",
+}
+"""Way of decoding, as the report names it -> in words, within a sentence."""
+
+
+def way_name(name: str) -> str:
+    """The way in words, at the end of a sentence or in a cell."""
+    return WAYS.get(name, name).rstrip(",")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:

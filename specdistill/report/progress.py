@@ -1,4 +1,4 @@
-"""Progress bars and remarks in the terminal, on stderr so that stdout stays a result."""
+"""Progress bars, estimates and remarks in the terminal, on stderr so that stdout stays a result."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from specdistill.progress import Task
 from specdistill.report.console import plain_console
+from specdistill.report.estimates import WaitEstimate
 
 
 class _Speed(ProgressColumn):
@@ -30,11 +31,14 @@ class _Speed(ProgressColumn):
 
 
 class _Bar:
-    def __init__(self, progress: Progress, task_id) -> None:
-        self._progress, self._id = progress, task_id
+    def __init__(self, progress: Progress, task_id, estimate: WaitEstimate) -> None:
+        self._progress, self._id, self._estimate = progress, task_id, estimate
 
     def advance(self, amount: int = 1) -> None:
         self._progress.advance(self._id, amount)
+        line = self._estimate.advance(amount)
+        if line is not None:
+            self._progress.console.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._progress.update(self._id, note=text)
@@ -46,9 +50,13 @@ class _Lines:
     def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
         self._console, self._name, self._total, self._unit = console, name, max(1, total), unit
         self._done, self._shown, self._note = 0, 0, ""
+        self._estimate = WaitEstimate(name, total, unit)
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
+        line = self._estimate.advance(amount)
+        if line is not None:
+            self._console.print(line, soft_wrap=True)
         fifths = 5 * self._done // self._total
         if fifths > self._shown:
             self._shown = fifths
@@ -84,4 +92,4 @@ class TerminalProgress:
             TextColumn("{task.fields[note]}", markup=False),
         ]
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            yield _Bar(progress, progress.add_task(name, total=total, note=""))
+            yield _Bar(progress, progress.add_task(name, total=total, note=""), WaitEstimate(name, total, unit))

@@ -107,11 +107,7 @@ def carried_lines(carried: CarriedHead) -> None:
     console.print(f"  the base's head: {size}, in {files}", soft_wrap=True)
     for name, value in carried.settings.items():
         console.print(f"  config.json: {name} {value}", soft_wrap=True)
-    console.print(
-        "  it was trained beside the base's weights; measure it: specdistill bench --engine vllm --method mtp --target "
-        f"{carried.path}",
-        soft_wrap=True,
-    )
+    console.print("  it was trained beside the base's weights: measure what the fine-tuning cost it")
 
 
 class OwnHeadVerdict(Protocol):

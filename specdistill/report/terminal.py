@@ -80,7 +80,6 @@ def bench_tables(report: Report, show: int = 0) -> None:
     if report.recommendation is not None:
         found = verdict(report)
         console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
-        console.print(f"next: {found.next}", soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:

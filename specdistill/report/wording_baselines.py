@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from specdistill.evaluation.recommendation import way_name
 from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import EngineSetup
 from specdistill.report.wording import estimate, number
-
-_MEANING = {
-    "ngram": "vLLM's n-gram",
-    "ngram_transformers": "transformers' prompt lookup",
-    "ngram_llama_cpp": "llama.cpp's ngram-simple",
-    "suffix": "suffix decoding",
-    "ngram+draft": "n-gram, else the draft",
-    "suffix+draft": "suffix, else the draft",
-}
-_IN_ENGINE = {
-    "ngram": "n-gram",
-    "suffix": "suffix decoding",
-    "ngram+draft": "n-gram, else the draft",
-    "own_head": "the target's own head",
-}
 
 
 class BaselineRow(NamedTuple):
@@ -47,7 +33,7 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
     timed = estimate(report.latency.speedup, 2) if report.latency.is_timed else ""
     kind = report.draft.kind
     own = "the draft" if kind is None else f"{kind} (--method)"
-    rows = [BaselineRow("draft", own, str(length), number(drafted, 3), "1.00", _known(speed), timed)]
+    rows = [BaselineRow("draft", own, str(length), number(drafted, 3), "", _known(speed), timed)]
     for name, baseline in report.baselines.items():
         share = baseline.proposed_share
         rows.append(
@@ -66,7 +52,9 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
 
 def _meaning(report: Report, name: str) -> str:
     """Words for a way of drafting; in a real engine it is the engine's own."""
-    return (_IN_ENGINE if isinstance(report.setup, EngineSetup) else _MEANING).get(name, name)
+    if name == "ngram" and not isinstance(report.setup, EngineSetup):
+        return "n-gram as vLLM does it"
+    return way_name(name)
 
 
 def _known(value: float | None) -> str:

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation
+from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, WAYS, Recommendation
 from specdistill.evaluation.report import Report
-from specdistill.report.wording import estimate
+from specdistill.report.wording import LOSSY, estimate
 
-_SERVE = {
-    "draft": "Serve the draft",
-    "ngram": "Serve n-gram",
-    "suffix": "Serve suffix decoding",
-    "ngram_transformers": "Serve transformers' n-gram",
-    "ngram_llama_cpp": "Serve llama.cpp's n-gram",
-    "ngram+draft": "Serve n-gram first, the draft where it finds nothing,",
-    "suffix+draft": "Serve suffix decoding first, the draft where it finds nothing,",
-    "own_head": "Serve the target's own head",
-    "nothing": "Serve the plain target",
-    "undecided": "Undecided",
-}
 _NEXT = {
     "pays": "Deploy with this draft length.",
     "does not pay": "Train longer and on your own prompts, or take a smaller draft or another draft length.",
@@ -47,13 +35,11 @@ def verdict(report: Report) -> Verdict:
     """The recommendation; without one, the verdict on the draft."""
     found = report.recommendation
     if found is not None:
-        headline, _, rest = found.why.partition(". ")
-        # A reason that begins with the answer is not said twice.
-        said = headline.startswith("Serve ")
-        headline, why = (headline, rest) if said else (_recommended(found), found.why)
         command = found.next.startswith("specdistill ")
         good = found.serve not in ("nothing", "undecided")
-        return Verdict(headline.rstrip("."), _sentence(why), found.next, command, good)
+        # The free ways beside it are exact, so that their speed is not the whole comparison.
+        lossy = f" {LOSSY}." if report.lossless.lossy and "draft" in found.serve else ""
+        return Verdict(_recommended(found), _sentence(found.why + lossy), found.next, command, good)
     economics, length = report.economics, report.setup.num_draft_tokens
     headline = {
         "pays": f"Serve the draft with {tokens(length)}: {estimate(report.latency.speedup, 2)} times as fast",
@@ -66,8 +52,10 @@ def verdict(report: Report) -> Verdict:
 
 
 def _recommended(found: Recommendation) -> str:
-    words = _SERVE.get(found.serve, found.serve)
-    if found.num_draft_tokens is None or found.serve in ("nothing", "undecided"):
+    if found.serve == "undecided":
+        return "Undecided"
+    words = f"Serve {WAYS.get(found.serve, found.serve)}"
+    if found.num_draft_tokens is None:
         return words.rstrip(",")
     return f"{words} with {tokens(found.num_draft_tokens)}"
 

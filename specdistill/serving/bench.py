@@ -40,7 +40,8 @@ from specdistill.serving.engine_scores import (
     plain_answers,
     score_answers,
 )
-from specdistill.serving.engine_timing import DEFAULT_LENGTH, time_again, time_engines, wrong_length
+from specdistill.serving.engine_table import DEFAULT_LENGTH
+from specdistill.serving.engine_timing import time_again, time_engines, wrong_length
 from specdistill.serving.engines import Opened, check_methods, drafting_of, engines
 from specdistill.serving.speculation import total_of
 
@@ -83,17 +84,18 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     scoring = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     length = config.num_draft_tokens or DEFAULT_LENGTH
+    longest = max(length, DEFAULT_LENGTH)
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     # Prompts are checked before any weights are read.
     found = engine_models.find(config, progress.say)
-    room = found.max_context - config.max_new_tokens - length - 1
+    room = found.max_context - config.max_new_tokens - longest - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     sources = find_compared(config, found.target, progress)
     models = engine_models.loaded(config, found, progress.say) if in_process else engine_models.shells(found)
     engine_models.check_sizes(models)
     warn_about_prompts(prompts, encoded, models.target, progress.say)
-    context = max(map(len, encoded)) + config.max_new_tokens + length + 1
+    context = max(map(len, encoded)) + config.max_new_tokens + longest + 1
     stop = Interruption(progress.say, smaller_batch(config.timing.batch_size))
     stop.where = "timing"
     with engines(at_most(config), models, length, context, progress) as opened:

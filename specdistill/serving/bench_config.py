@@ -77,6 +77,10 @@ class BenchConfig(MeasureConfig):
         needs(self.servers, running or started, served, "server_patience", "server_timeout")
         self._check_load()
         self.drafting.check(self.engine, self.engine_kind, self.draft)
+        timed = self.engine_kind.place in ("process", "started")
+        needs(
+            self.drafting, timed, "--engine transformers, vllm or llama-cpp; ours has --baselines", "engine_baselines"
+        )
         self._check_lookup()
         if self.engine_kind.place != "decoder":
             self._check_engine()

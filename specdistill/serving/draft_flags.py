@@ -54,6 +54,8 @@ def llama_cpp(drafting: Drafting) -> list[str]:
     """Flags of llama-server. Without --spec-type it loads the draft and never asks it."""
     words = [] if drafting.draft is None else ["-md", drafting.draft]
     words += ["--spec-type", ",".join(llama_types(drafting)), "--spec-draft-n-max", str(drafting.num_draft_tokens)]
+    if drafting.draft_kv is not None:
+        words += ["--cache-type-k-draft", drafting.draft_kv, "--cache-type-v-draft", drafting.draft_kv]
     for name, values in llama_lookups(drafting).items():
         for theirs, value in values.items():
             words += [f"--spec-{name}-{theirs.replace('_', '-')}", str(value)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,13 +26,18 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine_report import EngineRun, emitted_tokens
 
 FormRuns = dict[str, list[EngineRun]]
-"""Name of a draft of --compare -> the batches."""
+"""Name of a draft of --compare, or of --draft with a format of --compare-kv -> the batches."""
+
+
+def kv_name(draft: str | None, kv: str) -> str:
+    """A row of the leaderboard: the draft of --draft with another KV cache."""
+    return f"{draft}, KV {kv}"
 
 
 def time_forms(
     config: BenchConfig, timed: Callable[[BenchConfig], list[EngineRun]], progress: Progress, stop: Interruption
 ) -> FormRuns:
-    """Times every draft of --compare with servers of its own, on the prompts of the main run.
+    """Times every draft of --compare and KV cache of --compare-kv with servers of its own, on the main run's prompts.
 
     Args:
         config: The settings.
@@ -41,13 +46,16 @@ def time_forms(
         stop: Ctrl-C; what was done until then is kept.
     """
     runs: FormRuns = {}
-    for name in config.compare:
+    alone = config.replace(compare=(), compare_kv=(), concurrency=())
+    forms = {name: alone.replace(draft=name) for name in config.compare}
+    forms |= {kv_name(config.draft, kv): alone.replace(draft_kv=kv) for kv in config.drafting.compare_kv}
+    for name, form in forms.items():
         if stop:
             break
         try:
-            runs[name] = timed(config.replace(draft=name, compare=(), concurrency=()))
+            runs[name] = timed(form)
         except SpecdistillError as error:
-            progress.say(f"--compare {name} was not measured: {error}; the report is without it")
+            progress.say(f"{name} was not compared: {error}; the report is without it")
     return {name: batches for name, batches in runs.items() if batches}
 
 
@@ -77,17 +85,20 @@ def with_forms(
         progress, stop: Where bars go, and Ctrl-C.
     """
     asked = [source for source in sources if source.name in forms]
-    if not asked or stop:
+    if not forms or stop:
         return report
     models = Models(pair.target, pair.draft, None)
     # No context: the steps of our own decoder say nothing about the engine's.
     scored = score_compared(asked, config, models, answers, {}, [], None, None, progress, stop)
     own = ComparedDraft(model_facts(pair.draft), records, None)
+    # The same weights, scored with an exact cache: what another one costs shows in the engine's own counters.
+    caches = [kv_name(config.draft, kv) for kv in config.drafting.compare_kv]
+    scored += [replace(own, facts=replace(own.facts, name=name)) for name in caches if name in forms]
     length = report.setup.num_draft_tokens
     rows = leaderboard_section(own, scored, None, config.served_rule, length, length) or []
     rows = [_measured(row, runs, forms.get(row.draft, runs)) for row in rows]
     rows.sort(key=lambda row: -row.speedup.mean if row.speedup is not None else 0)
-    return dataclasses.replace(report, leaderboard=rows or None)
+    return replace(report, leaderboard=rows or None)
 
 
 def _measured(row: LeaderboardRow, main: Sequence[EngineRun], runs: Sequence[EngineRun]) -> LeaderboardRow:
@@ -98,7 +109,7 @@ def _measured(row: LeaderboardRow, main: Sequence[EngineRun], runs: Sequence[Eng
         emitted = [emitted_tokens(run.speculative, first_drafted=False) for run in runs]
         length = ratio(emitted, [counts.rounds for counts in calls])
     paired = runs is not main and len(runs) == len(main)
-    return dataclasses.replace(
+    return replace(
         row,
         speedup=latency_section(runs).speedup,
         mean_acceptance_length=length,

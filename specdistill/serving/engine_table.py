@@ -154,6 +154,10 @@ def methods_of(engine: str) -> list[str]:
     return [name for name, kind in METHODS.items() if engine in kind.names]
 
 
+DEFAULT_LENGTH = 4
+"""Draft tokens where the user names none: steps inside an engine can't be timed, so no length can be chosen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drafting:
     """How an engine is asked to draft."""
@@ -170,6 +174,8 @@ class Drafting:
     """Shortest one."""
     sampled: bool = False
     """Whether the draft samples in place of taking its likeliest token."""
+    draft_kv: str | None = None
+    """llama.cpp's name of the number format of the draft's KV cache; None for the engine's default."""
 
     @property
     def kind(self) -> MethodKind:

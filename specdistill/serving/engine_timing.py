@@ -12,11 +12,10 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine import Answered, Engine
 from specdistill.serving.engine_models import EngineModels
 from specdistill.serving.engine_report import EngineRun
+from specdistill.serving.engine_table import DEFAULT_LENGTH
 from specdistill.serving.engines import Opened, engines
 from specdistill.serving.speculation import Speculation, another_length
 
-DEFAULT_LENGTH = 4
-"""Draft tokens where the user names none: steps inside an engine can't be timed, so no length can be chosen."""
 _WARM_UP = "Say hello."
 
 

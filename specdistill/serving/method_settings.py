@@ -9,6 +9,8 @@ from cyclopts import Parameter
 from specdistill.errors import ConfigError
 from specdistill.serving.engine_table import METHODS, EngineKind, methods_of
 
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+"""Formats of a KV cache that llama.cpp's servers take."""
 _BASELINES: tuple[str, ...] = ("ngram",)
 
 
@@ -43,7 +45,14 @@ class MethodSettings:
     ngram+draft. none: no more servers, where memory is short. By default ngram, where the engine has it and it
     starts."""
 
+    draft_kv: KvType | None = None
+    """Number format of the draft's KV cache. For --engine llama-cpp, whose default is f16."""
+    compare_kv: Annotated[tuple[KvType, ...], Parameter(consume_multiple=True)] = ()
+    """Formats of the draft's KV cache to compare with that of --draft: a row of the leaderboard and a server each. For
+    --engine llama-cpp."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compare_kv", tuple(self.compare_kv))
         # A YAML file gives a list.
         object.__setattr__(self, "engine_baselines", tuple(self.engine_baselines))
         if not self.engine_baselines or ("none" in self.engine_baselines and len(self.engine_baselines) > 1):
@@ -94,6 +103,10 @@ class MethodSettings:
             what = "the directory of the head" if method.draft == "head" else "the draft model"
             raise ConfigError(f"--draft is required: {what}; --method ngram and others need none")
         timed = self.baselines(engine, kind, draft)
+        if (self.draft_kv or self.compare_kv) and not (engine == "llama-cpp" and draft is not None):
+            raise ConfigError("--draft-kv and --compare-kv are for --engine llama-cpp with a --draft")
+        if len({self.draft_kv or "f16", *self.compare_kv}) <= len(self.compare_kv):
+            raise ConfigError("--compare-kv names a format twice, or that of --draft itself; leave one of the two away")
         if not self.has_default_baselines and self.engine_baselines != ("none",):
             wrong = [name for name in self.engine_baselines if name not in timed]
             if wrong:

@@ -25,6 +25,7 @@ REQUIRED = {
     "plan": {"target_params": "70B", "draft_params": "1B"},
     "train-draft": {"target": "t", "draft": "d", "output": "o"},
 }
+GGUF = {"engine": "llama-cpp", "target": "t.gguf", "draft": "d.gguf"}
 SERVED = {"engine": "openai-server", "url": "http://h:1/v1", "baseline_url": "http://h:2/v1", "num_draft_tokens": 3}
 CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memory": 64.0}
 # Settings that need others beside them, or one value among few.
@@ -42,8 +43,10 @@ TOGETHER = {
         "guidance": {"guidance": 0.5, "negative_prompt": "no"},
         "negative_prompt": {"guidance": 0.5, "negative_prompt": "no"},
         "engine": {"engine": "transformers"},
-        "method": {"method": "ngram+draft", "engine": "llama-cpp", "target": "t.gguf", "draft": "d.gguf"},
+        "method": GGUF | {"method": "ngram+draft"},
         "engine_baselines": {"engine": "vllm", "engine_baselines": ["ngram", "suffix"]},
+        "draft_kv": GGUF | {"draft_kv": "q8_0"},
+        "compare_kv": GGUF | {"compare_kv": ["q8_0", "q4_0"]},
         "lookup_max": {"engine": "vllm", "lookup_max": 5},
         "lookup_min": {"engine": "vllm", "lookup_min": 3},
         "url": SERVED,

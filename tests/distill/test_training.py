@@ -298,12 +298,10 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
     assert learning_rate(fixed.optimiser, make_model()) == 2e-5
 
 
-def test_a_fresh_cut_learns_from_the_target_only(tmp_path):
-    draft = SimpleNamespace(directory=tmp_path)
-    assert target_fraction(None, draft) == 0.6
-    (tmp_path / "init_draft.json").write_text("{}")
-    assert target_fraction(None, draft) == 1.0
-    assert target_fraction(0.0, draft) == 0.0
+def test_a_draft_learns_from_its_own_answers_only_where_something_asks_for_them():
+    assert target_fraction(None, own_answers=False) == 1.0
+    assert target_fraction(None, own_answers=True) == 0.6
+    assert target_fraction(0.0, own_answers=False) == 0.0
 
 
 def test_layer_patterns():

@@ -22,7 +22,7 @@ from specdistill.evaluation.copying_walk import walk
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import bleu4, overlap
-from specdistill.evaluation.recommend import TimedWay, recommend
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
 
 NGRAM = partial(VllmNgram, 2, 3)
 COSTS = Costs(1.0, 0.25, {1: 1.0, 2: 1.1, 3: 1.3, 4: 1.6})
@@ -173,6 +173,16 @@ def test_what_is_recommended(ways, serve):
         assert found.next == "specdistill check --target T --draft 'a draft'"
 
 
+def test_the_next_bench_asks_the_same():
+    config = BenchConfig.flat(target="T", draft="D", prompts="mails.jsonl", temperature=0.7, num_prompts=32)
+    same = same_answers(config)
+    assert same == ["--prompts", "mails.jsonl", "--temperature", "0.7"]
+    found = recommend([timed_way("draft", 0.8), timed_way("suffix", 0.5)], "T", "D", same)
+    assert found is not None and found.next.endswith(
+        "bench --target T --engine vllm --method suffix --num-draft-tokens 3 --prompts mails.jsonl --temperature 0.7"
+    )
+
+
 def test_too_few_batches_decide_nothing():
     few = [TimedWay("draft", 2, timed_way("draft", 0.5).runs[:3])]
     found = recommend(few, "T", "D")
@@ -189,3 +199,10 @@ def test_overlap_by_hand():
     # A text that is shorter than its reference pays for it; one without a common run has nothing.
     assert bleu4([1, 2, 3, 4], [1, 2, 3, 4, 5, 6]) == pytest.approx(np.exp(1 - 6 / 4))
     assert bleu4([1, 2, 3], [1, 2, 3]) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [{"draft": 0.5}, {"ngram": 0.5}, {"draft": 1.2}])
+def test_what_is_advised_for_an_adapter_names_its_base(seconds):
+    """Without it the command would look for the base that the adapter itself names."""
+    found = recommend([timed_way(name, value) for name, value in seconds.items()], "T", "D", base="the base")
+    assert found is not None and "--target T --target-base 'the base' " in found.next

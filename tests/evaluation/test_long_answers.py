@@ -21,6 +21,7 @@ from specdistill.evaluation.acceptance import answer_hidden_states, score, score
 from specdistill.evaluation.latency import first_difference
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
+from specdistill.progress import Quiet
 
 CONTEXT = 4400
 
@@ -187,10 +188,10 @@ def test_held_out_labels_score_a_long_answer_in_blocks(watched, monkeypatch):
 
 def test_the_ids_of_a_trimmed_head_are_counted_in_blocks(watched, monkeypatch):
     target = make_model(layers=1, context=CONTEXT)
-    whole, share = most_used_ids(target, long_examples(), 20)
+    whole, share = most_used_ids(target, long_examples(), 20, Quiet())
     watched["logits"] = 0
     monkeypatch.setattr("specdistill.evaluation.logit_blocks._LOGITS", 65 * 100)
-    blocks, other = most_used_ids(target, long_examples(), 20)
+    blocks, other = most_used_ids(target, long_examples(), 20, Quiet())
     assert whole.tolist() == blocks.tolist() and share == pytest.approx(other)
     assert watched["logits"] == 65 * 100
 

@@ -26,14 +26,16 @@ def test_the_recommendation_is_the_headline():
     found = verdict(recommended("nothing", None, "nothing pays"))
     assert (found.headline, found.good, found.is_command) == ("Serve the plain target", False, False)
     assert not verdict(recommended("undecided", 2, "too few")).good
+    both = verdict(recommended("ngram+draft", 3, "it pays"))
+    assert both.headline == "Serve n-gram, else the draft, with 3 tokens"
 
 
-def test_a_reason_that_begins_with_the_answer_is_not_said_twice():
-    why = "Serve n-gram with 3 tokens: 1.20x [1.10, 1.31] as fast as the plain target. The draft adds nothing."
-    found = verdict(recommended("ngram", 3, why))
-    assert found.headline == "Serve n-gram with 3 tokens: 1.20x [1.10, 1.31] as fast as the plain target"
-    assert found.why == "The draft adds nothing"
-    assert verdict(recommended("ngram", 3, "Serve n-gram.")).headline == "Serve n-gram"
+def test_a_lossy_draft_is_called_so_beside_exact_ways():
+    report = recommended("draft", 3, "It pays.")
+    lossy = replace(report, lossless=replace(report.lossless, lossy=True))
+    assert "LOSSY" in verdict(lossy).why and "LOSSY" not in verdict(report).why
+    copied = replace(lossy, recommendation=replace(lossy.recommendation, serve="ngram"))
+    assert "LOSSY" not in verdict(copied).why
 
 
 @pytest.mark.parametrize(

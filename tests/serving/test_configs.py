@@ -14,7 +14,8 @@ from specdistill.evaluation.config import AcceptanceSettings
 from specdistill.serving.engine_table import ENGINES
 
 BENCH = {
-    "method": "draft", "engine_baselines": ["ngram"], "lookup_max": 4, "lookup_min": 2,
+    "method": "draft", "engine_baselines": ["ngram"], "draft_kv": None, "compare_kv": [],
+    "lookup_max": 4, "lookup_min": 2,
     "engine": "specdistill", "url": None, "baseline_url": None, "server_model": None, "server_patience": 60.0,
     "server_timeout": 300.0, "engine_args": "", "compare": [], "prompts": "builtin:heldout", "num_prompts": 32,
     "latency_prompts": 0, "max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,

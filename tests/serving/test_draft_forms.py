@@ -53,7 +53,35 @@ def test_each_form_is_served_in_turn_and_one_that_fails_is_left_out():
     runs = time_forms(config(concurrency=(1, 2)), timed, Says(), Interruption(said.append))
     assert list(runs) == ["d-q8_0.gguf"]
     assert asked == [("d-q8_0.gguf", (), (), "t.gguf"), ("d-q4_k.gguf", (), (), "t.gguf")]
-    assert "--compare d-q4_k.gguf was not measured: it does not start" in said[0]
+    assert "d-q4_k.gguf was not compared: it does not start" in said[0]
+
+
+def test_caches_of_one_draft_are_rows_too():
+    """The draft's own weights with a q4_0 cache: 7 calls in place of 6, counted by its server."""
+    asked = []
+
+    def timed(other):
+        asked.append((other.draft, other.drafting.draft_kv, other.drafting.compare_kv))
+        return batches(13.0, 8.0, 7)
+
+    settings = config(compare=(), compare_kv=("q8_0", "q4_0"), draft_kv="bf16")
+    runs = time_forms(settings, timed, Quiet(), Interruption(print))
+    assert asked == [("d.gguf", "q8_0", ()), ("d.gguf", "q4_0", ())]
+    assert list(runs) == ["d.gguf, KV q8_0", "d.gguf, KV q4_0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "vllm", "draft": "d", "compare": (), "draft_kv": "q8_0"}, "are for --engine llama-cpp"),
+        ({"compare_kv": ("q8_0", "q8_0")}, "--compare-kv names a format twice"),
+        ({"draft_kv": "q8_0", "compare_kv": ("q8_0",)}, "or that of --draft itself"),
+        ({"compare_kv": ("f16",)}, "or that of --draft itself"),
+    ],
+)
+def test_cache_formats_are_checked(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        config(**settings)
 
 
 def test_the_difference_is_of_speed_ups_each_over_its_own_plain_target():

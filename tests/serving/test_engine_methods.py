@@ -23,6 +23,8 @@ from specdistill.serving.engines import vllm_server
 from specdistill.serving.speculation import Speculation
 
 GAMMA, MAX, MIN = 3, 4, 2
+COPIED = 4
+"""Draft tokens of copies beside a draft that guesses GAMMA."""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +54,13 @@ def between(plain, drafting) -> dict:
     return {"engine": "openai-server", "baseline_url": plain.url, "url": drafting.url, "server_patience": 1.0}
 
 
-def copying(target, prompts: Sequence[list[int]], answers: Sequence[list[int]], longest=MAX, shortest=MIN):
+def copying(target, prompts: Sequence[list[int]], answers: Sequence[list[int]], longest=MAX, shortest=MIN, most=GAMMA):
     """(tokens behind the first, target calls, calls with a proposal) of an engine that copies; by hand."""
     tokens = calls = proposing = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         done = 1
         while done < len(answer):
-            proposed = copied_run([*prompt, *answer[:done]], longest, shortest, GAMMA)
+            proposed = copied_run([*prompt, *answer[:done]], longest, shortest, most)
             kept = 0
             while kept < len(proposed) and done + kept < len(answer) and answer[done + kept] == proposed[kept]:
                 kept += 1
@@ -140,18 +142,18 @@ def test_a_third_server_is_timed_in_turn_and_is_the_baseline(files, target, star
     assert ways == [False, True, True], "plain, with the draft, with n-grams"
     third = json.loads(started.commands[2][started.commands[2].index("--speculative-config") + 1])
     assert third == {
-        "method": "ngram", "num_speculative_tokens": GAMMA, "prompt_lookup_max": MAX, "prompt_lookup_min": MIN,
+        "method": "ngram", "num_speculative_tokens": COPIED, "prompt_lookup_max": MAX, "prompt_lookup_min": MIN,
     }  # fmt: skip
     (name,) = report.baselines
     baseline = report.baselines[name]
-    assert name == "ngram" and baseline.settings == {"num_draft_tokens": GAMMA, "max": MAX, "min": MIN}
+    assert name == "ngram" and baseline.settings == {"num_draft_tokens": COPIED, "max": MAX, "min": MIN}
     # By hand, from the answers that the target writes alone.
     from specdistill.data.prompts import encode_all, load_prompts
     from specdistill.decoding import Sampling, generate_plain
 
     encoded = encode_all(load_prompts(str(files / "prompts.jsonl")), target.tokenizer, 200)
     written = generate_plain(target, encoded, sampling=Sampling(temperature=0.0), max_new_tokens=40, seeds=[0] * 8)
-    tokens, calls, proposing = copying(target, encoded, [answer.token_ids for answer in written])
+    tokens, calls, proposing = copying(target, encoded, [answer.token_ids for answer in written], most=COPIED)
     assert baseline.mean_acceptance_length.mean == pytest.approx(tokens / calls)
     assert baseline.proposed_share == pytest.approx(proposing / calls) and proposing < calls
     assert baseline.speedup is not None and baseline.speedup.has_interval and baseline.predicted_speedup is None
@@ -164,7 +166,7 @@ def test_a_third_server_is_timed_in_turn_and_is_the_baseline(files, target, star
         "over_draft",
     }  # fmt: skip
     # Copying is certain: the simulation on the plain answers says what the server counts.
-    assert baseline.predicted_mean_acceptance_length == {GAMMA: pytest.approx(tokens / calls)}
+    assert baseline.predicted_mean_acceptance_length == {COPIED: pytest.approx(tokens / calls)}
     assert "Drafting without a model" in html_report(report)
     assert report.recommendation is not None and report.overlap is not None
 
@@ -204,7 +206,7 @@ def test_each_server_gets_its_share_of_a_gpu(files):
 @pytest.mark.parametrize("temperature", [0.0, 0.05])
 def test_prompt_lookup_of_transformers_with_and_without_a_draft(files, target, temperature, capsys):
     settings = {"engine": "transformers", "temperature": temperature, "max_new_tokens": 32}
-    alone = bench(config(files, method="ngram", lookup_max=3, **settings))
+    alone = bench(config(files, method="ngram", lookup_max=3, num_draft_tokens=COPIED, **settings))
     assert alone.setup.rule == ("argmax_draft" if temperature else "greedy") and alone.draft.kind == "ngram"
     assert alone.acceptance.mean_acceptance_length.mean > 1
     prediction = alone.acceptance.prediction
@@ -216,7 +218,7 @@ def test_prompt_lookup_of_transformers_with_and_without_a_draft(files, target, t
     baseline = both.baselines["ngram"]
     # The same prompts and seeds, and nothing of the draft reaches it.
     assert baseline.mean_acceptance_length == alone.acceptance.mean_acceptance_length
-    assert baseline.settings == {"num_draft_tokens": GAMMA, "max": 3, "min": 1}
+    assert baseline.settings == {"num_draft_tokens": COPIED, "max": 3, "min": 1}
     assert 0 < baseline.proposed_share < 1
     if temperature == 0:
         assert alone.lossless.greedy_identical

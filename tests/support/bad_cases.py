@@ -199,6 +199,7 @@ SETTINGS = [
     *each(("init-draft",), {"--vocab-keep": "1000"}, "exceeds the vocabulary of 65"),
     *each(("bench",), {"--max-draft-tokens": str(2**62)}, "--max-draft-tokens must be at most 256"),
     *each(("bench",), {"--html": "out"}, "--json and --html both name out"),
+    *each(("bench",), {"--html": "./out"}, "--json and --html both name out"),
     *each(("plan",), {"--target-params": "nan"}, "no number of parameters"),
     *each(("train-draft",), {"--report-to": "nosuch"}, "--report-to nosuch"),
     *[

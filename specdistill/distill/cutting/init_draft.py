@@ -90,7 +90,7 @@ def _make(
     draft = whole if count == families.num_layers(whole.config) else cut_draft(whole, layers)
     covered = None
     if config.vocab_keep:
-        draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep)
+        draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep, progress)
         progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
     save_draft(draft, target, output)
     summary = CutSummary(
@@ -122,7 +122,9 @@ def _load(config: InitDraftConfig, source: load.ModelSource, role: str) -> Langu
     return load.load_model(source, role, device=resolve_device(config.machine.device), dtype=torch.float32)
 
 
-def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int) -> tuple[torch.Tensor, float]:
+def most_used_ids(
+    target: LanguageModel, answers: Sequence[Example], count: int, progress: Progress
+) -> tuple[torch.Tensor, float]:
     """The ids the target uses most in its own answers, and the share of its probability that they hold there.
 
     Every position votes with the target's whole distribution rather than with the one token that was sampled: the same
@@ -130,12 +132,14 @@ def most_used_ids(target: LanguageModel, answers: Sequence[Example], count: int)
     """
     votes = torch.zeros(target.vocab_size, dtype=torch.float64, device=target.device)
     cache: HiddenCache = {}
-    for start in range(0, len(answers), 8):
-        for hidden in answer_hidden_states(target, answers[start : start + 8], cache):
-            with torch.no_grad():
-                for block in logit_blocks(hidden, target.vocab_size):
-                    votes += target.logits(hidden[block]).float().softmax(-1).sum(0)
-        cache.clear()
+    with progress.task("counting ids for the trimmed head", len(answers), "answers") as task:
+        for start in range(0, len(answers), 8):
+            for hidden in answer_hidden_states(target, answers[start : start + 8], cache):
+                with torch.no_grad():
+                    for block in logit_blocks(hidden, target.vocab_size):
+                        votes += target.logits(hidden[block]).float().softmax(-1).sum(0)
+                task.advance()
+            cache.clear()
     share = votes / votes.sum()
     ranked = share.clone()
     ranked[list(target.eos_token_ids)] = torch.inf

@@ -23,9 +23,8 @@ from specdistill.distill.sequences.sources import Labelled, Mixture, Phases, Sou
 from specdistill.distill.sequences.text_stream import TextStream
 from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import RightAnswers
-from specdistill.models import LanguageModel, ModelPair
+from specdistill.models import ModelPair
 from specdistill.models.answer_end import document_end
-from specdistill.models.checkpoint import is_fresh_cut
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def _gkd(inputs: SequenceInputs) -> Built:
 
 def _distillspec(inputs: SequenceInputs) -> Built:
     own = _on_policy(inputs)
-    last = round(target_fraction(inputs.settings.target_fraction, inputs.pair.draft) * inputs.steps)
+    own_answers = inputs.rewarded or inputs.engine is not None
+    last = round(target_fraction(inputs.settings.target_fraction, own_answers) * inputs.steps)
     if last == 0:
         return Built(own)
     fixed = _fixed(inputs)
@@ -176,12 +176,16 @@ def _on_policy(inputs: SequenceInputs) -> OnPolicy:
     )
 
 
-def target_fraction(fraction: float | None, draft: LanguageModel) -> float:
-    """The share that was set, or one by whether the draft was just cut out of the target.
+def target_fraction(fraction: float | None, own_answers: bool) -> float:
+    """The share that was set, or one by whether something is asked of the draft's own answers.
 
-    A fresh cut's own answers are noise: in benchmarks/results/smollm2_history.jsonl held-out alpha falls from 0.31 to
-    0.22 within 30 steps of the switch to them.
+    Forward KL gained on the target's answers under every rule, and lost on the draft's own: rows `target-fkl` and
+    `distillspec-fkl` of benchmarks/results/methods.json, `more-fkl` of drifted.json.
+
+    Args:
+        fraction: Set by the user, or None.
+        own_answers: Whether a reward judges the draft's own answers, or an engine writes them.
     """
     if fraction is not None:
         return fraction
-    return 1.0 if is_fresh_cut(draft) else 0.6
+    return 0.6 if own_answers else 1.0

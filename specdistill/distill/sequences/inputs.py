@@ -50,5 +50,7 @@ class SequenceInputs:
     ranks: Ranks = ALONE
     documents: TextCounts | None = None
     """Documents of --text, where they were counted."""
+    rewarded: bool = False
+    """Whether a reward judges the draft's own answers."""
     judge: Judge | None = None
     """Chooses among the answers, for best-of-n."""

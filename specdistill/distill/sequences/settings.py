@@ -58,8 +58,9 @@ class SequenceSettings:
     lmbda: float = 0.5
     """Share of gkd's steps that train on the draft's own answers."""
     target_fraction: float | None = None
-    """Share of distillspec's steps on the target's answers, before the draft's own begin. Left out: 0.6, or 1 for a
-    draft that init-draft just cut, whose own answers are still noise."""
+    """Share of distillspec's steps on the target's answers, before the draft's own begin. Below 1, set --divergence to
+    jsd or rkl: fkl lost on own answers in our study (docs/choose.md). Left out: 1, or 0.6 with --reward or
+    --rollout-engine vllm, which need answers of the draft."""
     skd_top_k: int = 25
     """skd replaces a draft token that is not among the target's K likeliest (25 as published)."""
     skd_num_draft_tokens: int = 5

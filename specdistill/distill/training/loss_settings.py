@@ -19,9 +19,9 @@ class LossSettings:
     divergence: Literal[
         "auto", "fkl", "rkl", "jsd", "jeffreys", "skewed_kl", "tvd", "lk_alpha", "lk_lambda", "lk_argmax"
     ] = "auto"
-    """Divergence to minimise; auto takes the method's own. Start a fresh cut with fkl on the target's answers. On the
-    draft's own answers rkl, jsd and tvd did best in the README's study, and fkl and lk_lambda lost. jeffreys is half
-    fkl and half rkl."""
+    """Divergence to minimise; auto takes the method's own. fkl is for the target's answers. On the draft's own answers
+    rkl, jsd and tvd did best in our study, and fkl and lk_lambda lost (docs/choose.md). jeffreys is half fkl and half
+    rkl."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the divergence; 0 takes --temperature (1 where that is 0). The loss is not
     multiplied by its square."""

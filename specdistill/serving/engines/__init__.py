@@ -18,7 +18,7 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
 from specdistill.serving.engine_models import EngineModels
-from specdistill.serving.engine_table import METHODS, Drafting, Launch
+from specdistill.serving.engine_table import DEFAULT_LENGTH, METHODS, Drafting, Launch
 from specdistill.serving.gates import check
 from specdistill.serving.own_head import require_own_head
 from specdistill.serving.served_engine import ServedEngine
@@ -56,6 +56,9 @@ class Opened:
 def drafting_of(config: BenchConfig, method: str, num_draft_tokens: int) -> Drafting:
     """How an engine is asked for one method: --method, or one of --engine-baselines."""
     kind, own = METHODS[method], method == config.drafting.method
+    if not own and kind.copies and kind.draft == "none":
+        # Copies cost no draft step, so that a weak draft's short length would only hold them back.
+        num_draft_tokens = max(num_draft_tokens, DEFAULT_LENGTH)
     asked = Drafting(
         method=method,
         draft=config.draft if kind.draft == "model" or own else None,
@@ -63,6 +66,7 @@ def drafting_of(config: BenchConfig, method: str, num_draft_tokens: int) -> Draf
         lookup_max=config.beside.lookup_max,
         lookup_min=config.beside.lookup_min,
         sampled=config.served_rule == "sampled" and not kind.copies,
+        draft_kv=config.drafting.draft_kv if kind.draft == "model" or own else None,
     )
     return draft_flags.fitted(config.engine, asked)
 

@@ -94,6 +94,7 @@ def _drafting(drafting: Drafting | None) -> dict[str, Any] | None:
         "types": draft_flags.llama_types(drafting),
         "model": drafting.draft,
         "n_max": drafting.num_draft_tokens,
+        "kv": drafting.draft_kv,
         "lookups": draft_flags.llama_lookups(drafting),
     }
 
@@ -106,6 +107,8 @@ def _draft(xllamacpp: Any, speculative: Any, asked: dict[str, Any], threads: int
     draft.n_max = asked["n_max"]
     if asked["model"] is not None:
         draft.mparams.path = asked["model"]
+    if asked["kv"] is not None:
+        draft.cache_type_k = draft.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{asked['kv'].upper()}")
     if threads:
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
     for name, values in asked["lookups"].items():

@@ -152,10 +152,17 @@ def test_gkd_mixes_half_and_half_by_default(tiny, tmp_path):
     assert 0.26 < sum(writers == {DRAFT} for writers in run.writers) / 40 < 0.74
 
 
-@pytest.mark.parametrize(("fraction", "steps", "first"), [(0.25, 4, 1), (0.75, 4, 3), (None, 5, 3)])
+@pytest.mark.parametrize(("fraction", "steps", "first"), [(0.25, 4, 1), (0.75, 4, 3), (None, 5, 5)])
 def test_distillspec_trains_on_the_targets_answers_first(tiny, tmp_path, fraction, steps, first):
     run = frozen_run(tiny, tmp_path / "out", method="distillspec", target_fraction=fraction, steps=steps)
     assert run.writers == [{TARGET}] * first + [{DRAFT}] * (steps - first)
+
+
+def test_a_reward_brings_distillspec_to_the_drafts_own_answers(tiny, tmp_path, monkeypatch):
+    (tmp_path / "rewards_by_hand.py").write_text("def length(prompt, text):\n    return float(len(text))\n")
+    monkeypatch.chdir(tmp_path)
+    run = frozen_run(tiny, tmp_path / "out", method="distillspec", reward="rewards_by_hand:length", steps=5)
+    assert run.writers == [{TARGET}] * 3 + [{DRAFT}] * 2
 
 
 def test_rollouts_per_prompt_is_how_often_the_target_answers(tiny, tmp_path):

@@ -1,0 +1,128 @@
+"""The command to type after each one, which the command line prints as a run's last line.
+
+Words in capitals stand for what only the user knows, such as DRAFT or NEW_PROMPTS.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from specdistill.settings.checks import flag
+from specdistill.settings.parts import Config, defaults
+
+if TYPE_CHECKING:
+    from specdistill.distill.answers.annotate_config import AnnotateConfig
+    from specdistill.distill.answers.generate_config import GenerateConfig
+    from specdistill.distill.config import TrainConfig
+    from specdistill.distill.cutting.config import InitDraftConfig
+    from specdistill.evaluation.plan_config import PlanConfig
+    from specdistill.report.serving import OwnHeadVerdict, Verdict
+    from specdistill.serving.carry_config import CarryHeadConfig
+    from specdistill.serving.check_config import CheckConfig
+    from specdistill.serving.export_config import ExportConfig
+
+_SHARED = (
+    *("target", "target_base", "chat_template_kwargs", "raw_prompts"),
+    *("self_system", "self_temperature", "self_top_p", "self_max_tokens", "self_seed", "device", "threads"),
+)
+"""Settings that are the same in every command of a project."""
+_BENCH_ENGINES = {"transformers": "transformers", "vllm": "vllm", "gguf": "llama-cpp"}
+"""--format of export -> --engine of bench."""
+
+
+def after_plan(config: PlanConfig) -> str:
+    """Makes a draft; a plan knows no names."""
+    return _command("init-draft", "--target", "TARGET", "--layers", "N", "--output", "cut")
+
+
+def after_init_draft(config: InitDraftConfig) -> str:
+    """Trains it on the same prompts."""
+    words = "--draft", config.output, *_prompts(config), "--output", f"{config.output}-trained"
+    return _command("train-draft", *_shared(config), *words)
+
+
+def after_generate(config: GenerateConfig) -> str:
+    """Trains on the answers."""
+    answers = config.output if config.comparison.other is None else f"{config.output}/target"
+    words = "--draft", "DRAFT", *_prompts(config), "--rollouts", answers, "--output", "draft"
+    return _command("train-draft", *_shared(config), *words)
+
+
+def after_annotate(config: AnnotateConfig) -> str:
+    """Trains on the labels."""
+    words = "--draft", "DRAFT", *_prompts(config), "--soft-labels", config.output, "--output", "draft"
+    return _command("train-draft", *_shared(config), *words)
+
+
+def after_train_draft(config: TrainConfig) -> str:
+    """Measures the draft, beside the one it was made of, on prompts that training never saw."""
+    source = config.prompts
+    # Without a name bench takes the held-out half of the built-in prompts; self:N is that half there.
+    new = () if source.startswith("builtin") else ("--prompts", source if source.startswith("self:") else "NEW_PROMPTS")
+    compare = () if config.draft == config.target else ("--compare", config.draft)
+    words = "--draft", config.output, *compare, *new, "--html", f"{config.output}.html"
+    return _command("bench", *_shared(config), *words)
+
+
+def after_check(config: CheckConfig, verdicts: Sequence[Verdict], own_head: OwnHeadVerdict) -> str:
+    """Serves the pair in the first engine that loads it, or does what comes before; without a draft, gets one.
+
+    Args:
+        config: What was checked.
+        verdicts: What each engine says of the pair.
+        own_head: Whether the target has a head of its own.
+    """
+    for verdict in verdicts:
+        if verdict.loads:
+            return next(iter(verdict.first), verdict.command)
+    if config.draft is not None:
+        return _command("bench", *_shared(config), "--draft", config.draft)
+    if own_head.remedy is not None:
+        return own_head.remedy
+    if own_head.state == "here":
+        return _own_head(config.target)
+    return _command("init-draft", *_shared(config), "--layers", "N", "--output", "cut")
+
+
+def after_carry_head(config: CarryHeadConfig) -> str:
+    """Measures the head."""
+    return _own_head(config.output)
+
+
+def after_export(config: ExportConfig, serve: str) -> str:
+    """Measures the exported draft in its engine; starts the server where bench has no such engine.
+
+    Args:
+        config: What was exported.
+        serve: Command that starts the server.
+    """
+    engine = _BENCH_ENGINES.get(config.format)
+    if engine is None:
+        return serve
+    target = config.served_gguf if config.format == "gguf" else config.files.merged_target or config.target
+    own = _shared(config) if target == config.target else ["--target", target]
+    return _command("bench", *own, "--draft", config.output, "--engine", engine)
+
+
+def _own_head(target: str) -> str:
+    return _command("bench", "--target", target, "--engine", "vllm", "--method", "mtp")
+
+
+def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple[str, ...]:
+    """The same prompts, where others than the default's were named."""
+    return () if config.prompts == defaults(type(config))["prompts"] else ("--prompts", config.prompts)
+
+
+def _shared(config: Config) -> list[str]:
+    """Flags of the settings that the next command must share, where they are not the default's."""
+    usual, words = defaults(type(config)), []
+    for name, value in config.to_flat().items():
+        if name in _SHARED and value != usual.get(name):
+            words += [flag(name)] if value is True else [flag(name), str(value)]
+    return words
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["specdistill", *words])
