@@ -137,6 +137,8 @@ def test_lora_trains_the_masks_embedding_and_no_other(folder, tmp_path):
     before, after = (load_file(place / "model.safetensors") for place in (folder / "draft", tmp_path / "out"))
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1).nonzero().flatten()
     assert changed.tolist() == [FREE]
+    began = before["model.embed_tokens.weight"][:FREE].mean(0)
+    assert not torch.allclose(after["model.embed_tokens.weight"][FREE], began, atol=1e-4), "it has learned since"
     assert torch.equal(before["lm_head.weight"], after["lm_head.weight"])
 
 
