@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from specdistill.data.batch import Batch, Example, collate
 from specdistill.data.mask_tokens import MaskTokens, every_mask
-from specdistill.decoding.masks import expanded_masks
+from specdistill.decoding.masks import masks_by_kind
 from specdistill.decoding.proof import state_reason
 from specdistill.errors import ModelError
 from specdistill.models import LanguageModel
@@ -42,7 +42,7 @@ def expanded_hidden_states(model: LanguageModel, batch: Batch, mask_id: int) -> 
     positions, unseen = _layout(length, batch.masks)
     hidden = model.base_model(
         input_ids=torch.cat((batch.input_ids, mask_ids), 1),
-        attention_mask=expanded_masks(model.config, positions, unseen, model.model.dtype),
+        attention_mask=masks_by_kind(model.config, positions, positions, unseen, model.model.dtype),
         position_ids=positions.clamp(max=model.max_context - 1),
         use_cache=False,
     ).last_hidden_state

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -36,8 +34,8 @@ def ragged_masks(
     Returns:
         One mask, or where layers hide different pairs, one for each kind of layer; None for layers without attention.
     """
-    keys = torch.arange(extent, device=positions.device)
-    return _by_kind(config, lambda kind: _unseen(kind, config, positions, keys), dtype)
+    keys = torch.arange(extent, device=positions.device)[None, :]
+    return masks_by_kind(config, positions, keys, keys[:, None, :] > positions[:, :, None], dtype)
 
 
 def branch_masks(
@@ -60,47 +58,41 @@ def branch_masks(
     others = anchors[:, :, None] < keys
     others[:, :, kept : kept + new] = anchors[:, :, None] != anchors[:, None]
     others[:, :, kept + new :] = True
-    return _by_kind(config, lambda kind: _unseen(kind, config, positions, keys) | others, dtype)
+    return masks_by_kind(config, positions, keys[None], others | (keys > positions[:, :, None]), dtype)
 
 
-def expanded_masks(
-    config: PretrainedConfig, positions: Tensor, unseen: Tensor, dtype: torch.dtype
+def masks_by_kind(
+    config: PretrainedConfig, positions: Tensor, keys: Tensor, later: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor | None]:
-    """Additive masks of tokens that are all read in one pass, some of them at the same positions.
+    """Additive masks from what no layer may see, with each kind's window or chunk.
 
     Args:
-        config: As for `ragged_masks`.
-        positions: int64 [batch, tokens].
-        unseen: bool [batch, tokens, tokens], pairs that no kind of attention sees.
+        config: Names the kinds of attention, the window and the chunk size.
+        positions: int64 [batch, new], of the new tokens.
+        keys: int64 [batch or 1, keys], positions of everything that is kept.
+        later: bool [batch, new, keys], pairs that no kind of attention sees.
         dtype: dtype of the mask.
+
+    Returns:
+        As `ragged_masks`.
     """
-    return _by_kind(config, lambda kind: _unseen(kind, config, positions, positions[:, None]) | unseen, dtype)
-
-
-def _by_kind(
-    config: PretrainedConfig, unseen: Callable[[str], Tensor], dtype: torch.dtype
-) -> Tensor | dict[str, Tensor | None]:
     kinds = kinds_of_masks(config)
-    masks = {kind: _additive(unseen(kind), dtype) for kind in kinds}
+    masks = {kind: _additive(_unseen(kind, config, positions, keys, later), dtype) for kind in kinds}
     if len(masks) == 1:
         # Families with one kind of attention take a plain mask, whatever they call the kind.
         return masks[kinds[0]]
     return {**masks, **dict.fromkeys(_STATES)}
 
 
-def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, keys: Tensor) -> Tensor:
-    """Pairs that attention must not see, bool [batch, new, keys].
-
-    `keys` holds the keys' positions, [keys] or [batch, 1, keys].
-    """
+def _unseen(kind: str, config: PretrainedConfig, positions: Tensor, keys: Tensor, later: Tensor) -> Tensor:
+    """Pairs that attention of a kind must not see, bool [batch, new, keys]."""
     # Comparisons of positions, not of distances: int64 distances would be 8 bytes per pair of tokens.
-    latest = positions[:, :, None]
-    unseen = keys > latest
+    latest, at = positions[:, :, None], keys[:, None, :]
     if kind == "sliding_attention" and config.sliding_window is not None:
-        unseen.logical_or_(keys <= latest - config.sliding_window)
-    elif kind == "chunked_attention":
-        unseen.logical_or_(keys < latest - latest % config.attention_chunk_size)
-    return unseen
+        return later | (at <= latest - config.sliding_window)
+    if kind == "chunked_attention":
+        return later | (at < latest - latest % config.attention_chunk_size)
+    return later
 
 
 def _additive(unseen: Tensor, dtype: torch.dtype) -> Tensor:

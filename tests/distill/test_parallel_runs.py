@@ -13,8 +13,10 @@ from tiny_runs import any_config, history, same_weights, spoil_loss, train, trai
 
 from specdistill import train_draft
 from specdistill.distill.reproduce import reproduce
+from specdistill.distill.target.place import Stored
 from specdistill.distill.training.anchors import Anchored
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
+from specdistill.files import run_settings
 from specdistill.models import load_model
 
 # A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
@@ -135,6 +137,8 @@ def test_lora_trains_the_masks_embedding_and_no_other(folder, tmp_path):
     before, after = (load_file(place / "model.safetensors") for place in (folder / "draft", tmp_path / "out"))
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1).nonzero().flatten()
     assert changed.tolist() == [FREE]
+    began = before["model.embed_tokens.weight"][:FREE].mean(0)
+    assert not torch.allclose(after["model.embed_tokens.weight"][FREE], began, atol=1e-4), "it has learned since"
     assert torch.equal(before["lm_head.weight"], after["lm_head.weight"])
 
 
@@ -180,6 +184,14 @@ def test_refused_with_a_models_files(folder, tmp_path):
         train(folder, tmp_path / "b", mask_token=99, **FEW)
     with pytest.raises(ConfigError, match="needs a draft with the target's tokenizer"):
         train(folder, tmp_path / "c", **FEW | {"method": "sft", "draft": str(folder / "foreign")})
+
+
+def test_drawn_labels_say_nothing_of_the_text(tmp_path):
+    run_settings.write(tmp_path, {"labels": "sampled"})
+    with pytest.raises(ConfigError, match="--parallel-confidence reads the target's probability of the text"):
+        Stored(tmp_path).require_likeliest("--parallel-confidence")
+    run_settings.write(tmp_path, {"labels": "top-k"})
+    Stored(tmp_path).require_likeliest("--parallel-confidence")
 
 
 def test_a_draft_with_a_state_is_refused(folder, tmp_path):

@@ -166,6 +166,18 @@ class Stored:
                 "0) and --loss-temperature to it, or annotate again"
             )
 
+    def require_likeliest(self, flag: str) -> None:
+        """Refuses labels that were drawn, which hold a text's own tokens only by chance.
+
+        Raises:
+            ConfigError: They were drawn.
+        """
+        if self._settings()["labels"] == "sampled":
+            raise ConfigError(
+                f"{flag} reads the target's probability of the text, which drawn labels may lack; annotate "
+                "with --labels top-k for it"
+            )
+
     def blocks(self) -> dict[str, list[int]]:
         """Ids before each labelled block of raw text, by the block's name; empty where answers to prompts are labelled.
 

@@ -95,7 +95,7 @@ class DistillationLoss(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
             mean = self._token_weights(batch, totals)
-            share = self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
+            share = self._share
             weights = mean * share if selection is None else mean * selection * share
             output = self._divergence(self.kind, hidden, target_hidden, weights, batch.labels, soft_labels=soft_labels)
             loss, alpha = output.loss, output.alpha
@@ -133,7 +133,7 @@ class DistillationLoss(nn.Module):
             weights = torch.tensor(settings.depth_weights(totals.by_depth), device=hidden.device)[guesses.depths - 1]
             if settings.by_confidence:
                 weights *= guesses.reached(self._text_probabilities(target_hidden, batch.labels, soft_labels))
-            share = self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
+            share = self._share
             wanted = None if target_hidden is None else target_hidden[predicted]
             soft = None if soft_labels is None else SoftLabels(*(part[predicted] for part in soft_labels))
             output = self._divergence(self.kind, hidden, wanted, weights * share, labels, soft_labels=soft)
@@ -172,6 +172,11 @@ class DistillationLoss(nn.Module):
         row = batch.predicting.nonzero()[:, 0]
         weights = (1 - objective.distill_weight) * advantages[row].to(hidden.dtype) / sequences
         return self._divergence("ce", hidden, None, weights, batch.labels, objective.sampling_temperature).loss
+
+    @property
+    def _share(self) -> float:
+        """Factor on the divergence, the rest of which is left for cross entropy."""
+        return self.scale * (1 - self._objective.ce_weight) if self.kind != "ce" else 1.0
 
     @property
     def selects(self) -> bool:

@@ -110,7 +110,7 @@ def test_cross_entropy_predicts_the_text(models):
     _, q = by_hand(*models, EXAMPLES)
     labels = [one.answer_ids[first + depth - 1] for one, first, depth in guesses(EXAMPLES)]
     expected = -q[range(len(q)), labels].log().mean()
-    assert float(loss_of(*models, EXAMPLES, method="seqkd").loss) == close(float(expected))
+    assert float(loss_of(*models, EXAMPLES, method="seqkd").loss) == close(expected.item())
 
 
 def test_mixed_in_cross_entropy_leaves_out_what_the_draft_wrote(models):
@@ -119,7 +119,7 @@ def test_mixed_in_cross_entropy_leaves_out_what_the_draft_wrote(models):
     labels = [one.answer_ids[first + depth - 1] for one, first, depth in guesses(own)]
     theirs = torch.tensor([one.prompt_ids == EXAMPLES[0].prompt_ids for one, _, _ in guesses(own)])
     expected = 0.7 * LOSSES["fkl"](p, q).mean() - 0.3 * (q[range(len(q)), labels].log() * theirs).mean()
-    assert float(loss_of(*models, own, ce_weight=0.3).loss) == close(float(expected))
+    assert float(loss_of(*models, own, ce_weight=0.3).loss) == close(expected.item())
 
 
 def test_stored_labels_stand_where_the_guess_looks(models):
@@ -158,7 +158,7 @@ def test_confidence_is_the_targets_probability_of_the_text_up_to_the_guess(model
         soft = join_soft_labels([SoftLabels(row.ids.view(-1, 65), row.log_probs.view(-1, 65)) for row in flat])
     expected = (LOSSES["fkl"](p, q) * torch.tensor(reached)).mean()
     found = loss_of(target, draft, EXAMPLES, parallel_confidence=True, soft_labels=soft).loss
-    assert float(found) == close(float(expected))
+    assert float(found) == close(expected.item())
 
 
 # ---- anchors, and what is watched
