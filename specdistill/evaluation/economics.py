@@ -183,12 +183,11 @@ def judge_rounds(
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
     best = max(predicted, key=lambda gamma: predicted[gamma])
     cap = max((gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()) if is_scored else float("nan")
-    drafts = _drafts(num_draft_tokens)
-    threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens]) if is_scored else float("nan")
-    needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+    drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
+    threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
+    needs = _needs(threshold, alpha)
     if in_one_pass:
-        needed, has = round_cost[num_draft_tokens], predicted_tau[num_draft_tokens]
-        needs = f"it needs {needed:.2f} tokens per target call and is predicted {has:.2f}"
+        needs = f"it needs {cost:.2f} tokens per target call and is predicted {predicted_tau[num_draft_tokens]:.2f}"
     interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
     timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
     known = f"{needs} (a perfect draft would give {cap:.2f}x)"
@@ -197,11 +196,7 @@ def judge_rounds(
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
     elif not measured.has_interval:
-        verdict = "undecided"
-        why = (
-            f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
-            "raise --num-prompts and --latency-prompts, or lower --batch-size"
-        )
+        verdict, why = "undecided", _too_few(measured, drafts)
     elif measured.low > 1:
         verdict = "pays"
     else:
@@ -220,6 +215,17 @@ def judge_rounds(
         perfect_draft_speedup=cap,
         verdict=verdict,
         why=why,
+    )
+
+
+def _needs(threshold: float | None, alpha: float) -> str:
+    return "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+
+
+def _too_few(measured: Estimate, drafts: str) -> str:
+    return (
+        f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
+        "raise --num-prompts and --latency-prompts, or lower --batch-size"
     )
 
 

@@ -15,7 +15,7 @@ def depth_lines(report: Report) -> list[str]:
 
 
 def drafting_cost(report: Report) -> str:
-    """What drafting costs, in a sentence that ends with a full stop; empty for real engines."""
+    """Costs of drafting in a sentence; empty for real engines."""
     economics, length = report.economics, report.setup.num_draft_tokens
     if economics.draft_pass_cost is not None:
         return f"Guessing {length} tokens in one pass costs {economics.draft_pass_cost[length]:.3f} target steps. "
