@@ -200,11 +200,7 @@ def judge_rounds(
     elif measured.low > 1:
         verdict = "pays"
     else:
-        verdict = "does not pay"
-        if measured.high > 1:
-            why += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
-        if best != num_draft_tokens and predicted[best] > 1:
-            why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
+        verdict, why = "does not pay", why + _remedies(measured, num_draft_tokens, best, predicted[best])
     return Economics(
         cost_ratio=None,
         verify_cost={},
@@ -227,6 +223,15 @@ def _too_few(measured: Estimate, drafts: str) -> str:
         f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
         "raise --num-prompts and --latency-prompts, or lower --batch-size"
     )
+
+
+def _remedies(measured: Estimate, num_draft_tokens: int, best: int, predicted: float) -> str:
+    remedies = ""
+    if measured.high > 1:
+        remedies += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
+    if best != num_draft_tokens and predicted > 1:
+        remedies += f"; with {_drafts(best)} {predicted:.2f}x is predicted: bench --num-draft-tokens {best}"
+    return remedies
 
 
 def _drafts(count: int) -> str:
