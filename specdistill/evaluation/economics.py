@@ -17,18 +17,6 @@ from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 
 
-def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
-    """Predicted ratio of plain to speculative time per token.
-
-    Args:
-        tau: Tokens per target call.
-        num_draft_tokens: Draft length gamma.
-        cost_ratio: Time of a draft step, in plain target steps.
-        verify_cost: Time of a target pass over gamma + 1 tokens, in plain target steps.
-    """
-    return tau / (num_draft_tokens * cost_ratio + verify_cost)
-
-
 def mean_acceptance_length_iid(alpha: float, num_draft_tokens: int) -> float:
     """tau if each token were accepted independently with probability alpha: 1 + alpha + ... + alpha^gamma."""
     return sum(alpha**power for power in range(num_draft_tokens + 1))

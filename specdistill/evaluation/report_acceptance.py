@@ -88,7 +88,8 @@ class ScoredAcceptance:
     """Tokens of the target's answers over which alpha is averaged."""
     alpha: dict[str, Estimate]
     """Rule -> expected acceptance of one draft token, teacher-forced on answers that the target wrote at the bench
-    temperature, both distributions after temperature and filters. Empty, like all scores, for a draft of another
+    temperature, both distributions after temperature and filters; for a parallel draft of the first token of a
+    round. Empty, like all scores, for a draft of another
     tokenizer."""
     alpha_at_temperature_1: dict[str, Estimate] | None = None
     """Rule that samples -> alpha compared at temperature 1; present at temperature 0 only."""
