@@ -6,7 +6,6 @@ model one token at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -38,7 +37,7 @@ class ParallelDrafting:
         """Reads it from a model's configuration; None where that names no mask token.
 
         Args:
-            config: Of a causal language model.
+            config: Of a causal language model; or the contents of its config.json as attributes.
             where: Names the model in messages, such as `--draft NAME`.
 
         Raises:
@@ -65,12 +64,6 @@ class ParallelDrafting:
                 "it"
             )
         return cls(mask_id, trained)
-
-    @classmethod
-    def of_json(cls, config: Mapping[str, object], where: str) -> ParallelDrafting | None:
-        """Reads it from the contents of a config.json; see `of_config`."""
-        keys = {key: config[key] for key in (*MASK_KEYS, TRAINED_KEY, "vocab_size") if key in config}
-        return cls.of_config(SimpleNamespace(**keys), where)
 
     def write_to(self, config: PretrainedConfig) -> None:
         """Writes it into a model's configuration, in place."""

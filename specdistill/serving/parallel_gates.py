@@ -7,6 +7,7 @@ Read from vLLM 0.32 (`v1/spec_decode/llm_base_proposer.py`): the mask token come
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 from specdistill.models.parallel import ParallelDrafting
 from specdistill.serving.check_config import PlannedServer
@@ -21,7 +22,9 @@ def parallel_of(draft: ModelFiles) -> ParallelDrafting | None:
     Raises:
         ModelError: Its config.json contradicts itself.
     """
-    return None if draft.is_gguf else ParallelDrafting.of_json(draft.config, f"--draft {draft.name}")
+    return (
+        None if draft.is_gguf else ParallelDrafting.of_config(SimpleNamespace(**draft.config), f"--draft {draft.name}")
+    )
 
 
 def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:
