@@ -137,7 +137,7 @@ def measure_costs(
         for cached in models.values():
             cached.read(ids[:, :context].tolist())
         tokens = dict.fromkeys(models, ids)
-        # The first repeat warms up thread pools, allocators and lazily built heads; it is not counted.
+        # The first repeat warms up thread pools, allocators and lazy heads; it is not counted.
         for repeat in range(repeats + 1):
             if windows:
                 rows = [windows[(repeat * batch_size + row) % len(windows)] for row in range(batch_size)]
@@ -146,8 +146,7 @@ def measure_costs(
                 tokens["target"] = torch.tensor([after for _, after in rows], device=target.device)
             for kind in passes:
                 elapsed = _time_pass(models[kind.model], tokens[kind.model][:, : kind.width], kind.picked)
-                if repeat:
-                    seconds[kind].append(elapsed)
+                seconds[kind] += [elapsed] if repeat else []
                 if on_pass is not None:
                     on_pass()
     return _costs({kind: statistics.median(values) for kind, values in seconds.items()}, draft, max_draft_tokens)

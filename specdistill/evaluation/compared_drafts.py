@@ -9,7 +9,7 @@ import torch
 
 from specdistill.data.batch import Example
 from specdistill.decoding.answers import write_answers
-from specdistill.decoding.costs import measure_costs
+from specdistill.decoding.costs import DraftCosts, measure_costs
 from specdistill.decoding.proof import pack_proven, prove
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import HiddenCache
@@ -101,28 +101,38 @@ def _score(
     target, sampling = models.target, config.sampling
     draft = load.load_model(source, ROLE, device=str(target.device), dtype=target.model.dtype)
     fit(draft, target.vocab_size)
+    draft.one_by_one = not config.in_one_pass
     if config.weights.pack != "none":
         pack_proven([draft], config.weights.pack)
     with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
-        records = acceptance.score(target, draft, answers, sampling, target_cache=states, on_sequences=task.advance)
+        records = acceptance.score(
+            target,
+            draft,
+            answers,
+            sampling,
+            depths=config.acceptance.max_draft_tokens,
+            target_cache=states,
+            on_sequences=task.advance,
+        )
     own = None
     if judge is not None:
         length, seed, title = config.max_new_tokens, config.timing.seed, "compared draft writes answers"
         written = write_answers(draft, judge.prompts, encoded, sampling, length, seed, progress, title)
         own = judge.examples(written, draft)
-    return ComparedDraft(model_facts(draft), records, _cost_ratio(config, models, draft, context), own)
+    return ComparedDraft(model_facts(draft), records, _costs(config, models, draft, context), own)
 
 
-def _cost_ratio(config: MeasureConfig, models: Models, draft: LanguageModel, context: int | None) -> float | None:
-    """The draft's step in plain target steps; None where they can't be timed here."""
+def _costs(config: MeasureConfig, models: Models, draft: LanguageModel, context: int | None) -> DraftCosts | None:
+    """The draft's costs in plain target steps; None where they can't be timed here."""
     if context is None or not all(prove(model).decodes for model in (models.target, draft)):
         return None
     costs = measure_costs(
         models.target,
         draft,
         batch_size=config.timing.batch_size,
-        max_draft_tokens=0,
+        max_draft_tokens=0 if draft.parallel is None else config.acceptance.max_draft_tokens,
         context=context,
         guidance=models.guidance,
+        checks=False,
     )
-    return costs.cost_ratio
+    return costs.drafting

@@ -52,6 +52,9 @@ class AcceptanceSettings:
     acceptance so far; plain decoding where drafting doesn't pay."""
     confidence: float = 0.4
     """Stop drafting when the product of the draft's probabilities falls below this. For --draft-length confidence."""
+    one_by_one: bool = False
+    """Let a parallel draft (pard_token in its config.json) guess one token per pass, as engines do that know nothing of
+    its mask token. By default it guesses all tokens of a round in one pass, where the engine can."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_draft_tokens")
@@ -230,6 +233,11 @@ class MeasureConfig(Config):
         if self.draft is None:
             raise ConfigError("--draft is required: the model that proposes tokens")
         return self.draft
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether parallel drafts guess all tokens of a round in one pass."""
+        return not self.acceptance.one_by_one
 
     @property
     def default_rule(self) -> str:

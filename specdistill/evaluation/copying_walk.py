@@ -9,7 +9,7 @@ speed-up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from specdistill.data.batch import Example
 from specdistill.decoding.costs import Costs
 from specdistill.decoding.lookup import NewLookup
+from specdistill.evaluation.rounds import by_start
 
 Copies = list[tuple[int, int]]
 """At each position of an answer: tokens that are copied, and how many of them the answer goes on with."""
@@ -54,7 +55,8 @@ def walk(
         num_draft_tokens: Most tokens of a proposal.
         max_new_tokens: The answer's limit: the decoder proposes no more than what is left minus one.
         costs: Of single steps; None leaves the cost out.
-        draft_chances: [tokens] probability that each token, once the draft is asked, comes from it; None asks none.
+        draft_chances: Probability that each token, once the draft is asked, comes from it, as `rounds.by_start` takes
+            it; None asks none.
         first_drafted: Whether the prompt's own pass verifies a proposal too.
     """
     copies = copies_of(answer, lookup, [num_draft_tokens], max_new_tokens, first_drafted)[num_draft_tokens]
@@ -74,6 +76,8 @@ def walk_copies(
     starts = np.zeros(tokens + num_draft_tokens + 2)
     starts[first] = 1.0
     rounds = proposing = cost = 0.0
+    chances = None if draft_chances is None else by_start(draft_chances, num_draft_tokens)
+    drafted: dict[int, float] = {}
     for place in range(first, tokens):
         share = starts[place]
         if share == 0:
@@ -82,18 +86,19 @@ def walk_copies(
         proposed, kept = copies[place - first]
         if proposed:
             proposing += share
-            cost += share * _cost(costs, 0, proposed)
+            cost += share * _check(costs, proposed)
             starts[place + kept + 1] += share
             continue
-        limit = 0 if draft_chances is None else min(num_draft_tokens, tokens - place - 1)
+        limit = 0 if chances is None else min(num_draft_tokens, tokens - place - 1)
         proposing += share if limit else 0.0
-        cost += share * _cost(costs, limit, limit)
+        cost += share * _check(costs, limit)
+        drafted[limit] = drafted.get(limit, 0.0) + share
         for length in range(limit):
-            chance = draft_chances[place + length] if draft_chances is not None else 0.0
+            chance = chances[place, length] if chances is not None else 0.0
             starts[place + length + 1] += share * (1 - chance)
             share *= chance
         starts[place + limit + 1] += share
-    return Walk(float(tokens - first), rounds, proposing, cost)
+    return Walk(float(tokens - first), rounds, proposing, cost + _drafting(costs, drafted, tokens - first))
 
 
 def copies_of(
@@ -125,7 +130,15 @@ def copies_of(
     return found
 
 
-def _cost(costs: Costs | None, steps: int, proposed: int) -> float:
+def _check(costs: Costs | None, proposed: int) -> float:
     if costs is None or proposed + 1 not in costs.verify_cost:
         return float("nan")
-    return steps * costs.cost_ratio + costs.verify_cost[proposed + 1]
+    return costs.verify_cost[proposed + 1]
+
+
+def _drafting(costs: Costs | None, drafted: Mapping[int, float], tokens: int) -> float:
+    """The draft's share: it reads each token once, copied ones too, whenever it is next asked."""
+    asked = sum(share for length, share in drafted.items() if length)
+    if costs is None or not asked:
+        return 0.0
+    return sum(share * costs.drafting.of_round(length, tokens / asked) for length, share in drafted.items())

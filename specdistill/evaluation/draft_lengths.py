@@ -6,7 +6,6 @@ from specdistill.decoding import AutoLength, ConfidenceLength
 from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.proof import INSTEAD, prove
-from specdistill.evaluation import economics
 from specdistill.evaluation.config import AcceptanceSettings
 from specdistill.evaluation.measured import Models
 
@@ -29,12 +28,7 @@ def best(predicted: dict[int, float], costs: Costs | None) -> int:
     """The draft length with the highest predicted speed-up; the longest where steps were not timed."""
     if costs is None:
         return max(predicted)
-    return max(
-        predicted,
-        key=lambda length: economics.speedup(
-            predicted[length], length, costs.cost_ratio, costs.verify_cost[length + 1]
-        ),
-    )
+    return max(predicted, key=lambda length: predicted[length] / costs.round_cost(length, predicted[length]))
 
 
 def of_settings(settings: AcceptanceSettings, asked: int, chosen: int, costs: Costs) -> int | DraftLength:

@@ -2,6 +2,7 @@
 
 One round costs gamma draft steps and one target pass over gamma + 1 tokens, and emits tau tokens. With every time in
 units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)), with c = `cost_ratio`, v = `verify_cost`.
+A parallel draft has one pass per round in place of gamma c; see `decoding.costs`.
 Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replaced by what was measured.
 """
 
@@ -14,18 +15,6 @@ from dataclasses import dataclass, replace
 from specdistill.decoding.costs import Costs
 from specdistill.evaluation.experts import ExpertCosts
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
-
-
-def speedup(tau: float, num_draft_tokens: int, cost_ratio: float, verify_cost: float) -> float:
-    """Predicted ratio of plain to speculative time per token.
-
-    Args:
-        tau: Tokens per target call.
-        num_draft_tokens: Draft length gamma.
-        cost_ratio: Time of a draft step, in plain target steps.
-        verify_cost: Time of a target pass over gamma + 1 tokens, in plain target steps.
-    """
-    return tau / (num_draft_tokens * cost_ratio + verify_cost)
 
 
 def mean_acceptance_length_iid(alpha: float, num_draft_tokens: int) -> float:
@@ -62,7 +51,11 @@ class Economics:
     verify_cost: dict[int, float]
     """Tokens in one target pass -> its time in plain target steps; empty for such an engine."""
     round_cost: dict[int, float]
-    """Draft length -> time of that many draft steps and their check, in plain target steps."""
+    """Draft length -> time of that many draft steps and their check, in plain target steps; with `draft_pass_cost` of
+    that one pass and its check."""
+    draft_pass_cost: dict[int, float] | None = None
+    """Draft length -> time of the one pass in which a parallel draft guesses so many tokens, in plain target steps;
+    absent for drafts that take a step per token."""
     break_even_alpha: float | None
     """The alpha at which `setup.num_draft_tokens` neither gains nor loses; null where even a perfect draft would be
     slower than none."""
@@ -115,10 +108,23 @@ def judge(
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
     """
     c, v = costs.cost_ratio, costs.verify_cost
-    round_cost = {gamma: gamma * c + v[gamma + 1] for gamma in predicted_tau}
-    check = v[num_draft_tokens + 1]
-    facts = f"a draft step costs {c:.2f} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
-    economics = judge_rounds(round_cost, predicted_tau, num_draft_tokens, alpha, measured, facts)
+    round_cost = {gamma: costs.round_cost(gamma, tau) for gamma, tau in predicted_tau.items()}
+    check, passes = v[num_draft_tokens + 1], None
+    drafting = f"a draft step costs {c:.2f}"
+    if costs.draft_passes is not None:
+        passes = {gamma: costs.drafting.of_round(gamma, tau) for gamma, tau in predicted_tau.items()}
+        drafting = f"guessing {_drafts(num_draft_tokens)} in one pass costs {passes[num_draft_tokens]:.2f}"
+    facts = f"{drafting} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
+    economics = judge_rounds(
+        round_cost,
+        predicted_tau,
+        num_draft_tokens,
+        alpha,
+        measured,
+        facts,
+        in_one_pass=passes is not None,
+        perfect_cost={gamma: costs.round_cost(gamma, gamma + 1) for gamma in predicted_tau},
+    )
     if untimed is not None and economics.verdict != "cannot pay":
         speedup = f"{economics.predicted_speedup[num_draft_tokens]:.2f}x with {_drafts(num_draft_tokens)}"
         perfect = f"a perfect draft would give {economics.perfect_draft_speedup:.2f}x"
@@ -127,6 +133,7 @@ def judge(
     return replace(
         economics,
         cost_ratio=c,
+        draft_pass_cost=passes,
         verify_cost=dict(v),
         target_step_seconds=costs.target_step_seconds,
         draft_step_seconds=costs.draft_step_seconds,
@@ -141,6 +148,9 @@ def judge_rounds(
     measured: Estimate,
     facts: str,
     unscored: str = "the draft has another tokenizer",
+    *,
+    in_one_pass: bool = False,
+    perfect_cost: Mapping[int, float] | None = None,
 ) -> Economics:
     """Draws the verdict from the costs of whole rounds.
 
@@ -153,14 +163,19 @@ def judge_rounds(
         measured: Measured speed-up at `num_draft_tokens`.
         facts: The costs in words.
         unscored: Reason for an alpha of NaN.
+        in_one_pass: Whether the draft guesses all tokens at once: its alpha falls with the depth, so the sentence
+            compares tokens per target call.
+        perfect_cost: Costs of rounds in which all is accepted, where they differ; None takes `round_cost`.
     """
     is_scored = math.isfinite(alpha)
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
     best = max(predicted, key=lambda gamma: predicted[gamma])
-    cap = max((gamma + 1) / cost for gamma, cost in round_cost.items()) if is_scored else float("nan")
-    drafts = _drafts(num_draft_tokens)
-    threshold = break_even_alpha(num_draft_tokens, round_cost[num_draft_tokens]) if is_scored else float("nan")
-    needs = "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+    cap = max((gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()) if is_scored else float("nan")
+    drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
+    threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
+    needs = _needs(threshold, alpha)
+    if in_one_pass:
+        needs = f"it needs {cost:.2f} tokens per target call and is predicted {predicted_tau[num_draft_tokens]:.2f}"
     interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
     timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
     known = f"{needs} (a perfect draft would give {cap:.2f}x)"
@@ -169,19 +184,11 @@ def judge_rounds(
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
     elif not measured.has_interval:
-        verdict = "undecided"
-        why = (
-            f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
-            "raise --num-prompts and --latency-prompts, or lower --batch-size"
-        )
+        verdict, why = "undecided", _too_few(measured, drafts)
     elif measured.low > 1:
         verdict = "pays"
     else:
-        verdict = "does not pay"
-        if measured.high > 1:
-            why += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
-        if best != num_draft_tokens and predicted[best] > 1:
-            why += f"; with {_drafts(best)} {predicted[best]:.2f}x is predicted: bench --num-draft-tokens {best}"
+        verdict, why = "does not pay", why + _remedies(measured, num_draft_tokens, best, predicted[best])
     return Economics(
         cost_ratio=None,
         verify_cost={},
@@ -193,6 +200,26 @@ def judge_rounds(
         verdict=verdict,
         why=why,
     )
+
+
+def _needs(threshold: float | None, alpha: float) -> str:
+    return "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+
+
+def _too_few(measured: Estimate, drafts: str) -> str:
+    return (
+        f"measured {measured.mean:.2f}x with {drafts}, but an interval needs {FEWEST_UNITS} timed batches or more: "
+        "raise --num-prompts and --latency-prompts, or lower --batch-size"
+    )
+
+
+def _remedies(measured: Estimate, num_draft_tokens: int, best: int, predicted: float) -> str:
+    remedies = ""
+    if measured.high > 1:
+        remedies += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
+    if best != num_draft_tokens and predicted > 1:
+        remedies += f"; with {_drafts(best)} {predicted:.2f}x is predicted: bench --num-draft-tokens {best}"
+    return remedies
 
 
 def _drafts(count: int) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from specdistill.decoding.costs import Costs
-from specdistill.evaluation import economics
+from specdistill.decoding.costs import Costs, DraftCosts
 from specdistill.evaluation.acceptance import PromptAcceptance, alpha_sums, predicted_tau
 from specdistill.evaluation.report_leaderboard import LeaderboardRow
 from specdistill.evaluation.report_setup import ModelFacts
@@ -20,8 +19,8 @@ class ComparedDraft:
     facts: ModelFacts
     records: list[PromptAcceptance]
     """Its scores of the target's answers."""
-    cost_ratio: float | None
-    """Its step in plain target steps; None where it was not timed."""
+    costs: DraftCosts | None
+    """In plain target steps; None where it was not timed."""
     answers: Mapping[str, float] | None = None
     """Prompt's id -> score of the answer that it wrote alone; None without --scorer."""
 
@@ -67,17 +66,17 @@ def leaderboard_section(
 
 def _row(draft: ComparedDraft, costs: Costs | None, rule: str, num_draft_tokens: int, longest: int) -> LeaderboardRow:
     speedups: dict[int, float] = {}
-    if costs is not None and draft.cost_ratio is not None:
+    if costs is not None and draft.costs is not None:
         for length in range(1, longest + 1):
-            tau, check = ratio(*predicted_tau(draft.records, rule, length)).mean, costs.verify_cost[length + 1]
-            speedups[length] = economics.speedup(tau, length, draft.cost_ratio, check)
+            tau = ratio(*predicted_tau(draft.records, rule, length)).mean
+            speedups[length] = tau / (draft.costs.of_round(length, tau) + costs.verify_cost[length + 1])
     best = max(speedups, key=lambda length: speedups[length]) if speedups else None
     return LeaderboardRow(
         draft=draft.facts.name,
         parameters=draft.facts.parameters,
         alpha=ratio(*alpha_sums(draft.records, rule)),
         predicted_mean_acceptance_length=ratio(*predicted_tau(draft.records, rule, num_draft_tokens)),
-        cost_ratio=draft.cost_ratio,
+        cost_ratio=None if draft.costs is None else draft.costs.step,
         best_num_draft_tokens=best,
         predicted_speedup=None if best is None else speedups[best],
     )

@@ -13,6 +13,7 @@ import torch
 from specdistill.data.batch import Example
 from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.decoding.sampling import process
+from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.evaluation.answer_scores import AnswerJudge, mean
 from specdistill.evaluation.config import MeasureConfig
@@ -24,10 +25,26 @@ from specdistill.evaluation.report import LenienceRow
 from specdistill.evaluation.sections import counted_section, latency_section
 from specdistill.evaluation.statistics import Estimate, ratio
 from specdistill.models import LanguageModel
+from specdistill.models.load import ModelSource
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress
 
 EXACT = 1.0
 """The lenience that keeps the target's distribution; every sweep starts with it."""
+
+
+def refuse_lenience_sweep(config: MeasureConfig, draft: ModelSource) -> None:
+    """Refuses the sweep for a parallel draft: which tokens change depends on where its rounds start.
+
+    Raises:
+        ConfigError: Names what to leave out.
+    """
+    drafting = ParallelDrafting.of_config(draft.config, f"--draft {draft.name}")
+    if config.acceptance.lenience_sweep and drafting is not None and not config.acceptance.one_by_one:
+        raise ConfigError(
+            f"--lenience-sweep counts changed tokens of drafts that guess one token per pass, and {draft.name} guesses "
+            "several; leave it out, or add --one-by-one"
+        )
 
 
 def lenience_rows(

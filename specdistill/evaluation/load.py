@@ -7,9 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from specdistill.decoding import SpeculativeDecoder
-from specdistill.decoding.costs import Costs, Window, measure_costs
+from specdistill.decoding.costs import Costs, Window, measure_costs, passes_timed
 from specdistill.errors import out_of_memory_named
-from specdistill.evaluation import draft_lengths, economics
+from specdistill.evaluation import draft_lengths
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.latency import time_ways, warm_up
@@ -89,7 +89,9 @@ def _costs(
     progress: Progress,
 ) -> Costs:
     longest, repeats = config.acceptance.max_draft_tokens, 15 if windows else 7
-    with progress.task(f"timing single steps, batch {size}", (repeats + 1) * (longest + 2), "passes") as task:
+    with progress.task(
+        f"timing single steps, batch {size}", passes_timed(models.draft, longest, repeats), "passes"
+    ) as task:
         return measure_costs(
             models.target,
             models.draft,
@@ -138,20 +140,19 @@ def _row(
             on_interrupt=stop.only_interrupts,
         )["draft"]
     by_length = {each: _speedup(predicted, each, costs) for each in predicted}
-    check = costs.verify_cost[length + 1]
     return load_row(
         runs,
         length,
         len(encoded),
-        verify_cost=check,
-        round_cost=length * costs.cost_ratio + check,
+        verify_cost=costs.verify_cost[length + 1],
+        round_cost=costs.round_cost(length, predicted[length]),
         predicted_speedup=by_length[length],
         predicted_by_length=by_length,
     )
 
 
 def _speedup(predicted: Mapping[int, float], length: int, costs: Costs) -> float:
-    return economics.speedup(predicted[length], length, costs.cost_ratio, costs.verify_cost[length + 1])
+    return predicted[length] / costs.round_cost(length, predicted[length])
 
 
 def batched(prompts: int, size: int) -> list[int]:

@@ -123,8 +123,7 @@ def draft_schedule(
     steps = [costs[size].target_step_seconds for size in sizes]
     rounds = {
         length: [
-            length * costs[size].draft_step_seconds + costs[size].verify_cost[length + 1] * step
-            for size, step in zip(sizes, steps, strict=True)
+            costs[size].round_cost(length, predicted[length]) * step for size, step in zip(sizes, steps, strict=True)
         ]
         for length in predicted
     }

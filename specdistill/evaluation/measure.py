@@ -10,7 +10,7 @@ from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all
 from specdistill.decoding import build_guidance
 from specdistill.decoding.answers import write_answers
-from specdistill.decoding.costs import Costs, measure_costs, windows_of
+from specdistill.decoding.costs import Costs, measure_costs, passes_timed, windows_of
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
@@ -20,7 +20,7 @@ from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.compared_drafts import find_compared, score_compared
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import Interruption
-from specdistill.evaluation.lenience_sweep import lenience_rows
+from specdistill.evaluation.lenience_sweep import lenience_rows, refuse_lenience_sweep
 from specdistill.evaluation.load import measure_load
 from specdistill.evaluation.measured import Models, Scores, baseline_sections, build_report
 from specdistill.evaluation.other_target import find_other_target, score_other_target
@@ -66,6 +66,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.drafter, say=progress.say, target_base=config.adapter.target_base)
+    refuse_lenience_sweep(config, found.draft)
     other, beside = find_other_target(config, found, progress), find_compared(config, found.target, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
@@ -161,6 +162,7 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     for source in (found.target, found.draft) if weights.pack != "none" else ():
         quantised.check_repackable(source.config, source.name, weights.pack)
     pair = load_pair(config.target, config.drafter, found=found, device=device, dtype=weights.dtype, say=progress.say)
+    pair.draft.one_by_one = not config.in_one_pass
     seconds = None
     if weights.pack != "none":
         seconds = pack_proven([pair.target, pair.draft], weights.pack)
@@ -208,6 +210,7 @@ def _score(
             models.draft,
             answers,
             config.sampling,
+            depths=config.acceptance.max_draft_tokens,
             target_cache=target_states,
             on_sequences=task.advance,
             on_interrupt=stop,
@@ -234,7 +237,7 @@ def _costs(
     if not draft_lengths.steps_are_real(models):
         return None
     longest, repeats = config.acceptance.max_draft_tokens, 15 if texts else 7
-    with progress.task("timing single steps", (repeats + 1) * (longest + 2), "passes") as task:
+    with progress.task("timing single steps", passes_timed(models.draft, longest, repeats), "passes") as task:
         return measure_costs(
             models.target,
             models.draft,

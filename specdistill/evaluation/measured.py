@@ -100,7 +100,7 @@ def build_report(
     if scores.compared:
         first = scores.compared[0]
         compared = compare_section(first.facts, scores.draft, first.records, rule, length)
-    own = ComparedDraft(model_facts(models.draft), scores.draft, costs.cost_ratio if costs else None)
+    own = ComparedDraft(model_facts(models.draft), scores.draft, costs.drafting if costs else None)
     return Report(
         target=model_facts(models.target),
         draft=model_facts(models.draft),

@@ -114,6 +114,13 @@ def score_other_target(
             title = f"scoring {models.draft.name} against {ROLE}, {whose}"
             with progress.task(title, len(examples), "answers") as task:
                 scores.append(
-                    acceptance.score(other, models.draft, examples, config.sampling, on_sequences=task.advance)
+                    acceptance.score(
+                        other,
+                        models.draft,
+                        examples,
+                        config.sampling,
+                        depths=config.acceptance.max_draft_tokens,
+                        on_sequences=task.advance,
+                    )
                 )
     return OtherTarget(model_facts(other), *scores)

@@ -21,6 +21,9 @@ class ModelFacts:
     """Base that its adapter was merged into; absent for a whole model."""
     head_size: int | None = None
     """Ids that a trimmed output head can propose; absent where the head is whole."""
+    mask_id: int | None = None
+    """Id of the mask token of a parallel draft, which guesses all tokens of a round in one pass; absent for others, and
+    where it was used one token per pass."""
     kind: str | None = None
     """How a draft proposes that is no plain language model: `ngram`, `suffix`, `mtp`, `eagle3`, ...; absent for one."""
 

@@ -29,6 +29,7 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         dtype=str(model.model.dtype).removeprefix("torch."),
         adapter_of=None if model.adapter is None else model.adapter.base,
         head_size=None if model.kept_ids is None else len(model.kept_ids),
+        mask_id=None if model.parallel is None else model.parallel.mask_id,
     )
 
 
@@ -151,6 +152,7 @@ def scored_section(
         tokens_scored=int(sum(record.num_tokens for record in records)),
         alpha=alphas(records),
         alpha_at_temperature_1=alphas_at_1(records),
+        alpha_by_depth=alphas_by_depth(records),
         predicted_mean_acceptance_length=predicted,
         by_category=categories,
     )
@@ -159,6 +161,19 @@ def scored_section(
 def alphas(records: Sequence[PromptAcceptance]) -> dict[str, Estimate]:
     """Rule -> mean alpha over all tokens."""
     return {rule: ratio(*alpha_sums(records, rule)) for rule in records[0].alpha}
+
+
+def alphas_by_depth(records: Sequence[PromptAcceptance]) -> dict[str, list[float]] | None:
+    """Rule -> mean alpha of the first, second, ... token of a round, over all places where a round could start.
+
+    None for drafts whose guess of a token does not depend on the round.
+    """
+    found = {}
+    for rule in records[0].alpha_by_depth:
+        table = np.concatenate([record.alpha_by_depth[rule] for record in records])
+        known = table[:, ~np.isnan(table).all(0)]
+        found[rule] = np.nanmean(known, axis=0).tolist()
+    return found or None
 
 
 def alphas_at_1(records: Sequence[PromptAcceptance]) -> dict[str, Estimate] | None:

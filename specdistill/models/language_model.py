@@ -50,6 +50,8 @@ class LanguageModel:
     """Number of parameters where quantised weights hold several in one number; None counts the weights."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
+    one_by_one: bool = False
+    """Whether a parallel draft is used as an ordinary one, which takes a pass for each token."""
     proof: object | None = field(default=None, repr=False)
     """Result of `decoding.proof` for this model; None before it was made."""
     _head: Tensor | None = field(default=None, repr=False)
@@ -83,7 +85,7 @@ class LanguageModel:
     @property
     def parallel(self) -> ParallelDrafting | None:
         """How it drafts several tokens in one pass, by its configuration; None for a model that does not."""
-        return ParallelDrafting.of_config(self.config, self.name)
+        return None if self.one_by_one else ParallelDrafting.of_config(self.config, self.name)
 
     @property
     def num_parameters(self) -> int:

@@ -7,6 +7,7 @@ model one token at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from transformers import PretrainedConfig
 
@@ -32,11 +33,11 @@ class ParallelDrafting:
     """Number of tokens (K) that it was trained to guess; None for checkpoints that don't say."""
 
     @classmethod
-    def of_config(cls, config: PretrainedConfig, where: str) -> ParallelDrafting | None:
+    def of_config(cls, config: PretrainedConfig | SimpleNamespace, where: str) -> ParallelDrafting | None:
         """Reads it from a model's configuration; None where that names no mask token.
 
         Args:
-            config: Of a causal language model.
+            config: Of a causal language model; or the contents of its config.json as attributes.
             where: Names the model in messages, such as `--draft NAME`.
 
         Raises:
@@ -66,17 +67,20 @@ class ParallelDrafting:
 
     def write_to(self, config: PretrainedConfig) -> None:
         """Writes it into a model's configuration, in place."""
-        for key in MASK_KEYS:
-            if _names_mask(config, key):
-                delattr(config, key)
+        self.remove_from(config)
         config.pard_token = self.mask_id
         if self.trained_tokens is not None:
             config.parallel_draft_tokens = self.trained_tokens
-        elif hasattr(config, TRAINED_KEY):
-            delattr(config, TRAINED_KEY)
+
+    @staticmethod
+    def remove_from(config: PretrainedConfig) -> None:
+        """Takes it out of a model's configuration, in place: the model is then an ordinary draft."""
+        for key in (*MASK_KEYS, TRAINED_KEY):
+            if _names_mask(config, key):
+                delattr(config, key)
 
 
-def _names_mask(config: PretrainedConfig, key: str) -> bool:
+def _names_mask(config: PretrainedConfig | SimpleNamespace, key: str) -> bool:
     # Some families have a mask token of their own (XLM), which is for other things.
     return not hasattr(type(config), key) and getattr(config, key, None) is not None
 

@@ -35,6 +35,7 @@ from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
 from specdistill.report.wording_leaderboard import leader, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
+from specdistill.report.wording_parallel import depth_lines, drafting_cost
 from specdistill.report.wording_samples import rejected_text, rejected_title, sample_counts, shown, token_title
 from specdistill.report.wording_verdict import tokens, verdict
 
@@ -62,6 +63,8 @@ def html_report(report: Report) -> str:
         scores=score_rows(report),
         compared_score=compared_score(report),
         expert_line=expert_line(report),
+        drafting_cost=drafting_cost(report),
+        depth_lines=depth_lines(report),
         experts=expert_rows(report),
         target_rows=target_rows(report),
         target_cost=target_cost(report),

@@ -38,6 +38,7 @@ from specdistill.report.wording import (
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
+from specdistill.report.wording_parallel import depth_lines
 from specdistill.report.wording_verdict import verdict
 
 
@@ -147,6 +148,8 @@ def _positions(console: Console, report: Report) -> None:
         table.add_row("joint", *(f"{value:.3f}" for value in acceptance.by_position))
         table.add_row("conditional", *(f"{value:.3f}" for value in acceptance.by_position_conditional))
         console.print(table)
+    for line in depth_lines(report):
+        console.print(line, soft_wrap=True)
     predicted = acceptance.predicted_mean_acceptance_length.get(report.setup.num_draft_tokens)
     console.print(
         f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {number(predicted, 3)}; "
@@ -257,10 +260,13 @@ def _costs(report: Report) -> list[str]:
             f"a round of {length} draft tokens and their check takes {economics.round_cost[length]:.2f} target steps; "
             f"break-even alpha {needed}",
         ]
+    drafting = f"draft step {economics.cost_ratio:.3f}"
+    if economics.draft_pass_cost is not None:
+        drafting = f"guessing {length} tokens in one pass {economics.draft_pass_cost[length]:.3f}"
     facts = [
         f"speed-up, predicted: {predicted:.2f}; best with {economics.best_num_draft_tokens} draft tokens; a perfect "
         f"draft {perfect:.2f}",
-        f"costs in target steps: draft step {economics.cost_ratio:.3f}, checking {length + 1} tokens "
+        f"costs in target steps: {drafting}, checking {length + 1} tokens "
         f"{economics.verify_cost[length + 1]:.2f}; break-even alpha {needed}",
     ]
     if not latency.is_timed:

@@ -92,7 +92,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     room = found.max_context - config.max_new_tokens - longest - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     sources = find_compared(config, found.target, progress)
-    models = engine_models.loaded(config, found, progress.say) if in_process else engine_models.shells(found)
+    models = engine_models.loaded(config, found, progress.say) if in_process else engine_models.shells(config, found)
     engine_models.check_sizes(models)
     warn_about_prompts(prompts, encoded, models.target, progress.say)
     context = max(map(len, encoded)) + config.max_new_tokens + longest + 1

@@ -151,6 +151,11 @@ class BenchConfig(MeasureConfig):
         return ENGINES[self.engine]
 
     @property
+    def in_one_pass(self) -> bool:
+        """Whether parallel drafts guess all tokens of a round in one pass, which not every engine can."""
+        return self.engine_kind.in_one_pass and not self.acceptance.one_by_one
+
+    @property
     def method_kind(self) -> MethodKind:
         """The method's row in the table."""
         return METHODS[self.drafting.method]

@@ -64,12 +64,14 @@ def llama_cpp(drafting: Drafting) -> list[str]:
 
 def vllm(drafting: Drafting) -> list[str]:
     """Flags of `vllm serve`."""
-    settings: dict[str, str | int] = {"method": drafting.kind.names["vllm"]}
+    settings: dict[str, str | int | bool] = {"method": drafting.kind.names["vllm"]}
     if drafting.draft is not None:
         settings["model"] = drafting.draft
     settings["num_speculative_tokens"] = drafting.num_draft_tokens
     if drafting.method == "ngram":
         settings |= {"prompt_lookup_max": drafting.lookup_max, "prompt_lookup_min": drafting.lookup_min}
+    if drafting.in_one_pass:
+        settings["parallel_drafting"] = True
     if drafting.sampled:
         settings["draft_sample_method"] = "probabilistic"
     return ["--speculative-config", json.dumps(settings)]

@@ -65,12 +65,14 @@ def find(config: BenchConfig, say: Callable[[str], None]) -> EngineSources:
     return EngineSources(pair.target, pair)
 
 
-def shells(sources: EngineSources) -> EngineModels:
+def shells(config: BenchConfig, sources: EngineSources) -> EngineModels:
     """Models without weights: names, tokenizers and lengths."""
     target = load.load_shell(sources.target)
     if sources.pair is None:
         return EngineModels(target, None)
-    return EngineModels(target, ModelPair(target, load.load_shell(sources.pair.draft, "draft")))
+    draft = load.load_shell(sources.pair.draft, "draft")
+    draft.one_by_one = not config.in_one_pass
+    return EngineModels(target, ModelPair(target, draft))
 
 
 def loaded(config: BenchConfig, sources: EngineSources, say: Callable[[str], None]) -> EngineModels:
@@ -90,7 +92,9 @@ def loaded(config: BenchConfig, sources: EngineSources, say: Callable[[str], Non
         target_weights=config.target_is_present,
         say=say,
     )
-    pair = dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, kept_ids=None))
+    pair = dataclasses.replace(
+        pair, draft=dataclasses.replace(pair.draft, kept_ids=None, one_by_one=not config.in_one_pass)
+    )
     return EngineModels(pair.target, pair)
 
 

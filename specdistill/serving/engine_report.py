@@ -103,13 +103,19 @@ def build(
             **vars(scored),
         ),
         latency=speed,
-        economics=_judge(config, num_draft_tokens, cost, predicted, alpha, speed.speedup),
+        economics=_judge(config, models, num_draft_tokens, cost, predicted, alpha, speed.speedup),
         lossless=_lossless(differences),
     )
 
 
 def _judge(
-    config: BenchConfig, num_draft_tokens: int, cost: Estimate, predicted: float, alpha: float, measured: Estimate
+    config: BenchConfig,
+    models: EngineModels,
+    num_draft_tokens: int,
+    cost: Estimate,
+    predicted: float,
+    alpha: float,
+    measured: Estimate,
 ) -> Economics:
     """Draws the verdict from the cost of a round of one draft length."""
     facts = f"a round of {num_draft_tokens} draft tokens and their check takes {cost.mean:.2f} target steps"
@@ -125,6 +131,7 @@ def _judge(
         measured,
         facts,
         unscored,
+        in_one_pass=models.draft is not None and models.draft.parallel is not None,
     )
     return dataclasses.replace(verdict, round_cost_ci95=(cost.low, cost.high))
 

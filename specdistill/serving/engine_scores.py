@@ -19,6 +19,7 @@ from specdistill.models.pair import ModelPair
 from specdistill.progress import Progress
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.engine_report import EngineRun
+from specdistill.serving.engine_timing import DEFAULT_LENGTH
 
 
 def plain_answers(prompts: list[Prompt], encoded: list[list[int]], runs: list[EngineRun]) -> list[Example]:
@@ -40,11 +41,16 @@ def score_answers(
         read = target_pass(pair.target, answers, None, longest, progress, stop)
     states, routing = ({}, None) if read is None else read
     costs = None if routing is None else routing.costs(config.timing.batch_size)
+    # As many as the report predicts.
+    depths = max(config.acceptance.max_draft_tokens, config.num_draft_tokens or DEFAULT_LENGTH)
     with progress.task(f"scoring {pair.draft.name}", len(answers), "answers") as task:
         if not config.target_is_present:
-            return acceptance.score_draft(pair.draft, answers, sampling.greedy, on_sequences=task.advance), None
+            records = acceptance.score_draft(
+                pair.draft, answers, sampling.greedy, depths=depths, on_sequences=task.advance
+            )
+            return records, None
         records = acceptance.score(
-            pair.target, pair.draft, answers, sampling, target_cache=states, on_sequences=task.advance
+            pair.target, pair.draft, answers, sampling, depths=depths, target_cache=states, on_sequences=task.advance
         )
     return records, costs
 

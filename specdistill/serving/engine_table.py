@@ -24,6 +24,8 @@ class EngineKind:
     """Whether `check` has a verdict of this name that bench asks before it starts a server."""
     reads_gguf: bool = False
     """Whether it loads .gguf files only."""
+    in_one_pass: bool = False
+    """Whether it lets a parallel draft guess all tokens of a round in one pass."""
 
     def launcher_module(self) -> ModuleType:
         """Imports the module that starts a server."""
@@ -31,13 +33,16 @@ class EngineKind:
 
 
 ENGINES = {
-    "specdistill": EngineKind(rules=("greedy", "sampled", "argmax_draft", "block", "lenient"), place="decoder"),
+    "specdistill": EngineKind(
+        rules=("greedy", "sampled", "argmax_draft", "block", "lenient"), place="decoder", in_one_pass=True
+    ),
     "transformers": EngineKind(rules=("greedy", "sampled"), place="process"),
     "vllm": EngineKind(
         rules=("greedy", "argmax_draft", "sampled"),
         place="started",
         launcher="specdistill.serving.engines.vllm_server",
         checked=True,
+        in_one_pass=True,
     ),
     "llama-cpp": EngineKind(
         rules=("greedy", "argmax_draft"),
@@ -45,7 +50,7 @@ ENGINES = {
         launcher="specdistill.serving.engines.llama_server",
         reads_gguf=True,
     ),
-    "openai-server": EngineKind(rules=("greedy", "argmax_draft", "sampled"), place="running"),
+    "openai-server": EngineKind(rules=("greedy", "argmax_draft", "sampled"), place="running", in_one_pass=True),
 }
 """Value of --engine -> what it is."""
 
@@ -172,6 +177,8 @@ class Drafting:
     """Longest run of tokens that a copying method looks for."""
     lookup_min: int = 2
     """Shortest one."""
+    in_one_pass: bool = False
+    """Whether the draft guesses all tokens of a round in one pass behind its mask token."""
     sampled: bool = False
     """Whether the draft samples in place of taking its likeliest token."""
     draft_kv: str | None = None

@@ -15,6 +15,7 @@ from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, adapters, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.pair import find_pair
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.check_config import CheckConfig
@@ -78,12 +79,14 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     target_source, draft_source = pair.target, pair.draft
     load.check_loadable(draft_source, "draft", plain=True)
     _check_merging(config, target_source)
+    if config.format == "vllm":
+        _check_mask(draft_source, target_source)
     if config.format == "gguf":
         gguf_writer.check_supported(draft_source.config, config.draft)
     # Only the target's shapes, files and stop ids are needed.
     target = load.load_shell(target_source)
     draft = load.load_model(draft_source, "draft")
-    changes = [*_merging(draft), *_fit(draft, target)]
+    changes = [*_merging(draft), *_fit(draft, target), *_parallel(config, draft, target)]
     if not pair.same_tokenizer:
         changes.append("another tokenizer than the target's: the draft keeps its own files")
         changes += _of_another_size(draft, target)
@@ -162,6 +165,28 @@ def _fit(draft: LanguageModel, target: LanguageModel) -> list[str]:
         changes.append(f"the head's trim to {len(draft.kept_ids)} ids is left out: engines use all of its rows")
         draft.kept_ids = None
     return changes
+
+
+def _check_mask(draft: load.ModelSource, target: load.ModelSource) -> None:
+    """Refuses a mask token that the target's vocabulary has no row for: vLLM demands equal sizes."""
+    parallel = ParallelDrafting.of_config(draft.config, f"--draft {draft.name}")
+    if parallel is not None and parallel.mask_id >= target.rows:
+        raise ModelError(
+            f"the mask token {parallel.mask_id} of --draft {draft.name} lies beyond the target's {target.rows} rows, "
+            "and vLLM takes drafts of the target's size only; train it with an id that the target has but never writes"
+        )
+
+
+def _parallel(config: ExportConfig, draft: LanguageModel, target: LanguageModel) -> list[str]:
+    """Keeps the mask token for vLLM; other engines draft one token per pass, and its row may be cut off."""
+    if draft.parallel is None:
+        return []
+    mask = draft.parallel.mask_id
+    if config.format == "vllm":
+        return [f"mask token {mask} is kept: vLLM guesses all tokens of a round in one pass (parallel_drafting)"]
+    if mask >= target.head_weight.shape[0]:
+        draft.parallel.remove_from(draft.config)
+    return [f"mask token {mask} is not used: this engine drafts one token per pass"]
 
 
 def _of_another_size(draft: LanguageModel, target: LanguageModel) -> list[str]:

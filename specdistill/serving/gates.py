@@ -12,7 +12,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from specdistill.serving import adapter_commands, draft_flags, head_gates
+from specdistill.serving import adapter_commands, draft_flags, head_gates, parallel_gates
 from specdistill.serving.check_config import CheckConfig, PlannedServer
 from specdistill.serving.engine_table import Drafting
 from specdistill.serving.model_files import ModelFiles, read
@@ -44,6 +44,7 @@ def check(config: CheckConfig) -> list[Verdict]:
     else:
         gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
         verdicts = [gate(target, draft, config.server) for gate in gates]
+        parallel_gates.remark(verdicts, draft, config.server)
     for verdict in verdicts:
         _weights(draft, verdict)
         verdict.first.extend(adapter_commands.preparation(verdict.engine, config, target, draft))
@@ -68,7 +69,8 @@ def _weights(draft: ModelFiles, verdict: Verdict) -> None:
 
 
 def _vllm(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> Verdict:
-    command = draft_flags.command("vllm", target.name, _drafting(draft.name, server))
+    drafting = parallel_gates.in_one_pass(_drafting(draft.name, server), draft)
+    command = draft_flags.command("vllm", target.name, drafting)
     if server.max_model_len:
         command += ["--max-model-len", str(server.max_model_len)]
     if server.tensor_parallel > 1:

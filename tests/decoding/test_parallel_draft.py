@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from output_law import endless_pair, exact_law, p_value
-from parallel_drafts import ANSWER, MASK, PROMPTS, guesses, make_parallel, taught_pair
+from parallel_drafts import ANSWER, MASK, PROMPTS, guesses, make_parallel, recorded_proposals, taught_pair
 from tiny_models import make_model
 
 from specdistill.decoding import AutoLength, ConfidenceLength, Sampling, SpeculativeDecoder, generate_plain
@@ -17,7 +17,7 @@ from specdistill.decoding.draft_kinds import ModelDraft
 from specdistill.decoding.draft_length import FixedLength
 from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import VllmNgram
-from specdistill.decoding.parallel_draft import ParallelDraft, ParallelDrafting, draft_of
+from specdistill.decoding.parallel_draft import ParallelDraft, draft_of
 from specdistill.decoding.sampling import Keys
 from specdistill.models.parallel import ParallelDrafting as Facts
 
@@ -36,21 +36,6 @@ def decode(target, draft, length, sampling=GREEDY, prompts=PROMPTS, new=ANSWER, 
     return decoder.generate(prompts, max_new_tokens=new, seeds=list(range(len(prompts))))
 
 
-def recorded(monkeypatch) -> list[tuple[list[list[int]], list[int], list[list[int]]]]:
-    """Every call of `propose`: texts, limits and each row's proposed ids."""
-    calls = []
-    real = ParallelDrafting.propose
-
-    def propose(self, texts, limits, **settings):
-        proposal, counts = real(self, texts, limits, **settings)
-        ids = [part.tolist() for part in proposal.token_ids.split(counts)]
-        calls.append(([list(text) for text in texts], list(limits), ids))
-        return proposal, counts
-
-    monkeypatch.setattr(ParallelDrafting, "propose", propose)
-    return calls
-
-
 @pytest.mark.parametrize("length", range(1, 13))
 def test_greedy_is_the_targets_own_in_a_ragged_batch(length):
     target, draft = taught_pair()
@@ -67,7 +52,7 @@ def test_greedy_is_the_targets_own_in_a_ragged_batch(length):
 def test_proposals_are_those_of_a_plain_pass_behind_mask_tokens(family, monkeypatch):
     """Windows of 8 tokens end inside the text, so masks and positions must be right for every kind of attention."""
     target, draft = make_model(family), make_parallel(family, seed=4, layers=2)
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
     written = decode(target, draft, 4, prompts=PROMPTS[:5])
     assert [answer.token_ids for answer in written] == plain(target, prompts=PROMPTS[:5])
     seen = set()
@@ -102,7 +87,7 @@ def test_the_cache_holds_the_text_and_no_mask_token(length):
 def test_a_mask_token_that_stays_in_the_cache_is_caught(monkeypatch):
     """Planted: the mask tokens count as read. Output stays the target's, so only the proposals show it."""
     target, draft = taught_pair()
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
 
     def advance(self, counts):
         own = [count + 2 * (self.model is draft) for count in counts]
@@ -151,7 +136,7 @@ def test_a_seed_writes_the_same_alone_and_in_a_batch():
 @pytest.mark.parametrize("new", [1, 2, 3, 7])
 def test_it_never_guesses_what_could_not_be_kept(new, monkeypatch):
     target, draft = taught_pair()
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
     for answer in decode(target, draft, 8, new=new):
         assert len(answer.token_ids) == new
     assert all(limit <= new - 2 for _, limits, _ in calls for limit in limits)
@@ -161,7 +146,7 @@ def test_long_prompts_are_read_before_the_masks(monkeypatch):
     """70 tokens and 3: the long row is read in passes, the short one waits."""
     target, draft = make_model(), make_parallel(seed=4)
     prompts = [[5 + place % 60 for place in range(70)], [9, 8, 7], [10]]
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
     written = decode(target, draft, 4, prompts=prompts)
     assert [answer.token_ids for answer in written] == plain(target, prompts=prompts)
     texts, limits, proposed = calls[0]
@@ -191,7 +176,7 @@ def test_a_trimmed_head_proposes_kept_ids_only():
 
 def test_confidence_stops_behind_the_first_doubtful_token(monkeypatch):
     target, draft = taught_pair()
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
     written = decode(target, draft, ConfidenceLength(6, 0.5))
     assert [answer.token_ids for answer in written] == plain(target)
     lengths = set()
@@ -264,7 +249,7 @@ def test_every_pass_of_a_parallel_draft_is_timed(monkeypatch):
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.3)])
 def test_it_is_asked_where_nothing_is_copied(sampling, monkeypatch):
     target, draft = taught_pair()
-    calls = recorded(monkeypatch)
+    calls = recorded_proposals(monkeypatch)
     kind = FreeThenModel(FreeDraft(partial(VllmNgram, 2, 3), target.vocab_size), draft_of(draft))
     written = decode(target, kind, 4, sampling, rule=None if sampling.greedy else "argmax_draft")
     assert [answer.token_ids for answer in written] == plain(target, sampling)

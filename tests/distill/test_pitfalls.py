@@ -420,7 +420,8 @@ def test_pitfall_bonus_token_counted_as_accepted():
 
 def test_pitfall_speed_up_without_the_measured_costs():
     """tau alone is no speed-up: a draft step and the wider check cost what they cost."""
-    assert economics.speedup(3.0, 4, 0.6, 1.5) == pytest.approx(3.0 / 3.9) and economics.speedup(3.0, 4, 0.6, 1.5) < 1
+    speedup = 3.0 / economics.Costs(1.0, 0.6, {5: 1.5}).round_cost(4, 3.0)
+    assert speedup == pytest.approx(3.0 / 3.9) and speedup < 1
 
 
 def test_pitfall_identical_draft_is_rejected():

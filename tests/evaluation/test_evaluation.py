@@ -162,11 +162,13 @@ def test_bootstrap_covers_and_pairs():
 
 
 def test_economics_by_hand():
-    assert economics.speedup(2.5, 4, 0.1, 1.6) == pytest.approx(1.25)
+    costs = economics.Costs(1.0, 0.1, {5: 1.6})
+    assert 2.5 / costs.round_cost(4, 2.5) == pytest.approx(1.25)
     assert economics.mean_acceptance_length_iid(0.5, 3) == pytest.approx(1.875)
     alpha = economics.break_even_alpha(4, 4 * 0.1 + 1.6)
     assert alpha is not None
-    assert economics.speedup(economics.mean_acceptance_length_iid(alpha, 4), 4, 0.1, 1.6) == pytest.approx(1)
+    tau = economics.mean_acceptance_length_iid(alpha, 4)
+    assert tau / costs.round_cost(4, tau) == pytest.approx(1)
     assert economics.break_even_alpha(2, 2 * 1.0 + 1.5) is None
     # Leviathan's case: verification costs one step; a gain needs alpha > c.
     assert economics.break_even_alpha(1, 0.3 + 1.0) == pytest.approx(0.3)

@@ -14,7 +14,7 @@ from tiny_models import make_model, make_tokenizer, perturbed, save
 
 from specdistill import BenchConfig, bench
 from specdistill.cli import main
-from specdistill.decoding.costs import Costs
+from specdistill.decoding.costs import Costs, DraftCosts
 from specdistill.errors import ConfigError
 from specdistill.evaluation import acceptance, compared_drafts
 from specdistill.evaluation.acceptance import PromptAcceptance
@@ -33,7 +33,9 @@ def scored(name, kept, cost_ratio):
     """Eight answers of four tokens: the first is not drafted, of the others the first `kept` are accepted."""
     alpha = np.array([1.0] * (kept + 1) + [0.0] * (3 - kept))
     records = [PromptAcceptance({"greedy": alpha}, {"greedy": alpha}, {}, np.zeros(4)) for _ in range(8)]
-    return ComparedDraft(ModelFacts(name=name, parameters=10, vocab_size=5, dtype="float32"), records, cost_ratio)
+    return ComparedDraft(
+        ModelFacts(name=name, parameters=10, vocab_size=5, dtype="float32"), records, DraftCosts(cost_ratio)
+    )
 
 
 COSTS = Costs(1.0, 0.5, {1: 1.0, 2: 1.2, 3: 1.4})

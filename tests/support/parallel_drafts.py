@@ -8,8 +8,8 @@ import torch
 from tiny_models import make_model
 
 from specdistill.decoding import Sampling, generate_plain
-from specdistill.models import LanguageModel
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.decoding.parallel_draft import ParallelDrafting
+from specdistill.models import LanguageModel, parallel
 
 MASK = 66
 """Beyond the 65 ids of the tiny tokenizer; the models' 72 rows of embedding hold it."""
@@ -20,7 +20,7 @@ ANSWER = 36
 def make_parallel(family: str = "llama", *, mask_id: int = MASK, trained: int | None = None, **settings):
     """A random model that drafts in one pass."""
     model = make_model(family, **{"vocab_size": 72} | settings)
-    ParallelDrafting(mask_id, trained).write_to(model.config)
+    parallel.ParallelDrafting(mask_id, trained).write_to(model.config)
     return model
 
 
@@ -49,6 +49,21 @@ def taught_pair(depths: int = 5, steps: int = 60) -> tuple[LanguageModel, Langua
         optimiser.step()
         optimiser.zero_grad()
     return target, draft
+
+
+def recorded_proposals(monkeypatch) -> list[tuple[list[list[int]], list[int], list[list[int]]]]:
+    """Every call of `propose`, as it comes: texts, limits and each row's proposed ids."""
+    calls = []
+    real = ParallelDrafting.propose
+
+    def propose(self, texts, limits, **settings):
+        proposal, counts = real(self, texts, limits, **settings)
+        ids = [part.tolist() for part in proposal.token_ids.split(counts)]
+        calls.append(([list(text) for text in texts], list(limits), ids))
+        return proposal, counts
+
+    monkeypatch.setattr(ParallelDrafting, "propose", propose)
+    return calls
 
 
 @torch.no_grad()

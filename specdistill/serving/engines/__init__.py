@@ -105,7 +105,8 @@ def engines(
         ModelError: The engine's own conditions refuse the pair.
         ServerError: A server does not start, or is not there.
     """
-    asked = [drafting_of(config, each, num_draft_tokens) for each in (config.drafting.method, *config.engine_baselines)]
+    methods = config.drafting.method, *config.engine_baselines
+    asked = [_in_one_pass(models, drafting_of(config, each, num_draft_tokens)) for each in methods]
     if config.engine_kind.place == "process":
         opened = [_assisted(models, each) for each in (None, *asked)]
         yield Opened(opened[0], opened[1], dict(zip(config.engine_baselines, opened[2:], strict=True)))
@@ -131,6 +132,11 @@ def engines(
                 # Nobody asked for it: the bench goes on as it would have without it.
                 progress.say(f"BEWARE: measuring without {each.method}: {error}")
         yield Opened(plain, drafting, baselines)
+
+
+def _in_one_pass(models: EngineModels, drafting: Drafting) -> Drafting:
+    parallel = drafting.method == "draft" and models.draft is not None and models.draft.parallel is not None
+    return dataclasses.replace(drafting, in_one_pass=parallel)
 
 
 def _assisted(models: EngineModels, drafting: Drafting | None) -> Engine:

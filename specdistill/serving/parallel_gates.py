@@ -1,0 +1,50 @@
+"""Parallel drafts in engines: vLLM lets them guess in one pass, the others use them one token per pass.
+
+Read from vLLM 0.32 (`v1/spec_decode/llm_base_proposer.py`): the mask token comes from `mask_token_id`, `pard_token` or
+`ptd_token_id` of config.json, and `parallel_drafting` must be set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+from specdistill.models.parallel import ParallelDrafting
+from specdistill.serving.check_config import PlannedServer
+from specdistill.serving.engine_table import Drafting
+from specdistill.serving.model_files import ModelFiles
+from specdistill.serving.verdict import Verdict
+
+
+def parallel_of(draft: ModelFiles) -> ParallelDrafting | None:
+    """How a draft guesses in one pass; None for others.
+
+    Raises:
+        ModelError: Its config.json contradicts itself.
+    """
+    return (
+        None if draft.is_gguf else ParallelDrafting.of_config(SimpleNamespace(**draft.config), f"--draft {draft.name}")
+    )
+
+
+def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:
+    """The launch of an engine that knows parallel drafts."""
+    return dataclasses.replace(drafting, in_one_pass=parallel_of(draft) is not None)
+
+
+def remark(verdicts: list[Verdict], draft: ModelFiles, server: PlannedServer) -> None:
+    """Adds what each engine does with a parallel draft to its verdict."""
+    parallel = parallel_of(draft)
+    if parallel is None:
+        return
+    for verdict in verdicts:
+        if verdict.engine != "vllm":
+            verdict.warnings.append(
+                f"the draft guesses several tokens in one pass behind mask token {parallel.mask_id}, which this launch "
+                "does not use: it drafts one token per pass; 'specdistill bench --one-by-one' measures that"
+            )
+        elif parallel.trained_tokens not in (None, server.num_draft_tokens):
+            verdict.warnings.append(
+                f"the draft was trained to guess {parallel.trained_tokens} tokens in one pass, and this launch asks "
+                f"for {server.num_draft_tokens}; check --num-draft-tokens {parallel.trained_tokens} prints the other"
+            )

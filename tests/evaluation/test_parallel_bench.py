@@ -1,0 +1,167 @@
+"""The bench of a parallel draft: what is predicted is counted, and a round costs one pass of the draft."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from parallel_drafts import MASK, PROMPTS, guesses, make_parallel, taught_pair
+from tiny_models import save
+
+from specdistill import BenchConfig
+from specdistill.data.prompt import Prompt
+from specdistill.decoding import Sampling, SpeculativeDecoder
+from specdistill.decoding.costs import Costs, DraftCosts
+from specdistill.errors import ConfigError
+from specdistill.evaluation import acceptance, economics
+from specdistill.evaluation.copying_walk import walk_copies
+from specdistill.evaluation.measure import measure_draft
+from specdistill.evaluation.rounds import expected_rounds
+from specdistill.evaluation.samples import make_sample
+from specdistill.evaluation.statistics import Estimate
+from specdistill.report.html import html_report
+from specdistill.report.terminal import bench_tables
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    target, draft = taught_pair()
+    save(target, folder / "target")
+    save(draft, folder / "draft")
+    save(make_parallel(layers=1, seed=9), folder / "bad")
+    words = [" ".join(f"w{token - 5}" for token in prompt) for prompt in PROMPTS[:8]]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in words))
+    return folder
+
+
+def bench(files, draft="draft", **settings):
+    defaults = {
+        "prompts": str(files / "prompts.jsonl"),
+        "raw_prompts": True,
+        "max_new_tokens": 30,
+        "max_draft_tokens": 5,
+        "num_draft_tokens": 3,
+        "baselines": "none",
+    }
+    return measure_draft(
+        BenchConfig.flat(target=str(files / "target"), draft=str(files / draft), **(defaults | settings))
+    )
+
+
+@pytest.fixture(scope="module")
+def report(files):
+    return bench(files, compare=(str(files / "bad"),), batch_sizes=(1, 2), baselines="all")
+
+
+def test_predicted_tokens_per_call_are_those_that_were_counted(report):
+    found = report.acceptance
+    assert report.lossless.greedy_identical and report.draft.mask_id == MASK
+    assert found.predicted_mean_acceptance_length[3] == pytest.approx(found.mean_acceptance_length.mean)
+    assert found.mean_acceptance_length.mean > 1.5
+    by_depth = found.alpha_by_depth["greedy"]
+    assert len(by_depth) == 5 and by_depth[0] == pytest.approx(found.alpha["greedy"].mean)
+
+
+def test_a_round_costs_one_pass_and_the_check(report):
+    found = report.economics
+    assert set(found.draft_pass_cost) == {1, 2, 3, 4, 5}
+    for length, drafting in found.draft_pass_cost.items():
+        assert found.round_cost[length] == pytest.approx(drafting + found.verify_cost[length + 1])
+        tau = report.acceptance.predicted_mean_acceptance_length[length]
+        assert found.predicted_speedup[length] == pytest.approx(tau / found.round_cost[length])
+    assert "guessing 3 draft tokens in one pass costs" in found.why and "alpha" not in found.why
+    row = report.load.batch[1]
+    assert row.round_cost != pytest.approx(3 * found.cost_ratio + row.verify_cost)
+
+
+def test_what_is_said_names_the_pass(report, capsys):
+    bench_tables(report)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"guessed in one pass behind mask token {MASK}; alpha by depth (greedy): " in said
+    assert "guessing 3 tokens in one pass" in said and "draft step 0" not in said
+    page = html_report(report)
+    assert "Guessing 3 tokens in one pass costs" in page and "alpha by depth (greedy)" in page
+
+
+def test_ngrams_before_a_parallel_draft_are_predicted_as_counted(report):
+    both = report.baselines["ngram+draft"]
+    assert both.predicted_speedup > 0 and both.speedup.mean > 0
+
+
+def test_leaderboard_rows_have_pass_costs(report):
+    rows = {row.draft.rsplit("/", 1)[1]: row for row in report.leaderboard}
+    assert rows["draft"].predicted_speedup == pytest.approx(max(report.economics.predicted_speedup.values()))
+    assert rows["bad"].predicted_speedup < rows["draft"].predicted_speedup
+
+
+def test_samples_show_the_guess_of_the_round():
+    """A token's q, and that of what was rejected in its place, come from the row that guessed it."""
+    target, draft = taught_pair()
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=4, sampling=Sampling())
+    answer = decoder.generate([PROMPTS[0]], max_new_tokens=30, seeds=[5])[0]
+    prompt = Prompt(id="a", messages=({"role": "user", "content": "w1"},), category="c")
+    sample = make_sample(target, draft, prompt, PROMPTS[0], answer, Sampling())
+    start, rejected = 1, 0
+    for entry in answer.rounds:
+        logits = guesses(draft, [*PROMPTS[0], *answer.token_ids[:start]], entry.emitted)
+        for depth in range(entry.emitted):
+            token, chances = sample.tokens[start + depth], logits[depth].softmax(-1)
+            assert token.q == pytest.approx(float(chances[answer.token_ids[start + depth]]), abs=1e-3)
+            if token.proposed_q is not None:
+                assert token.proposed_q == pytest.approx(float(chances[entry.rejected]), abs=1e-3)
+                rejected += depth > 0
+        start += entry.emitted
+    assert rejected
+
+
+def test_one_by_one_is_the_ordinary_draft(files):
+    found = bench(files, one_by_one=True)
+    assert found.draft.mask_id is None and found.economics.draft_pass_cost is None
+    assert found.acceptance.alpha_by_depth is None and "a draft step costs" in found.economics.why
+    assert found.acceptance.predicted_mean_acceptance_length[3] == pytest.approx(
+        found.acceptance.mean_acceptance_length.mean
+    )
+
+
+@pytest.mark.parametrize("settings", [{"draft_length": "auto"}, {"draft_length": "confidence"}, {"temperature": 0.5}])
+def test_other_lengths_and_sampling_run(files, settings):
+    found = bench(files, num_prompts=6, num_draft_tokens=0, **settings)
+    assert found.latency.is_timed and found.lossless.greedy_identical
+    assert found.economics.draft_pass_cost is not None
+
+
+def test_a_lenience_sweep_is_refused_before_weights_are_read(files, monkeypatch):
+    monkeypatch.setattr("specdistill.evaluation.measure.load_pair", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=r"--lenience-sweep counts changed tokens .* add --one-by-one"):
+        bench(files, temperature=1.0, lenience_sweep=(0.5,))
+
+
+def test_economics_by_hand():
+    """Three guessed tokens, 2.5 tokens per call: the pass reads 2.5 new tokens, half-way between 0.4 and 0.8."""
+    costs = Costs(1.0, 0.3, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.4}, {1: (0.3, 0.3), 3: (0.4, 0.8)})
+    found = economics.judge(costs, {1: 1.5, 3: 2.5}, 3, 0.6, Estimate(1.2, 1.1, 1.3))
+    assert found.round_cost == {1: pytest.approx(1.4), 3: pytest.approx(0.6 + 1.4)}
+    assert found.predicted_speedup[3] == pytest.approx(1.25) and found.best_num_draft_tokens == 3
+    # A perfect draft keeps 3 and reads 4: 4 / (0.8 + 1.4).
+    assert found.perfect_draft_speedup == pytest.approx(4 / 2.2)
+    assert "it needs 2.00 tokens per target call and is predicted 2.50" in found.why and found.verdict == "pays"
+
+
+def test_a_walk_with_copies_by_hand():
+    """Five tokens: at token 1 a copy of 2 is kept whole; the draft is asked at tokens 4 and maybe 5."""
+    costs = Costs(1.0, 0.3, {1: 1.0, 2: 1.1, 3: 1.2}, {1: (0.3, 0.5), 2: (0.4, 0.8)})
+    copies = [(2, 2), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0)]
+    table = torch.full((7, 2), 0.5).numpy()
+    found = walk_copies(copies, 7, 2, costs, table)
+    # The copy: 3 tokens for 1.2. Then a round at 4 with two guesses (7 - 4 - 1): ends at 5 (1/2), 6 (1/4), 7 (1/4).
+    # At 5 one guess fits: ends at 6 (1/2) or 7 (1/2). At 6 none fits: a plain step.
+    asked = 1 + 0.5
+    plain = 0.25 + 0.5 * 0.5
+    assert found.rounds == pytest.approx(1 + asked + plain)
+    new = 6 / asked
+    drafting = costs.drafting.of_round(2, new) + 0.5 * costs.drafting.of_round(1, new)
+    assert found.cost == pytest.approx(1.2 + (1.2 + 0.5 * 1.1 + plain) + drafting)
+    assert isinstance(costs.drafting, DraftCosts) and expected_rounds(table, 2) > 2
+    assert acceptance.ALPHA_RULES[0] == "greedy"
