@@ -94,7 +94,7 @@ def test_the_steps_run_and_every_line_is_the_reports(tmp_path, monkeypatch, stud
     done, gained, copied, yours = parts.demo_lines(report, size)
     speed = report.speedup
     shown = f"{speed['mean']:.2f}x [{speed['ci95'][0]:.2f}, {speed['ci95'][1]:.2f}]"
-    assert "a draft of 1 layers" in done and "learned from 4 answers" in done
+    assert "a draft of 1 layers of the target, with a head of 16 ids, learned from 4 answers" in done
     assert f"{shown} as fast as the target alone" in gained and gained.endswith(report.verdict)
     timed = [name for name, entry in report.content["baselines"].items() if "speedup" in entry]
     assert timed and all(f"{name} " in copied for name in timed)
@@ -106,16 +106,19 @@ def test_output_that_differs_is_not_called_the_same(studies):
     parts = studies("demo_parts")
     number = {"mean": 1.5, "ci95": [1.25, 1.75]}
     content = {
-        "target": {"parameters": 134_500_000}, "draft": {"parameters": 35_000_000},
+        "draft": {"head_size": 8192},
         "setup": {"predicting_rule": "greedy"}, "acceptance": {"alpha": {"greedy": {"mean": 0.815}}},
         "latency": {"speedup": number}, "economics": {"verdict": "pays"}, "lossless": {"greedy_identical": False},
-        "baselines": {"ngram": {"speedup": number}, "suffix": {}}, "recommendation": {"serve": "draft"},
+        "baselines": {"ngram": {"predicted_speedup": 1.125}, "suffix": {"speedup": number}, "other": {}},
+        "recommendation": {"serve": "draft"},
     }  # fmt: skip
     done, gained, copied, _ = parts.demo_lines(parts.BenchReport(content), parts.DEMO_SIZE)
-    assert "(35M of 134M parameters)" in done and "keeps 82% of its tokens" in done
+    assert "with a head of 8,192 ids" in done and "keeps 82% of its tokens" in done
     assert gained.endswith("1.50x [1.25, 1.75] as fast as the target alone, on new mails, and the output differs, "
                            "see the report: pays")  # fmt: skip
-    assert copied.endswith("copying from the text needs no draft: ngram 1.50x [1.25, 1.75]. Fastest here: draft")
+    assert copied.endswith(
+        "copying from the text needs no draft: ngram 1.12x (predicted); suffix 1.50x [1.25, 1.75]. Fastest here: draft"
+    )
 
 
 @pytest.mark.parametrize(("display", "opened"), [(None, False), (":0", True)])

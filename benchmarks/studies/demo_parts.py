@@ -73,11 +73,11 @@ def run_demo(target: Sequence[str], folder: Path, size: DemoSize) -> BenchReport
 
 def demo_lines(report: BenchReport, size: DemoSize) -> list[str]:
     """Four lines: what was done, what it gained, what copying gives, and how to go on; every number is the report's."""
-    target, draft = (report.content[role]["parameters"] / 1e6 for role in ("target", "draft"))
+    head = report.content["draft"]["head_size"]
     alpha = report.alpha[report.predicting_rule]["mean"]
     same = "with the same output" if report.greedy_identical else "and the output differs, see the report"
     return [
-        f"done:    a draft of {size.layers} layers ({draft:.0f}M of {target:.0f}M parameters) learned from "
+        f"done:    a draft of {size.layers} layers of the target, with a head of {head:,} ids, learned from "
         f"{size.steps * size.batch_size:,} answers; the target keeps {alpha:.0%} of its tokens",
         f"gained:  {_times(report.speedup)} as fast as the target alone, on new mails, {same}: {report.verdict}",
         f"n-gram:  {_baselines(report)}",
@@ -87,14 +87,15 @@ def demo_lines(report: BenchReport, size: DemoSize) -> list[str]:
 
 
 def _baselines(report: BenchReport) -> str:
-    """Speed of what was timed beside the draft, and which of all to serve."""
-    timed = [
-        f"{name} {_times(entry['speedup'])}"
-        for name, entry in report.content["baselines"].items()
-        if "speedup" in entry
-    ]
+    """Speed of n-gram and of what else was timed beside the draft, and which of all to serve."""
+    ways = []
+    for name, entry in report.content["baselines"].items():
+        if "speedup" in entry:
+            ways.append(f"{name} {_times(entry['speedup'])}")
+        elif name == "ngram" and "predicted_speedup" in entry:
+            ways.append(f"{name} {entry['predicted_speedup']:.2f}x (predicted)")
     best = report.content["recommendation"]["serve"]
-    return f"copying from the text needs no draft: {'; '.join(timed)}. Fastest here: {best}"
+    return f"copying from the text needs no draft: {'; '.join(ways)}. Fastest here: {best}"
 
 
 def _times(value: StoredEstimate) -> str:
