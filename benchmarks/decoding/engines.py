@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
+from benchmarks.support.exported import GGUF_DRAFT, VLLM_DRAFT, export_draft
 from benchmarks.support.paths import REPAIRED_VLLM
 from benchmarks.support.results import write_result
 
@@ -60,9 +61,9 @@ def bench_engine(options: argparse.Namespace, engine: Engine, temperature: float
     """Runs the bench where its report is missing."""
     path = options.output / f"{engine.name}-{temperature}.json"
     if not path.exists():
-        draft, target = str(options.output / "draft-vllm"), str(options.target)
+        draft, target = str(options.output / VLLM_DRAFT), str(options.target)
         if engine.reads_gguf:
-            draft, target = str(options.output / "draft.gguf"), str(options.target_gguf)
+            draft, target = str(options.output / GGUF_DRAFT), str(options.target_gguf)
         # Read by the servers' interpreters when they start.
         os.environ["PYTHONPATH"] = str(REPAIRED_VLLM) if engine.repaired else ""
         run_command(
@@ -98,17 +99,6 @@ def result_row(report: BenchReport) -> dict[str, Any]:
     }
 
 
-def export_draft(options: argparse.Namespace) -> None:
-    """Writes the draft in every engine's format, where it is missing."""
-    pair = ["--target", str(options.target), "--draft", str(options.draft)]
-    checkpoint, gguf = options.output / "draft-vllm", options.output / "draft.gguf"
-    if not checkpoint.exists():
-        run_command("export", *pair, "--format", "vllm", "--output", str(checkpoint))
-    if not gguf.exists():
-        target = ["--target-gguf", str(options.target_gguf)]
-        run_command("export", *pair, "--format", "gguf", *target, "--output", str(gguf))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True)
@@ -121,7 +111,7 @@ def main() -> None:
     parser.add_argument("--what", required=True, help="the pair in words, for the table")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    export_draft(options)
+    export_draft(options.target, options.target_gguf, options.draft, options.output)
     temperatures = {
         f"{temperature}": {engine.name: result_row(bench_engine(options, engine, temperature)) for engine in engines}
         for temperature, engines in RUNS

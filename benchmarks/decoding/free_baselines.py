@@ -1,4 +1,4 @@
-"""What a draft is worth next to what is free: every free way of drafting, a draft, and both, in three decoders.
+"""Compares a draft with what is free: every free way of drafting, the draft, and both, in three decoders.
 
     make .venv-vllm/.installed      (once: vLLM's CPU build and xllamacpp, in an environment of their own)
     .venv-vllm/bin/python benchmarks/decoding/free_baselines.py --name mails --what "the pair in words" \\
@@ -24,9 +24,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.decoding.engines import export_draft
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
+from benchmarks.support.exported import GGUF_DRAFT, VLLM_DRAFT, export_draft
 from benchmarks.support.paths import RESULTS
 from benchmarks.support.results import load_result, write_result
 
@@ -74,7 +74,7 @@ def bench_engine(options: argparse.Namespace, engine: Decoder, num_draft_tokens:
 
 
 def _exported(options: argparse.Namespace, gguf: bool) -> list[str]:
-    target, draft = (options.target_gguf, "draft.gguf") if gguf else (options.target, "draft-vllm")
+    target, draft = (options.target_gguf, GGUF_DRAFT) if gguf else (options.target, VLLM_DRAFT)
     return ["--target", str(target), "--draft", str(options.output / draft)]
 
 
@@ -112,7 +112,7 @@ def ways(report: BenchReport) -> dict[str, dict[str, Any]]:
 
 def entry(options: argparse.Namespace) -> dict[str, Any]:
     """One pair's entry of the result."""
-    export_draft(options)
+    export_draft(options.target, options.target_gguf, options.draft, options.output)
     ours = bench_ours(options)
     reports = {OURS: ours}
     for engine in ENGINES:
