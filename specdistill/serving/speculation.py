@@ -60,7 +60,8 @@ def total_of(counts: Iterable[Speculation | None]) -> Speculation | None:
 def another_length(counts: Speculation, num_draft_tokens: int, answers: int) -> float | None:
     """Draft tokens per verification where the counts contradict `num_draft_tokens`; None where they agree.
 
-    Without positions the ends of answers blur the counts: each answer may have lost a draft there, or hide a round.
+    Without positions the ends of answers blur the counts: each answer may hide a round there, and where few tokens are
+    left fewer are drafted, in the worst case K - 1, K - 2 and so on down to none in its last K rounds.
 
     Args:
         counts: Over the answers.
@@ -74,7 +75,8 @@ def another_length(counts: Speculation, num_draft_tokens: int, answers: int) -> 
         return None
     mean = max(counts.proposed, counts.accepted) / counts.rounds
     is_more = mean * counts.rounds > num_draft_tokens * (counts.rounds + answers)
-    is_fewer = counts.proposed + num_draft_tokens * answers <= (num_draft_tokens - 1) * counts.rounds
+    lost = answers * num_draft_tokens * (num_draft_tokens + 1) // 2
+    is_fewer = counts.proposed + lost <= (num_draft_tokens - 1) * counts.rounds
     return mean if is_more or is_fewer else None
 
 

@@ -84,6 +84,8 @@ def test_counts_that_the_ends_of_answers_explain_are_no_contradiction():
     assert another_length(Speculation(1, 6, 6), 7, answers=1) is None
     assert another_length(Speculation(200, 1000, 400), 5, answers=10) is None
     assert another_length(Speculation(200, 600, 400), 5, answers=10) == 3
+    # A warm-up of 8 tokens of which none is accepted: 6, 5, 4, 3, 2, 1 and 0 drafted.
+    assert another_length(Speculation(7, 21, 0), 7, answers=1) is None
     assert another_length(Speculation(200, 1000, 400), 3, answers=10) == 5
     # SGLang tells no drafted tokens; more accepted than could be drafted gives it away.
     assert another_length(Speculation(100, 300, 450), 3, answers=10) == 4.5
