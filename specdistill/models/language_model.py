@@ -47,7 +47,7 @@ class LanguageModel:
     adapter: Adapter | None = None
     """The adapter that was merged into the weights; None for a whole model."""
     parameters: int | None = None
-    """Number of parameters where quantised weights hold several in one number; None counts the weights."""
+    """Number of parameters where weights are packed, or quantised ones hold several in one number; None counts them."""
     packed_head: torch.nn.Module | None = field(default=None, repr=False)
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     one_by_one: bool = False

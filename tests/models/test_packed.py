@@ -43,7 +43,9 @@ def test_decoding_is_exact_for_the_packed_model(family, kind, monkeypatch):
     monkeypatch.setattr(packed, "ONEDNN_LEAST", 1)
     target, draft = make_model(family), make_model(family, layers=1, seed=3)
     before = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
+    counted = target.num_parameters
     assert pack(target, kind) > 0 and pack(draft, kind) > 0
+    assert target.num_parameters == counted
     after = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
     tolerance = 0.05 if kind == "float16" else 1e-4
     assert kind == "float32" or not torch.equal(before, after), "nothing was packed"
