@@ -10,13 +10,22 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.bench_runs import DRIFTED_RUNS, METHODS_RUNS
 from benchmarks.support.paths import ROOT
-from benchmarks.tables import front_tables, goals_table, kernel_tables, quality_tables, speed_tables, story_tables
+from benchmarks.tables import (
+    baseline_tables,
+    front_tables,
+    goals_table,
+    kernel_tables,
+    quality_tables,
+    speed_tables,
+    story_tables,
+)
 
 Tables = dict[str, Callable[[], str]]
 """Name of the marked block -> the table in it."""
@@ -63,6 +72,10 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
     ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
+    (
+        "docs/free.md",
+        {f"free-{pair}": partial(baseline_tables.free_table, pair) for pair in ("mails", "open", "code")},
+    ),
     (
         "docs/prompts.md",
         {"self-kinds": quality_tables.self_kinds_table, "self-alpha": quality_tables.self_alpha_table},
