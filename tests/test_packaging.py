@@ -230,10 +230,8 @@ def test_the_kernels_wheel_alone_verifies_as_worked_out_by_hand(alone, tmp_path)
 
 def test_make_setup_installs_the_kernels_before_what_needs_them():
     """Nothing of that name is on PyPI: in the other order a fresh clone can't be set up."""
-    lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line]
-    order = [
-        next(i for i, line in enumerate(lines) if end in line) for end in (" torch", "--editable kernels", "'.[dev]'")
-    ]
+    setup = (ROOT / "Makefile").read_text()
+    order = [setup.index(install) for install in ("constraints.txt torch", "--editable kernels", "--editable '.[dev]'")]
     assert order == sorted(order)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(line.startswith("specdistill-kernels") for line in project["dependencies"])

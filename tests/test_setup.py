@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,12 @@ case "$*" in *"{fails}"*) echo "ERROR: No matching distribution found" >&2; exit
 """
 
 
+def make_in(folder: Path) -> subprocess.CompletedProcess[str]:
+    """`make setup` as a user types it: the `make test` that runs these tests would have it say where it is."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", "setup"], cwd=folder, capture_output=True, text=True, env=environment)
+
+
 @pytest.fixture
 def make_setup(tmp_path):
     """Runs `make setup` in a copy whose Python only writes down what it was asked; one of the calls may fail."""
@@ -30,7 +37,7 @@ def make_setup(tmp_path):
         python.parent.mkdir(parents=True, exist_ok=True)
         python.write_text(PIP.replace("{fails}", fails))
         python.chmod(0o755)
-        return subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True)
+        return make_in(tmp_path)
 
     return run
 
@@ -46,7 +53,7 @@ def test_each_step_is_named_with_its_time_and_nothing_else_is_printed(make_setup
     assert calls[1].endswith("install --constraint constraints.txt torch"), "torch comes first and alone"
     assert (tmp_path / ".venv/.installed").exists()
     # The second time there is nothing to do.
-    assert "setting up" not in subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "setting up" not in make_in(tmp_path).stdout
 
 
 def test_a_step_that_fails_shows_what_pip_said_and_is_tried_again(make_setup, tmp_path):
