@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 # A model with one narrow job, SmolLM2-135M with an adapter that turns mails into JSON: a draft for it is cut, trained and
-# measured, with a verdict and an HTML report. About 8 minutes on two cores.
+# measured, with a verdict and an HTML report. About 5 minutes on two cores.
 demo: setup
 	$(BIN)/python benchmarks/studies/demo.py --output demo
 

@@ -26,6 +26,7 @@ from specdistill import BenchConfig
 from specdistill.data.prompts import encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs
+from specdistill.decoding.proof import pack_proven
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.load import measure_size
@@ -70,7 +71,8 @@ def read_size(content: dict[str, Any]) -> tuple[LoadRow, Costs]:
 def sweep(options: argparse.Namespace, config: BenchConfig) -> dict[str, Any]:
     """The entry of one pair; sizes whose files are there are not measured again."""
     pair = load_pair(config.target, config.drafter)
-    models = Models(pair.target, pair.draft, None)
+    packing = pack_proven([pair.target, pair.draft], options.pack) if options.pack != "none" else None
+    models = Models(pair.target, pair.draft, packing)
     prompts = spread_over_categories(load_prompts(config.prompts), config.num_prompts)
     room = pair.target.max_context - config.max_new_tokens
     encoded = encode_all(prompts, pair.target.tokenizer, room, pair.target.vocab_size)
@@ -91,6 +93,7 @@ def sweep(options: argparse.Namespace, config: BenchConfig) -> dict[str, Any]:
         print(f"batch {size}: predicted {rows[size].predicted_speedup:.3f}, measured {rows[size].speedup}", flush=True)
     section = to_json(load_section(rows, costs, predicted))
     facts = {"torch": torch.__version__, "context": context, "temperature": config.sampling.temperature}
+    facts["pack"] = options.pack
     return {"pair": options.what, "max_new_tokens": config.max_new_tokens} | facts | section
 
 
@@ -103,9 +106,11 @@ def main() -> None:
     parser.add_argument("--prompts", default="builtin:heldout")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--max-draft-tokens", type=int, default=8)
     parser.add_argument("--num-prompts", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--pack", default="float32", help="see `bench --pack`; a CPU checks several tokens for less so")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -116,6 +121,8 @@ def main() -> None:
         num_prompts=options.num_prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
+        pack=options.pack,
+        max_draft_tokens=options.max_draft_tokens,
     )
     entry = sweep(options, config)
     known = load_result(RESULT) if (RESULTS / RESULT).exists() else {}

@@ -1,6 +1,6 @@
 """`make demo`: the case that production has, in some minutes: a model with one narrow job, and a draft for it.
 
-    python benchmarks/studies/demo.py     about 8 minutes on two cores
+    python benchmarks/studies/demo.py     about 5 minutes on two cores
 
 The target is SmolLM2-135M-Instruct with a small adapter (`examples/mail_adapter`) that turns mails into JSON.
 The demo runs the commands that a user would type and prints each: a draft of two layers is cut out of the target,
