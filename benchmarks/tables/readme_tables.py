@@ -74,7 +74,8 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
     (
         "docs/free.md",
-        {f"free-{pair}": partial(baseline_tables.free_table, pair) for pair in ("mails", "open", "code")},
+        {f"free-{pair}": partial(baseline_tables.free_table, pair) for pair in ("mails", "open", "code")}
+        | {"load": baseline_tables.load_table},
     ),
     (
         "docs/prompts.md",
