@@ -26,7 +26,7 @@ SECTIONS = ("Added", "Changed", "Fixed", "Removed")
 
 
 def check_version(root: Path, version: str) -> None:
-    """Refuses a version that is none, or not above the last tag."""
+    """Refuses what is no version, or not above the last tag."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         sys.exit(f"{version!r} is no version; write three numbers, as in 0.2.0")
     tags = run(root, "git", "tag", "--list", "v*").split()

@@ -215,7 +215,7 @@ def loss_op_table() -> str:
     for name, owner in (("liger", "Liger's"), ("trl", "TRL's"), ("plain", "plain torch's")):
         ratios = [case["seconds_glibc"][name] / case["seconds_glibc"]["specdistill"] for case in report["cases"]]
         fetched.append(f"{owner} {range_cell(ratios, 2)}")
-    fetching = "With memory given back after every use and fetched anew, one turn each"
+    fetching = "With memory given back after every use and fetched again, one turn each"
     lines.append(f"\n{fetching}: {', '.join(fetched)} of our time.")
     for kind, case in report["more_kinds"].items():
         times, peak = interval_cell(case["over_specdistill"]["plain"], places=2), case["peak_mib"]

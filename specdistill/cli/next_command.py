@@ -5,11 +5,10 @@ Words in capitals stand for what only the user knows, such as DRAFT or NEW_PROMP
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from specdistill.settings.checks import flag
+from specdistill.settings.command_line import changed_flags, command
 from specdistill.settings.parts import Config, defaults
 from specdistill.settings.self_prompts import self_source
 
@@ -35,26 +34,26 @@ _BENCH_ENGINES = {"transformers": "transformers", "vllm": "vllm", "gguf": "llama
 
 def after_plan(config: PlanConfig) -> str:
     """Makes a draft; a plan knows no names."""
-    return _command("init-draft", "--target", "TARGET", "--layers", "N", "--output", "cut")
+    return command("init-draft", "--target", "TARGET", "--layers", "N", "--output", "cut")
 
 
 def after_init_draft(config: InitDraftConfig) -> str:
     """Trains it on the same prompts."""
     words = "--draft", config.output, *_prompts(config), "--output", f"{config.output}-trained"
-    return _command("train-draft", *_shared(config), *words)
+    return command("train-draft", *_shared(config), *words)
 
 
 def after_generate(config: GenerateConfig) -> str:
     """Trains on the answers."""
     answers = config.output if config.comparison.other is None else f"{config.output}/target"
     words = "--draft", "DRAFT", *_prompts(config), "--rollouts", answers, "--output", "draft"
-    return _command("train-draft", *_shared(config), *words)
+    return command("train-draft", *_shared(config), *words)
 
 
 def after_annotate(config: AnnotateConfig) -> str:
     """Trains on the labels."""
     words = "--draft", "DRAFT", *_prompts(config), "--soft-labels", config.output, "--output", "draft"
-    return _command("train-draft", *_shared(config), *words)
+    return command("train-draft", *_shared(config), *words)
 
 
 def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
@@ -68,10 +67,10 @@ def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
         # A model that was tuned is no draft of what it was: see how it answers.
         scorer = () if config.sequences.scorer is None else ("--scorer", config.sequences.scorer)
         words = *_new_prompts(config), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
-        return _command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
+        return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
     beside = ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
     words = "--draft", config.output, *beside, *_new_prompts(config), "--html", f"{config.output}.html"
-    return _command("bench", *_shared(config), *words)
+    return command("bench", *_shared(config), *words)
 
 
 def _new_prompts(config: TrainConfig) -> tuple[str, ...]:
@@ -94,12 +93,12 @@ def after_check(config: CheckConfig, verdicts: Sequence[Verdict], own_head: OwnH
         if verdict.loads:
             return next(iter(verdict.first), verdict.command)
     if config.draft is not None:
-        return _command("bench", *_shared(config), "--draft", config.draft)
+        return command("bench", *_shared(config), "--draft", config.draft)
     if own_head.remedy is not None:
         return own_head.remedy
     if own_head.state == "here":
         return _own_head(config.target)
-    return _command("init-draft", *_shared(config), "--layers", "N", "--output", "cut")
+    return command("init-draft", *_shared(config), "--layers", "N", "--output", "cut")
 
 
 def after_carry_head(config: CarryHeadConfig) -> str:
@@ -119,11 +118,11 @@ def after_export(config: ExportConfig, serve: str) -> str:
         return serve
     target = config.served_gguf if config.format == "gguf" else config.files.merged_target or config.target
     own = _shared(config) if target == config.target else ["--target", target]
-    return _command("bench", *own, "--draft", config.output, "--engine", engine)
+    return command("bench", *own, "--draft", config.output, "--engine", engine)
 
 
 def _own_head(target: str) -> str:
-    return _command("bench", "--target", target, "--engine", "vllm", "--method", "mtp")
+    return command("bench", "--target", target, "--engine", "vllm", "--method", "mtp")
 
 
 def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple[str, ...]:
@@ -133,12 +132,4 @@ def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple
 
 def _shared(config: Config, *left_out: str) -> list[str]:
     """Flags of the settings that the next command must share, where they are not the default's."""
-    usual, words = defaults(type(config)), []
-    for name, value in config.to_flat().items():
-        if name in _SHARED and name not in left_out and value != usual.get(name):
-            words += [flag(name)] if value is True else [flag(name), str(value)]
-    return words
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["specdistill", *words])
+    return changed_flags(config, set(_SHARED).difference(left_out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
+from specdistill.settings.command_line import changed_flags, command
 
 _METHODS = {
     "ngram": ("vllm", "ngram"),
@@ -48,13 +48,7 @@ class TimedWay:
 
 def same_answers(config: MeasureConfig) -> list[str]:
     """Words of the command line that the next bench must repeat, to measure the same answers."""
-    asked = {
-        "--prompts": (config.prompts, "builtin:heldout"),
-        "--num-prompts": (config.num_prompts, 32),
-        "--max-new-tokens": (config.max_new_tokens, 128),
-        "--temperature": (config.sampling.temperature, 0.0),
-    }
-    return [word for flag, (value, default) in asked.items() if value != default for word in (flag, f"{value}")]
+    return changed_flags(config, ("prompts", "num_prompts", "max_new_tokens", "temperature"))
 
 
 def recommend(
@@ -140,19 +134,15 @@ def _if_nothing(ways: Sequence[TimedWay], target: Sequence[str], draft: str | No
     if hopeless:
         return NO_TRAINING
     if draft is None or not any(way.name == "draft" for way in ways):
-        return _command("init-draft", *target, "--layers", "2", "--output", "draft")
-    return _command("train-draft", *target, "--draft", draft, "--output", "trained-draft")
+        return command("init-draft", *target, "--layers", "2", "--output", "draft")
+    return command("train-draft", *target, "--draft", draft, "--output", "trained-draft")
 
 
 def _next(best: TimedWay, target: Sequence[str], draft: str | None, same: Sequence[str]) -> str:
     engine, method = _METHODS.get(best.name, ("", ""))
     if not engine:
-        return _command("check", *target, *(() if draft is None else ("--draft", draft)))
+        return command("check", *target, *(() if draft is None else ("--draft", draft)))
     length = str(best.num_draft_tokens)
     longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
     words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer
-    return _command("bench", *target, *words, *same)
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["specdistill", *words])
+    return command("bench", *target, *words, *same)

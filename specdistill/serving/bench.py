@@ -40,7 +40,7 @@ from specdistill.serving.engine_scores import (
     plain_answers,
     score_answers,
 )
-from specdistill.serving.engine_table import DEFAULT_LENGTH
+from specdistill.serving.engine_table import DEFAULT_LENGTH, copied_length
 from specdistill.serving.engine_timing import time_again, time_engines, wrong_length
 from specdistill.serving.engines import Opened, check_methods, drafting_of, engines
 from specdistill.serving.speculation import total_of
@@ -84,7 +84,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     scoring = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
     length = config.num_draft_tokens or DEFAULT_LENGTH
-    longest = max(length, DEFAULT_LENGTH)
+    longest = copied_length(length)
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     # Prompts are checked before any weights are read.

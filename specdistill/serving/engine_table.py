@@ -163,6 +163,11 @@ DEFAULT_LENGTH = 4
 """Draft tokens where the user names none: steps inside an engine can't be timed, so no length can be chosen."""
 
 
+def copied_length(num_draft_tokens: int) -> int:
+    """Length of the copies that are timed beside a draft: they cost no draft step, so a weak draft's is too short."""
+    return max(num_draft_tokens, DEFAULT_LENGTH)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drafting:
     """How an engine is asked to draft."""

@@ -71,7 +71,7 @@ def test_the_best_draft_is_the_one_with_most_tokens_per_call(folder, tmp_path):
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_the_trained_embedding_of_the_mask_is_written(folder, tmp_path, stored):
-    """bfloat16 files take another way: padding rows are written anew there."""
+    """bfloat16 files take another way: padding rows are written again there."""
     model = make_model(layers=1, seed=9, vocab_size=72, tied=True)
     model.model.to(stored)
     own = write_folder(tmp_path / "models", {"draft": model})

@@ -53,44 +53,48 @@ class NoText:
         """Has no state."""
 
 
-class Viewed:
+class Wrapped:
+    """A source that adds something to another one's sequences; its measurements and state are the other one's."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def next_batch(self, step: int) -> list[Example]:
+        """The other source's sequences; a subclass adds to them."""
+        return self._source.next_batch(step)
+
+    def measurements(self, *, reset: bool = False) -> Measurements:
+        return self._source.measurements(reset=reset)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state)
+
+
+class Viewed(Wrapped):
     """A source whose sequences take the target's prompt along, where it sees more than the draft."""
 
     def __init__(self, source: Source, view: TargetView) -> None:
-        self._source, self._view = source, view
+        super().__init__(source)
+        self._view = view
 
     def next_batch(self, step: int) -> list[Example]:
-        return self._view.examples(self._source.next_batch(step))
-
-    def measurements(self, *, reset: bool = False) -> Measurements:
-        return self._source.measurements(reset=reset)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._source.load_state_dict(state)
+        return self._view.examples(super().next_batch(step))
 
 
-class Labelled:
+class Labelled(Wrapped):
     """A source whose sequences take their soft labels along."""
 
     def __init__(self, source: Source, labeller: Labeller) -> None:
-        self._source, self._labeller = source, labeller
+        super().__init__(source)
+        self._labeller = labeller
 
     def next_batch(self, step: int) -> list[Example]:
-        sequences = self._source.next_batch(step)
+        sequences = super().next_batch(step)
         labels = self._labeller.soft_labels(sequences)
         return [dataclasses.replace(example, soft_labels=soft) for example, soft in zip(sequences, labels, strict=True)]
-
-    def measurements(self, *, reset: bool = False) -> Measurements:
-        return self._source.measurements(reset=reset)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._source.load_state_dict(state)
 
 
 class Mixture:

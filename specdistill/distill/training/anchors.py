@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
 from specdistill.data.batch import Example, collate
 from specdistill.data.mask_tokens import drop_masks, every_mask
-from specdistill.decoding.expanded_pass import expanded_hidden_states
-from specdistill.distill.sequences.measurements import Measurements
-from specdistill.distill.sequences.sources import Source
+from specdistill.distill.sequences.sources import Source, Wrapped
+from specdistill.distill.training.parallel_rows import guessing_rows
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
 
 
-class Anchored:
+class Anchored(Wrapped):
     """A source whose examples say how many masks stand behind each of their tokens.
 
     The choice depends on the step and the example alone, so that a resumed run, or one on more processes, trains on the
@@ -31,19 +29,11 @@ class Anchored:
     """
 
     def __init__(self, source: Source, draft: LanguageModel, settings: ParallelSettings, seed: int) -> None:
-        self._source, self._draft, self._settings, self._seed = source, draft, settings, seed
+        super().__init__(source)
+        self._draft, self._settings, self._seed = draft, settings, seed
 
     def next_batch(self, step: int) -> list[Example]:
-        return [self._with_masks(example, step) for example in self._source.next_batch(step)]
-
-    def measurements(self, *, reset: bool = False) -> Measurements:
-        return self._source.measurements(reset=reset)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._source.load_state_dict(state)
+        return [self._with_masks(example, step) for example in super().next_batch(step)]
 
     def _with_masks(self, example: Example, step: int) -> Example:
         settings, length = self._settings, len(example.answer_ids)
@@ -77,19 +67,14 @@ def round_starts(draft: LanguageModel, example: Example, num_tokens: int) -> lis
 
 def _right_guesses(draft: LanguageModel, example: Example, num_tokens: int) -> dict[tuple[int, int], bool]:
     """(first token of the round, tokens looked ahead) -> whether the draft's likeliest token is the text's."""
-    length, prompt = len(example.answer_ids), len(example.prompt_ids)
+    length = len(example.answer_ids)
     if length < 2:
         return {}
-    assert draft.parallel is not None, "the draft has a mask token"
     batch = collate([dataclasses.replace(example, masks=every_mask(length, num_tokens))]).to(draft.device)
-    assert batch.masks is not None
     with draft.generating():
-        real, behind = expanded_hidden_states(draft, batch, draft.parallel.mask_id)
-        rows = torch.cat((real[batch.predicting], behind[batch.masks.real]))
+        rows, guesses = guessing_rows(draft, batch)
         blocks = logit_blocks(rows, draft.vocab_size)
         guessed = torch.cat([draft.to_token_ids(draft.own_logits(rows[block]).argmax(-1)) for block in blocks])
-    firsts = torch.cat((torch.arange(length), batch.masks.anchors[batch.masks.real].cpu() - (prompt - 1)))
-    depths = torch.cat((torch.ones(length, dtype=torch.int64), batch.masks.predicted_depths.cpu()))
-    labels = batch.labels.cpu()
-    right = guessed.cpu() == labels[firsts + depths - 1]
-    return dict(zip(zip(firsts.tolist(), depths.tolist(), strict=True), right.tolist(), strict=True))
+    right = guessed == batch.labels[guesses.predicted]
+    rounds = zip(guesses.firsts.tolist(), guesses.depths.tolist(), strict=True)
+    return dict(zip(rounds, right.tolist(), strict=True))

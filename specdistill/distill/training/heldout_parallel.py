@@ -18,12 +18,11 @@ from torch import Tensor
 from specdistill.data.batch import Example, collate
 from specdistill.data.mask_tokens import every_mask
 from specdistill.decoding import Sampling
-from specdistill.decoding.expanded_pass import expanded_hidden_states
 from specdistill.decoding.sampling import process
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import Labeller
 from specdistill.distill.training.measures import Sums
-from specdistill.distill.training.parallel_rows import Guesses
+from specdistill.distill.training.parallel_rows import guessing_rows
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
@@ -89,18 +88,14 @@ class ParallelHeldOut:
     def _acceptance(self, draft: LanguageModel, answer: Example, says: TargetSays) -> np.ndarray:
         """Acceptance of each guess, float64 [answer, K]: row t has those of a round whose first guess is token t."""
         batch = collate([answer]).to(draft.device)
-        assert batch.masks is not None and draft.parallel is not None
-        real, behind = expanded_hidden_states(draft, batch, draft.parallel.mask_id)
-        rows = torch.cat((real[batch.predicting], behind[batch.masks.real]))
-        guesses, labels = Guesses.of_batch(batch, batch.masks), batch.labels
+        (rows, guesses), labels = guessing_rows(draft, batch), batch.labels
         rates = []
         for block in logit_blocks(rows, draft.vocab_size):
             logits = process(draft.logits(rows[block]).float(), self._sampling)
             token = guesses.predicted[block]
             rates.append(self._rates(logits, labels[token], says.log_probs[token.cpu()], says.argmax[token.cpu()]))
         table = np.zeros((len(answer.answer_ids), self._num_tokens))
-        first = (guesses.predicted - guesses.depths + 1).cpu().numpy()
-        table[first, guesses.depths.cpu().numpy() - 1] = torch.cat(rates).double().cpu().numpy()
+        table[guesses.firsts.cpu().numpy(), guesses.depths.cpu().numpy() - 1] = torch.cat(rates).double().cpu().numpy()
         return table
 
     def _rates(self, logits: Tensor, labels: Tensor, log_p: Tensor, argmax: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
-from specdistill.data.mask_tokens import MaskTokens
-from specdistill.decoding.expanded_pass import expanded_hidden_states
 from specdistill.distill.training.loss_settings import Objective
-from specdistill.distill.training.parallel_rows import Guesses, labelled_probabilities
+from specdistill.distill.training.parallel_rows import guessing_rows, labelled_probabilities
 from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.pair import load_another
@@ -89,7 +87,7 @@ class DistillationLoss(nn.Module):
             selection: [tokens] factors of AdaSPEC's selection, as by `select_tokens`; None trains on all tokens.
         """
         if batch.masks is not None and self._objective.parallel is not None:
-            return self._parallel(batch, batch.masks, self._objective.parallel, target_hidden, totals, soft_labels)
+            return self._parallel(batch, self._objective.parallel, target_hidden, totals, soft_labels)
         hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
         with torch.autocast(hidden.device.type, enabled=False):
@@ -114,18 +112,14 @@ class DistillationLoss(nn.Module):
     def _parallel(
         self,
         batch: Batch,
-        masks: MaskTokens,
         settings: ParallelLoss,
         target_hidden: Tensor | None,
         totals: StepTotals,
         soft_labels: SoftLabels | None,
     ) -> LossOutput:
         """The same for a parallel draft: the text's own rows are trained as ever, and each mask's row beside them."""
-        assert self._draft.parallel is not None, "the draft has a mask token"
-        real, behind = expanded_hidden_states(self._draft, batch, self._draft.parallel.mask_id)
-        hidden = torch.cat((real[batch.predicting], behind[masks.real]))
+        hidden, guesses = guessing_rows(self._draft, batch)
         tokens, own = batch.num_response_tokens, batch.provenance[batch.response_mask] == Provenance.DRAFT
-        guesses = Guesses.of_batch(batch, masks)
         # A row is compared with what the target says of the token that it guesses.
         predicted, labels = guesses.predicted, batch.labels[guesses.predicted]
         with torch.autocast(hidden.device.type, enabled=False):

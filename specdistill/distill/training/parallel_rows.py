@@ -9,6 +9,8 @@ from torch import Tensor
 
 from specdistill.data.batch import Batch
 from specdistill.data.mask_tokens import MaskTokens
+from specdistill.decoding.expanded_pass import expanded_hidden_states
+from specdistill.models import LanguageModel
 from specdistill_kernels import SoftLabels
 
 
@@ -26,6 +28,11 @@ class Guesses(NamedTuple):
         own = torch.arange(batch.num_response_tokens, device=masks.anchors.device)
         return cls(torch.cat((own, masks.predicted)), torch.cat((torch.ones_like(own), masks.predicted_depths)))
 
+    @property
+    def firsts(self) -> Tensor:
+        """int64: first answer token of the round in which each guess is made."""
+        return self.predicted - self.depths + 1
+
     def reached(self, probabilities: Tensor) -> Tensor:
         """Probability that verification comes as far as each guess, if the target writes the text's own tokens.
 
@@ -37,7 +44,19 @@ class Guesses(NamedTuple):
         """
         logs = probabilities.double().clamp(min=1e-30).log()
         before = torch.cat((logs.new_zeros(1), logs.cumsum(0)))
-        return (before[self.predicted] - before[self.predicted - self.depths + 1]).exp().to(probabilities.dtype)
+        return (before[self.predicted] - before[self.firsts]).exp().to(probabilities.dtype)
+
+
+def guessing_rows(draft: LanguageModel, batch: Batch) -> tuple[Tensor, Guesses]:
+    """Hidden states from which a parallel draft guesses, [guesses, hidden], and what each guesses.
+
+    Args:
+        draft: With a mask token.
+        batch: With masks.
+    """
+    assert draft.parallel is not None and batch.masks is not None, "the draft and the batch have masks"
+    real, behind = expanded_hidden_states(draft, batch, draft.parallel.mask_id)
+    return torch.cat((real[batch.predicting], behind[batch.masks.real])), Guesses.of_batch(batch, batch.masks)
 
 
 def labelled_probabilities(labels: Tensor, soft_labels: SoftLabels) -> Tensor:

@@ -18,7 +18,7 @@ from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine import Engine
 from specdistill.serving.engine_models import EngineModels
-from specdistill.serving.engine_table import DEFAULT_LENGTH, METHODS, Drafting, Launch
+from specdistill.serving.engine_table import METHODS, Drafting, Launch, copied_length
 from specdistill.serving.gates import check
 from specdistill.serving.own_head import require_own_head
 from specdistill.serving.served_engine import ServedEngine
@@ -57,8 +57,7 @@ def drafting_of(config: BenchConfig, method: str, num_draft_tokens: int) -> Draf
     """How an engine is asked for one method: --method, or one of --engine-baselines."""
     kind, own = METHODS[method], method == config.drafting.method
     if not own and kind.copies and kind.draft == "none":
-        # Copies cost no draft step, so that a weak draft's short length would only hold them back.
-        num_draft_tokens = max(num_draft_tokens, DEFAULT_LENGTH)
+        num_draft_tokens = copied_length(num_draft_tokens)
     asked = Drafting(
         method=method,
         draft=config.draft if kind.draft == "model" or own else None,
