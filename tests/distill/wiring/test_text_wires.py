@@ -159,9 +159,9 @@ def test_distillspec_trains_on_the_targets_answers_first(tiny, tmp_path, fractio
 
 
 def test_a_reward_brings_distillspec_to_the_drafts_own_answers(tiny, tmp_path, monkeypatch):
-    (tmp_path / "rewards_by_hand.py").write_text("def length(prompt, text):\n    return float(len(text))\n")
+    (tmp_path / "rewards_of_texts.py").write_text("def length(prompt, text):\n    return float(len(text))\n")
     monkeypatch.chdir(tmp_path)
-    run = frozen_run(tiny, tmp_path / "out", method="distillspec", reward="rewards_by_hand:length", steps=5)
+    run = frozen_run(tiny, tmp_path / "out", method="distillspec", reward="rewards_of_texts:length", steps=5)
     assert run.writers == [{TARGET}] * 3 + [{DRAFT}] * 2
 
 
