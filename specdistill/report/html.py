@@ -24,6 +24,7 @@ from specdistill.report.wording import (
     lenience_name,
     number,
     prediction_warning,
+    speed_warning,
     score_rows,
     target_cell,
     target_cost,
@@ -86,7 +87,7 @@ def html_report(report: Report) -> str:
 
 
 def _cautions(report: Report) -> list[str]:
-    remarks = [prediction_warning(report), *(entry.remark for entry in report.training_prompts or ())]
+    remarks = [prediction_warning(report), speed_warning(report), *(entry.remark for entry in report.training_prompts or ())]
     return [remark for remark in remarks if remark is not None]
 
 

@@ -28,6 +28,7 @@ from specdistill.report.wording import (
     lossless_line,
     number,
     prediction_warning,
+    speed_warning,
     score_rows,
     target_cell,
     target_cost,
@@ -76,6 +77,7 @@ def bench_tables(report: Report, show: int = 0) -> None:
     for fact in [*_costs(report), lossless_line(report.lossless)]:
         console.print(fact, soft_wrap=True)
     _baselines(console, report)
+    _beware(console, speed_warning(report))
     economics = report.economics
     console.print(Text.assemble((f"verdict: {economics.verdict}", "bold"), f" - {economics.why}"), soft_wrap=True)
     if report.recommendation is not None:
@@ -156,7 +158,10 @@ def _positions(console: Console, report: Report) -> None:
         f"accepted/proposed {estimate(acceptance.acceptance_rate)}",
         soft_wrap=True,
     )
-    warning = prediction_warning(report)
+    _beware(console, prediction_warning(report))
+
+
+def _beware(console: Console, warning: str | None) -> None:
     if warning:
         console.print(Text.assemble(("BEWARE", "bold red"), f": {warning}"), soft_wrap=True)
 

@@ -23,6 +23,8 @@ SAMPLED = "lossless: not checked here, where the engine samples; bench --tempera
 
 _SURPRISING = 0.05
 """Relative distance of an engine's counter from the prediction that chance and the ends of answers don't explain."""
+_ANOTHER_MACHINE = 1.35
+"""Measured over predicted speed-up that only a load that came or went explains; quiet runs stayed below 1.05."""
 
 
 class AlphaRow(NamedTuple):
@@ -207,6 +209,23 @@ def prediction_warning(report: Report) -> str | None:
     return (
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
+    )
+
+
+def speed_warning(report: Report) -> str | None:
+    """The warning where the draft was measured faster than the costs of steps allow; None where it was not.
+
+    Slower than predicted is no contradiction: reading the prompts counts in what is measured.
+    """
+    economics, measured = report.economics, report.latency.speedup
+    predicted = economics.predicted_speedup.get(report.setup.num_draft_tokens, math.nan)
+    impossible = measured.low > economics.perfect_draft_speedup
+    if not (measured.has_interval and (impossible or measured.low > predicted * _ANOTHER_MACHINE)):
+        return None
+    bound = f"at most {economics.perfect_draft_speedup:.2f}x" if impossible else f"{predicted:.2f}x"
+    return (
+        f"{measured.mean:.2f}x was measured, but by the costs of single steps it should be {bound}: other work ran on "
+        "this machine during one of the two; measure again with nothing beside it"
     )
 
 

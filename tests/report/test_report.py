@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -222,3 +223,20 @@ def test_an_engine_that_accepts_otherwise_than_its_rule_is_named(report, capsys)
     # Within the range that chance and the ends of answers explain.
     assert off(-0.03, -0.04, -0.02) == (False, False)
     assert off(-0.13, -0.3, 0.04) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("low", "predicted", "perfect", "bound"),
+    [(1.5, 1.2, 1.4, "at most 1.40x"), (1.7, 1.2, 3.0, "1.20x"), (1.5, 1.2, 3.0, None), (0.2, 1.2, 3.0, None)],
+)
+def test_a_speed_up_beyond_what_the_costs_allow_is_a_changed_machine(
+    report, capsys, low, predicted, perfect, bound
+):
+    length = report.setup.num_draft_tokens
+    economics = replace(report.economics, predicted_speedup={length: predicted}, perfect_draft_speedup=perfect)
+    latency = replace(report.latency, speedup=Estimate(low + 0.1, low, low + 0.2))
+    report = replace(report, economics=economics, latency=latency)
+    said = f"by the costs of single steps it should be {bound}: other work ran on this machine"
+    bench_tables(report)
+    shown = [capsys.readouterr().out, html.unescape(html_report(report))]
+    assert [said in text for text in shown] == [bound is not None] * 2
