@@ -118,9 +118,9 @@ class WeightSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU."""
     pack: Literal["none", "float32", "float16", "int8"] = "none"
-    """Repack both models' weights for short passes on an x86 CPU. float32 takes twice the memory and changes only the
-    order of sums. float16 rounds the weights and is exact for the rounded model. int8 is faster but not exact: tokens
-    of one pass share a scale."""
+    """Repack both models' weights for short passes on an x86 CPU. float32 changes only the order of sums. float16
+    rounds the weights and is exact for the rounded model. int8 is faster but not exact: tokens of one pass share a
+    scale."""
 
     def __post_init__(self) -> None:
         if self.pack != "none" and self.dtype not in ("auto", "float32"):

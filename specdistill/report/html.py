@@ -24,8 +24,8 @@ from specdistill.report.wording import (
     lenience_name,
     number,
     prediction_warning,
-    speed_warning,
     score_rows,
+    speed_warning,
     target_cell,
     target_cost,
     target_rows,
@@ -87,7 +87,11 @@ def html_report(report: Report) -> str:
 
 
 def _cautions(report: Report) -> list[str]:
-    remarks = [prediction_warning(report), speed_warning(report), *(entry.remark for entry in report.training_prompts or ())]
+    remarks = [
+        prediction_warning(report),
+        speed_warning(report),
+        *(entry.remark for entry in report.training_prompts or ()),
+    ]
     return [remark for remark in remarks if remark is not None]
 
 

@@ -11,7 +11,6 @@ from specdistill.data import Prompt
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.errors import ConfigError
 from specdistill.evaluation.latency import first_difference
-from specdistill.models import packed
 from specdistill.models.packed import PackedLinear, check_packable, pack
 
 GREEDY = Sampling(temperature=0.0)
@@ -27,20 +26,9 @@ def test_a_packed_layer_is_close_to_its_weights(kind, tolerance):
         torch.testing.assert_close(layer(given), given @ weight.T + bias, atol=tolerance, rtol=tolerance)
 
 
-def test_float32_keeps_the_weights_and_multiplies_few_rows_as_torch_does():
-    generator = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(700, 500, generator=generator), torch.randn(9, 500, generator=generator)
-    layer = PackedLinear(weight, None, "float32")
-    for rows in (1, 3):
-        assert torch.equal(layer(inputs[:rows]), torch.nn.functional.linear(inputs[:rows], weight))
-    # Above that in oneDNN's order of sums.
-    torch.testing.assert_close(layer(inputs), inputs @ weight.T, atol=1e-3, rtol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_is_exact_for_the_packed_model(family, kind, monkeypatch):
-    monkeypatch.setattr(packed, "ONEDNN_LEAST", 1)
+def test_decoding_is_exact_for_the_packed_model(family, kind):
     target, draft = make_model(family), make_model(family, layers=1, seed=3)
     before = target.logits(target.hidden_states(torch.tensor([[5, 6, 7, 8]])))
     counted = target.num_parameters
@@ -56,15 +44,6 @@ def test_decoding_is_exact_for_the_packed_model(family, kind, monkeypatch):
         plain = generate_plain(target, [prompt], sampling=GREEDY, max_new_tokens=30, seeds=[0])[0]
         fast = SpeculativeDecoder(target, draft, num_draft_tokens=4, sampling=GREEDY)
         assert fast.generate([prompt], max_new_tokens=30, seeds=[0])[0].token_ids == plain.token_ids
-
-
-def test_small_matrices_stay_as_they_are():
-    model = make_model()
-    pack(model, "float32")
-    assert any(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
-    assert not any(isinstance(module, PackedLinear) for module in model.base_model.modules())
-    # The head is multiplied in one place whatever its size.
-    assert isinstance(model.packed_head, PackedLinear)
 
 
 def test_refuses():

@@ -229,9 +229,7 @@ def test_an_engine_that_accepts_otherwise_than_its_rule_is_named(report, capsys)
     ("low", "predicted", "perfect", "bound"),
     [(1.5, 1.2, 1.4, "at most 1.40x"), (1.7, 1.2, 3.0, "1.20x"), (1.5, 1.2, 3.0, None), (0.2, 1.2, 3.0, None)],
 )
-def test_a_speed_up_beyond_what_the_costs_allow_is_a_changed_machine(
-    report, capsys, low, predicted, perfect, bound
-):
+def test_a_speed_up_beyond_what_the_costs_allow_is_a_changed_machine(report, capsys, low, predicted, perfect, bound):
     length = report.setup.num_draft_tokens
     economics = replace(report.economics, predicted_speedup={length: predicted}, perfect_draft_speedup=perfect)
     latency = replace(report.latency, speedup=Estimate(low + 0.1, low, low + 0.2))
