@@ -38,7 +38,7 @@ from benchmarks.support.commands import run_command
 from benchmarks.support.results import write_result
 from specdistill.files.atomic import write_text
 
-TOKENS, STEPS, PILOT_STEPS = 8, 150, 10
+TOKENS, STEPS, PILOT_STEPS = 8, 100, 10
 LABELLED = {"method": "distillspec", "target_fraction": 1.0}
 
 
@@ -104,12 +104,14 @@ class Study:
         """Trains a run; returns processor seconds, with loading."""
         # Not resumed: half a run's time would decide the steps of others.
         shutil.rmtree(run, ignore_errors=True)
+        text = {"soft_labels": "labels"} if row.labelled else {"rollouts": "answers"}
+        text = {name: str(self.mails / folder) for name, folder in text.items()}
         began = time.process_time()
         train_once(
             run, self.cut(row.layers), target=self.target, prompts=str(self.mails / "train.jsonl"),
-            rollouts=str(self.mails / "answers"), seed=seed, steps=steps, batch_size=8, micro_batch_size=4,
+            seed=seed, steps=steps, batch_size=8, micro_batch_size=4,
             max_new_tokens=160, eval_every=steps, heldout_prompts=4, patience=0, rule="greedy", precision="float32",
-            **row.settings, **({"soft_labels": str(self.mails / "labels")} if row.labelled else {}),
+            **row.settings, **text,
         )  # fmt: skip
         return time.process_time() - began
 

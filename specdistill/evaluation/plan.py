@@ -64,7 +64,7 @@ class TokenCounts:
     labelled: float
     """Tokens that the target reads for its distributions, prompts included."""
     trained_with_prompts: float
-    """Tokens that pass through the draft in training, prompts included."""
+    """Tokens that pass through the draft in training, prompts and a parallel draft's masks included."""
 
     def by_stage(self) -> dict[str, float]:
         """Stage -> the tokens that it counts."""
@@ -135,7 +135,7 @@ def plan(config: PlanConfig) -> Plan:
         ConfigError: A size can't be read.
     """
     gpu = accelerator(config.gpu, config.machine)
-    tokens = token_counts(config.text)
+    tokens = token_counts(config.text, config.training.rows_per_token)
     answer_tokens = config.training.batch_size * config.text.answer_tokens
     hours = _gpu_hours(config, gpu, tokens)
     memory = memory_per_gpu(config)
@@ -163,8 +163,13 @@ def accelerator(name: str, machine: PlannedMachine) -> Accelerator:
     return ACCELERATORS[name]
 
 
-def token_counts(text: PlannedText) -> TokenCounts:
-    """Counts tokens by what is done with them."""
+def token_counts(text: PlannedText, rows_per_token: float = 1.0) -> TokenCounts:
+    """Counts tokens by what is done with them.
+
+    Args:
+        text: The text.
+        rows_per_token: Rows that the draft reads in training for each token of an answer, guesses included.
+    """
     answers = text.prompts * text.rollouts_per_prompt
     written = answers * text.answer_tokens
     trained = written * text.epochs
@@ -178,7 +183,7 @@ def token_counts(text: PlannedText) -> TokenCounts:
         trained=float(trained),
         own=float(own),
         labelled=float((fixed + own) * ratio),
-        trained_with_prompts=float(trained * ratio),
+        trained_with_prompts=float(trained * (ratio - 1 + rows_per_token)),
     )
 
 
@@ -270,11 +275,13 @@ def working_bytes(config: PlanConfig) -> float:
     models, text, answers = config.models, config.text, config.training.micro_batch_size
     layers, width = shape_of(config.draft)
     layers, width = models.draft_layers or layers, models.draft_width or width
-    tokens = answers * (text.prompt_tokens + text.answer_tokens)
+    tokens, guesses = answers * text.prompt_tokens, answers * text.answer_tokens * config.training.rows_per_token
     # The target keeps nothing for a backward pass: a few times one layer's width.
-    passing = 8 * tokens * shape_of(config.target)[1] * models.weight_bytes
-    logits = answers * text.answer_tokens * models.vocab_size * models.weight_bytes
-    return tokens * layers * width * _ACTIVATIONS * models.weight_bytes + max(passing, 2 * min(logits, _TILE_BYTES))
+    passing = 8 * answers * (text.prompt_tokens + text.answer_tokens) * shape_of(config.target)[1] * models.weight_bytes
+    logits = guesses * models.vocab_size * models.weight_bytes
+    return (tokens + guesses) * layers * width * _ACTIVATIONS * models.weight_bytes + max(
+        passing, 2 * min(logits, _TILE_BYTES)
+    )
 
 
 def shape_of(params: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least
+from specdistill.settings.checks import at_least, needs, within_one
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
 _MOST_EPOCHS = 1_000_000
@@ -107,9 +107,24 @@ class PlannedTraining:
     """Answers per optimiser step."""
     micro_batch_size: int = 8
     """Answers per forward and backward pass of one process."""
+    parallel: int = 0
+    """Tokens that a parallel draft guesses in one pass, as train-draft's --parallel; 0 is an ordinary draft."""
+    parallel_keep: float = 0.5
+    """As train-draft's --parallel-keep."""
+    parallel_keep_least: float = 0.1
+    """As train-draft's --parallel-keep-least."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "label_top_k", "batch_size", "micro_batch_size")
+        at_least(self, 0, "parallel")
+        within_one(self, "parallel_keep", "parallel_keep_least")
+        needs(self, self.parallel > 0, "--parallel", "parallel_keep", "parallel_keep_least")
+
+    @property
+    def rows_per_token(self) -> float:
+        """Rows that the draft reads in training for each token of an answer: its own and the masks that are kept."""
+        kept = (max(self.parallel_keep**ahead, self.parallel_keep_least) for ahead in range(1, self.parallel))
+        return 1 + sum(kept)
 
 
 @dataclass(frozen=True, kw_only=True)

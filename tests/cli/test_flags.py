@@ -80,6 +80,8 @@ TOGETHER = {
         "top_p": {"top_p": 0.9},
     },
     "plan": {
+        "parallel_keep": {"parallel": 8, "parallel_keep": 0.7},
+        "parallel_keep_least": {"parallel": 8, "parallel_keep_least": 0.2},
         "gpu": CARD,
         "gpu_tflops": CARD,
         "gpu_bandwidth": CARD,

@@ -47,6 +47,23 @@ def test_the_drafts_own_answers_are_labelled_each_time():
     assert mixed.labelled > fixed.labelled
 
 
+def test_a_parallel_draft_reads_its_masks_too():
+    sizes = {"prompts": 10, "rollouts_per_prompt": 2, "prompt_tokens": 30, "answer_tokens": 50, "epochs": 3}
+    sizes["vocab_size"] = 1000
+    # The token's own row, then 0.5, 0.25, 0.2, 0.2 of a mask.
+    config = settings(**sizes, parallel=5, parallel_keep_least=0.2)
+    planned, ordinary = plan(config), plan(settings(**sizes))
+    assert planned.tokens.trained_with_prompts == pytest.approx(60 * (30 + 50 * 2.15))
+    assert planned.flops["draft trains"] == pytest.approx(6e9 * 60 * (30 + 50 * 2.15))
+    assert planned.tokens.labelled == ordinary.tokens.labelled and planned.steps == ordinary.steps
+    more = working_bytes(config) - working_bytes(settings(**sizes))
+    layers, width = shape_of(1e9)
+    # Of a micro-batch of 8 answers; the target's own pass, which stays, is larger than so few logits.
+    assert more == pytest.approx(8 * 50 * 1.15 * layers * width * 23 * 2)
+    with pytest.raises(ConfigError, match="--parallel"):
+        settings(parallel_keep=0.7)
+
+
 def test_memory_by_strategy():
     whole = memory_per_gpu(settings(gpus=8))
     working = working_bytes(settings(gpus=8))
