@@ -5,8 +5,8 @@
 
 The target's own output is decoded one prompt at a time, the speculative one in ragged batches of eight, float32, one
 thread. Where two outputs differ, it reports how close the two best logits were there: a gap of a few roundings is a
-numerical tie, anything larger is a bug. Writes benchmarks/results/lossless.json, or lossless_NAME.json, which is also the last line
-of stdout.
+numerical tie, anything larger is a bug. Writes benchmarks/results/lossless.json, or lossless_NAME.json, which is also
+the last line of stdout.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class Economics:
     perfect_draft_speedup: float
     """The best speed-up over all lengths if every draft token were accepted."""
     verdict: str
-    """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval, `unknown`
-    where decoding was not timed."""
+    """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval, or more
+    was measured than a perfect draft would give; `unknown` where decoding was not timed."""
     why: str
     """The verdict's reason in one sentence."""
     target_step_seconds: float | None = None
@@ -100,9 +100,9 @@ def judge(
         untimed: Why none was measured; None where one was.
 
     Returns:
-        Costs, predictions and the verdict: `cannot pay` where even a perfect draft would be no faster, `unknown` where
-        nothing was timed, `undecided` where the measurement has no interval, `pays` where its interval lies above 1,
-        else `does not pay`.
+        Costs, predictions and the verdict: `undecided` where the measurement has no interval or lies above what a
+        perfect draft would give, `cannot pay` where even that would be no faster, `unknown` where nothing was timed,
+        `pays` where the interval lies above 1, else `does not pay`.
 
     Raises:
         KeyError: A length is missing in `costs.verify_cost` or `predicted_tau`.
@@ -138,6 +138,9 @@ def judge(
         target_step_seconds=costs.target_step_seconds,
         draft_step_seconds=costs.draft_step_seconds,
     )
+
+
+_BESIDE = "other work ran on this machine during one of the two; measure again with nothing beside it"
 
 
 def judge_rounds(
@@ -180,7 +183,12 @@ def judge_rounds(
     timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
     known = f"{needs} (a perfect draft would give {cap:.2f}x)"
     why = f"{timed}: {facts}; {known if is_scored else f'its alpha is unknown, for {unscored}'}"
-    if cap <= 1:
+    if measured.has_interval and measured.low > cap:
+        verdict = "undecided"
+        why = (
+            f"{timed}, yet by the costs of single steps even a perfect draft would give {cap:.2f}x: {facts}; {_BESIDE}"
+        )
+    elif cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
     elif not measured.has_interval:
@@ -188,7 +196,8 @@ def judge_rounds(
     elif measured.low > 1:
         verdict = "pays"
     else:
-        verdict, why = "does not pay", why + _remedies(measured, num_draft_tokens, best, predicted[best])
+        verdict = "does not pay"
+        why += _remedies(measured, num_draft_tokens, best, predicted[best], predicted[num_draft_tokens])
     return Economics(
         cost_ratio=None,
         verify_cost={},
@@ -213,8 +222,11 @@ def _too_few(measured: Estimate, drafts: str) -> str:
     )
 
 
-def _remedies(measured: Estimate, num_draft_tokens: int, best: int, predicted: float) -> str:
+def _remedies(measured: Estimate, num_draft_tokens: int, best: int, predicted: float, here: float) -> str:
     remedies = ""
+    if here > max(1.0, measured.high):
+        remedies += f"; by the costs of single steps it would be {here:.2f}x: reading the prompts counts in what is "
+        remedies += "measured, and so does other work on this machine"
     if measured.high > 1:
         remedies += "; the interval spans 1, so this is too close to call: more --latency-prompts narrow it"
     if best != num_draft_tokens and predicted > 1:

@@ -66,7 +66,7 @@ def load_section(
     stops = _from_where(rows, [row.speedup.low <= 1 for row in rows.values()]) if known else None
     schedule = None
     if costs and predicted:
-        schedule = draft_schedule(costs, predicted, stops)
+        schedule = draft_schedule(costs, predicted, stops, rows if known else {})
     return Load(
         batch=dict(rows),
         stops_paying_at=stops,
@@ -107,7 +107,10 @@ def crossing(speedups: Mapping[int, float]) -> float | None:
 
 
 def draft_schedule(
-    costs: Mapping[int, Costs], predicted: Mapping[int, float], stops_paying_at: int | None
+    costs: Mapping[int, Costs],
+    predicted: Mapping[int, float],
+    stops_paying_at: int | None,
+    measured: Mapping[int, LoadRow] | None = None,
 ) -> list[tuple[int, int, int]] | None:
     """The best draft length of every batch up to the largest measured one, as ranges with equal lengths.
 
@@ -115,6 +118,8 @@ def draft_schedule(
         costs: Batch size -> costs; seconds between measured sizes are interpolated.
         predicted: Draft length -> predicted tokens per target call.
         stops_paying_at: Batch from which on nothing is drafted, whatever is predicted.
+        measured: Batch size -> row with an interval: where drafting pays at both sizes around a batch, something is
+            drafted there, whatever is predicted; where it pays at neither, nothing is.
 
     Returns:
         (first batch, last batch, draft tokens) from 1 on; None where nothing is to be drafted at any batch.
@@ -132,13 +137,24 @@ def draft_schedule(
         step = float(np.interp(batch, sizes, steps))
         gains = {length: predicted[length] * step / float(np.interp(batch, sizes, rounds[length])) for length in rounds}
         best = max(gains, key=lambda length: gains[length])
-        if gains[best] <= 1 or (stops_paying_at is not None and batch >= stops_paying_at):
+        if gains[best] <= 1:
+            best = 0
+        around = _around(measured or {}, batch)
+        if around and all(row.speedup.low > 1 for row in around):
+            best = best or around[0].num_draft_tokens
+        elif (around and all(row.speedup.low <= 1 for row in around)) or batch >= (stops_paying_at or math.inf):
             best = 0
         if ranges and ranges[-1][2] == best:
             ranges[-1] = (ranges[-1][0], batch, best)
         else:
             ranges.append((batch, batch, best))
     return ranges if any(length for _, _, length in ranges) else None
+
+
+def _around(rows: Mapping[int, LoadRow], batch: int) -> list[LoadRow]:
+    """The rows of the nearest measured sizes: the largest up to the batch, the smallest from it on."""
+    below, above = [size for size in rows if size <= batch], [size for size in rows if size >= batch]
+    return [rows[size] for size in (*([max(below)] if below else []), *([min(above)] if above else []))]
 
 
 def _why(rows: Mapping[int, LoadRow], known: bool, stops: int | None) -> str:

@@ -121,7 +121,7 @@ def _measure_parts(
         "timing", lambda: time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
     )
     if free is not None:
-        parts.sections |= baseline_sections(config, free, answers, timed, parts.report().economics.verdict)
+        parts.sections |= baseline_sections(config, models, free, answers, timed, parts.report().economics.verdict)
     parts.keep("timing")
     runs = timed.runs if timed else []
     if judge is not None and own is not None:

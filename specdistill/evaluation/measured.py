@@ -19,7 +19,7 @@ from specdistill.evaluation.interruption import counted_or_unknown, latency_or_u
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
 from specdistill.evaluation.overlap import overlap
-from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers, training_flags
 from specdistill.evaluation.report import GreedyDifference, Lossless, Report
 from specdistill.evaluation.report_acceptance import Acceptance
 from specdistill.evaluation.report_setup import DecoderSetup
@@ -157,12 +157,18 @@ def _setup(
 
 
 def baseline_sections(
-    config: MeasureConfig, free: Beside, answers: Sequence[Example], timed: Timed | None, verdict: str
+    config: MeasureConfig,
+    models: Models,
+    free: Beside,
+    answers: Sequence[Example],
+    timed: Timed | None,
+    verdict: str,
 ) -> dict[str, Any]:
     """`baselines`, `overlap` and `recommendation` of the report.
 
     Args:
         config: The settings.
+        models: Both models.
         free: Drafts without a model.
         answers: The target's answers that were scored.
         timed: The timed run; None where there was none.
@@ -176,7 +182,14 @@ def baseline_sections(
             TimedWay(name, int(baselines[name].settings["num_draft_tokens"]), runs)
             for name, runs in timed.beside.items()
         ]
-        base, hopeless = config.adapter.target_base, verdict == "cannot pay"
-        same = same_answers(config)
-        recommendation = recommend(ways, config.target, config.drafter, same, base=base, hopeless=hopeless)
+        recommendation = recommend(
+            ways,
+            config.target,
+            config.drafter,
+            same_answers(config),
+            base=config.adapter.target_base,
+            verdict=verdict,
+            training=training_flags(config, models.draft.parallel),
+            untimed={name: one.predicted_speedup or 0.0 for name, one in baselines.items() if one.speedup is None},
+        )
     return {"baselines": baselines, "overlap": overlap(answers), "recommendation": recommendation}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of
-from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
+from specdistill.evaluation.recommendation import AGAIN, MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
+from specdistill.models.parallel import ParallelDrafting
 from specdistill.settings.command_line import changed_flags, command
 
 _METHODS = {
@@ -51,6 +52,19 @@ def same_answers(config: MeasureConfig) -> list[str]:
     return changed_flags(config, ("prompts", "num_prompts", "max_new_tokens", "temperature"))
 
 
+def training_flags(config: MeasureConfig, parallel: ParallelDrafting | None = None) -> list[str]:
+    """Words of the command line that trains the draft on: prompts of one's own, as here, and the tokens it guesses.
+
+    Args:
+        config: The bench's settings.
+        parallel: How the draft guesses several tokens in one pass; None for an ordinary one.
+    """
+    words = [] if config.prompts.startswith("builtin") else ["--prompts", "NEW_PROMPTS"]
+    if parallel is not None and parallel.trained_tokens is not None:
+        words += ["--parallel", str(parallel.trained_tokens)]
+    return words
+
+
 def recommend(
     ways: Sequence[TimedWay],
     target: str,
@@ -58,7 +72,9 @@ def recommend(
     same: Sequence[str] = (),
     *,
     base: str | None = None,
-    hopeless: bool = False,
+    verdict: str = "",
+    training: Sequence[str] = (),
+    untimed: Mapping[str, float] | None = None,
 ) -> Recommendation | None:
     """Picks the fastest of the ways that pay; over one that takes less, only if its advantage is more than chance.
 
@@ -67,7 +83,9 @@ def recommend(
         target, draft: Names of the models, for the command; no draft where the method has none.
         same: Words of the command that the next one must repeat, such as `--prompts FILE`.
         base: Model that the target is an adapter of, where the user named one; for the command too.
-        hopeless: Whether even a perfect draft of this cost would be no faster.
+        verdict: On the draft, as in `Economics`.
+        training: Words of a command that trains the draft on.
+        untimed: Ways that were not timed -> speed-up that is predicted of them.
 
     Returns:
         None where nothing was timed.
@@ -78,6 +96,9 @@ def recommend(
     if not all(way.speedup.has_interval for way in ways):
         few = f"an interval needs {FEWEST_UNITS} timed batches or more"
         return Recommendation(serve="undecided", num_draft_tokens=None, why=few, next=MORE_PROMPTS)
+    if verdict == "undecided":
+        why = f"More was measured than the costs of single steps allow: {_list(ways)}."
+        return Recommendation(serve="undecided", num_draft_tokens=None, why=why, next=AGAIN)
     best: TimedWay | None = None
     for way in sorted(ways, key=lambda way: (way.effort, -way.speedup.mean)):
         if way.speedup.low > 1 and (best is None or (way.effort > best.effort and way.over(best).low > 1)):
@@ -86,8 +107,8 @@ def recommend(
         return Recommendation(
             serve="nothing",
             num_draft_tokens=None,
-            why=f"Nothing pays: {_list(ways)}.",
-            next=_if_nothing(ways, _target(target, base), draft, hopeless),
+            why=f"Nothing that was timed pays: {_list(ways)}.{_predicted(untimed or {})}",
+            next=_if_nothing(ways, _target(target, base), draft, verdict == "cannot pay", training),
         )
     others = [way for way in ways if way is not best]
     why = f"It is {_times(best.speedup)} as fast as the plain target."
@@ -119,6 +140,14 @@ def _list(ways: Sequence[TimedWay]) -> str:
     return "; ".join(f"{way_name(way.name)} {_times(way.speedup)}" for way in ways)
 
 
+def _predicted(untimed: Mapping[str, float]) -> str:
+    paying = {name: speed for name, speed in untimed.items() if speed > 1}
+    if not paying:
+        return ""
+    words = "; ".join(f"{way_name(name)} {speed:.2f}x" for name, speed in paying.items())
+    return f" Predicted, and not timed: {words}; --baselines all times them."
+
+
 def _times(value: Estimate) -> str:
     return f"{value.mean:.2f}x [{value.low:.2f}, {value.high:.2f}]"
 
@@ -128,14 +157,17 @@ def _target(name: str, base: str | None) -> tuple[str, ...]:
     return ("--target", name) if base is None else ("--target", name, "--target-base", base)
 
 
-def _if_nothing(ways: Sequence[TimedWay], target: Sequence[str], draft: str | None, hopeless: bool) -> str:
-    if any(way.speedup.high > 1 for way in ways):
+def _if_nothing(
+    ways: Sequence[TimedWay], target: Sequence[str], draft: str | None, hopeless: bool, training: Sequence[str]
+) -> str:
+    # Of a draft that cannot pay, no measurement is close to call.
+    if any(way.speedup.high > 1 for way in ways if not (hopeless and way.name == "draft")):
         return MORE_PROMPTS
     if hopeless:
         return NO_TRAINING
     if draft is None or not any(way.name == "draft" for way in ways):
         return command("init-draft", *target, "--layers", "2", "--output", "draft")
-    return command("train-draft", *target, "--draft", draft, "--output", "trained-draft")
+    return command("train-draft", *target, "--draft", draft, *training, "--output", "trained-draft")
 
 
 def _next(best: TimedWay, target: Sequence[str], draft: str | None, same: Sequence[str]) -> str:

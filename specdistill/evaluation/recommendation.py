@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MORE_PROMPTS = "Time more prompts: raise --num-prompts and --latency-prompts."
+AGAIN = "Measure again with nothing else running on this machine."
 NO_TRAINING = "Do not train this draft: take one with cheaper steps, or hardware on which checking is cheap."
 
 WAYS = {
@@ -31,7 +32,8 @@ class Recommendation:
     """The way to serve, and the next command."""
 
     serve: str
-    """`draft`, a key of `baselines`, `nothing`, or `undecided` where too little was timed for an interval."""
+    """`draft`, a key of `baselines`, `nothing`, or `undecided` where too little was timed for an interval, or more
+    was measured than the costs allow."""
     num_draft_tokens: int | None
     """Draft tokens per verification to serve it with; null for nothing."""
     why: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from specdistill.evaluation.recommendation import MORE_PROMPTS, NO_TRAINING, WAYS, Recommendation
+from specdistill.evaluation.recommendation import AGAIN, MORE_PROMPTS, NO_TRAINING, WAYS, Recommendation
 from specdistill.evaluation.report import Report
 from specdistill.report.wording import LOSSY, estimate
 
@@ -12,7 +12,6 @@ _NEXT = {
     "pays": "Deploy with this draft length.",
     "does not pay": "Train longer and on your own prompts, or take a smaller draft or another draft length.",
     "cannot pay": NO_TRAINING,
-    "undecided": MORE_PROMPTS,
     "unknown": "",
 }
 
@@ -45,10 +44,12 @@ def verdict(report: Report) -> Verdict:
         "pays": f"Serve the draft with {tokens(length)}: {estimate(report.latency.speedup, 2)} times as fast",
         "does not pay": "Don't serve this draft: it does not pay",
         "cannot pay": "Don't serve this draft: it cannot pay here",
-        "undecided": "Undecided: too little was measured",
+        "undecided": "Undecided",
     }.get(economics.verdict, "No verdict: decoding was not timed")
     good = economics.verdict == "pays"
-    return Verdict(headline, _sentence(economics.why), _NEXT.get(economics.verdict, ""), False, good)
+    more = AGAIN if report.latency.speedup.has_interval else MORE_PROMPTS
+    todo = more if economics.verdict == "undecided" else _NEXT.get(economics.verdict, "")
+    return Verdict(headline, _sentence(economics.why), todo, False, good)
 
 
 def _recommended(found: Recommendation) -> str:

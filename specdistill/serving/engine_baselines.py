@@ -8,7 +8,7 @@ from dataclasses import replace
 from specdistill.data.batch import Example
 from specdistill.evaluation.interruption import UNKNOWN
 from specdistill.evaluation.latency import TimedRun, speedup_of
-from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers, training_flags
 from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_baselines import Baseline
 from specdistill.evaluation.statistics import ratio
@@ -92,8 +92,15 @@ def recommendation(
         batches = [TimedRun(run.plain, run.baselines[name].answers) for run in runs]
         length = int(measured[METHODS[name].baseline].settings["num_draft_tokens"])
         ways.append(TimedWay(METHODS[name].baseline, length, batches))
-    base, hopeless = config.adapter.target_base, verdict == "cannot pay"
-    return recommend(ways, config.target, config.draft, same_answers(config), base=base, hopeless=hopeless)
+    return recommend(
+        ways,
+        config.target,
+        config.draft,
+        same_answers(config),
+        base=config.adapter.target_base,
+        verdict=verdict,
+        training=training_flags(config),
+    )
 
 
 def settings_of(asked: Drafting) -> dict[str, int | float]:

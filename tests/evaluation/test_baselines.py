@@ -22,7 +22,9 @@ from specdistill.evaluation.copying_walk import walk
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import bleu4, overlap
-from specdistill.evaluation.recommend import TimedWay, recommend, same_answers
+from specdistill.evaluation.recommend import TimedWay, recommend, same_answers, training_flags
+from specdistill.evaluation.recommendation import AGAIN
+from specdistill.models.parallel import ParallelDrafting
 
 NGRAM = partial(VllmNgram, 2, 3)
 COSTS = Costs(1.0, 0.25, {1: 1.0, 2: 1.1, 3: 1.3, 4: 1.6})
@@ -167,7 +169,7 @@ def test_what_is_recommended(ways, serve):
     elif serve == "nothing":
         assert found.next == "specdistill train-draft --target T --draft 'a draft' --output trained-draft"
         timed = [timed_way(name, seconds) for name, seconds in ways.items()]
-        hopeless = recommend(timed, "T", "a draft", hopeless=True)
+        hopeless = recommend(timed, "T", "a draft", verdict="cannot pay")
         assert hopeless is not None and hopeless.next.startswith("Do not train this draft")
     else:
         assert found.next == "specdistill check --target T --draft 'a draft'"
@@ -181,6 +183,44 @@ def test_the_next_bench_asks_the_same():
     assert found is not None and found.next.endswith(
         "bench --target T --engine vllm --method suffix --num-draft-tokens 3 --prompts mails.jsonl --temperature 0.7"
     )
+
+
+def noisy_way(name, seconds):
+    """Eight batches, every second of which takes a third longer and the others a third less."""
+    runs = timed_way(name, seconds).runs
+    shaken = [
+        [Generation([1] * 10, seconds=run.speculative[0].seconds * factor)]
+        for run, factor in zip(runs, (1.33, 0.66) * 4, strict=True)
+    ]
+    return TimedWay(name, 3, [TimedRun(run.plain, batch) for run, batch in zip(runs, shaken, strict=True)])
+
+
+def test_what_takes_more_must_be_faster_beyond_chance():
+    draft, both = timed_way("draft", 0.6), noisy_way("ngram+draft", 0.59)
+    assert both.over(draft).mean > 1 > both.over(draft).low
+    found = recommend([draft, both], "T", "D")
+    assert found is not None and found.serve == "draft"
+
+
+def test_what_was_not_timed_and_might_pay_is_named():
+    ways = [timed_way("draft", 1.2), timed_way("ngram", 1.1)]
+    found = recommend(ways, "T", "D", untimed={"suffix": 1.15, "suffix+draft": 0.9})
+    assert found is not None and found.serve == "nothing"
+    assert found.why.endswith("Predicted, and not timed: suffix decoding 1.15x; --baselines all times them.")
+
+
+def test_more_than_a_perfect_draft_would_give_decides_nothing():
+    found = recommend([timed_way("draft", 0.5)], "T", "D", verdict="undecided")
+    assert found is not None and (found.serve, found.next) == ("undecided", AGAIN)
+
+
+def test_the_next_training_reads_prompts_of_ones_own_and_keeps_a_parallel_draft():
+    own = BenchConfig.flat(target="T", draft="D", prompts="mails.jsonl")
+    assert training_flags(own, ParallelDrafting(7, 4)) == ["--prompts", "NEW_PROMPTS", "--parallel", "4"]
+    assert training_flags(BenchConfig.flat(target="T", draft="D")) == []
+    found = recommend([timed_way("draft", 1.2)], "T", "D", training=training_flags(own))
+    assert found is not None
+    assert found.next == "specdistill train-draft --target T --draft D --prompts NEW_PROMPTS --output trained-draft"
 
 
 def test_too_few_batches_decide_nothing():

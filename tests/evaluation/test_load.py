@@ -91,6 +91,20 @@ def test_the_schedule_takes_the_best_length_of_every_batch_between_the_measured_
     assert draft_schedule(costs, {1: 1.8, 2: 2.0}, None)[0] == (1, 8, 1)
 
 
+def test_the_schedule_never_contradicts_what_was_measured():
+    costs = {size: costs_of(size, draft_seconds, 0.1) for size in (1, 8, 32)}
+    predicted = {1: 1.875, 2: 3.0}
+    # It pays at 32, where nothing was predicted to gain: from 8 to 32 it then pays at both ends.
+    pays = {1: row(1.3, 1.5), 8: row(1.2, 1.2, num_draft_tokens=1), 32: row(1.1, 0.8, num_draft_tokens=3)}
+    assert draft_schedule(costs, predicted, None, pays) == [(1, 16, 2), (17, 31, 1), (32, 32, 3)]
+    # It does not at 1 and 8, where it was predicted to; between 8 and 32 the two ends differ, and the costs decide.
+    late = {1: row(0.9, 1.5), 8: row(0.8, 1.2), 32: row(1.1, 0.8)}
+    found = draft_schedule(costs, predicted, None, late)
+    assert found == [(1, 8, 0), (9, 16, 2), (17, 31, 0), (32, 32, late[32].num_draft_tokens)]
+    section = load_section(late, costs, predicted)
+    assert section.num_speculative_tokens_per_batch_size == found
+
+
 def test_every_prompt_is_taken_once_and_batches_differ():
     assert batched(32, 1) == list(range(32)) and batched(12, 2) == list(range(12))
     chosen = batched(10, 4)

@@ -44,7 +44,7 @@ def test_a_lossy_draft_is_called_so_beside_exact_ways():
         ("pays", "Serve the draft with 2 tokens: 1.10 [1.08, 1.12] times as fast"),
         ("does not pay", "Don't serve this draft: it does not pay"),
         ("cannot pay", "Don't serve this draft: it cannot pay here"),
-        ("undecided", "Undecided: too little was measured"),
+        ("undecided", "Undecided"),
         ("unknown", "No verdict: decoding was not timed"),
     ],
 )
