@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor
 
 from specdistill.decoding.clock import Clock
-from specdistill.decoding.masks import branch_masks, kinds_of_masks, ragged_masks
+from specdistill.decoding.masks import branch_masks, kinds_of_masks
+from specdistill.decoding.reader import Reader
 from specdistill.decoding.step_runner import EXTENT, Shapes, Step, rounded, runner_of
 from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
@@ -16,6 +18,8 @@ from specdistill.models.language_model import LONG_TEXT
 
 WIDEST_STEP = 32
 """Passes over more tokens are never captured: texts have any length, and long passes are not bound by launches."""
+_WIDEST_READ = 2
+"""The same where rows read texts: a draft has so many tokens to read in each round, and prompts have any number."""
 WHOLE_BYTES = 2**28
 """Rows up to `LONG_TEXT` are read in one pass, if what attention needs for it stays below so many bytes."""
 PASS_BYTES = 2**27
@@ -40,10 +44,10 @@ class CachedModel:
         """Measures forward passes, output head included."""
         self.calls = 0
         """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
-        self._takes_positions = model.takes_positions
         self._steps = runner_of(model)
         self._cache = self._steps.new_cache(self, model, batch_size, capacity)
-        self._offsets = torch.arange(rounded(capacity), device=model.device)
+        self.reader = Reader(model, self._cache)
+        """Its passes, for steps: a step must not refer to this object, which a captured one would keep for ever."""
         self._starts: Tensor | None = None
         """`lengths` on the device, int64 [batch]; None where they have changed since."""
 
@@ -62,10 +66,6 @@ class CachedModel:
         """Whether steps run as captured graphs."""
         return self._steps.captures
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.model.dtype
-
     def forward(self, token_ids: Tensor) -> Tensor:
         """Runs the model on new tokens, and writes their keys and values after each row's kept tokens.
 
@@ -83,35 +83,19 @@ class CachedModel:
         self.calls += 1
         return self._pass(token_ids)
 
-    def _pass(self, token_ids: Tensor, offset: int = 0) -> Tensor:
-        """Runs one pass over tokens that follow each row's kept ones and `offset` others, which were just read."""
+    def _pass(self, token_ids: Tensor, offset: int = 0, widest: int = WIDEST_STEP) -> Tensor:
+        """Runs one pass over tokens that follow each row's kept ones and `offset` others, which were just read.
+
+        It is a step if it has `widest` tokens at most.
+        """
         new = token_ids.shape[1]
         with self.clock:
-            if not offset and new <= WIDEST_STEP:
-                return self.step("pass", new, self._states, token_ids)[0]
+            if not offset and new <= widest:
+                return self.step("pass", new, functools.partial(_hidden, self.reader), token_ids)[0]
             # Padding takes room too, since it is written like any token.
             extent = rounded(self._fitting(offset + new))
-            shortest = min(self.lengths) + offset
-            return self._states(Shapes(extent, shortest), self._row_starts() + offset, token_ids)[0]
-
-    def _states(self, shapes: Shapes, starts: Tensor, token_ids: Tensor) -> tuple[Tensor]:
-        return (self.states(token_ids, starts, shapes),)
-
-    def states(self, token_ids: Tensor, starts: Tensor, shapes: Shapes) -> Tensor:
-        """Runs tokens behind each row's first ones, for steps: it reads no number that may change between steps.
-
-        Args:
-            token_ids: int64 [rows, new].
-            starts: int64 [rows], positions of the first of them.
-            shapes: Of the step.
-
-        Returns:
-            Hidden states [rows, new, hidden].
-        """
-        positions = starts[:, None] + self._offsets[: token_ids.shape[1]]
-        self._cache.write_next(positions, shapes.extent, shapes.shortest)
-        masks = ragged_masks(self.model.config, positions, shapes.extent, self._dtype)
-        return self._run(token_ids, positions, masks)
+            shapes = Shapes(extent, min(self.lengths) + offset)
+            return self.reader.states(token_ids, self._row_starts() + offset, shapes)
 
     def step(self, name: Hashable, new: int, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Runs a step as the model's runner does: at once, or as a graph that was captured for its shapes.
@@ -145,13 +129,6 @@ class CachedModel:
             self._starts = to_device(self.lengths, self.model.device)
         return self._starts
 
-    def _run(self, token_ids: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor | None] | None) -> Tensor:
-        # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
-        at = {"position_ids": positions.clamp(max=self.model.max_context - 1)} if self._takes_positions else {}
-        return self.model.base_model(
-            input_ids=token_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **at
-        ).last_hidden_state
-
     def branches(self, token_ids: Tensor, positions: Tensor, anchors: Tensor) -> Tensor:
         """Runs tokens that continue the only row's text behind different tokens of it; none of them is kept.
 
@@ -166,8 +143,8 @@ class CachedModel:
         assert kept + new <= self.capacity, "branches are written behind the text"
         extent = rounded(kept + new)
         self._cache.write_next(torch.arange(kept, kept + new, device=positions.device)[None], extent, kept)
-        masks = branch_masks(self.model.config, positions, anchors, kept, extent, self._dtype)
-        return self._run(token_ids, positions, masks)
+        masks = branch_masks(self.model.config, positions, anchors, kept, extent, self.model.model.dtype)
+        return self.reader.run(token_ids, positions, masks)
 
     def passes(self, rows: list[list[int]]) -> Iterator[tuple[int, Tensor]]:
         """Lets each row read its own number of tokens, in as many passes as memory asks for, and keep them.
@@ -188,7 +165,7 @@ class CachedModel:
             parts = [ids[start : start + width] for ids in rows]
             most = max(map(len, parts))
             padded = to_device([ids + [0] * (most - len(ids)) for ids in parts], self.model.device)
-            yield start, self._pass(padded, start)
+            yield start, self._pass(padded, start, widest=_WIDEST_READ)
         self.advance([len(ids) for ids in rows])
 
     def _tokens_per_pass(self, longest: int) -> int:
@@ -234,7 +211,7 @@ class CachedModel:
                 self._cache.write_next(positions, len(ids), 0, row)
                 with self._cache.first_pass_of(row):
                     # Without other rows and older tokens the model's own masks are right, and need less memory.
-                    ends.append(self._run(token_ids, positions, None)[0, -1])
+                    ends.append(self.reader.run(token_ids, positions, None)[0, -1])
             self._cache.join()
         self.calls += 1
         self.advance([len(ids) for ids in rows])
@@ -274,3 +251,8 @@ class CachedModel:
         """Keeps only the given rows."""
         self._cache.select(to_device(rows, self.model.device))
         self.lengths, self._starts = [self.lengths[row] for row in rows], None
+
+
+def _hidden(reader: Reader, shapes: Shapes, starts: Tensor, token_ids: Tensor) -> tuple[Tensor]:
+    """The step that is one pass: hidden states [rows, new, hidden]."""
+    return (reader.states(token_ids, starts, shapes),)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.draft_length import DraftLength
+from specdistill.decoding.reader import Reader
 from specdistill.decoding.sampling import Keys, Sampling, draw, ids_of, process
 from specdistill.decoding.step_runner import Shapes
 from specdistill.decoding.transfers import to_device
@@ -134,7 +135,7 @@ def _all_at_once(
     device = draft.model.device
     token_ids = to_device([ids + [0] * (_UNREAD - len(ids)) for ids in unread], device)
     ends = to_device([len(ids) - 1 for ids in unread], device)
-    step = functools.partial(_drafted, draft, count, sampling)
+    step = functools.partial(_drafted, draft.reader, count, sampling)
     with draft.clock:
         drafted = draft.step(
             ("draft", count, sampling), _UNREAD + count - 1, step, token_ids, ends, keys.seeds, keys.emitted
@@ -145,7 +146,7 @@ def _all_at_once(
 
 
 def _drafted(
-    draft: CachedModel,
+    reader: Reader,
     count: int,
     sampling: Sampling,
     shapes: Shapes,
@@ -156,15 +157,15 @@ def _drafted(
     emitted: Tensor,
 ) -> tuple[Tensor, ...]:
     """All passes of a round and what they draw: token ids [rows, count], and unless greedy `own_logits` beside them."""
-    model, keys = draft.model, Keys(seeds, emitted)
-    hidden = draft.states(token_ids, starts, shapes)
+    model, keys = reader.model, Keys(seeds, emitted)
+    hidden = reader.states(token_ids, starts, shapes)
     hidden = hidden.take_along_dim(ends[:, None, None], 1)[:, 0]
     starts = starts + ends + 1
     drawn, logits = [], []
     for ahead in range(count):
         if ahead:
             # The next position is read over padding, which stood there.
-            hidden = draft.states(drawn[-1].clamp(min=0)[:, None], starts, shapes)[:, 0]
+            hidden = reader.states(drawn[-1].clamp(min=0)[:, None], starts, shapes)[:, 0]
             starts = starts + 1
         logits.append(model.own_logits(hidden))
         drawn.append(ids_of(model, draw(logits[-1], sampling, keys, from_draft=True, ahead=ahead)))

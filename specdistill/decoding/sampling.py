@@ -64,14 +64,16 @@ def draw(
     Returns:
         int64 [batch]; -1 for a row that holds NaN, or no finite logit. `refuse_undefined` is for whoever reads them.
     """
-    return sample(
-        logits,
-        seeds=keys.seeds,
-        positions=keys.emitted + ahead,
-        rounds=keys.emitted if from_draft else None,
-        stream=noise.DRAFT if from_draft else noise.TARGET,
-        **sampling.settings,
-    )
+    positions, rounds = keys.emitted + ahead, keys.emitted if from_draft else None
+    stream = noise.DRAFT if from_draft else noise.TARGET
+    if torch.compiler.is_compiling():
+        settings = sampling.settings
+        filters = settings["top_k"], settings["top_p"], settings["min_p"]
+        # See `opaque_sample`, which whoever compiles has imported.
+        return torch.ops.specdistill.sample(
+            logits, keys.seeds, positions, rounds, stream, float(settings["temperature"]), *filters
+        )
+    return sample(logits, seeds=keys.seeds, positions=positions, rounds=rounds, stream=stream, **sampling.settings)
 
 
 def pick(

@@ -237,6 +237,9 @@ class LanguageModel:
     def weights_changed(self) -> None:
         """Drops cached copies of weights; call it after an optimiser step."""
         self._head = None
+        if self.step_runner is not None and self.kept_ids is not None:
+            # Graphs hold the copy's address. Other weights change in place.
+            self.step_runner.forget()
 
     @contextlib.contextmanager
     def generating(self):
