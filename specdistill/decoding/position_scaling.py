@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from specdistill.decoding.cached_model import CachedModel, rounded
+from specdistill.decoding.cached_model import WIDEST_STEP, CachedModel, rounded
 from specdistill.decoding.masks import ragged_masks
 from specdistill.models import LanguageModel
 
@@ -55,11 +55,11 @@ class ScaledModel(CachedModel):
         self._long = [False] * batch_size
         """Whether a row's keys have the frequencies of long texts."""
 
-    def _pass(self, token_ids: Tensor, offset: int = 0) -> Tensor:
+    def _pass(self, token_ids: Tensor, offset: int = 0, widest: int = WIDEST_STEP) -> Tensor:
         self._fed = [fed[:offset] + ids for fed, ids in zip(self._fed, token_ids.tolist(), strict=True)]
         starts = [length + offset for length in self.lengths]
         if self._together(starts, token_ids.shape[1]):
-            return super()._pass(token_ids, offset)
+            return super()._pass(token_ids, offset, widest)
         return torch.stack([self._read_row(row, token_ids[row], start) for row, start in enumerate(starts)])
 
     def _together(self, starts: list[int], new: int) -> bool:
@@ -88,8 +88,8 @@ class ScaledModel(CachedModel):
         positions = torch.arange(start, start + len(token_ids), device=token_ids.device)[None]
         extent = rounded(start + len(token_ids))
         self._cache.write_next(positions, extent, start, row)
-        masks = ragged_masks(self.model.config, positions, extent, self._dtype)
-        return self._run(token_ids[None], positions, masks)[0]
+        masks = ragged_masks(self.model.config, positions, extent, self.model.model.dtype)
+        return self.reader.run(token_ids[None], positions, masks)[0]
 
     def advance(self, counts: list[int]) -> None:
         super().advance(counts)

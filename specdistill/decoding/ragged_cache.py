@@ -54,7 +54,9 @@ class RaggedLayer(CacheLayerMixin):
         self.extent = self.start = 0
         """Number of positions that the next pass attends to, and of those before its first token."""
         self.row: int | None = None
-        """The only row that the next pass reads; None for all."""
+        """The only row that the next pass reads; None for the first ones, as many as the pass has."""
+        self.stays = False
+        """Whether buffers keep their place and size for ever, as captured graphs need."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Masked entries still enter sums as 0 * value, and a stray NaN in uninitialised memory would spread.
@@ -67,19 +69,29 @@ class RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        # A slice, so that writing into it writes into the buffers.
-        rows = slice(None) if self.row is None else slice(self.row, self.row + 1)
+        rows = self._rows(key_states)
         return (
             _write(self.keys[rows], key_states, self.write_at)[:, :, : self.extent],
             _write(self.values[rows], value_states, self.write_at)[:, :, : self.extent],
         )
 
+    def _rows(self, states: Tensor) -> slice:
+        # A slice, so that writing into it writes into the buffers.
+        return slice(0, len(states)) if self.row is None else slice(self.row, self.row + 1)
+
     def select(self, rows: Tensor) -> None:
-        """Keeps only the given rows."""
-        self.batch = len(rows)
+        """Keeps only the given rows, which move to the front."""
+        if not self.stays:
+            self.batch = len(rows)
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys, self.values = self._selected(self.keys, rows), self._selected(self.values, rows)
+
+    def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        if not self.stays:
+            return buffer[rows]
+        buffer[: len(rows)] = buffer[rows]
+        return buffer
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.extent, 0
@@ -112,7 +124,7 @@ class RaggedIndexedLayer(RaggedLayer):
         states = indexer_key_states
         if self.indexer_keys is None:
             self.indexer_keys = states.new_zeros(self.batch, self.capacity, states.shape[-1])
-        rows = slice(None) if self.row is None else slice(self.row, self.row + 1)
+        rows = self._rows(states)
         # One head, so that the buffers of keys and these are written alike.
         return _write(self.indexer_keys[rows][:, None], states[:, None], self.write_at)[:, 0, : self.extent]
 
@@ -120,7 +132,7 @@ class RaggedIndexedLayer(RaggedLayer):
         """Keeps only the given rows."""
         super().select(rows)
         if self.indexer_keys is not None:
-            self.indexer_keys = self.indexer_keys[rows]
+            self.indexer_keys = self._selected(self.indexer_keys, rows)
 
 
 class RaggedHybridLayer(LinearAttentionLayer, RaggedLayer):
