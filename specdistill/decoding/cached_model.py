@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from specdistill.decoding.masks import branch_masks, kinds_of_masks, ragged_masks
 from specdistill.decoding.ragged_cache import RaggedCache
+from specdistill.decoding.target_features import TargetFeatures
 from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
 
@@ -44,6 +46,7 @@ class CachedModel:
         """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
         self._cache = RaggedCache(model.base_model, model.config, batch_size, rounded(capacity))
         self._takes_positions = model.takes_positions
+        self._features: TargetFeatures | None = None
 
     @property
     def recurrent(self) -> bool:
@@ -87,12 +90,24 @@ class CachedModel:
         self._stop_clock(start)
         return hidden
 
-    def _run(self, token_ids: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor | None] | None) -> Tensor:
+    def watch(self, layers: Sequence[int]) -> TargetFeatures:
+        """Keeps what goes into some layers from now on, for a head that reads it."""
+        self._features = TargetFeatures(self.model, layers, len(self.lengths), rounded(self.capacity))
+        return self._features
+
+    def _run(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        masks: Tensor | dict[str, Tensor | None] | None,
+        row: int | None = None,
+    ) -> Tensor:
         # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
         at = {"position_ids": positions.clamp(max=self.model.max_context - 1)} if self._takes_positions else {}
-        return self.model.base_model(
-            input_ids=token_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **at
-        ).last_hidden_state
+        with contextlib.nullcontext() if self._features is None else self._features.of_pass(positions, row):
+            return self.model.base_model(
+                input_ids=token_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **at
+            ).last_hidden_state
 
     def branches(self, token_ids: Tensor, positions: Tensor, anchors: Tensor) -> Tensor:
         """Runs tokens that continue the only row's text behind different tokens of it; none of them is kept.
@@ -175,7 +190,7 @@ class CachedModel:
             self._cache.write_next(positions, len(ids), 0, row)
             with self._cache.first_pass_of(row):
                 # Without other rows and older tokens the model's own masks are right, and need less memory.
-                ends.append(self._run(token_ids, positions, None)[0, -1])
+                ends.append(self._run(token_ids, positions, None, row)[0, -1])
         self._cache.join()
         self.calls += 1
         self._stop_clock(start)
@@ -213,7 +228,10 @@ class CachedModel:
 
     def select(self, rows: list[int]) -> None:
         """Keeps only the given rows."""
-        self._cache.select(torch.tensor(rows, device=self.model.device))
+        kept = torch.tensor(rows, device=self.model.device)
+        self._cache.select(kept)
+        if self._features is not None:
+            self._features.select(kept)
         self.lengths = [self.lengths[row] for row in rows]
 
     def _stop_clock(self, start: float) -> None:

@@ -17,6 +17,7 @@ from specdistill.decoding.draft_kinds import ModelDraft, ModelDrafting
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal, probabilities
 from specdistill.decoding.generation import check_lengths
+from specdistill.decoding.guided_model import TargetCache
 from specdistill.decoding.sampling import Keys, Sampling, pick
 from specdistill.models import LanguageModel
 
@@ -39,7 +40,7 @@ class ParallelDraft(ModelDraft):
         self._mask_id = mask_id
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> ParallelDrafting:
         check_lengths(prompts, max_new_tokens, self.model)
         return ParallelDrafting(self.model, self._mask_id, prompts, room, sampling)

@@ -199,9 +199,7 @@ class _Batch:
         room = stopping.max_new_tokens + decoder.length.max_tokens + 1
         longest = max(map(len, target_prompts)) + room
         self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
-        self.draft = decoder.draft.begin(
-            prompts, stopping.max_new_tokens, room, decoder.draft_sampling, decoder.target.device
-        )
+        self.draft = decoder.draft.begin(prompts, stopping.max_new_tokens, room, decoder.draft_sampling, self.target)
         self.seeds = torch.tensor(seeds, device=decoder.target.device)
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
