@@ -91,7 +91,7 @@ class CachedModel:
         return hidden
 
     def watch(self, layers: Sequence[int]) -> TargetFeatures:
-        """Keeps what goes into some layers from now on, for a head that reads it."""
+        """Keeps the states after so many layers from now on, for a head that reads them."""
         self._features = TargetFeatures(self.model, layers, len(self.lengths), rounded(self.capacity))
         return self._features
 

@@ -62,7 +62,7 @@ class GuidedModel:
         return self._cached.own_logits(hidden)
 
     def watch(self, layers: Sequence[int]) -> TargetFeatures:
-        """Keeps what goes into some layers, of the rows before their twins; see `CachedModel.watch`."""
+        """Keeps the states after so many layers, the rows' before their twins'; see `CachedModel.watch`."""
         assert isinstance(self._cached, CachedModel), "what is read again each time can't be rolled back"
         return self._cached.watch(layers)
 

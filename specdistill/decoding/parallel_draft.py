@@ -18,12 +18,16 @@ from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal, probabilities
 from specdistill.decoding.generation import check_lengths
 from specdistill.decoding.guided_model import TargetCache
+from specdistill.decoding.head_draft import HeadDraft
 from specdistill.decoding.sampling import Keys, Sampling, pick
 from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 
 
 def draft_of(model: LanguageModel) -> ModelDraft:
-    """How a model drafts: in one pass where its configuration names a mask token, else one token per pass."""
+    """How a model drafts: as a head, in one pass where its configuration names a mask token, else token by token."""
+    if isinstance(model, HeadModel):
+        return HeadDraft(model)
     return ModelDraft(model) if model.parallel is None else ParallelDraft(model, model.parallel.mask_id)
 
 

@@ -1,0 +1,90 @@
+"""Random heads of tiny targets, and what one proposes when nothing is cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tiny_models import make_model
+
+from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+from specdistill.models import LanguageModel
+from specdistill.models.eagle3 import AuxStates, Eagle3Head, head_from_target
+from specdistill.models.head_draft import HeadModel, as_draft
+
+GREEDY = Sampling(temperature=0.0)
+IDS = [id_ for id_ in range(65) if id_ % 7]
+"""Ids that a head proposes: most of them, without the end of a text at times."""
+PROMPTS = [[3, *range(5 + row, 5 + row + 1 + 3 * row % 11), 4] for row in range(8)]
+"""Prompts of 3 to 12 tokens."""
+
+
+def make_head(
+    target: LanguageModel, ids: Sequence[int] = IDS, *, seed: int = 0, noise: float = 0.3, **settings
+) -> HeadModel:
+    """A head that is no copy of its target any more."""
+    torch.manual_seed(seed)
+    head = head_from_target(target, torch.tensor(list(ids)), **settings)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if parameter.ndim == 2:
+                parameter.add_(torch.randn_like(parameter) * noise * parameter.shape[1] ** -0.5)
+    return as_draft(head, target, "tiny-head")
+
+
+def taught_pair(layers: int = 7, steps: int = 60, family: str = "llama") -> tuple[LanguageModel, HeadModel]:
+    """A target and a head that was taught some of its greedy answers, so that it is right now and then."""
+    target = make_model(family, layers=layers)
+    draft = make_head(target, noise=0.02)
+    written = generate_plain(target, PROMPTS, sampling=GREEDY, max_new_tokens=24, seeds=[0] * len(PROMPTS))
+    texts = [prompt + answer.token_ids for prompt, answer in zip(PROMPTS, written, strict=True)][:6]
+    places = {token: place for place, token in enumerate(draft.head.draft_ids.tolist())}
+    optimiser = torch.optim.Adam(draft.head.parameters(), lr=3e-3)
+    for step in range(steps):
+        text = torch.tensor([texts[step % len(texts)]])
+        hidden = draft.head.fuse(states(target, draft.head, text))
+        loss = torch.zeros(())
+        for depth in range(2):
+            hidden = draft.head(text[:, 1 + depth :], hidden[:, : text.shape[1] - 1 - depth])
+            wanted = [places.get(token, -100) for token in text[0, 2 + depth :].tolist()]
+            loss = loss + torch.nn.functional.cross_entropy(draft.head.logits(hidden)[0, :-1], torch.tensor(wanted))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return target, draft
+
+
+def states(target: LanguageModel, head: Eagle3Head, text: torch.Tensor) -> torch.Tensor:
+    """The target's states [batch, length, 3 hidden] that the head reads."""
+    with torch.no_grad(), AuxStates(target, head.aux_layers) as aux:
+        target.hidden_states(text)
+        return aux.take().clone()
+
+
+@torch.no_grad()
+def guesses(target: LanguageModel, draft: HeadModel, text: list[int], count: int) -> torch.Tensor:
+    """Logits [count, kept ids] of a round behind a text, by plain passes: everything is read again for each token."""
+    head, found = draft.head, []
+    tokens = torch.tensor([text])
+    features = head.fuse(states(target, head, tokens))[:, :-1]
+    following = tokens[:, 1:]
+    for _ in range(count):
+        hidden = head(following, features)
+        found.append(head.logits(hidden[:, -1])[0])
+        token = head.draft_ids[found[-1].argmax()]
+        # The row behind reads this guess, and what the head gave for the row before it.
+        following = torch.cat([following, token[None, None]], 1)
+        features = torch.cat([features, hidden[:, -1:]], 1)
+    return torch.stack(found)
+
+
+def decode(target, draft, length, sampling=GREEDY, prompts=PROMPTS, new=24, seeds=None, **settings):
+    """Answers of our decoder."""
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=length, sampling=sampling, **settings)
+    return decoder.generate(prompts, max_new_tokens=new, seeds=seeds or list(range(len(prompts))))
+
+
+def plain(target, sampling=GREEDY, prompts=PROMPTS, new=24):
+    """Plain answers of the target."""
+    written = generate_plain(target, prompts, sampling=sampling, max_new_tokens=new, seeds=list(range(len(prompts))))
+    return [answer.token_ids for answer in written]
