@@ -1,8 +1,8 @@
 """The draft that is an EAGLE-3 head: it reads hidden states of the target, and has a small cache of its own.
 
-Row i of its cache belongs to position i of the text. It holds the token behind, x[i+1], and a feature of position i: the
-target's, or in the later steps of a round what the head itself gave for the row before. A round first reads the rows of
-all tokens that were kept since the last one, with the target's features, and the rows of guesses are overwritten then.
+Row i of its cache belongs to position i of the text. It holds the token behind, x[i+1], and a feature of position i:
+the target's, or in the later steps of a round what the head itself gave for the row before. A round begins with the
+rows of all tokens that were kept since the last one, with the target's features; they overwrite the rows of guesses.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ def make_head(
     return as_draft(head, target, "tiny-head")
 
 
-def taught_pair(layers: int = 7, steps: int = 60, family: str = "llama") -> tuple[LanguageModel, HeadModel]:
+def taught_pair(layers: int = 7, steps: int = 60, noise: float = 0.3) -> tuple[LanguageModel, HeadModel]:
     """A target and a head that was taught some of its greedy answers, so that it is right now and then."""
-    target = make_model(family, layers=layers)
-    draft = make_head(target, noise=0.02)
+    target = make_model(layers=layers)
+    draft = make_head(target, noise=noise)
     written = generate_plain(target, PROMPTS, sampling=GREEDY, max_new_tokens=24, seeds=[0] * len(PROMPTS))
     texts = [prompt + answer.token_ids for prompt, answer in zip(PROMPTS, written, strict=True)][:6]
     places = {token: place for place, token in enumerate(draft.head.draft_ids.tolist())}
@@ -62,16 +62,23 @@ def states(target: LanguageModel, head: Eagle3Head, text: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def guesses(target: LanguageModel, draft: HeadModel, text: list[int], count: int) -> torch.Tensor:
-    """Logits [count, kept ids] of a round behind a text, by plain passes: everything is read again for each token."""
+def guesses(target: LanguageModel, draft: HeadModel, text: list[int], asked: int | list[int]) -> torch.Tensor:
+    """Logits [tokens, kept ids] of a round behind a text, by plain passes: everything is read again for each token.
+
+    Args:
+        target, draft: The models.
+        text: Everything before the round.
+        asked: Number of tokens, each the likeliest; or the ids that were drawn.
+    """
     head, found = draft.head, []
+    ids = [-1] * asked if isinstance(asked, int) else asked
     tokens = torch.tensor([text])
     features = head.fuse(states(target, head, tokens))[:, :-1]
     following = tokens[:, 1:]
-    for _ in range(count):
+    for id_ in ids:
         hidden = head(following, features)
         found.append(head.logits(hidden[:, -1])[0])
-        token = head.draft_ids[found[-1].argmax()]
+        token = head.draft_ids[found[-1].argmax()] if id_ < 0 else torch.tensor(id_)
         # The row behind reads this guess, and what the head gave for the row before it.
         following = torch.cat([following, token[None, None]], 1)
         features = torch.cat([features, hidden[:, -1:]], 1)
