@@ -107,14 +107,14 @@ def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSour
     )
     if file is None or not file.is_file():
         return None
-    content = checkpoint_files.read_json(file, role)
-    if not is_head(content):
+    config = LlamaConfig.from_dict(checkpoint_files.read_json(file, role))
+    if not is_head(config):
         return None
     tokenizer = target.tokenizer
     if any((file.parent / known).is_file() for known in checkpoint_files.TOKENIZER_VOCABULARIES):
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
-    return _checked(load.ModelSource(name, name, LlamaConfig.from_dict(content), tokenizer), role, target)
+    return _checked(load.ModelSource(name, name, config, tokenizer), role, target)
 
 
 def _checked(source: load.ModelSource, role: str, target: load.ModelSource) -> load.ModelSource:

@@ -79,7 +79,9 @@ def test_wrong_features_are_caught(wrong, monkeypatch):
         monkeypatch.setattr(
             CachedHead,
             "set_lengths",
-            lambda self, lengths: real(self, [min(own, length + 1) for own, length in zip(self.lengths, lengths, strict=True)]),
+            lambda self, lengths: real(
+                self, [min(own, length + 1) for own, length in zip(self.lengths, lengths, strict=True)]
+            ),
         )
     elif wrong == "older features":
         at = TargetFeatures.at
