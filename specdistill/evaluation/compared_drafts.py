@@ -20,7 +20,8 @@ from specdistill.evaluation.leaderboard import ComparedDraft
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.sections import model_facts
 from specdistill.models import LanguageModel, load, quantised, vocabulary
-from specdistill.models.pair import fit
+from specdistill.models.head_draft import find_draft
+from specdistill.models.pair import fit, load_draft
 from specdistill.progress import Progress
 
 ROLE = "compare"
@@ -35,7 +36,7 @@ def find_compared(config: MeasureConfig, target: load.ModelSource, progress: Pro
     """
     sources = []
     for name in config.compare:
-        source = load.find(name, ROLE, progress.say)
+        source = find_draft(name, ROLE, target, progress.say)
         rows = target.rows, source.rows
         vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, name, *rows)
         load.check_loadable(source, ROLE)
@@ -99,7 +100,7 @@ def _score(
     progress: Progress,
 ) -> ComparedDraft:
     target, sampling = models.target, config.sampling
-    draft = load.load_model(source, ROLE, device=str(target.device), dtype=target.model.dtype)
+    draft = load_draft(source, ROLE, target, str(target.device), target.model.dtype)
     fit(draft, target.vocab_size)
     draft.one_by_one = not config.in_one_pass
     if config.weights.pack != "none":
@@ -130,7 +131,7 @@ def _costs(config: MeasureConfig, models: Models, draft: LanguageModel, context:
         models.target,
         draft,
         batch_size=config.timing.batch_size,
-        max_draft_tokens=0 if draft.parallel is None else config.acceptance.max_draft_tokens,
+        max_draft_tokens=0 if not draft.guesses_by_start else config.acceptance.max_draft_tokens,
         context=context,
         guidance=models.guidance,
         checks=False,

@@ -11,7 +11,16 @@ from tiny_models import make_model
 from transformers.cache_utils import DynamicCache
 
 from specdistill.errors import ModelError
-from specdistill.models.eagle3 import AuxStates, Eagle3Head, default_aux_layers, head_from_target, load_head, save_head
+from specdistill.models.eagle3 import (
+    Anchors,
+    AuxStates,
+    Eagle3Head,
+    default_aux_layers,
+    head_from_target,
+    load_head,
+    save_head,
+    unrolled_states,
+)
 
 IDS = [1, 5, 9, 17, 33, 64]
 TEXT = torch.tensor([[5, 9, 17, 33, 40, 41, 9, 17, 33, 8]])
@@ -163,3 +172,28 @@ def test_other_variants_are_refused(tmp_path, key, value, message):
 def test_targets_of_other_families_are_refused():
     with pytest.raises(ModelError, match=r"of type 'gpt2'.*cuts an independent draft"):
         head_from_target(make_model("gpt2", layers=7), IDS)
+
+
+def test_unrolled_rounds_are_those_of_a_decoder():
+    """Each round by itself: the text row by row with a cache, then its later tokens with the head's own features."""
+    target = make_model(layers=7)
+    head = make_head(target)
+    texts, firsts, counts, steps = [[5, 9, 17, 33, 40, 41, 9, 17, 33, 8], [7, 8, 9, 10, 11, 12]], [3, 0], [5, 4], 4
+    ids = torch.tensor([texts[0], texts[1] + [0] * 4])
+    with torch.no_grad(), AuxStates(target, head.aux_layers) as caught:
+        target.hidden_states(ids)
+        aux = caught.take()
+        anchors = Anchors(torch.tensor(firsts), torch.tensor(counts))
+        unrolled = unrolled_states(head, ids, aux, anchors, steps)
+        for row, text in enumerate(texts):
+            features = head.fuse(aux[row : row + 1])
+            for number in range(counts[row]):
+                anchor, cache = firsts[row] + number, DynamicCache()
+                for place in range(anchor + 1):
+                    token = torch.tensor([[text[place + 1]]])
+                    state = head(token, features[:, place : place + 1], past_key_values=cache)
+                for step in range(steps):
+                    torch.testing.assert_close(unrolled[step][row, number], state[0, 0], rtol=1e-5, atol=1e-5)
+                    if anchor + 2 + step == len(text):
+                        break
+                    state = head(torch.tensor([[text[anchor + 2 + step]]]), state, past_key_values=cache)

@@ -4,8 +4,10 @@ from specdistill.models.eagle3.aux_states import AuxStates
 from specdistill.models.eagle3.files import is_head, load_head, save_head
 from specdistill.models.eagle3.head import Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers, head_from_target
+from specdistill.models.eagle3.unrolled import Anchors, unrolled_states
 
 __all__ = [
+    "Anchors",
     "AuxStates",
     "Eagle3Head",
     "default_aux_layers",
@@ -13,4 +15,5 @@ __all__ = [
     "is_head",
     "load_head",
     "save_head",
+    "unrolled_states",
 ]
