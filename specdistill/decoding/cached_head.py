@@ -34,15 +34,15 @@ class CachedHead(CachedModel):
         self._own: Tensor | None = None
         """Features [batch, 1, hidden] of the next pass; None takes the target's."""
 
-    def step(self, token_ids: Tensor) -> Tensor:
-        """Runs new tokens as `forward` does, each row's with the features of its last pass; lengths do not change.
+    def forward_with(self, token_ids: Tensor, *, states: bool) -> Tensor:
+        """Runs new tokens as `forward` does, with features of one kind; for timing, since nothing is kept.
 
         Args:
-            token_ids: int64 [batch, 1]; or more, with the target's features, as `read` takes them.
+            token_ids: int64 [batch, new]; one token where `states` is False.
+            states: Whether features come from the target's states, or from the last pass.
         """
         own = self._own
-        if token_ids.shape[1] > 1:
-            self._own = None
+        self._own = None if states else own
         hidden = self.forward(token_ids)
         self._own = own
         return hidden

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdistill.decoding.cached_head import CachedHead
 from specdistill.decoding.draft_kinds import ModelDraft, ModelDrafting
 from specdistill.decoding.draft_length import DraftLength

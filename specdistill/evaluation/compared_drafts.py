@@ -20,7 +20,7 @@ from specdistill.evaluation.leaderboard import ComparedDraft
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.sections import model_facts
 from specdistill.models import LanguageModel, load, quantised, vocabulary
-from specdistill.models.head_draft import find_draft
+from specdistill.models.head_draft import HeadModel, find_draft
 from specdistill.models.pair import fit, load_draft
 from specdistill.progress import Progress
 
@@ -103,7 +103,7 @@ def _score(
     draft = load_draft(source, ROLE, target, str(target.device), target.model.dtype)
     fit(draft, target.vocab_size)
     draft.one_by_one = not config.in_one_pass
-    if config.weights.pack != "none":
+    if config.weights.pack != "none" and not isinstance(draft, HeadModel):
         pack_proven([draft], config.weights.pack)
     with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
         records = acceptance.score(
@@ -116,7 +116,7 @@ def _score(
             on_sequences=task.advance,
         )
     own = None
-    if judge is not None:
+    if judge is not None and not isinstance(draft, HeadModel):
         length, seed, title = config.max_new_tokens, config.timing.seed, "compared draft writes answers"
         written = write_answers(draft, judge.prompts, encoded, sampling, length, seed, progress, title)
         own = judge.examples(written, draft)

@@ -12,10 +12,10 @@ from specdistill.decoding import Generation, Guidance, Sampling
 from specdistill.decoding.generation import as_example
 from specdistill.decoding.sampling import process
 from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.guessed_states import guessed_states
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.logit_blocks import logit_blocks
-from specdistill.evaluation.guessed_states import guessed_states
 from specdistill.evaluation.report_samples import Sample, SampleToken
 from specdistill.models import LanguageModel
 
