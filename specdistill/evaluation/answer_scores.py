@@ -110,8 +110,8 @@ def refuse_own_answers(config: MeasureConfig, draft: ModelSource) -> None:
     """
     if config.score.scorer is not None and is_head(draft.config):
         raise ConfigError(
-            f"--scorer scores the draft's own answers too, and a head writes no answers alone ({draft.name}); leave one "
-            "of the two away"
+            f"--scorer scores the draft's own answers too, and a head writes no answers alone ({draft.name}); leave "
+            "--scorer away"
         )
 
 
