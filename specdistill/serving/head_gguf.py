@@ -1,7 +1,7 @@
 """Writes a head as a .gguf file that llama.cpp loads as EAGLE-3.
 
-After llama.cpp's `conversion/llama.py` and `src/models/eagle3.cpp`: the architecture is `eagle3`, `extract_layers`
-names the target's layers whose inputs are read, and the tensor `d2t` holds each row's id itself, where checkpoints hold
+After llama.cpp's `conversion/llama.py` and `src/models/eagle3.cpp`: the architecture is `eagle3`, a list names
+the target's layers whose inputs are read, and the tensor `d2t` holds each row's id itself, where checkpoints hold
 its distance. gguf 0.19 has no constants for these. The tokenizer is that of the file that is served.
 """
 
@@ -17,6 +17,8 @@ from specdistill.models.head_draft import HeadModel
 from specdistill.serving import gguf_writer
 
 ARCHITECTURE = "eagle3"
+_LAYERS = ("extract_layers", "target_layers")
+"""Keys of the layers that are read: llama.cpp renamed it in 2026, and each of its versions looks for one."""
 _NAMES = {
     "fc": "fc",
     "norm": "output_norm",
@@ -59,7 +61,8 @@ def write(draft: HeadModel, served: Path, output: Path, kind: str) -> None:
     def fill(path: Path) -> None:
         writer = gguf.GGUFWriter(path, ARCHITECTURE)
         gguf_writer.describe(writer, draft, len(tokens), kind)
-        writer.add_array(f"{ARCHITECTURE}.extract_layers", list(head.aux_layers))
+        for name in _LAYERS:
+            writer.add_array(f"{ARCHITECTURE}.{name}", list(head.aux_layers))
         writer.add_uint32(f"{ARCHITECTURE}.target_hidden_size", int(head.config.target_hidden_size))
         writer.add_bool(f"{ARCHITECTURE}.norm_before_residual", False)
         for name, field in tokenizer.items():
