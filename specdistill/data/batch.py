@@ -71,6 +71,8 @@ class Batch:
     """int64 `Provenance`; PROMPT on padding."""
     masks: MaskTokens | None = None
     """Mask tokens of a parallel draft; None for any other."""
+    aux: Tensor | None = None
+    """[batch, length, 3 x hidden]: the target's hidden states that a head reads, 0 on padding; None for any other."""
 
     @property
     def predicting(self) -> Tensor:
@@ -93,7 +95,8 @@ class Batch:
         """Copy of the batch on another device."""
         masks = None if self.masks is None else self.masks.to(device)
         tensors = (self.input_ids, self.attention_mask, self.response_mask, self.provenance)
-        return Batch(*(tensor.to(device) for tensor in tensors), masks=masks)
+        aux = None if self.aux is None else self.aux.to(device)
+        return Batch(*(tensor.to(device) for tensor in tensors), masks=masks, aux=aux)
 
 
 def join_soft_labels(labels: Sequence[SoftLabels]) -> SoftLabels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from specdistill.decoding.clock import Clock
 from specdistill.decoding.masks import branch_masks, kinds_of_masks
 from specdistill.decoding.reader import Reader
-from specdistill.decoding.step_runner import EXTENT, Shapes, Step, rounded, runner_of
+from specdistill.decoding.step_runner import EAGER, EXTENT, Shapes, Step, rounded, runner_of
+from specdistill.decoding.target_features import TargetFeatures
 from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
@@ -124,6 +125,12 @@ class CachedModel:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
         return needed
 
+    def watch(self, layers: Sequence[int]) -> TargetFeatures:
+        """Keeps the states after so many layers from now on, for a head that reads them; steps then run eagerly."""
+        self._steps = EAGER
+        self.reader.features = TargetFeatures(self.model, layers, len(self.lengths), rounded(self.capacity))
+        return self.reader.features
+
     def _row_starts(self) -> Tensor:
         if self._starts is None:
             self._starts = to_device(self.lengths, self.model.device)
@@ -211,7 +218,7 @@ class CachedModel:
                 self._cache.write_next(positions, len(ids), 0, row)
                 with self._cache.first_pass_of(row):
                     # Without other rows and older tokens the model's own masks are right, and need less memory.
-                    ends.append(self.reader.run(token_ids, positions, None)[0, -1])
+                    ends.append(self.reader.run(token_ids, positions, None, row)[0, -1])
             self._cache.join()
         self.calls += 1
         self.advance([len(ids) for ids in rows])
@@ -249,7 +256,10 @@ class CachedModel:
 
     def select(self, rows: list[int]) -> None:
         """Keeps only the given rows."""
-        self._cache.select(to_device(rows, self.model.device))
+        kept = to_device(rows, self.model.device)
+        self._cache.select(kept)
+        if self.reader.features is not None:
+            self.reader.features.select(kept)
         self.lengths, self._starts = [self.lengths[row] for row in rows], None
 
 

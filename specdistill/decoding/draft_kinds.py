@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import torch
-
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal, propose
 from specdistill.decoding.generation import check_lengths
+from specdistill.decoding.guided_model import TargetCache
 from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.decoding.sampling import Keys, Sampling
@@ -78,7 +77,7 @@ class DraftKind(Protocol):
         ...
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> Drafting:
         """Starts drafting for a batch.
 
@@ -87,7 +86,7 @@ class DraftKind(Protocol):
             max_new_tokens: Limit per answer.
             room: Positions that a row needs beyond its prompt.
             sampling: How a model picks its tokens; greedy where the rule knows no probabilities of the draft.
-            device: Where proposals are needed.
+            target: The target's cache, which has read nothing yet.
 
         Raises:
             DataError: A prompt is empty, or does not fit a model's context.
@@ -115,7 +114,7 @@ class ModelDraft:
         prove(self.model).require_rollback(self.model.name)
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> ModelDrafting:
         check_lengths(prompts, max_new_tokens, self.model)
         return ModelDrafting(self.model, prompts, room, sampling)

@@ -15,6 +15,7 @@ from torch import Tensor
 from specdistill.decoding.draft_kinds import ModelDraft, ModelDrafting
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal
+from specdistill.decoding.guided_model import TargetCache
 from specdistill.decoding.lookup import NewLookup
 from specdistill.decoding.sampling import Keys, Sampling
 from specdistill.decoding.transfers import to_device
@@ -37,9 +38,11 @@ class FreeDraft:
         """Nothing can be wrong with it."""
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> FreeDrafting:
-        return FreeDrafting(self._new_lookup, prompts, None if sampling.greedy else self._vocab_size, device)
+        return FreeDrafting(
+            self._new_lookup, prompts, None if sampling.greedy else self._vocab_size, target.model.device
+        )
 
     def generating(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -121,9 +124,9 @@ class FreeThenModel:
         self._model.require_ready()
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> FreeThenModelDrafting:
-        arguments = prompts, max_new_tokens, room, sampling, device
+        arguments = prompts, max_new_tokens, room, sampling, target
         return FreeThenModelDrafting(self._free.begin(*arguments), self._model.begin(*arguments))
 
     def generating(self) -> AbstractContextManager[object]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.recomputed import RecomputedModel, plain_model
+from specdistill.decoding.target_features import TargetFeatures
 from specdistill.models import LanguageModel
 
 
@@ -58,6 +61,11 @@ class GuidedModel:
         """Logits of mixed hidden states: those of the guided distribution, up to a constant."""
         return self._cached.own_logits(hidden)
 
+    def watch(self, layers: Sequence[int]) -> TargetFeatures:
+        """Keeps the states after so many layers, the rows' before their twins'; see `CachedModel.watch`."""
+        assert isinstance(self._cached, CachedModel), "what is read again each time can't be rolled back"
+        return self._cached.watch(layers)
+
     def advance(self, counts: list[int]) -> None:
         """Adds a number of tokens to each row's length; see `CachedModel.advance`."""
         self._cached.advance(counts * 2)
@@ -76,9 +84,11 @@ class GuidedModel:
         return self._guidance.combine(*hidden.chunk(2))
 
 
-def cached_model(
-    model: LanguageModel, batch_size: int, capacity: int, guidance: Guidance | None = None
-) -> CachedModel | GuidedModel | RecomputedModel:
+TargetCache = CachedModel | GuidedModel | RecomputedModel
+"""A target at work, with what it has read."""
+
+
+def cached_model(model: LanguageModel, batch_size: int, capacity: int, guidance: Guidance | None = None) -> TargetCache:
     """A model with a cache, guided where there is guidance; arguments as of the classes."""
     if guidance is None:
         return plain_model(model, batch_size, capacity)

@@ -18,13 +18,18 @@ from specdistill.decoding.draft_kinds import ModelDraft, ModelDrafting
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal, flatten, no_proposal, probabilities
 from specdistill.decoding.generation import check_lengths
+from specdistill.decoding.guided_model import TargetCache
+from specdistill.decoding.head_draft import HeadDraft
 from specdistill.decoding.sampling import Keys, Sampling, draw, ids_of
 from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 
 
 def draft_of(model: LanguageModel) -> ModelDraft:
-    """How a model drafts: in one pass where its configuration names a mask token, else one token per pass."""
+    """How a model drafts: as a head, in one pass where its configuration names a mask token, else token by token."""
+    if isinstance(model, HeadModel):
+        return HeadDraft(model)
     return ModelDraft(model) if model.parallel is None else ParallelDraft(model, model.parallel.mask_id)
 
 
@@ -41,7 +46,7 @@ class ParallelDraft(ModelDraft):
         self._mask_id = mask_id
 
     def begin(
-        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, device: torch.device
+        self, prompts: list[list[int]], max_new_tokens: int, room: int, sampling: Sampling, target: TargetCache
     ) -> ParallelDrafting:
         check_lengths(prompts, max_new_tokens, self.model)
         return ParallelDrafting(self.model, self._mask_id, prompts, room, sampling)

@@ -89,7 +89,7 @@ class ScaledModel(CachedModel):
         extent = rounded(start + len(token_ids))
         self._cache.write_next(positions, extent, start, row)
         masks = ragged_masks(self.model.config, positions, extent, self.model.model.dtype)
-        return self.reader.run(token_ids[None], positions, masks)[0]
+        return self.reader.run(token_ids[None], positions, masks, row)[0]
 
     def advance(self, counts: list[int]) -> None:
         super().advance(counts)

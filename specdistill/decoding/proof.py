@@ -25,6 +25,7 @@ from specdistill.errors import ModelError, first_line, is_out_of_memory
 from specdistill.files import atomic
 from specdistill.files.cache import cache_root
 from specdistill.models import LanguageModel, families
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.output_head import sample_ids
 from specdistill.models.packed import pack
 
@@ -89,6 +90,9 @@ def prove(model: LanguageModel) -> Proof:
     known = model.proof
     if isinstance(known, Proof):
         return known
+    if isinstance(model, HeadModel):
+        # One layer of plain attention, which can't run without its target.
+        return Proof(True, True)
     if getattr(model.packed_head, "kind", None) == "int8":
         # The tokens of a pass share a scale, so nothing would be exact: such a model is lossy, and reported as that.
         state = state_reason(model.config)

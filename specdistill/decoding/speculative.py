@@ -200,9 +200,7 @@ class _Batch:
         room = stopping.max_new_tokens + decoder.length.max_tokens + 1
         longest = max(map(len, target_prompts)) + room
         self.target = cached_model(decoder.target, len(prompts), longest, decoder.guidance)
-        self.draft = decoder.draft.begin(
-            prompts, stopping.max_new_tokens, room, decoder.draft_sampling, decoder.target.device
-        )
+        self.draft = decoder.draft.begin(prompts, stopping.max_new_tokens, room, decoder.draft_sampling, self.target)
         self.seeds = to_device(seeds, decoder.target.device)
         """Seeds of the rows that are alive."""
         self.results = [Generation() for _ in prompts]

@@ -14,6 +14,7 @@ from specdistill.distill.processes.settings import ProcessSettings
 from specdistill.distill.sequences.settings import OnPolicySettings, SequenceSettings
 from specdistill.distill.target.place import TargetPlace
 from specdistill.distill.target.settings import TargetSettings
+from specdistill.distill.training.head_settings import HeadSettings
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
@@ -71,6 +72,7 @@ class TrainConfig(Config):
     )
     loss: Annotated[LossSettings, box("Loss")] = field(default_factory=LossSettings)
     parallel_draft: Annotated[ParallelSettings, box("Parallel draft")] = field(default_factory=ParallelSettings)
+    head: Annotated[HeadSettings, box("EAGLE-3 head")] = field(default_factory=HeadSettings)
     target_settings: Annotated[TargetSettings, box("Target")] = field(default_factory=TargetSettings)
     optimiser: Annotated[OptimiserSettings, box("Optimiser")] = field(default_factory=OptimiserSettings)
     evaluation: Annotated[EvaluationSettings, box("Evaluation and checkpoints")] = field(
@@ -131,7 +133,7 @@ class TrainConfig(Config):
         """Refuses what a parallel draft can't be trained with."""
         wanted = self.parallel_draft.wanted
         if self.watch == "tokens_per_call" and not wanted:
-            raise ConfigError("--watch tokens_per_call needs --parallel")
+            raise ConfigError("--watch tokens_per_call needs --parallel; a head watches it anyway, by --watch auto")
         if not wanted:
             return
         if self.method == "online":
@@ -194,6 +196,18 @@ class TrainConfig(Config):
             if self.recipe.given_answers and self.sequences.text is None:
                 return "loss"
         return "alpha"
+
+    def for_draft(self, is_head: bool) -> tuple[Objective, str]:
+        """Loss and watched number, which depend on what the draft turns out to be.
+
+        Raises:
+            ConfigError: Settings of heads were changed for another draft.
+        """
+        if not is_head:
+            self.head.refuse_idle()
+            return self.objective, self.watch
+        watch = "tokens_per_call" if self.evaluation.watch == "auto" else self.evaluation.watch
+        return replace(self.objective, head=self.head.loss), watch
 
     @property
     def recipe(self) -> Method:

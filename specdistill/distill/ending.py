@@ -19,6 +19,7 @@ from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic
 from specdistill.models import ModelPair, load
 from specdistill.models.checkpoint import save_draft
+from specdistill.models.head_draft import HeadModel, load_head_model
 
 
 def finish(
@@ -84,7 +85,12 @@ def finish(
 
 def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, output: Path) -> None:
     """Writes the draft as it was before training: the output must be a draft all the same, and an honest one."""
-    start = load.load_model(name, "draft", device=str(pair.draft.device), dtype=torch.float32)
+    device = str(pair.draft.device)
+    if isinstance(pair.draft, HeadModel):
+        source = load.ModelSource(name, name, pair.draft.config, pair.draft.tokenizer)
+        start = load_head_model(source, "draft", pair.target, device, torch.float32)
+    else:
+        start = load.load_model(name, "draft", device=device, dtype=torch.float32)
     if parallel is not None:
         parallel.install(start)
     save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)

@@ -9,6 +9,8 @@ from typing import Any
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary, measure_label
 from specdistill.models import ModelPair
+from specdistill.models.eagle3 import Eagle3Head
+from specdistill.models.head_draft import HeadModel
 from specdistill.settings.target_context import ContextSettings
 
 _TEMPLATE = """---
@@ -79,6 +81,16 @@ target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("
 ```
 """
 
+_HEAD_SERVING = """## Serving
+
+```
+vllm serve {served} --speculative-config '{engine}'
+```
+
+The files are in the flat EAGLE-3 format (`LlamaForCausalLMEagle3`). transformers' assisted generation does not take
+heads.
+"""
+
 _GGUF = """
 `{target}` is a .gguf file. For llama.cpp, write this draft with `specdistill export --format gguf`. vLLM and
 transformers take checkpoints: TARGET below is the one that the file was made from.
@@ -111,12 +123,16 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         Markdown with a front matter.
     """
     trimmed = ""
-    if pair.draft.kept_ids is not None:
+    is_head = isinstance(pair.draft, HeadModel)
+    if isinstance(pair.draft, HeadModel):
+        trimmed = _head_paragraph(pair.draft.head)
+    elif pair.draft.kept_ids is not None:
         trimmed = (
             f"\nspecdistill runs it with an output head of {len(pair.draft.kept_ids):,} ids (`draft_vocabulary.json`); "
             "the weights hold the full head for engines that demand it.\n"
         )
-    parts = (_ALPHA, _SERVING) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
+    serving = _HEAD_SERVING if is_head else _SERVING
+    parts = (_ALPHA, serving) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
     template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
     is_gguf = settings["target"].endswith(".gguf")
     return template.format(
@@ -144,7 +160,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         others=_others(summary),
         preset=_preset(summary),
         steps=summary.steps,
-        engine=_engine_settings(settings),
+        engine=_engine_settings(settings, is_head),
         guesses=_guesses(settings),
         learning_rate=summary.learning_rate,
     )
@@ -157,8 +173,20 @@ def _preset(summary: TrainSummary) -> str:
     return f"\n{name}{verdict}\n" if name or verdict else ""
 
 
-def _engine_settings(settings: Mapping[str, Any]) -> str:
+def _head_paragraph(head: Eagle3Head) -> str:
+    """What a head is, and which states it reads."""
+    layers = ", ".join(map(str, head.aux_layers))
+    return (
+        f"\nAn EAGLE-3 head: one layer that reads the target's hidden states after layers {layers}, and proposes "
+        f"{head.draft_vocab_size:,} ids.\n"
+    )
+
+
+def _engine_settings(settings: Mapping[str, Any], is_head: bool) -> str:
     """JSON of vLLM's --speculative-config."""
+    if is_head:
+        tokens = settings["unroll"]
+        return json.dumps({"method": "eagle3", "model": settings["output"], "num_speculative_tokens": tokens})
     tokens = settings["parallel"]
     drafting: dict[str, object] = {"method": "draft_model", "model": settings["output"]}
     drafting |= {"num_speculative_tokens": tokens or 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from specdistill.distill.sequences.rollback import prove_pair, refuse_states_of
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.sequences.sources import NoText
 from specdistill.distill.target import itself
-from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.head_states import states_for
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.anchors import Anchored
+from specdistill.distill.training.head_start import check_head
 from specdistill.distill.training.loss import load_reference
+from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.parallel_start import ParallelStart, install_proven, plan_parallel
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
@@ -39,7 +42,9 @@ from specdistill.errors import SHORTER_TEXTS, out_of_memory_named
 from specdistill.evaluation.summaries import TrainSummary
 from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, ModelPair, load_pair
+from specdistill.models.head_draft import HeadModel
 from specdistill.progress import Progress, Quiet
+from specdistill.settings.parts import defaults
 
 SUMMARY_FILE = run_settings.SUMMARY_FILE
 
@@ -84,6 +89,7 @@ def train_draft(
         target_base=config.adapter.target_base,
     )
     refuse_states_of(found.pair, config.method)
+    config.for_draft(check_head(found.pair, config.method, config.to_flat(), defaults(TrainConfig)))
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
             run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
@@ -118,6 +124,8 @@ class _Run:
     guidance: Guidance | None
     parallel: ParallelStart | None
     """How the draft guesses several tokens in one pass; None for an ordinary draft."""
+    objective: Objective
+    watch: str
     output: Path
     progress: Progress
     ranks: Ranks
@@ -172,7 +180,8 @@ def _load(
         prompts.keep(output)
     ranks.wait()
     texts = found.training, found.heldout
-    return _Run(config, prompts, *texts, pair, target, reference, guidance, parallel, output, progress, ranks)
+    kind = config.for_draft(isinstance(pair.draft, HeadModel))
+    return _Run(config, prompts, *texts, pair, target, reference, guidance, parallel, *kind, output, progress, ranks)
 
 
 def _build_trainer(
@@ -182,14 +191,8 @@ def _build_trainer(
     config, pair, ranks = run.config, run.pair, run.ranks
     # First: whatever is wrong with the held-out prompts ends the run before rollouts are sampled.
     measures = _build_measures(run)
-    idle = judge_start(
-        measures,
-        pair.draft,
-        config.presets,
-        lambda rule: made_for(config.draft, config.to_flat(), run.prompts.hash, rule),
-        ranks,
-        run.progress.say,
-    )
+    made = functools.partial(made_for, config.draft, config.to_flat(), run.prompts.hash)
+    idle = judge_start(measures, pair.draft, config.presets, made, ranks, run.progress.say)
     built = Built(NoText()) if idle is not None else _build_source(run, make_engine)
     source = built.source
     if run.parallel is not None:
@@ -197,11 +200,9 @@ def _build_trainer(
     trainer = DraftTrainer(
         pair,
         source,
-        TargetStates(pair.target, built.reused, run.guidance, lockstep=run.shares_target),
+        states_for(pair, built.reused, run.guidance, lockstep=run.shares_target),
         measures,
-        config.objective,
-        config.optimiser,
-        config.evaluation,
+        *(run.objective, config.optimiser, config.evaluation),
         run.output,
         run.progress,
         title=f"training ({config.method})",
@@ -220,7 +221,7 @@ def _build_trainer(
 
 
 def _build_measures(run: _Run) -> HeldOutMeasures:
-    config = run.config
+    config, length = run.config, run.config.sequences.max_new_tokens
     return build_measures(
         MeasureInputs(
             pair=run.pair,
@@ -229,12 +230,10 @@ def _build_measures(run: _Run) -> HeldOutMeasures:
             encoded=run.heldout,
             method=config.recipe,
             settings=config.sequences,
-            rollouts=RolloutSettings(
-                config.sampling, config.sequences.max_new_tokens, config.seed, guidance=run.guidance
-            ),
-            objective=config.objective,
+            rollouts=RolloutSettings(config.sampling, length, config.seed, guidance=run.guidance),
+            objective=run.objective,
             rule=config.evaluation.rule,
-            watch=config.watch,
+            watch=run.watch,
             output=run.output,
             progress=run.progress,
             ranks=run.ranks,

@@ -231,7 +231,7 @@ class CutSummary:
     config: Mapping[str, Any]
     """Settings, by their flat names."""
     layers: Sequence[int]
-    """Layers of the target, or of the donor, that the draft keeps."""
+    """Layers of the target, or of the donor, that the draft keeps; those whose states a head reads."""
     candidates: Mapping[str, LayerCandidate]
     """Every choice that was compared, by its name."""
     parameters: int
@@ -242,6 +242,8 @@ class CutSummary:
     """Share of the target's probability on those ids."""
     donor: DonorSummary | None = None
     """None for a cut of the target."""
+    kind: str | None = None
+    """`eagle3` for a head; None for a model of its own."""
 
     def to_json(self) -> dict[str, Any]:
         """The summary for init_draft.json; what is None is left out."""

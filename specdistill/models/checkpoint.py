@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from specdistill.files import atomic
-from specdistill.models import vocabulary
+from specdistill.models import families, vocabulary
+from specdistill.models.eagle3 import save_head
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import embedding_weight
@@ -62,6 +64,9 @@ def save_draft(
     Raises:
         OutputError: The disk is full or the directory can't be written.
     """
+    if isinstance(draft, HeadModel):
+        _save_head(draft, target, directory)
+        return
     model, dtype = cast(PreTrainedModel, weights or draft.model), draft.stored_dtype or draft.model.dtype
     wanted_rows, drafting = target.head_weight.shape[0], draft.parallel
     if drafting is not None:
@@ -87,6 +92,15 @@ def save_draft(
             shutil.rmtree(temporary, ignore_errors=True)
     if draft.kept_ids is not None:
         vocabulary.save_kept_ids(directory, draft.kept_ids, f"the most frequent tokens of {target.name}")
+
+
+def _save_head(draft: HeadModel, target: LanguageModel, directory: Path) -> None:
+    """Writes a head in the flat format, with the target's tokenizer files."""
+    with atomic.output_errors(directory):
+        for name, source in tokenizer_files(target).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            atomic.write_bytes(directory / name, source.read_bytes())
+    save_head(draft.head, directory, families.num_layers(target.config), draft.stored_dtype)
 
 
 def _resize_keeping_mask(model: PreTrainedModel, rows: int, real_size: int, drafting: ParallelDrafting | None) -> None:

@@ -90,6 +90,11 @@ class LanguageModel:
         return None if self.one_by_one else ParallelDrafting.of_config(self.config, self.name)
 
     @property
+    def guesses_by_start(self) -> bool:
+        """Whether its guess of a token depends on where the round started, which is so of parallel drafts and heads."""
+        return self.parallel is not None
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters; a tied embedding and head count once."""
         return self.parameters or sum(parameter.numel() for parameter in self.model.parameters())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from specdistill.errors import ConfigError, first_line
-from specdistill.models import load, stop_ids, vocabulary
+from specdistill.models import head_draft, load, stop_ids, vocabulary
+from specdistill.models.eagle3 import is_head
 from specdistill.models.language_model import LanguageModel
 
 
@@ -67,7 +68,8 @@ def find_pair(
         ModelError: A model can't be found or read.
         IncompatibleModelsError: The tokenizers differ, and that is not allowed.
     """
-    target_source, draft_source = load.find(target, "target", say, target_base), load.find(draft, draft_role, say)
+    target_source = load.find(target, "target", say, target_base)
+    draft_source = head_draft.find_draft(draft, draft_role, target_source, say)
     rows = target_source.rows, draft_source.rows
     same_tokenizer = vocabulary.same_tokens(target_source.tokenizer, draft_source.tokenizer, *rows)
     if not (same_tokenizer or other_tokenizer):
@@ -128,12 +130,32 @@ def load_pair(
         )
     else:
         target_model = load.load_shell(found.target)
-    draft_model = load.load_model(found.draft, found.draft_role, device=device, dtype=draft_dtype or target_dtype)
+    draft_model = load_draft(found.draft, found.draft_role, target_model, device, draft_dtype or target_dtype)
     if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)
     if draft_answers and found.same_tokenizer:
         draft_model.target_stop_ids = target_model.eos_token_ids
     return ModelPair(target_model, draft_model, found.same_tokenizer)
+
+
+def load_draft(
+    source: load.ModelSource, role: str, target: LanguageModel, device: str, dtype: torch.dtype
+) -> LanguageModel:
+    """Loads a draft with its weights, or a head.
+
+    Args:
+        source: Result of `find_pair` or `head_draft.find_draft`.
+        role: Flag that names it, for messages.
+        target: Its target.
+        device: A torch device.
+        dtype: dtype of the weights.
+
+    Raises:
+        ModelError: It can't be loaded.
+    """
+    if is_head(source.config):
+        return head_draft.load_head_model(source, role, target, device, dtype)
+    return load.load_model(source, role, device=device, dtype=dtype)
 
 
 def load_another(
@@ -169,6 +191,9 @@ def fit(draft: LanguageModel, vocab_size: int) -> None:
         draft: A draft with the target's tokenizer.
         vocab_size: Number of ids that the target can produce.
     """
+    if isinstance(draft, head_draft.HeadModel):
+        # Its rows are those of ids that the target has.
+        return
     if draft.head_weight.shape[0] < vocab_size:
         vocabulary.resize_to(draft.model, vocab_size, draft.vocab_size)
     draft.vocab_size = vocab_size

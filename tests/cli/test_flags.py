@@ -68,7 +68,11 @@ TOGETHER = {
         "type": {"type": "float16"},
         "target_gguf": {"format": "gguf", "output": "o.gguf", "target_gguf": "t.gguf"},
     },
-    "init-draft": {"layers": {"layers": 4}},
+    "init-draft": {
+        "layers": {"layers": 4},
+        "kind": {"kind": "eagle3", "layers": None},
+        "own_embedding": {"own_embedding": True, "kind": "eagle3", "layers": None},
+    },
     "generate": {
         "match": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
         "score_threshold": {"scorer": "m:f", "score_threshold": 0.5},
@@ -175,7 +179,8 @@ def another_value(entry):
 def settings_for(command, flag):
     key = flag.removeprefix("--").replace("-", "_")
     together = TOGETHER.get(command, {}).get(key) or {key: another_value(TABLE[command][flag])}
-    return key, REQUIRED[command] | together
+    # None takes a required setting away.
+    return key, {name: value for name, value in (REQUIRED[command] | together).items() if value is not None}
 
 
 def as_flags(settings):

@@ -67,7 +67,7 @@ def test_proposals_are_those_of_a_plain_pass_behind_mask_tokens(family, monkeypa
 def test_the_cache_holds_the_text_and_no_mask_token(length):
     target, draft = taught_pair()
     texts = [prompt + answer[:9] for prompt, answer in zip(PROMPTS[:4], plain(target), strict=False)]
-    drafting = draft_of(draft).begin(PROMPTS[:4], ANSWER, ANSWER + length + 1, GREEDY, torch.device("cpu"))
+    drafting = draft_of(draft).begin(PROMPTS[:4], ANSWER, ANSWER + length + 1, GREEDY, CachedModel(target, 4, 9))
     keys = Keys(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
     with draft.generating():
         for end in (1, 4, 5, 9):

@@ -50,6 +50,7 @@ def fused_divergence(
     backend: str = "auto",
     soft_labels: SoftLabels | None = None,
     static_shapes: bool = False,
+    draft_ids: Tensor | None = None,
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -79,6 +80,9 @@ def fused_divergence(
             alpha and lower the divergence (except `lk_lambda`, whose weight depends on alpha).
         static_shapes: Also computes tokens of weight 0; their values, statistics and gradients are 0 all the same. Then
             nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph requires.
+        draft_ids: int64 [draft_vocab], the target's id of each row of a trimmed draft's head; not with `soft_labels`.
+            All other ids are one outcome that the draft never says. What it adds to `fkl` is infinite whatever the
+            draft does, and left out. For `ce` labels stay columns of the draft's head.
 
     Returns:
         See `DivergenceOutput`.
@@ -108,18 +112,31 @@ def fused_divergence(
     tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if target is None else [target.shape[0]])
     if len(set(tokens)) != 1:
         raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {tokens}")
-    widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
+    if draft_ids is not None and (soft_labels is not None or draft_ids.shape[0] != draft_weight.shape[0]):
+        raise ValueError("draft_ids name an id for each row of the draft's head, and go without soft_labels")
+    heads = (None if draft_ids is not None and target_weight is not None else draft_weight, target_weight)
+    widths = [head.shape[0] for head in heads if head is not None]
     width = vocab_size or min(widths)
     if width > min(widths):
         raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
-    torch_only = soft_labels is not None or draft_weight.dtype == torch.float64
+    torch_only = soft_labels is not None or draft_ids is not None or draft_weight.dtype == torch.float64
     if torch_only and backend == "fused":
-        raise RuntimeError("backend 'fused' takes neither soft_labels nor float64; use 'auto' or 'torch'")
+        raise RuntimeError("backend 'fused' takes neither soft_labels nor float64 nor draft_ids; use 'auto' or 'torch'")
     fused = choose(backend, draft_weight) == "fused" and not torch_only
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
     settings = Settings(
-        row, beta, eta, temperature, width, draft_softcap, target_softcap, rows_at_once, fused, static_shapes
+        row,
+        beta,
+        eta,
+        temperature,
+        width,
+        draft_softcap,
+        target_softcap,
+        rows_at_once,
+        fused,
+        static_shapes,
+        None if target_weight is None else draft_ids,
     )
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
         draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings

@@ -17,8 +17,7 @@ from specdistill_kernels.fused_divergence.kinds import DivergenceKind
 _LEAST_REST = 1e-6
 """The least probability of the ids that soft labels leave out; see `_soft_tile`."""
 _BLOCK_ENTRIES = 2**17
-"""Logits per thread that a CPU handles at a time. The dozen temporaries of a block this small stay in a core's cache.
-For a whole tile the system would hand out fresh memory for each, which took as long as the arithmetic."""
+"""Logits per thread that a CPU handles at a time: the dozen temporaries of so small a block stay in a core's cache."""
 
 
 class Settings(NamedTuple):
@@ -36,6 +35,8 @@ class Settings(NamedTuple):
     """Whether a tile's statistics and gradient come from the Triton kernels."""
     static_shapes: bool
     """Whether tokens of weight 0 are computed like all others and then masked."""
+    draft_ids: Tensor | None = None
+    """int64 [draft_vocab]: the target's id of each row of a trimmed draft's head."""
 
 
 class SoftLabels(NamedTuple):
@@ -59,9 +60,9 @@ class ChunkedDivergence(torch.autograd.Function):
         per_token = torch.zeros(tokens, dtype=torch.float32, device=draft_hidden.device)
         fill = float("nan") if target_hidden is None and soft_labels is None else 0.0
         statistics = torch.full((3, tokens), fill, dtype=torch.float32, device=draft_hidden.device)
-        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
-        head = draft_weight[: settings.vocab_size]
+        head = draft_weight[: None if settings.draft_ids is not None else settings.vocab_size]
         # float32 whatever the head's dtype: bf16 sums over many tiles lose 4 to 23 % of the gradient.
         grad_weight = torch.zeros(draft_weight.shape, dtype=_wide(head), device=head.device) if need_weight else None
         idle = None
@@ -104,9 +105,8 @@ class ChunkedDivergence(torch.autograd.Function):
             if grad_weight is not None and settings.fused:
                 _add_weight_gradient(grad_weight, grad, hidden.to(head.dtype))
             elif grad_weight is not None:
-                grad_weight[: settings.vocab_size].addmm_(grad.T, hidden.to(grad.dtype))
-            # Otherwise it would stay in memory next to both of the next tile's logits.
-            del grad
+                grad_weight[: len(head)].addmm_(grad.T, hidden.to(grad.dtype))
+            del grad  # It would stay in memory next to both of the next tile's logits.
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(draft_weight.dtype))
         ctx.mark_non_differentiable(per_token, statistics)
         loss = (per_token[active].double() * weights[active].double()).sum()
@@ -142,8 +142,7 @@ def _torch_tile(
         return _tile_of_scores(scores, target_scores, labels, soft_labels, weights, settings, need_grad)
     values, statistics = [], []
     rows = max(1, _BLOCK_ENTRIES * torch.get_num_threads() // scores.shape[1])
-    for start in range(0, max(1, len(scores)), rows):
-        block = slice(start, start + rows)
+    for block in (slice(start, start + rows) for start in range(0, max(1, len(scores)), rows)):
         value, grad, block_statistics = _tile_of_scores(
             scores[block],
             None if target_scores is None else target_scores[block],
@@ -180,7 +179,7 @@ def _tile_of_scores(
         value, grad, statistics = _soft_tile(draft_logits, soft_labels, settings, need_grad)
     else:
         target_logits = None if target_scores is None else target_scores / settings.temperature
-        value, grad, statistics = _tile(draft_logits, target_logits, labels, settings, need_grad)
+        value, grad, statistics = _tile_of_logits(draft_logits, target_logits, labels, settings, need_grad)
     if grad is not None:
         grad *= (weights.to(grad.dtype) / settings.temperature)[:, None]
         if settings.draft_softcap is not None:
@@ -212,6 +211,17 @@ def _soft_tile(
         shared = share * grad[:, -1:]
         grad = shared.scatter(1, soft.token_ids, torch.where(empty, shared.gather(1, soft.token_ids), grad[:, :-1]))
     return value, grad, statistics
+
+
+def _tile_of_logits(
+    own: Tensor, target: Tensor | None, labels: Tensor | None, settings: Settings, need_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `_tile`; the ids that a trimmed draft lacks are one outcome."""
+    if target is None or settings.draft_ids is None:
+        return _tile(own, target, labels, settings, need_grad)
+    outcomes = closed_forms.trimmed_outcomes(own, target, settings.draft_ids)
+    value, grad, statistics = _tile(*outcomes, labels, settings, need_grad)
+    return value, None if grad is None else grad[:, :-1], statistics
 
 
 def _fused_tile(
@@ -283,7 +293,8 @@ def _tile(
     entropy = -torch.where(p > 0, p * log_p, 0).sum(-1)
     statistics = torch.stack([alpha, agreement.to(alpha.dtype), entropy])
     if kind.needs_target:
-        rows = closed_forms.Rows(log_p, log_q, p, q, alpha, settings.beta, settings.eta, need_grad)
+        numbers = (settings.beta, settings.eta, need_grad, settings.draft_ids is not None)
+        rows = closed_forms.Rows(log_p, log_q, p, q, alpha, *numbers)
         return *closed_forms.from_target(kind, rows), statistics
     assert labels is not None, "checked by fused_divergence"
     return *closed_forms.from_labels(kind, log_q, q, labels, need_grad), statistics

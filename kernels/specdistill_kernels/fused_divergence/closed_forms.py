@@ -40,10 +40,20 @@ class Rows(NamedTuple):
     beta: float
     eta: float
     need_grad: bool
+    trimmed: bool = False
+    """Whether the last column is an outcome that the draft never says."""
 
 
 ValueAndGradient = tuple[Tensor, Tensor | None]
 """Value [rows], and the gradient of the draft's logits [rows, vocab] where it is needed."""
+
+
+def trimmed_outcomes(draft_logits: Tensor, target_logits: Tensor, draft_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits over a trimmed draft's ids, and all others as one more outcome, [rows, ids + 1] of draft and target."""
+    log_p = target_logits.log_softmax(-1)
+    others = log_p.index_fill(1, draft_ids, -torch.inf).logsumexp(-1, keepdim=True)
+    never = torch.full_like(draft_logits[:, :1], -torch.inf)
+    return torch.cat((draft_logits, never), 1), torch.cat((log_p[:, draft_ids], others), 1)
 
 
 def from_target(kind: DivergenceKind, rows: Rows) -> ValueAndGradient:
@@ -64,9 +74,20 @@ def _cross_entropy(log_q: Tensor, q: Tensor, labels: Tensor, need_grad: bool) ->
 
 
 def _fkl(rows: Rows) -> ValueAndGradient:
+    if rows.trimmed:
+        return _trimmed_fkl(rows)
     # Terms of probability 0 are 0 by continuity, here and below.
     value = torch.where(rows.p > 0, rows.p * (rows.log_p - rows.log_q), 0).sum(-1)
     return value, rows.q - rows.p if rows.need_grad else None
+
+
+def _trimmed_fkl(rows: Rows) -> ValueAndGradient:
+    """The terms of the outcomes that the draft can say. Their p sums to less than 1, which scales q's part."""
+    log_p, log_q, p, q = (part[:, :-1] for part in (rows.log_p, rows.log_q, rows.p, rows.q))
+    value = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+    if not rows.need_grad:
+        return value, None
+    return value, torch.nn.functional.pad(q * p.sum(-1, keepdim=True) - p, (0, 1))
 
 
 def _rkl(rows: Rows) -> ValueAndGradient:

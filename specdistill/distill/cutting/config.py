@@ -47,6 +47,9 @@ class InitDraftConfig(Config):
     """Model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the draft; must be new or empty."""
+    kind: Annotated[Literal["model", "eagle3"], Parameter(group=ESSENTIALS)] = "model"
+    """What the draft is. model: a model of its own, cut or donated. eagle3: a head of one layer that reads three of the
+    target's hidden states (docs/heads.md); it takes no --layers."""
     layers: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
     """Number of the target's layers to keep; with --donor, of the donor's layers, of which all stay by default."""
     donor: Annotated[str | None, Parameter(group=ESSENTIALS)] = None
@@ -54,7 +57,10 @@ class InitDraftConfig(Config):
     the target's tokenizer: tokens of equal text keep its rows, others take the mean of the rows of their pieces."""
     vocab_keep: Annotated[int, Parameter(group=ESSENTIALS)] = 0
     """Trim the output head to the N ids that the target uses most: in small drafts the head is most of a step's cost.
-    0 keeps all. The saved weights keep the full vocabulary, for engines that demand it."""
+    0 keeps all. The saved weights keep the full vocabulary, for engines that demand it. A head holds no others, and 0
+    stands for 8192."""
+    own_embedding: Annotated[bool, Parameter(group=ESSENTIALS)] = False
+    """Give a head an embedding of its own, which is trained too. By default it reads the target's."""
     prompts: Annotated[str, Parameter(group=ESSENTIALS)] = "builtin:train"
     """Prompts whose answers calibrate the choice; same forms as in train-draft, self:N included."""
     adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)
@@ -67,10 +73,22 @@ class InitDraftConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is None and self.donor is None:
+        if self.kind == "eagle3":
+            self._check_head()
+        elif self.own_embedding:
+            raise ConfigError("--own-embedding goes with --kind eagle3; any other draft has one")
+        elif self.layers is None and self.donor is None:
             raise ConfigError("--layers is required without --donor; give the number of the target's layers to keep")
         if self.layers is not None:
             at_least(self, 1, "layers")
         at_least(self, 0, "vocab_keep")
         needs(self.choice, self.layers is not None, "--layers", "choose", "probe_steps")
         self.self_prompts.check(self.prompts, "train")
+
+    def _check_head(self) -> None:
+        """Refuses what only other drafts are made with."""
+        for name in ("layers", "donor"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"--{name} makes a model of its own, and --kind eagle3 a head; leave one of them away"
+                )

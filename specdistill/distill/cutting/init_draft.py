@@ -1,4 +1,4 @@
-"""`specdistill init-draft`: a draft of the target's own layers, chosen by measurement, or of a donor."""
+"""`specdistill init-draft`: a draft of the target's own layers, chosen by measurement, of a donor, or a head."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 
 import torch
 
-from specdistill.data.batch import Example
 from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, encode_all, load_prompts, spread_over_categories
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.donors import Donor, find_donor, give_vocabulary
+from specdistill.distill.cutting.head import make_head
+from specdistill.distill.cutting.kept_ids import most_used_ids
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
-from specdistill.evaluation.acceptance import HiddenCache, answer_hidden_states
-from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic, locks
 from specdistill.models import LanguageModel, cut_draft, families, load
 from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
+from specdistill.models.eagle3.start import check_target
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
 from specdistill.settings.sampling import Sampling
 
 
 def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> CutSummary:
-    """Makes a draft of the target's own layers, or of a donor, and saves it as a plain checkpoint.
+    """Makes a draft of the target's own layers, of a donor, or a head of the target, and saves its checkpoint.
 
     Args:
         config: What to make.
@@ -61,6 +61,9 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
     with locks.output_lock(output, progress.say):
         atomic.claim_output_directory(output)
         with atomic.emptied_on_failure(output):
+            if config.kind == "eagle3":
+                target = _load(config, source, "target")
+                return make_head(config, target, prompts, encoded, output, progress)
             return _make(config, source, donor, prompts, encoded, output, progress)
 
 
@@ -110,6 +113,8 @@ def _make(
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:
     source = load.find(config.target, "target", progress.say, config.adapter.target_base)
     total = families.num_layers(source.config)
+    if config.kind == "eagle3":
+        check_target(source.config, f"--target {config.target}")
     if config.donor is None and config.layers is not None and config.layers >= total:
         raise ConfigError(f"--layers {config.layers} must be below the target's {total} layers")
     if config.vocab_keep > source.vocab_size:
@@ -120,28 +125,3 @@ def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSourc
 
 def _load(config: InitDraftConfig, source: load.ModelSource, role: str) -> LanguageModel:
     return load.load_model(source, role, device=resolve_device(config.machine.device), dtype=torch.float32)
-
-
-def most_used_ids(
-    target: LanguageModel, answers: Sequence[Example], count: int, progress: Progress
-) -> tuple[torch.Tensor, float]:
-    """The ids the target uses most in its own answers, and the share of its probability that they hold there.
-
-    Every position votes with the target's whole distribution rather than with the one token that was sampled: the same
-    expectation, but it ranks ids that a small sample never shows. Stop tokens are always kept.
-    """
-    votes = torch.zeros(target.vocab_size, dtype=torch.float64, device=target.device)
-    cache: HiddenCache = {}
-    with progress.task("counting ids for the trimmed head", len(answers), "answers") as task:
-        for start in range(0, len(answers), 8):
-            for hidden in answer_hidden_states(target, answers[start : start + 8], cache):
-                with torch.no_grad():
-                    for block in logit_blocks(hidden, target.vocab_size):
-                        votes += target.logits(hidden[block]).float().softmax(-1).sum(0)
-                task.advance()
-            cache.clear()
-    share = votes / votes.sum()
-    ranked = share.clone()
-    ranked[list(target.eos_token_ids)] = torch.inf
-    kept = ranked.topk(count).indices.sort().values
-    return kept, float(share[kept].sum())

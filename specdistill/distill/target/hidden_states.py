@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from specdistill.data.batch import Example
+from specdistill.data.batch import Batch, Example
 from specdistill.decoding import Guidance
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.models import LanguageModel
@@ -62,6 +62,10 @@ class TargetStates:
                 states = self._cache[sequence] if sequence in self._cache else fresh[sequence]
             states_of_all.append(states)
         return states_of_all
+
+    def with_features(self, batch: Batch, sequences: Sequence[Example]) -> Batch:
+        """The batch of these sequences with what a head reads; as it is for any other draft."""
+        return batch
 
     def _compute(self, sequences: Sequence[Example]) -> list[Tensor]:
         read = [row.as_target_reads for row in sequences]

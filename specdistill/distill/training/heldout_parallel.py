@@ -22,7 +22,7 @@ from specdistill.decoding.sampling import process
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import Labeller
 from specdistill.distill.training.measures import Sums
-from specdistill.distill.training.parallel_rows import guessing_rows
+from specdistill.distill.training.parallel_rows import Guesses, guessing_rows
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
@@ -87,8 +87,7 @@ class ParallelHeldOut:
 
     def _acceptance(self, draft: LanguageModel, answer: Example, says: TargetSays) -> np.ndarray:
         """Acceptance of each guess, float64 [answer, K]: row t has those of a round whose first guess is token t."""
-        batch = collate([answer]).to(draft.device)
-        (rows, guesses), labels = guessing_rows(draft, batch), batch.labels
+        (rows, guesses), labels = self._guessing(draft, answer), torch.tensor(answer.answer_ids, device=draft.device)
         rates = []
         for block in logit_blocks(rows, draft.vocab_size):
             logits = process(draft.logits(rows[block]).float(), self._sampling)
@@ -97,6 +96,10 @@ class ParallelHeldOut:
         table = np.zeros((len(answer.answer_ids), self._num_tokens))
         table[guesses.firsts.cpu().numpy(), guesses.depths.cpu().numpy() - 1] = torch.cat(rates).double().cpu().numpy()
         return table
+
+    def _guessing(self, draft: LanguageModel, answer: Example) -> tuple[Tensor, Guesses]:
+        """Hidden states for `draft.logits`, and what each guesses."""
+        return guessing_rows(draft, collate([answer]).to(draft.device))
 
     def _rates(self, logits: Tensor, labels: Tensor, log_p: Tensor, argmax: Tensor) -> Tensor:
         if self._rule == "greedy":

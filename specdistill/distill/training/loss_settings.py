@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.distill.methods import Method
+from specdistill.distill.training.head_settings import UnrolledLoss
 from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least, check_temperature, needs, within_one
@@ -119,6 +120,8 @@ class Objective:
     """Weight of the divergence against a reward; None without a reward."""
     parallel: ParallelLoss | None = None
     """How the guesses of a parallel draft weigh; None for an ordinary draft."""
+    head: UnrolledLoss | None = None
+    """How the steps of a head weigh; None for any other draft."""
 
     @property
     def needs_target(self) -> bool:

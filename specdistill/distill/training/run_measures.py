@@ -19,11 +19,13 @@ from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
+from specdistill.distill.training.heldout_head import head_scorers
 from specdistill.distill.training.heldout_parallel import ParallelHeldOut, labels_say, target_says
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, Measure, OwnAnswers
 from specdistill.models import ModelPair
 from specdistill.models.answer_end import answer_end
+from specdistill.models.head_draft import HeadModel
 from specdistill.progress import Progress
 from specdistill.settings.sampling import Sampling
 
@@ -75,6 +77,10 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
         inputs.ranks,
         sharded=inputs.shares_target,
     )
+    if isinstance(pair.draft, HeadModel):
+        base, guesses = head_scorers(pair.target, pair.draft, answers, rollouts.sampling, inputs.rule, inputs.objective)
+        # Alone it writes nothing that could be judged.
+        return HeldOutMeasures(base, (), inputs.watch, guesses)
     base = heldout_scorer(
         pair,
         inputs.target,

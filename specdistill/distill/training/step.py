@@ -18,6 +18,7 @@ from specdistill.data.batch import Batch, Example, Provenance, collate, join_sof
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages, select_tokens
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
@@ -107,7 +108,7 @@ class StepRunner:
         )
         if settings.gradient_checkpointing:
             _checkpoint_activations(pair.draft.model)
-        self._module = loss = DistillationLoss(pair.draft, pair.target, objective, reference)
+        self._module = loss = build_loss(pair, objective, reference)
         self.shards = Shards(loss, ranks, pair.draft if shards_draft and ranks.world > 1 else None)
         if self.shards.sharded:
             self._claim_root(loss)
@@ -171,9 +172,11 @@ class StepRunner:
     def _count(self, examples: Sequence[Example]) -> StepTotals:
         """Counts over all ranks, now: answers that were just written are as long as they are."""
         own = [sum(len(example.answer_ids) for example in examples), len(examples)]
-        parallel = self._objective.parallel
+        parallel, head = self._objective.parallel, self._objective.head
         if parallel is not None:
             own += guesses_by_depth(examples, parallel.tokens)
+        if head is not None:
+            own += head.rows([len(example.answer_ids) for example in examples])
         tokens, count, *by_depth = (int(total) for total in self._ranks.total(list(map(float, own))))
         return StepTotals(tokens, count, tuple(by_depth))
 
@@ -228,7 +231,7 @@ class StepRunner:
         # Cross entropy needs no target: its labels are the target's own tokens already.
         needed = self._objective.needs_target and not soft
         hidden = torch.cat(self._states.hidden_states(present)) if needed else None
-        return collate(present).to(device), hidden, soft_labels
+        return self._states.with_features(collate(present).to(device), present), hidden, soft_labels
 
     def _summed(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Ranks sum their gradients in a step's last pass only."""
