@@ -19,7 +19,7 @@ from specdistill.decoding.target_features import TargetFeatures
 from specdistill.models.head_draft import HeadModel
 
 
-class _HeadReader(Reader):
+class HeadReader(Reader):
     """Passes of a head, which reads features beside the tokens."""
 
     def __init__(self, model: HeadModel, cache: RaggedCache, states: TargetFeatures) -> None:
@@ -55,7 +55,7 @@ class CachedHead(CachedModel):
         assert not isinstance(target, RecomputedModel), "what is read again each time can't be rolled back"
         # What its passes read besides tokens is no input of a step.
         self._steps = EAGER
-        self.reader = self._head_reader = _HeadReader(model, self._cache, target.watch(model.head.aux_layers))
+        self.reader = self._head_reader = HeadReader(model, self._cache, target.watch(model.head.aux_layers))
 
     def forward_with(self, token_ids: Tensor, *, states: bool) -> Tensor:
         """Runs new tokens as `forward` does, with features of one kind; for timing, since nothing is kept.

@@ -136,14 +136,7 @@ def measure_costs(
         if guidance is not None:
             # The twins' contexts are as long as the rows'.
             guidance = replace(guidance, negative_ids=(0,) * context)
-        models = {
-            "target": cached_model(target, batch_size, capacity, guidance),
-        }
-        models["draft"] = (
-            CachedHead(draft, batch_size, capacity, models["target"])
-            if isinstance(draft, HeadModel)
-            else cached_model(draft, batch_size, capacity)
-        )
+        models = _caches(target, draft, batch_size, capacity, guidance)
         ids = _any_ids(target, max(context, 2 * max_draft_tokens + 1), batch_size)
         for cached in models.values():
             cached.read(ids[:, :context].tolist())
@@ -161,6 +154,15 @@ def measure_costs(
                 if on_pass is not None:
                     on_pass()
     return _costs({kind: statistics.median(values) for kind, values in seconds.items()}, draft, max_draft_tokens)
+
+
+def _caches(
+    target: LanguageModel, draft: LanguageModel, batch_size: int, capacity: int, guidance: Guidance | None
+) -> dict[str, CachedModel | GuidedModel | RecomputedModel]:
+    of_target = cached_model(target, batch_size, capacity, guidance)
+    if isinstance(draft, HeadModel):
+        return {"target": of_target, "draft": CachedHead(draft, batch_size, capacity, of_target)}
+    return {"target": of_target, "draft": cached_model(draft, batch_size, capacity)}
 
 
 def _any_ids(model: LanguageModel, length: int, batch_size: int) -> torch.Tensor:

@@ -11,15 +11,18 @@ from safetensors.torch import load_file
 
 from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.distill.methods import METHODS
-from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.target.head_states import states_for
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.guard_rails import LABELS_FILE, SEQUENCES_FILE, WEIGHTS_FILE
-from specdistill.distill.training.loss import DistillationLoss, StepTotals
+from specdistill.distill.training.head_loss import build_loss
+from specdistill.distill.training.head_settings import HeadSettings
+from specdistill.distill.training.loss import StepTotals
 from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.step import guesses_by_depth
 from specdistill.files import run_settings
 from specdistill.models import ModelPair, load_pair
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.mask_token import install_mask_token
 from specdistill.models.pair import find_pair
 from specdistill.models.parallel import ParallelDrafting
@@ -37,28 +40,33 @@ def reproduce(directory: Path) -> tuple[float, float]:
         directory: `failed-step-000004` or the like, in the run's output.
     """
     settings = run_settings.read(directory)
-    objective = _objective(settings)
     sequences, soft = _examples(directory)
     pair = _pair(directory, settings, target_weights=soft is None)
-    module = DistillationLoss(pair.draft, pair.target, objective)
+    objective = _objective(settings, isinstance(pair.draft, HeadModel))
+    module = build_loss(pair, objective)
     guesses = () if objective.parallel is None else tuple(guesses_by_depth(sequences, objective.parallel.tokens))
+    if objective.head is not None:
+        guesses = tuple(objective.head.rows([len(example.answer_ids) for example in sequences]))
     totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences), guesses)
-    hidden = None
+    states, hidden = states_for(pair, (), None, lockstep=False), None
     if objective.needs_target and soft is None:
-        hidden = torch.cat(TargetStates(pair.target).hidden_states(sequences))
+        hidden = torch.cat(states.hidden_states(sequences))
     if soft is not None:
         soft = SoftLabels(*(part.to(pair.draft.device) for part in soft))
-    loss = module(collate(sequences).to(pair.draft.device), hidden, totals, soft_labels=soft).loss
+    batch = states.with_features(collate(sequences).to(pair.draft.device), sequences)
+    loss = module(batch, hidden, totals, soft_labels=soft).loss
     loss.backward()
     norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
     return float(loss.detach()), float(torch.stack(norms).norm())
 
 
-def _objective(settings: run_settings.FlatSettings) -> Objective:
+def _objective(settings: run_settings.FlatSettings, is_head: bool) -> Objective:
     loss: LossSettings = pick(LossSettings, settings)
     sampling: Sampling = pick(Sampling, settings)
     parallel: ParallelSettings = pick(ParallelSettings, settings)
-    return replace(loss.objective(METHODS[settings["method"]], sampling), parallel=parallel.loss)
+    head: HeadSettings = pick(HeadSettings, settings)
+    kinds = {"parallel": parallel.loss, "head": head.loss if is_head else None}
+    return replace(loss.objective(METHODS[settings["method"]], sampling), **kinds)
 
 
 def _examples(directory: Path) -> tuple[list[Example], SoftLabels | None]:

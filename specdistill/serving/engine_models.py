@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -19,6 +20,7 @@ from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device, resolve_dtype
 from specdistill.serving import head_files, model_files
 from specdistill.serving.bench_config import BenchConfig
+from specdistill.serving.head_gates import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ def _is_scored_head(config: BenchConfig) -> bool:
     """Whether the head is one that runs here too, with its target."""
     if config.drafting.method != "eagle3" or config.draft is None or not config.target_is_present:
         return False
-    path = Path(config.draft)
-    return path.is_dir() and is_head(LlamaConfig.from_dict(head_files.read_config(path)))
+    if not Path(config.draft).is_dir():
+        return False
+    head: Any = LlamaConfig.from_dict(head_files.read_config(Path(config.draft)))
+    # Engines run variants that are not run here: those are timed without scores.
+    return is_head(head) and not any(getattr(head, name, False) for name in (*VARIANTS, "attention_bias"))
 
 
 def shells(config: BenchConfig, sources: EngineSources) -> EngineModels:

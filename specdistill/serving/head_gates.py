@@ -25,7 +25,7 @@ _VLLM_TARGETS = (
     *("qwen2_5_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_vl", "step1"),
 )
 """Types of targets whose hidden states vLLM gives to an EAGLE-3 head."""
-_VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """Settings of heads by which they differ from the published architecture."""
 _FEWEST_LAYERS = 7
 """Layers of a target from which 2, L / 2 and L - 3 are three different ones, in this order."""
@@ -104,7 +104,7 @@ def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdic
     if drafting.method != "eagle3":
         return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind))])
     verdict = _served("sglang", "argmax_draft", target, draft, drafting)
-    variants = [name for name in _VARIANTS if draft.whole_config.get(name)]
+    variants = [name for name in VARIANTS if draft.whole_config.get(name)]
     if variants:
         verdict.refusals.append(f"the head is of a variant that SGLang's EAGLE-3 does not run ({', '.join(variants)})")
     named = _named_layers(draft)
@@ -140,7 +140,7 @@ def _llama_cpp(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Ver
             f"the head's file holds {draft.vocab_size} tokens and the target {target.vocab_size}: export it again with "
             "the .gguf that is served"
         )
-    variants = [name for name in _VARIANTS if name != "norm_before_residual" and draft.whole_config.get(name)]
+    variants = [name for name in VARIANTS if name != "norm_before_residual" and draft.whole_config.get(name)]
     if variants:
         verdict.refusals.append(
             f"the head is of a variant that llama.cpp's EAGLE-3 does not run ({', '.join(variants)})"

@@ -17,7 +17,8 @@ from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_kinds import ModelDrafting
 from specdistill.decoding.draft_length import FixedLength
 from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
-from specdistill.decoding.head_draft import CachedHead, HeadDraft, HeadDrafting
+from specdistill.decoding.cached_head import CachedHead, HeadReader
+from specdistill.decoding.head_draft import HeadDraft, HeadDrafting
 from specdistill.decoding.lookup import VllmNgram
 from specdistill.decoding.parallel_draft import draft_of
 from specdistill.decoding.sampling import Keys
@@ -91,13 +92,13 @@ def test_wrong_features_are_caught(wrong, monkeypatch):
         at = TargetFeatures.at
         monkeypatch.setattr(TargetFeatures, "at", lambda self, positions: at(self, (positions - 1).clamp(min=0)))
     elif wrong == "no feature of its own":
-        real = CachedHead._run
+        real = HeadReader.run
 
         def forgetful(self, *arguments):
-            self._own = None
+            self.own = None
             return real(self, *arguments)
 
-        monkeypatch.setattr(CachedHead, "_run", forgetful)
+        monkeypatch.setattr(HeadReader, "run", forgetful)
     differences, propose = [], HeadDrafting.propose
 
     def compared(self, texts, limits, **settings):

@@ -129,7 +129,7 @@ def test_vllm_proposes_the_same_token_for_token(files, ours, monkeypatch):
 
 
 def test_llama_cpp_proposes_the_same_token_for_token(files, ours):
-    """What it proposes stands in its log; its counters tell how much it kept."""
+    """Its proposals stand in its log; its counters tell how much it kept."""
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("make test-engines runs these beside xllamacpp")
     asked = {"target": str(files / "target.gguf"), "head": str(files / "head.gguf"), "tokens": TOKENS, "new": NEW}

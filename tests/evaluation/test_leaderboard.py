@@ -16,7 +16,7 @@ from specdistill import BenchConfig, bench
 from specdistill.cli import main
 from specdistill.decoding.costs import Costs, DraftCosts
 from specdistill.errors import ConfigError
-from specdistill.evaluation import acceptance, compared_drafts
+from specdistill.evaluation import acceptance, compared_drafts, guessed_states
 from specdistill.evaluation.acceptance import PromptAcceptance
 from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.leaderboard import ComparedDraft, leaderboard_section
@@ -134,7 +134,8 @@ def test_one_more_draft_is_in_memory_at_a_time_and_the_target_is_read_once(folde
         return first(model, sequences, cache, **more)
 
     monkeypatch.setattr(compared_drafts.load, "load_model", load_model)
-    monkeypatch.setattr(acceptance, "answer_hidden_states", states)
+    for module in (acceptance, guessed_states):
+        monkeypatch.setattr(module, "answer_hidden_states", states)
     bench(config(folder, "good", "target"))
     # Target and draft are loaded by the same function.
     assert len(alive) == 4 and most[0] <= 3

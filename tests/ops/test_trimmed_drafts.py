@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specdistill_kernels import SoftLabels, fused_divergence
-from specdistill_kernels.fused_divergence import KINDS
+from specdistill_kernels.fused_divergence import KINDS, trimmed_log_probs
 
 IDS = torch.tensor([0, 2, 3, 7])
 KINDS_OF_TARGET = [name for name, kind in KINDS.items() if kind.needs_target]
@@ -48,8 +48,9 @@ def by_autograd(kind, draft, draft_head, target, target_head, temperature=1.0):
 def test_value_and_gradient_are_those_of_the_definition(kind, temperature):
     draft, head, target, target_head = inputs()
     weights = torch.tensor([0.5, 1.0, 0.0, 2.0, 0.25], dtype=torch.float64)
+    table = trimmed_log_probs(target, target_head, IDS, temperature=temperature)
     output = fused_divergence(
-        draft, head, target, target_head, weights, kind=kind, temperature=temperature, draft_ids=IDS
+        draft, head, None, None, weights, kind=kind, temperature=temperature, trimmed_target=table
     )
     expected = by_autograd(kind, draft, head, target, target_head, temperature)
     torch.testing.assert_close(output.per_token, (expected * (weights > 0)).float(), rtol=1e-5, atol=1e-6)
@@ -61,7 +62,8 @@ def test_value_and_gradient_are_those_of_the_definition(kind, temperature):
 
 def test_alpha_counts_nothing_for_ids_that_the_draft_lacks():
     draft, head, target, target_head = inputs()
-    output = fused_divergence(draft, head, target, target_head, torch.ones(5).double(), draft_ids=IDS)
+    table = trimmed_log_probs(target, target_head, IDS)
+    output = fused_divergence(draft, head, None, None, torch.ones(5).double(), trimmed_target=table)
     p, q = (target @ target_head.T).softmax(-1)[:, IDS], (draft @ head.T).softmax(-1)
     torch.testing.assert_close(output.alpha, torch.minimum(p, q).sum(-1).float())
 
@@ -69,18 +71,30 @@ def test_alpha_counts_nothing_for_ids_that_the_draft_lacks():
 def test_a_head_of_all_ids_is_no_trimmed_one():
     torch.manual_seed(1)
     draft, target, head = torch.randn(5, 6), torch.randn(5, 6), torch.randn(9, 6)
+    table = trimmed_log_probs(target, head, torch.arange(9))
     for kind in KINDS_OF_TARGET:
-        one, other = (
-            fused_divergence(draft, head, target, head, torch.ones(5), kind=kind, draft_ids=ids).per_token
-            for ids in (None, torch.arange(9))
-        )
+        one = fused_divergence(draft, head, target, head, torch.ones(5), kind=kind).per_token
+        other = fused_divergence(draft, head, None, None, torch.ones(5), kind=kind, trimmed_target=table).per_token
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_ids_that_do_not_fit_are_refused():
+def test_padding_and_soft_caps_are_the_targets_own():
+    _, _, target, target_head = inputs()
+    table = trimmed_log_probs(target, target_head, IDS, vocab_size=8, softcap=2.0, temperature=0.5)
+    log_p = (2 * torch.tanh(target @ target_head[:8].T / 2) / 0.5).log_softmax(-1)
+    torch.testing.assert_close(table[:, :4], log_p[:, IDS])
+    torch.testing.assert_close(table.exp().sum(1), torch.ones(5).double())
+
+
+def test_targets_that_do_not_fit_are_refused():
     draft, head, target, target_head = inputs()
-    with pytest.raises(ValueError, match="an id for each row"):
-        fused_divergence(draft, head, target, target_head, torch.ones(5).double(), draft_ids=IDS[:2])
+    table, ones = trimmed_log_probs(target, target_head, IDS), torch.ones(5).double()
+    with pytest.raises(ValueError, match="one column more"):
+        fused_divergence(draft, head, None, None, ones, trimmed_target=table[:, 1:])
+    with pytest.raises(ValueError, match="replaces the target"):
+        fused_divergence(draft, head, target, target_head, ones, trimmed_target=table)
     soft = SoftLabels(torch.zeros(5, 1, dtype=torch.int64), torch.zeros(5, 1))
-    with pytest.raises(ValueError, match="without soft_labels"):
-        fused_divergence(draft, head, None, None, torch.ones(5).double(), soft_labels=soft, draft_ids=IDS)
+    with pytest.raises(ValueError, match="replaces the target"):
+        fused_divergence(draft, head, None, None, ones, soft_labels=soft, trimmed_target=table)
+    with pytest.raises(RuntimeError, match="nor trimmed_target"):
+        fused_divergence(draft, head, None, None, ones, trimmed_target=table, backend="fused")

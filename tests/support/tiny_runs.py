@@ -145,9 +145,9 @@ def before_each_step(monkeypatch, action: Callable[[int, Sequence[Example]], Non
     monkeypatch.setattr(DraftTrainer, "train_step", acting)
 
 
-def spoil_loss(monkeypatch, call: int) -> list[float]:
+def spoil_loss(monkeypatch, call: int, kind: type[DistillationLoss] = DistillationLoss) -> list[float]:
     """Makes one call of the loss infinite; the list gets the true value of each call."""
-    original = DistillationLoss.forward
+    original = kind.forward
     values: list[float] = []
 
     def spoiling(self, *arguments, **named):
@@ -155,7 +155,7 @@ def spoil_loss(monkeypatch, call: int) -> list[float]:
         values.append(float(output.loss.detach()))
         return output._replace(loss=output.loss * math.inf) if len(values) == call else output
 
-    monkeypatch.setattr(DistillationLoss, "forward", spoiling)
+    monkeypatch.setattr(kind, "forward", spoiling)
     return values
 
 

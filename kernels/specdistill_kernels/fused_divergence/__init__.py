@@ -10,8 +10,18 @@ from torch import Tensor
 from specdistill_kernels.backend import choose
 from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings, SoftLabels
 from specdistill_kernels.fused_divergence.kinds import DIVERGENCES, KINDS, DivergenceKind, find_kind
+from specdistill_kernels.fused_divergence.trimmed import trimmed_log_probs
 
-__all__ = ["DIVERGENCES", "KINDS", "DivergenceKind", "DivergenceOutput", "SoftLabels", "find_kind", "fused_divergence"]
+__all__ = [
+    "DIVERGENCES",
+    "KINDS",
+    "DivergenceKind",
+    "DivergenceOutput",
+    "SoftLabels",
+    "find_kind",
+    "fused_divergence",
+    "trimmed_log_probs",
+]
 
 _TILE_ENTRIES, _GPU_TILE_ENTRIES = 2**25, 2**26
 
@@ -50,7 +60,7 @@ def fused_divergence(
     backend: str = "auto",
     soft_labels: SoftLabels | None = None,
     static_shapes: bool = False,
-    draft_ids: Tensor | None = None,
+    trimmed_target: Tensor | None = None,
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -80,9 +90,9 @@ def fused_divergence(
             alpha and lower the divergence (except `lk_lambda`, whose weight depends on alpha).
         static_shapes: Also computes tokens of weight 0; their values, statistics and gradients are 0 all the same. Then
             nothing waits for the GPU and no shape depends on the data, as the capture of a CUDA graph requires.
-        draft_ids: int64 [draft_vocab], the target's id of each row of a trimmed draft's head; not with `soft_labels`.
-            All other ids are one outcome that the draft never says. What it adds to `fkl` is infinite whatever the
-            draft does, and left out. For `ce` labels stay columns of the draft's head.
+        trimmed_target: [tokens, draft_vocab + 1], as by `trimmed_log_probs`: replaces the target where the draft's head
+            lacks some ids, for any kind but `ce`. They are one outcome, which the draft never says. What that adds to
+            `fkl` is infinite whatever the draft does, and left out. The draft's head takes part whole.
 
     Returns:
         See `DivergenceOutput`.
@@ -95,12 +105,19 @@ def fused_divergence(
     Ko et al. 2024 (arXiv 2402.03898); lk_alpha, lk_lambda: Samarin et al. 2026 (arXiv 2602.23881); lk_argmax: ours.
     """
     row = find_kind(kind)
+    replaced = soft_labels is not None or trimmed_target is not None
     if not row.needs_target and labels is None:
         raise ValueError(f"the divergence {kind!r} needs labels")
     if soft_labels is not None and (not row.needs_target or target_hidden is not None):
         raise ValueError("soft_labels replace the target: leave out target_hidden, and choose another kind than 'ce'")
-    if row.needs_target and soft_labels is None and (target_hidden is None or target_weight is None):
+    if row.needs_target and not replaced and (target_hidden is None or target_weight is None):
         raise ValueError(f"the divergence {kind!r} needs target_hidden and target_weight, or soft_labels")
+    if trimmed_target is not None:
+        if not (row.needs_target and soft_labels is None and target_hidden is None):
+            raise ValueError("trimmed_target replaces the target: leave out target_hidden, soft_labels and 'ce'")
+        if trimmed_target.shape[1] != draft_weight.shape[0] + 1:
+            raise ValueError("trimmed_target must have one column more than the draft's head has rows")
+        target_hidden, target_weight, vocab_size = trimmed_target, None, None
     beta = row.default_beta if beta is None else beta
     if not 0 < beta < 1:
         raise ValueError(f"expected 0 < beta < 1, got {beta}; use kind='fkl' or kind='rkl' for the ends")
@@ -112,16 +129,15 @@ def fused_divergence(
     tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if target is None else [target.shape[0]])
     if len(set(tokens)) != 1:
         raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {tokens}")
-    if draft_ids is not None and (soft_labels is not None or draft_ids.shape[0] != draft_weight.shape[0]):
-        raise ValueError("draft_ids name an id for each row of the draft's head, and go without soft_labels")
-    heads = (None if draft_ids is not None and target_weight is not None else draft_weight, target_weight)
-    widths = [head.shape[0] for head in heads if head is not None]
+    widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
     width = vocab_size or min(widths)
     if width > min(widths):
         raise ValueError(f"vocab_size {width} is larger than a head of {min(widths)} rows")
-    torch_only = soft_labels is not None or draft_ids is not None or draft_weight.dtype == torch.float64
+    torch_only = replaced or draft_weight.dtype == torch.float64
     if torch_only and backend == "fused":
-        raise RuntimeError("backend 'fused' takes neither soft_labels nor float64 nor draft_ids; use 'auto' or 'torch'")
+        raise RuntimeError(
+            "backend 'fused' takes neither soft_labels nor float64 nor trimmed_target; use 'auto' or 'torch'"
+        )
     fused = choose(backend, draft_weight) == "fused" and not torch_only
     entries = _GPU_TILE_ENTRIES if draft_weight.is_cuda else _TILE_ENTRIES
     rows_at_once = tile_rows or max(1, entries // width)
@@ -136,7 +152,7 @@ def fused_divergence(
         rows_at_once,
         fused,
         static_shapes,
-        None if target_weight is None else draft_ids,
+        trimmed_target is not None,
     )
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
         draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings

@@ -14,8 +14,7 @@ from torch import Tensor
 from specdistill_kernels.fused_divergence import closed_forms
 from specdistill_kernels.fused_divergence.kinds import DivergenceKind
 
-_LEAST_REST = 1e-6
-"""The least probability of the ids that soft labels leave out; see `_soft_tile`."""
+_LEAST_REST = 1e-6  # Of the ids that soft labels leave out; see `_soft_tile`.
 _BLOCK_ENTRIES = 2**17
 """Logits per thread that a CPU handles at a time: the dozen temporaries of so small a block stay in a core's cache."""
 
@@ -32,11 +31,11 @@ class Settings(NamedTuple):
     target_softcap: float | None
     tile_rows: int
     fused: bool
-    """Whether a tile's statistics and gradient come from the Triton kernels."""
+    """Whether a tile is the Triton kernels' work."""
     static_shapes: bool
     """Whether tokens of weight 0 are computed like all others and then masked."""
-    draft_ids: Tensor | None = None
-    """int64 [draft_vocab]: the target's id of each row of a trimmed draft's head."""
+    trimmed: bool = False
+    """Whether the target comes as log-probabilities of the draft's ids and one more outcome, which it never says."""
 
 
 class SoftLabels(NamedTuple):
@@ -62,7 +61,8 @@ class ChunkedDivergence(torch.autograd.Function):
         statistics = torch.full((3, tokens), fill, dtype=torch.float32, device=draft_hidden.device)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
-        head = draft_weight[: None if settings.draft_ids is not None else settings.vocab_size]
+        head = draft_weight[: settings.vocab_size]
+        their_head = None if target_weight is None else target_weight[: settings.vocab_size]
         # float32 whatever the head's dtype: bf16 sums over many tiles lose 4 to 23 % of the gradient.
         grad_weight = torch.zeros(draft_weight.shape, dtype=_wide(head), device=head.device) if need_weight else None
         idle = None
@@ -84,7 +84,7 @@ class ChunkedDivergence(torch.autograd.Function):
             value, grad, tile_statistics = (_fused_tile if settings.fused else _torch_tile)(
                 hidden,
                 head,
-                None if target_hidden is None else (take(target_hidden), target_weight[: settings.vocab_size]),
+                None if target_hidden is None else (take(target_hidden), their_head),
                 None if labels is None else take(labels),
                 soft,
                 weights[rows],
@@ -128,7 +128,7 @@ class ChunkedDivergence(torch.autograd.Function):
 def _torch_tile(
     hidden: Tensor,
     head: Tensor,
-    target: tuple[Tensor, Tensor] | None,
+    target: tuple[Tensor, Tensor | None] | None,
     labels: Tensor | None,
     soft_labels: SoftLabels | None,
     weights: Tensor,
@@ -177,9 +177,11 @@ def _tile_of_scores(
     draft_logits = scores / settings.temperature
     if soft_labels is not None:
         value, grad, statistics = _soft_tile(draft_logits, soft_labels, settings, need_grad)
+    elif settings.trimmed:
+        value, grad, statistics = _trimmed_tile(draft_logits, target_scores, labels, settings, need_grad)
     else:
         target_logits = None if target_scores is None else target_scores / settings.temperature
-        value, grad, statistics = _tile_of_logits(draft_logits, target_logits, labels, settings, need_grad)
+        value, grad, statistics = _tile(draft_logits, target_logits, labels, settings, need_grad)
     if grad is not None:
         grad *= (weights.to(grad.dtype) / settings.temperature)[:, None]
         if settings.draft_softcap is not None:
@@ -213,14 +215,12 @@ def _soft_tile(
     return value, grad, statistics
 
 
-def _tile_of_logits(
-    own: Tensor, target: Tensor | None, labels: Tensor | None, settings: Settings, need_grad: bool
+def _trimmed_tile(
+    own: Tensor, log_p: Tensor | None, labels: Tensor | None, settings: Settings, need_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `_tile`; the ids that a trimmed draft lacks are one outcome."""
-    if target is None or settings.draft_ids is None:
-        return _tile(own, target, labels, settings, need_grad)
-    outcomes = closed_forms.trimmed_outcomes(own, target, settings.draft_ids)
-    value, grad, statistics = _tile(*outcomes, labels, settings, need_grad)
+    """As `_tile`, with an outcome more, which the draft never says."""
+    logits = torch.cat((own, torch.full_like(own[:, :1], -torch.inf)), 1)
+    value, grad, statistics = _tile(logits, log_p, labels, settings, need_grad)
     return value, None if grad is None else grad[:, :-1], statistics
 
 
@@ -270,8 +270,9 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _scores(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
-    scores = (hidden.to(head.dtype) @ head.T).to(_wide(head))
+def _scores(hidden: Tensor, head: Tensor | None, softcap: float | None) -> Tensor:
+    # A trimmed target brings its log-probabilities along.
+    scores = hidden if head is None else (hidden.to(head.dtype) @ head.T).to(_wide(head))
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
@@ -293,8 +294,7 @@ def _tile(
     entropy = -torch.where(p > 0, p * log_p, 0).sum(-1)
     statistics = torch.stack([alpha, agreement.to(alpha.dtype), entropy])
     if kind.needs_target:
-        numbers = (settings.beta, settings.eta, need_grad, settings.draft_ids is not None)
-        rows = closed_forms.Rows(log_p, log_q, p, q, alpha, *numbers)
+        rows = closed_forms.Rows(log_p, log_q, p, q, alpha, settings.beta, settings.eta, need_grad, settings.trimmed)
         return *closed_forms.from_target(kind, rows), statistics
     assert labels is not None, "checked by fused_divergence"
     return *closed_forms.from_labels(kind, log_q, q, labels, need_grad), statistics

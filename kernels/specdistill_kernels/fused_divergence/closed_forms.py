@@ -48,14 +48,6 @@ ValueAndGradient = tuple[Tensor, Tensor | None]
 """Value [rows], and the gradient of the draft's logits [rows, vocab] where it is needed."""
 
 
-def trimmed_outcomes(draft_logits: Tensor, target_logits: Tensor, draft_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits over a trimmed draft's ids, and all others as one more outcome, [rows, ids + 1] of draft and target."""
-    log_p = target_logits.log_softmax(-1)
-    others = log_p.index_fill(1, draft_ids, -torch.inf).logsumexp(-1, keepdim=True)
-    never = torch.full_like(draft_logits[:, :1], -torch.inf)
-    return torch.cat((draft_logits, never), 1), torch.cat((log_p[:, draft_ids], others), 1)
-
-
 def from_target(kind: DivergenceKind, rows: Rows) -> ValueAndGradient:
     """Computes a divergence that compares with the target's distribution."""
     return _FROM_TARGET[kind.name](rows)

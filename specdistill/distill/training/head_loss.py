@@ -14,6 +14,7 @@ from specdistill.distill.training.loss_settings import Objective
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.head_draft import HeadModel
 from specdistill_kernels import SoftLabels, fused_divergence
+from specdistill_kernels.fused_divergence import trimmed_log_probs
 
 
 class HeadLoss(DistillationLoss):
@@ -50,7 +51,7 @@ class HeadLoss(DistillationLoss):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
             weights = torch.tensor(settings.step_weights(totals.by_depth), device=hidden.device)[guesses.depths - 1]
-            wanted = None if target_hidden is None else target_hidden[guesses.predicted]
+            wanted = None if target_hidden is None else self._target_table(target_hidden)[guesses.predicted]
             output = self._divergence(self.kind, hidden, wanted, weights * self._share, labels)
             loss = output.loss
             if objective.ce_weight and self.kind != "ce":
@@ -59,6 +60,18 @@ class HeadLoss(DistillationLoss):
         first = output.alpha[guesses.depths == 1].sum()
         # The step's mean divides by all its tokens, and answers' first ones are guessed by nobody.
         return LossOutput(loss, first * (totals.tokens / max(1, totals.by_depth[0])))
+
+    def _target_table(self, hidden: Tensor) -> Tensor:
+        """The target's log-probabilities of the head's ids and of the rest: once for all steps that guess a token."""
+        rows, weight = self._target.loss_inputs(hidden)
+        return trimmed_log_probs(
+            rows,
+            weight,
+            self._head.draft_ids,
+            temperature=self.temperature,
+            vocab_size=self._vocab_size,
+            softcap=self._target.softcap,
+        )
 
     def _divergence(
         self,
@@ -71,9 +84,7 @@ class HeadLoss(DistillationLoss):
         draft: LanguageModel | None = None,
         soft_labels: SoftLabels | None = None,
     ) -> Any:
-        target_head = None
-        if target_hidden is not None:
-            target_hidden, target_head = self._target.loss_inputs(target_hidden)
+        """As for any draft, but `target_hidden` are rows of `_target_table`."""
         columns = self._columns[labels]
         if kind == "ce":
             # Nothing can teach it a token that it has no row for.
@@ -81,17 +92,15 @@ class HeadLoss(DistillationLoss):
         return fused_divergence(
             hidden,
             self._draft.head_weight,
-            target_hidden,
-            target_head,
+            None,
+            None,
             weights,
             kind=kind,
             beta=self.beta,
             eta=self._objective.eta,
             temperature=temperature or self.temperature,
             labels=columns.clamp(min=0),
-            vocab_size=None if target_hidden is None else self._vocab_size,
-            target_softcap=None if target_hidden is None else self._target.softcap,
-            draft_ids=self._head.draft_ids,
+            trimmed_target=target_hidden,
         )
 
 
