@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 
 from specdistill.data.batch import Example
+from specdistill.decoding.cached_head import CachedHead
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import GuidedModel, cached_model
 from specdistill.decoding.recomputed import RecomputedModel
 from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 
 Window = tuple[list[int], list[int]]
 """Token ids of a text, and those that follow it."""
@@ -28,16 +30,18 @@ class DraftCosts:
     step: float
     """One draft step (c): a pass over one token that proposes one."""
     passes: Mapping[int, tuple[float, float]] | None = None
-    """For a draft that guesses all tokens of a round in one pass: number of tokens (K) -> time of its pass behind one
-    new token, and behind the K + 1 that a round emits at most. None where each token takes a step."""
+    """For a draft that guesses all tokens of a round in one pass, and for a head: number of tokens (K) -> time of its
+    passes of a round behind one new token, and behind the K + 1 that a round emits at most. None where each token takes
+    a step."""
 
     def of_round(self, num_draft_tokens: int, new_tokens: float) -> float:
         """Drafting in one round.
 
         Args:
             num_draft_tokens: Tokens drafted; 0 costs nothing.
-            new_tokens: Tokens kept since the last draft, which one pass reads before its mask tokens: the mean
-                acceptance length where every round drafts. Other drafts read them within their steps.
+            new_tokens: Tokens kept since the last draft, which one pass reads before its mask tokens, and a head in its
+                first pass: the mean acceptance length where every round drafts. Other drafts read them within their
+                steps.
         """
         if self.passes is None or not num_draft_tokens:
             return num_draft_tokens * self.step
@@ -57,6 +61,8 @@ class Costs:
     """Number of tokens in a target pass -> its time in plain target steps; 1 -> 1.0."""
     draft_passes: Mapping[int, tuple[float, float]] | None = None
     """`DraftCosts.passes`."""
+    by_steps: bool = False
+    """Whether those are a head's, one for each token of a round, and not one pass for all of them."""
 
     @property
     def cost_ratio(self) -> float:
@@ -108,8 +114,8 @@ def measure_costs(
     Args:
         target, draft: The two models.
         batch_size: Rows per pass.
-        max_draft_tokens: Target passes over 1, 2, ... up to this many + 1 tokens are timed, and of a parallel draft
-            the passes that guess 1, 2, ... up to this many.
+        max_draft_tokens: Target passes over 1, 2, ... up to this many + 1 tokens are timed, of a parallel draft the
+            passes that guess 1, 2, ... up to this many, and of a head those that begin a round.
         context: Tokens that are in the caches before each pass.
         repeats: Times that each kind of pass is measured.
         on_pass: Called after each pass, for progress.
@@ -129,10 +135,7 @@ def measure_costs(
         if guidance is not None:
             # The twins' contexts are as long as the rows'.
             guidance = replace(guidance, negative_ids=(0,) * context)
-        models = {
-            "target": cached_model(target, batch_size, capacity, guidance),
-            "draft": cached_model(draft, batch_size, capacity),
-        }
+        models = _caches(target, draft, batch_size, capacity, guidance)
         ids = _any_ids(target, max(context, 2 * max_draft_tokens + 1), batch_size)
         for cached in models.values():
             cached.read(ids[:, :context].tolist())
@@ -145,11 +148,20 @@ def measure_costs(
                 models["target"].read([before for before, _ in rows])
                 tokens["target"] = torch.tensor([after for _, after in rows], device=target.device)
             for kind in passes:
-                elapsed = _time_pass(models[kind.model], tokens[kind.model][:, : kind.width], kind.picked)
+                elapsed = _time_pass(models[kind.model], tokens[kind.model], kind)
                 seconds[kind] += [elapsed] if repeat else []
                 if on_pass is not None:
                     on_pass()
     return _costs({kind: statistics.median(values) for kind, values in seconds.items()}, draft, max_draft_tokens)
+
+
+def _caches(
+    target: LanguageModel, draft: LanguageModel, batch_size: int, capacity: int, guidance: Guidance | None
+) -> dict[str, CachedModel | GuidedModel | RecomputedModel]:
+    of_target = cached_model(target, batch_size, capacity, guidance)
+    if isinstance(draft, HeadModel):
+        return {"target": of_target, "draft": CachedHead(draft, batch_size, capacity, of_target)}
+    return {"target": of_target, "draft": cached_model(draft, batch_size, capacity)}
 
 
 def _any_ids(model: LanguageModel, length: int, batch_size: int) -> torch.Tensor:
@@ -169,11 +181,17 @@ class _Pass(NamedTuple):
     """Tokens that it reads."""
     picked: int = 0
     """Tokens that the draft picks, from the last rows; 0 gives all rows' logits, which verification needs."""
+    states: bool = False
+    """Whether a head reads the target's states, and not what its last pass gave."""
 
 
 def _passes(draft: LanguageModel, longest: int, widths: Iterable[int]) -> list[_Pass]:
     # A set, since the shortest pass of a parallel draft is its step.
-    guesses = [] if draft.parallel is None else [_guess(count, new) for count, new in _ends(longest)]
+    guesses: list[_Pass] = []
+    if isinstance(draft, HeadModel):
+        guesses = [_first(new) for new in range(1, longest + 2)]
+    elif draft.parallel is not None:
+        guesses = [_guess(count, new) for count, new in _ends(longest)]
     return [*dict.fromkeys([_Pass("draft", 1, 1), *guesses]), *(_Pass("target", width) for width in widths)]
 
 
@@ -186,22 +204,36 @@ def _guess(count: int, new: int) -> _Pass:
     return _Pass("draft", new + count - 1, count)
 
 
+def _first(new: int) -> _Pass:
+    """The pass with which a head begins a round."""
+    return _Pass("draft", new, 1, states=True)
+
+
 def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) -> Costs:
     step = median[_Pass("target", 1)]
+    one = median[_Pass("draft", 1, 1)]
     passes = None
-    if draft.parallel is not None:
+    if isinstance(draft, HeadModel):
+        ends = ((count, median[_first(1)], median[_first(count + 1)]) for count in range(1, longest + 1))
+        rest = one / step
+        passes = {count: (a / step + (count - 1) * rest, b / step + (count - 1) * rest) for count, a, b in ends}
+    elif draft.parallel is not None:
         passes = {
             count: (median[_guess(count, 1)] / step, median[_guess(count, count + 1)] / step)
             for count in range(1, longest + 1)
         }
     checks = {kind.width: value / step for kind, value in median.items() if kind.model == "target"}
-    return Costs(step, median[_Pass("draft", 1, 1)], checks, passes)
+    return Costs(step, one, checks, passes, by_steps=isinstance(draft, HeadModel))
 
 
-def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picked: int) -> float:
+def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, kind: _Pass) -> float:
+    token_ids = token_ids[:, : kind.width]
     start = time.perf_counter()
-    hidden = cached.forward(token_ids)
-    logits = cached.own_logits(hidden[:, -picked:] if picked else hidden)
-    if picked:
+    if isinstance(cached, CachedHead):
+        hidden = cached.forward_with(token_ids, states=kind.states)
+    else:
+        hidden = cached.forward(token_ids)
+    logits = cached.own_logits(hidden[:, -kind.picked :] if kind.picked else hidden)
+    if kind.picked:
         logits.argmax(-1)
     return time.perf_counter() - start

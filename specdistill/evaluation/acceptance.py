@@ -5,7 +5,8 @@ probability a_t = min(1, q(x_t) / p(x_t)) (rule `sampled`), 1[x_t = argmax q] (`
 1[argmax p = argmax q]: speculative decoding emits x_t ~ p, and does so through an accepted draft token with probability
 min(p, q)(x_t). So one pass predicts the mean acceptance length of *every* draft length, path dependence included.
 
-A parallel draft's guess of a token depends on where its round started, so it is scored for every start and depth.
+The guess of a parallel draft or of a head depends on where its round started, so they are scored for every start and
+depth.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from specdistill.data.batch import Example
 from specdistill.decoding.sampling import Sampling, process
 from specdistill.evaluation.answer_states import HiddenCache, answer_hidden_states
+from specdistill.evaluation.guessed_states import guessed_states
 from specdistill.evaluation.logit_blocks import logit_blocks
-from specdistill.evaluation.parallel_states import guessing_states
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.models import LanguageModel
 from specdistill_kernels import AcceptanceStatistics, expected_acceptance
@@ -107,10 +108,12 @@ def _score_batch(
     depths: int,
     target_cache: HiddenCache | None,
 ) -> list[PromptAcceptance]:
-    results = []
-    target_hidden = answer_hidden_states(target, chunk, target_cache)
+    results, known = [], {} if target_cache is None else target_cache
+    # First, since a head needs a pass of the target over the same answers.
+    guessed = guessed_states(draft, chunk, depths, target, known)
+    target_hidden = answer_hidden_states(target, chunk, known)
     # One answer at a time: [answer, vocab] logits are small, those of a batch need not be.
-    for sequence, target_rows, draft_rows in zip(chunk, target_hidden, _by_depth(draft, chunk, depths), strict=True):
+    for sequence, target_rows, draft_rows in zip(chunk, target_hidden, guessed, strict=True):
         labels = torch.tensor(sequence.answer_ids, device=target.device)
         # Depth d guesses the tokens from number d on.
         blocks: list[list[AcceptanceStatistics]] = [[] for _ in range(min(len(labels), draft_rows.shape[1]))]
@@ -124,15 +127,8 @@ def _score_batch(
                     against = target_logits[first - block.start :]
                     scored.append(expected_acceptance(against, draft_logits, labels[first:end]))
         records = [_record(_joined(scored), labels[depth:], sampling.greedy) for depth, scored in enumerate(blocks)]
-        results.append(records[0] if draft.parallel is None else _of_starts(records, draft_rows.shape[1]))
+        results.append(records[0] if not draft.guesses_by_start else _of_starts(records, draft_rows.shape[1]))
     return results
-
-
-def _by_depth(draft: LanguageModel, chunk: Sequence[Example], depths: int) -> list[torch.Tensor]:
-    """The draft's hidden states [answer, depths, hidden]; a single depth where it goes token by token."""
-    if draft.parallel is not None:
-        return guessing_states(draft, chunk, depths)
-    return [rows[:, None] for rows in answer_hidden_states(draft, chunk)]
 
 
 def _of_starts(records: Sequence[PromptAcceptance], depths: int) -> PromptAcceptance:
@@ -182,7 +178,7 @@ def score_draft(
     results: list[PromptAcceptance] = []
     for start in range(0, len(sequences), batch_size):
         chunk = sequences[start : start + batch_size]
-        for sequence, rows in zip(chunk, _by_depth(draft, chunk, depths), strict=True):
+        for sequence, rows in zip(chunk, guessed_states(draft, chunk, depths), strict=True):
             labels, records = torch.tensor(sequence.answer_ids, device=draft.device), []
             for depth in range(min(len(labels), rows.shape[1])):
                 guesses = rows[: len(labels) - depth, depth]
@@ -190,7 +186,7 @@ def score_draft(
                 agreement = _array((torch.cat(argmax) == labels[depth:]).double())
                 scores: dict[str, np.ndarray] = dict.fromkeys(rules, agreement)
                 records.append(PromptAcceptance(scores, scores, {}, np.full(len(agreement), np.nan)))
-            results.append(records[0] if draft.parallel is None else _of_starts(records, rows.shape[1]))
+            results.append(records[0] if not draft.guesses_by_start else _of_starts(records, rows.shape[1]))
         if on_sequences is not None:
             on_sequences(len(chunk))
     return results

@@ -11,6 +11,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.data.scorers import Scorer, check_scorer
 from specdistill.decoding.answers import write_answers
+from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import UNKNOWN, Interruption
 from specdistill.evaluation.latency import TimedRun
@@ -18,6 +19,8 @@ from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report_scores import AnswerScores
 from specdistill.evaluation.statistics import Estimate, paired_difference, share
 from specdistill.models import LanguageModel
+from specdistill.models.eagle3 import is_head
+from specdistill.models.load import ModelSource
 from specdistill.progress import Progress
 
 PromptScores = Mapping[str, float]
@@ -96,6 +99,19 @@ class AnswerJudge:
             speculative_minus_target=difference(speculative, plain),
             compared=None if compared is None else mean(compared),
             draft_minus_compared=None if compared is None else difference(draft, compared),
+        )
+
+
+def refuse_own_answers(config: MeasureConfig, draft: ModelSource) -> None:
+    """Refuses a scorer of the draft's own answers where the draft writes none.
+
+    Raises:
+        ConfigError: The draft is a head.
+    """
+    if config.score.scorer is not None and is_head(draft.config):
+        raise ConfigError(
+            f"--scorer scores the draft's own answers too, and a head writes no answers alone ({draft.name}); leave "
+            "--scorer away"
         )
 
 

@@ -20,7 +20,8 @@ from specdistill.evaluation.leaderboard import ComparedDraft
 from specdistill.evaluation.measured import Models
 from specdistill.evaluation.sections import model_facts
 from specdistill.models import LanguageModel, load, quantised, vocabulary
-from specdistill.models.pair import fit
+from specdistill.models.head_draft import HeadModel, find_draft
+from specdistill.models.pair import fit, load_draft
 from specdistill.progress import Progress
 
 ROLE = "compare"
@@ -35,7 +36,7 @@ def find_compared(config: MeasureConfig, target: load.ModelSource, progress: Pro
     """
     sources = []
     for name in config.compare:
-        source = load.find(name, ROLE, progress.say)
+        source = find_draft(name, ROLE, target, progress.say)
         rows = target.rows, source.rows
         vocabulary.check_same_vocabulary(target.tokenizer, source.tokenizer, target.name, name, *rows)
         load.check_loadable(source, ROLE)
@@ -99,10 +100,10 @@ def _score(
     progress: Progress,
 ) -> ComparedDraft:
     target, sampling = models.target, config.sampling
-    draft = load.load_model(source, ROLE, device=str(target.device), dtype=target.model.dtype)
+    draft = load_draft(source, ROLE, target, str(target.device), target.model.dtype)
     fit(draft, target.vocab_size)
     draft.one_by_one = not config.in_one_pass
-    if config.weights.pack != "none":
+    if config.weights.pack != "none" and not isinstance(draft, HeadModel):
         pack_proven([draft], config.weights.pack)
     with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
         records = acceptance.score(
@@ -115,7 +116,7 @@ def _score(
             on_sequences=task.advance,
         )
     own = None
-    if judge is not None:
+    if judge is not None and not isinstance(draft, HeadModel):
         length, seed, title = config.max_new_tokens, config.timing.seed, "compared draft writes answers"
         written = write_answers(draft, judge.prompts, encoded, sampling, length, seed, progress, title)
         own = judge.examples(written, draft)
@@ -130,7 +131,7 @@ def _costs(config: MeasureConfig, models: Models, draft: LanguageModel, context:
         models.target,
         draft,
         batch_size=config.timing.batch_size,
-        max_draft_tokens=0 if draft.parallel is None else config.acceptance.max_draft_tokens,
+        max_draft_tokens=0 if not draft.guesses_by_start else config.acceptance.max_draft_tokens,
         context=context,
         guidance=models.guidance,
         checks=False,

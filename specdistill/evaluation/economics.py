@@ -2,7 +2,8 @@
 
 One round costs gamma draft steps and one target pass over gamma + 1 tokens, and emits tau tokens. With every time in
 units of a plain target step, the speed-up is tau / (gamma c + v(gamma + 1)), with c = `cost_ratio`, v = `verify_cost`.
-A parallel draft has one pass per round in place of gamma c; see `decoding.costs`.
+A parallel draft has one pass per round in place of gamma c, and a head's first pass reads what the last round kept; see
+`decoding.costs`.
 Source: Leviathan et al. 2023 (arXiv 2211.17192), Theorem 3.8, with v = 1 replaced by what was measured.
 """
 
@@ -113,7 +114,8 @@ def judge(
     drafting = f"a draft step costs {c:.2f}"
     if costs.draft_passes is not None:
         passes = {gamma: costs.drafting.of_round(gamma, tau) for gamma, tau in predicted_tau.items()}
-        drafting = f"guessing {_drafts(num_draft_tokens)} in one pass costs {passes[num_draft_tokens]:.2f}"
+        way = "drafting {}" if costs.by_steps else "guessing {} in one pass"
+        drafting = f"{way.format(_drafts(num_draft_tokens))} costs {passes[num_draft_tokens]:.2f}"
     facts = f"{drafting} and checking {num_draft_tokens + 1} tokens {check:.2f} target steps"
     economics = judge_rounds(
         round_cost,
@@ -122,7 +124,7 @@ def judge(
         alpha,
         measured,
         facts,
-        in_one_pass=passes is not None,
+        by_depth=passes is not None,
         perfect_cost={gamma: costs.round_cost(gamma, gamma + 1) for gamma in predicted_tau},
     )
     if untimed is not None and economics.verdict != "cannot pay":
@@ -133,7 +135,7 @@ def judge(
     return replace(
         economics,
         cost_ratio=c,
-        draft_pass_cost=passes,
+        draft_pass_cost=None if costs.by_steps else passes,
         verify_cost=dict(v),
         target_step_seconds=costs.target_step_seconds,
         draft_step_seconds=costs.draft_step_seconds,
@@ -149,7 +151,7 @@ def judge_rounds(
     facts: str,
     unscored: str = "the draft has another tokenizer",
     *,
-    in_one_pass: bool = False,
+    by_depth: bool = False,
     perfect_cost: Mapping[int, float] | None = None,
 ) -> Economics:
     """Draws the verdict from the costs of whole rounds.
@@ -163,8 +165,8 @@ def judge_rounds(
         measured: Measured speed-up at `num_draft_tokens`.
         facts: The costs in words.
         unscored: Reason for an alpha of NaN.
-        in_one_pass: Whether the draft guesses all tokens at once: its alpha falls with the depth, so the sentence
-            compares tokens per target call.
+        by_depth: Whether the draft's alpha falls with the token's place in the round, as a parallel draft's and a
+            head's do, so that the sentence compares tokens per target call.
         perfect_cost: Costs of rounds in which all is accepted, where they differ; None takes `round_cost`.
     """
     is_scored = math.isfinite(alpha)
@@ -174,7 +176,7 @@ def judge_rounds(
     drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
     threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
     needs = _needs(threshold, alpha)
-    if in_one_pass:
+    if by_depth:
         needs = f"it needs {cost:.2f} tokens per target call and is predicted {predicted_tau[num_draft_tokens]:.2f}"
     interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
     timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"

@@ -25,6 +25,7 @@ from specdistill.evaluation.report import LenienceRow
 from specdistill.evaluation.sections import counted_section, latency_section
 from specdistill.evaluation.statistics import Estimate, ratio
 from specdistill.models import LanguageModel
+from specdistill.models.eagle3 import is_head
 from specdistill.models.load import ModelSource
 from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress
@@ -34,11 +35,15 @@ EXACT = 1.0
 
 
 def refuse_lenience_sweep(config: MeasureConfig, draft: ModelSource) -> None:
-    """Refuses the sweep for a parallel draft: which tokens change depends on where its rounds start.
+    """Refuses the sweep for a parallel draft or a head: which tokens change depends on where its rounds start.
 
     Raises:
         ConfigError: Names what to leave out.
     """
+    if config.acceptance.lenience_sweep and is_head(draft.config):
+        raise ConfigError(
+            f"--lenience-sweep counts changed tokens of draft models, and {draft.name} is a head; leave it out"
+        )
     drafting = ParallelDrafting.of_config(draft.config, f"--draft {draft.name}")
     if config.acceptance.lenience_sweep and drafting is not None and not config.acceptance.one_by_one:
         raise ConfigError(

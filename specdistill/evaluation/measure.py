@@ -14,7 +14,7 @@ from specdistill.decoding.costs import Costs, measure_costs, passes_timed, windo
 from specdistill.decoding.proof import pack_proven
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
-from specdistill.evaluation.answer_scores import AnswerJudge, own_scores
+from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, refuse_own_answers
 from specdistill.evaluation.baselines import Beside, beside_draft
 from specdistill.evaluation.buckets import buckets_section
 from specdistill.evaluation.compared_drafts import find_compared, score_compared
@@ -33,6 +33,7 @@ from specdistill.evaluation.target_pass import target_pass
 from specdistill.evaluation.timed_run import time_run
 from specdistill.evaluation.training_prompts import training_prompts
 from specdistill.models import load, quantised
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.packed import check_packable
 from specdistill.models.pair import FoundPair, find_pair, load_pair, resolve_device
 from specdistill.progress import Progress, Quiet
@@ -67,6 +68,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.drafter, say=progress.say, target_base=config.adapter.target_base)
     refuse_lenience_sweep(config, found.draft)
+    refuse_own_answers(config, found.draft)
     other, beside = find_other_target(config, found, progress), find_compared(config, found.target, progress)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
@@ -165,7 +167,9 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     pair.draft.one_by_one = not config.in_one_pass
     seconds = None
     if weights.pack != "none":
-        seconds = pack_proven([pair.target, pair.draft], weights.pack)
+        # A head has too few weights to gain from it.
+        packed = [pair.target] if isinstance(pair.draft, HeadModel) else [pair.target, pair.draft]
+        seconds = pack_proven(packed, weights.pack)
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
     return Models(pair.target, pair.draft, seconds, guidance)
 

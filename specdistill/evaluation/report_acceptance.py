@@ -88,14 +88,13 @@ class ScoredAcceptance:
     """Tokens of the target's answers over which alpha is averaged."""
     alpha: dict[str, Estimate]
     """Rule -> expected acceptance of one draft token, teacher-forced on answers that the target wrote at the bench
-    temperature, both distributions after temperature and filters; for a parallel draft of the first token of a
-    round. Empty, like all scores, for a draft of another
-    tokenizer."""
+    temperature, both distributions after temperature and filters; for a parallel draft or a head of a round's first
+    token. Empty, like all scores, for a draft of another tokenizer."""
     alpha_at_temperature_1: dict[str, Estimate] | None = None
     """Rule that samples -> alpha compared at temperature 1; present at temperature 0 only."""
     alpha_by_depth: dict[str, list[float]] | None = None
-    """Rule -> alpha of the first, second, ... token that a parallel draft guesses in one pass, over all places where a
-    round could start; the first is `alpha`. Absent for drafts that take a step per token."""
+    """Rule -> alpha of the first, second, ... token of a round of a parallel draft or a head, over all places where a
+    round could start; the first is `alpha`. Absent for drafts whose guess does not depend on the round."""
     predicted_mean_acceptance_length: dict[int, float]
     """Draft length -> predicted tokens per target call."""
     by_category: dict[str, CategoryScores]

@@ -12,10 +12,10 @@ from specdistill.decoding import Generation, Guidance, Sampling
 from specdistill.decoding.generation import as_example
 from specdistill.decoding.sampling import process
 from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.evaluation.guessed_states import guessed_states
 from specdistill.evaluation.guided_states import guided_hidden_states
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.logit_blocks import logit_blocks
-from specdistill.evaluation.parallel_states import guessing_states
 from specdistill.evaluation.report_samples import Sample, SampleToken
 from specdistill.models import LanguageModel
 
@@ -92,7 +92,7 @@ def make_sample(
     example = as_example(prompt.id, encoded, generation, Provenance.TARGET)
     example = Example(prompt.id, example.prompt_ids, example.answer_ids[:_LONGEST], example.provenance[:_LONGEST])
     target_rows = guided_hidden_states(target, [example], guidance)[0]
-    draft_rows = _proposing_rows(draft, example, generation)
+    draft_rows = _proposing_rows(target, draft, example, generation)
     # Where nothing was rejected the token itself stands in, and its probability is not used.
     asked = [token if other is None else other for token, other in zip(example.answer_ids, rejected, strict=True)]
     columns = torch.tensor([example.answer_ids, asked]).T
@@ -126,9 +126,11 @@ def rejected_tokens(generation: Generation) -> list[int | None]:
     return tokens
 
 
-def _proposing_rows(draft: LanguageModel, example: Example, generation: Generation) -> torch.Tensor:
-    """The draft's hidden states that propose each token, [answer, hidden]; a parallel draft's depend on the round."""
-    if draft.parallel is None:
+def _proposing_rows(
+    target: LanguageModel, draft: LanguageModel, example: Example, generation: Generation
+) -> torch.Tensor:
+    """The draft's hidden states that propose each token, [answer, hidden]; some drafts' depend on the round."""
+    if not draft.guesses_by_start:
         return answer_hidden_states(draft, [example])[0]
     total, rounds = len(generation.token_ids), [each.emitted for each in generation.rounds]
     starts, depths = [*range(total - sum(rounds))], [0] * (total - sum(rounds))
@@ -136,7 +138,8 @@ def _proposing_rows(draft: LanguageModel, example: Example, generation: Generati
         starts += [len(starts)] * emitted
         depths += range(emitted)
     kept = len(example.answer_ids)
-    return guessing_states(draft, [example], max(depths[:kept]) + 1)[0][starts[:kept], depths[:kept]]
+    rows = guessed_states(draft, [example], max(depths[:kept]) + 1, target)[0]
+    return rows[starts[:kept], depths[:kept]]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from specdistill.evaluation.report_acceptance import CategoryScores, CountedAcce
 from specdistill.evaluation.report_setup import ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 
 
 def model_facts(model: LanguageModel) -> ModelFacts:
@@ -30,6 +31,7 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         adapter_of=None if model.adapter is None else model.adapter.base,
         head_size=None if model.kept_ids is None else len(model.kept_ids),
         mask_id=None if model.parallel is None else model.parallel.mask_id,
+        kind="eagle3" if isinstance(model, HeadModel) else None,
     )
 
 

@@ -107,7 +107,11 @@ def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSour
     )
     if file is None or not file.is_file():
         return None
-    config = LlamaConfig.from_dict(checkpoint_files.read_json(file, role))
+    try:
+        config = LlamaConfig.from_json_file(file)
+    except (OSError, ValueError, TypeError):
+        # `load.find` says what is wrong with it.
+        return None
     if not is_head(config):
         return None
     tokenizer = target.tokenizer

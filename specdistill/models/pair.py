@@ -130,7 +130,7 @@ def load_pair(
         )
     else:
         target_model = load.load_shell(found.target)
-    draft_model = _load_draft(found, target_model, device, draft_dtype or target_dtype)
+    draft_model = load_draft(found.draft, found.draft_role, target_model, device, draft_dtype or target_dtype)
     if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)
     if draft_answers and found.same_tokenizer:
@@ -138,10 +138,24 @@ def load_pair(
     return ModelPair(target_model, draft_model, found.same_tokenizer)
 
 
-def _load_draft(found: FoundPair, target: LanguageModel, device: str, dtype: torch.dtype) -> LanguageModel:
-    if is_head(found.draft.config):
-        return head_draft.load_head_model(found.draft, found.draft_role, target, device, dtype)
-    return load.load_model(found.draft, found.draft_role, device=device, dtype=dtype)
+def load_draft(
+    source: load.ModelSource, role: str, target: LanguageModel, device: str, dtype: torch.dtype
+) -> LanguageModel:
+    """Loads a draft with its weights, or a head.
+
+    Args:
+        source: Result of `find_pair` or `head_draft.find_draft`.
+        role: Flag that names it, for messages.
+        target: Its target.
+        device: A torch device.
+        dtype: dtype of the weights.
+
+    Raises:
+        ModelError: It can't be loaded.
+    """
+    if is_head(source.config):
+        return head_draft.load_head_model(source, role, target, device, dtype)
+    return load.load_model(source, role, device=device, dtype=dtype)
 
 
 def load_another(

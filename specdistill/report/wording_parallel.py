@@ -1,4 +1,4 @@
-"""A parallel draft in words."""
+"""Parallel drafts and heads in words: their guesses depend on the round."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from specdistill.evaluation.report import Report
 
 
 def depth_lines(report: Report) -> list[str]:
-    """Alpha of each token that a parallel draft guesses in one pass; empty for other drafts."""
+    """Alpha of each token of a round; empty for drafts whose guess does not depend on the round."""
     found, rule = report.acceptance.alpha_by_depth or {}, report.setup.predicting_rule
     if rule not in found:
         return []
     values = " ".join(f"{value:.3f}" for value in found[rule])
-    return [f"guessed in one pass behind mask token {report.draft.mask_id}; alpha by depth ({rule}): {values}"]
+    mask = report.draft.mask_id
+    way = "a head on the target's states" if mask is None else f"guessed in one pass behind mask token {mask}"
+    return [f"{way}; alpha by depth ({rule}): {values}"]
 
 
 def drafting_cost(report: Report) -> str:

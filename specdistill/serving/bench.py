@@ -77,6 +77,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     for role, name in (("draft", config.draft), *(("compare", each) for each in config.compare)):
         if name is not None:
             load.check_exists(name, role)
+    config = engine_models.recognised(config)
     check_methods(config)
     config.machine.limit_threads()
     prompts = scored_prompts(config, progress, target_is_present=config.target_is_present)

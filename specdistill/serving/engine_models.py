@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import LlamaConfig
+
 from specdistill.errors import ModelError
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import model_facts
 from specdistill.files.stored_tensors import stored_tensors
-from specdistill.models import LanguageModel, load
+from specdistill.models import LanguageModel, head_draft, load
+from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device, resolve_dtype
-from specdistill.serving import model_files
+from specdistill.serving import head_files, model_files
 from specdistill.serving.bench_config import BenchConfig
 
 
@@ -58,11 +62,33 @@ def find(config: BenchConfig, say: Callable[[str], None]) -> EngineSources:
         IncompatibleModelsError: The tokenizers differ, and the engine can't translate.
     """
     base, in_process = config.adapter.target_base, config.engine_kind.place == "process"
-    if config.method_kind.has_no_model:
+    if config.method_kind.has_no_model and not _is_scored_head(config):
         return EngineSources(load.find(config.target, "target", say, base), None)
     draft = config.drafter
     pair = find_pair(config.target, draft, other_tokenizer=in_process, say=say, target_base=base)
     return EngineSources(pair.target, pair)
+
+
+def recognised(config: BenchConfig) -> BenchConfig:
+    """The settings with --method eagle3 where --draft is such a head and no method was named.
+
+    Raises:
+        ModelError: The draft's header can't be read.
+    """
+    if config.drafting.method != "draft" or config.engine_kind.place in ("decoder", "process") or config.draft is None:
+        return config
+    if not Path(config.draft).exists():
+        return config
+    is_eagle3 = model_files.read(config.draft, "draft").draft_kind == "eagle3"
+    return config.replace(method="eagle3") if is_eagle3 else config
+
+
+def _is_scored_head(config: BenchConfig) -> bool:
+    """Whether the head is one that runs here too, with its target."""
+    if config.drafting.method != "eagle3" or config.draft is None or not config.target_is_present:
+        return False
+    path = Path(config.draft)
+    return path.is_dir() and is_head(LlamaConfig.from_dict(head_files.read_config(path)))
 
 
 def shells(config: BenchConfig, sources: EngineSources) -> EngineModels:
@@ -70,6 +96,9 @@ def shells(config: BenchConfig, sources: EngineSources) -> EngineModels:
     target = load.load_shell(sources.target)
     if sources.pair is None:
         return EngineModels(target, None)
+    if is_head(sources.pair.draft.config):
+        head = head_draft.load_head_model(sources.pair.draft, "draft", target, "cpu", torch.float32)
+        return EngineModels(target, ModelPair(target, head))
     draft = load.load_shell(sources.pair.draft, "draft")
     draft.one_by_one = not config.in_one_pass
     return EngineModels(target, ModelPair(target, draft))
@@ -92,6 +121,8 @@ def loaded(config: BenchConfig, sources: EngineSources, say: Callable[[str], Non
         target_weights=config.target_is_present,
         say=say,
     )
+    if isinstance(pair.draft, head_draft.HeadModel):
+        return EngineModels(pair.target, pair)
     pair = dataclasses.replace(
         pair, draft=dataclasses.replace(pair.draft, kept_ids=None, one_by_one=not config.in_one_pass)
     )

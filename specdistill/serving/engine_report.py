@@ -131,7 +131,7 @@ def _judge(
         measured,
         facts,
         unscored,
-        in_one_pass=models.draft is not None and models.draft.parallel is not None,
+        by_depth=models.draft is not None and models.draft.guesses_by_start,
     )
     return dataclasses.replace(verdict, round_cost_ci95=(cost.low, cost.high))
 

@@ -14,6 +14,7 @@ from specdistill.errors import ConfigError, ModelError, OutputError
 from specdistill.files import atomic, locks, run_settings
 from specdistill.models import LanguageModel, adapters, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
+from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import find_pair
 from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress, Quiet
@@ -22,8 +23,7 @@ from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine_table import Drafting
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from specdistill.serving.head_export import DTYPES, export_head
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     other, base = config.format == "transformers", config.adapter.target_base
     pair = find_pair(config.target, config.draft, other_tokenizer=other, say=say, target_base=base)
     target_source, draft_source = pair.target, pair.draft
+    if is_head(draft_source.config):
+        written, served = export_head(config, pair, output)
+        engine = "llama.cpp" if config.format == "gguf" else config.format
+        return Exported(config.output, written, next(each for each in check(served) if each.engine == engine))
     load.check_loadable(draft_source, "draft", plain=True)
     _check_merging(config, target_source)
     if config.format == "vllm":
@@ -99,7 +103,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         return Exported(config.output, changes, _llama_cpp(config, target_source))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
     if config.files.type != "auto":
-        draft = dataclasses.replace(draft, stored_dtype=_DTYPES[config.files.type])
+        draft = dataclasses.replace(draft, stored_dtype=DTYPES[config.files.type])
         changes.append(f"weights in {config.files.type}")
     save_draft(draft, target, output)
     # A bench of the exported draft still knows what it was trained on.

@@ -34,9 +34,10 @@ class ExportConfig(Config):
     target: Annotated[str, Parameter(group=ESSENTIALS)]
     """The model being served: hub id, checkpoint or adapter directory, or .gguf file."""
     draft: Annotated[str, Parameter(group=ESSENTIALS)]
-    """The draft: hub id, checkpoint or adapter directory, or .gguf file."""
+    """The draft: hub id, checkpoint or adapter directory, or .gguf file; or an EAGLE-3 head."""
     format: Annotated[Literal["transformers", "vllm", "sglang", "gguf"], Parameter(group=ESSENTIALS)]
-    """The engine; gguf is llama.cpp's. Only transformers takes a draft of another tokenizer than the target's."""
+    """The engine; gguf is llama.cpp's. Only transformers takes a draft of another tokenizer than the target's, and it
+    takes no head."""
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """A new directory; for gguf a new file that ends in .gguf."""
     adapter: Annotated[AdapterSettings, box("Adapter")] = field(default_factory=AdapterSettings)

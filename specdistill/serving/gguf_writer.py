@@ -21,7 +21,7 @@ from specdistill.errors import ModelError
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, vocabulary
 
-_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 
 
@@ -60,17 +60,7 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
     """
     import gguf
 
-    fields = gguf.GGUFReader(served).fields
-    tokenizer = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
-    if "tokenizer.ggml.tokens" not in tokenizer:
-        raise ModelError(f"{served} holds no tokenizer; name the .gguf that llama.cpp serves")
-    tokens = tokenizer["tokenizer.ggml.tokens"].contents()
-    for token, number in sorted(draft.tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if number >= len(tokens) or tokens[number] != token:
-            theirs = repr(tokens[number]) if number < len(tokens) else "missing"
-            raise ModelError(
-                f"{served} is of another tokenizer than the draft: id {number} is {theirs} there and {token!r} here"
-            )
+    tokenizer, tokens = served_tokenizer(draft, served)
     rows = len(tokens)
     model = copy.deepcopy(draft.model)
     vocabulary.resize_to(model, rows, draft.vocab_size)
@@ -79,16 +69,16 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
 
     def fill(path: Path) -> None:
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-        _describe(writer, draft, rows, kind)
+        describe(writer, draft, rows, kind)
         for name, field in tokenizer.items():
-            _copy_field(writer, name, field)
-        factors = _rope_factors(draft.config)
+            copy_field(writer, name, field)
+        factors = rope_factors(draft.config)
         if factors is not None:
             writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", factors)
         for name, tensor in _tensors(model):
             mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert mapped is not None, f"gguf knows no name for {name}"
-            data, stored = _encoded(tensor.float().numpy(), kind)
+            data, stored = encoded(tensor.float().numpy(), kind)
             writer.add_tensor(mapped, data, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -99,13 +89,36 @@ def write(draft: LanguageModel, served: Path, output: Path, kind: str) -> int:
     return rows
 
 
-def _describe(writer: Any, draft: LanguageModel, rows: int, kind: str) -> None:
+def served_tokenizer(draft: LanguageModel, served: Path) -> tuple[dict[str, Any], list[str]]:
+    """The tokenizer of the file that is served: its keys, and its tokens by id.
+
+    Raises:
+        ModelError: The file holds no tokenizer, or another one than the draft's.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(served).fields
+    tokenizer = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
+    if "tokenizer.ggml.tokens" not in tokenizer:
+        raise ModelError(f"{served} holds no tokenizer; name the .gguf that llama.cpp serves")
+    tokens: list[str] = tokenizer["tokenizer.ggml.tokens"].contents()
+    for token, number in sorted(draft.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if number >= len(tokens) or tokens[number] != token:
+            theirs = repr(tokens[number]) if number < len(tokens) else "missing"
+            raise ModelError(
+                f"{served} is of another tokenizer than the draft: id {number} is {theirs} there and {token!r} here"
+            )
+    return tokenizer, tokens
+
+
+def describe(writer: Any, draft: LanguageModel, rows: int, kind: str) -> None:
+    """Writes name and sizes of a draft, whose embedding has so many rows."""
     import gguf
 
     config, rope = draft.config, _rope(draft.config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_name(Path(draft.name).name)
-    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "float32" else f"MOSTLY_{_STORED[kind]}"])
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "float32" else f"MOSTLY_{STORED[kind]}"])
     writer.add_vocab_size(rows)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -123,7 +136,7 @@ def _describe(writer: Any, draft: LanguageModel, rows: int, kind: str) -> None:
         writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
-def _copy_field(writer: Any, name: str, field: Any) -> None:
+def copy_field(writer: Any, name: str, field: Any) -> None:
     """A key with its value's own type, arrays too: a list of integers may be of any width."""
     import gguf
 
@@ -142,16 +155,17 @@ def _tensors(model: Any):
             continue
         if rotated and re.search(r"self_attn\.[qk]_proj\.", name):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-            tensor = _paired(tensor, heads)
+            tensor = paired(tensor, heads)
         yield name, tensor.detach()
 
 
-def _paired(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def paired(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of each head from (first half, second half) to neighbouring pairs."""
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _encoded(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
+def encoded(values: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
+    """A tensor's numbers in a format of `STORED`, and gguf's name of the format that they got."""
     import gguf
 
     types = gguf.GGMLQuantizationType
@@ -170,7 +184,7 @@ def _rope(config: PretrainedConfig) -> dict[str, Any]:
     return getattr(config, "rope_parameters", None) or {}
 
 
-def _rope_factors(config: PretrainedConfig) -> np.ndarray | None:
+def rope_factors(config: PretrainedConfig) -> np.ndarray | None:
     """Divisors of the rope frequencies for Llama 3's scaling, float32 [head_dim / 2]; None without that scaling.
 
     Source: the `llama3` scaling of transformers' `modeling_rope_utils`, as factors of the unscaled frequencies.

@@ -1,6 +1,8 @@
 """Conditions of the engines for a draft that is a head for one target: EAGLE-3, EAGLE, DFlash, DSpark, an assistant.
 
-Read from vLLM 0.32 (`config/speculative.py`, `models/llama_eagle3.py`) and SGLang 0.5.23; heads run in no test here.
+Read from vLLM 0.32 (`config/speculative.py`, `models/llama_eagle3.py`, classes with `SupportsEagle3`), SGLang 0.5.23
+(`models/llama_eagle3.py`) and llama.cpp (`src/models/eagle3.cpp`). EAGLE-3 heads run in vLLM's and llama.cpp's tests;
+SGLang and the other kinds of heads run in no test here.
 """
 
 from __future__ import annotations
@@ -13,8 +15,20 @@ from specdistill.serving.engine_table import METHODS, Drafting
 from specdistill.serving.model_files import ModelFiles
 from specdistill.serving.verdict import Verdict
 
+AUX_KEY = "eagle_aux_hidden_state_layer_ids"
+"""Key of config.json that names the target's layers."""
 METHOD_OF = {"eagle3": "eagle3", "eagle": "eagle", "dflash": "dflash", "dspark": "dspark", "assistant": "mtp"}
 """Kind of a head -> value of `bench --method`."""
+_VLLM_TARGETS = (
+    *("afmoe", "apertus", "cohere2_moe", "deepseek_v2", "deepseek_v3", "gemma4", "gemma4_text", "gpt_oss", "granite"),
+    *("kimi_k25", "llama", "mimo_v2", "minicpm", "minimax_m2", "mistral", "mistral3", "nemotron_h", "qwen2"),
+    *("qwen2_5_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_vl", "step1"),
+)
+"""Types of targets whose hidden states vLLM gives to an EAGLE-3 head."""
+_VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+"""Settings of heads by which they differ from the published architecture."""
+_FEWEST_LAYERS = 7
+"""Layers of a target from which 2, L / 2 and L - 3 are three different ones, in this order."""
 _VLLM_RULE = "argmax_draft; sampled with draft_sample_method: probabilistic"
 
 
@@ -28,12 +42,38 @@ def verdicts(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> li
     """
     kind = str(draft.draft_kind)
     drafting = Drafting(method=METHOD_OF[kind], draft=draft.name, num_draft_tokens=server.num_draft_tokens)
-    found = [_served("vllm", _VLLM_RULE, target, draft, drafting), _sglang(target, draft, drafting)]
-    found.append(_llama_cpp(target, drafting))
+    vllm = _served("vllm", _VLLM_RULE, target, draft, drafting)
+    if kind == "eagle3":
+        _eagle3_in_vllm(target, draft, vllm)
+    found = [vllm, _sglang(target, draft, drafting), _llama_cpp(target, draft, drafting)]
     call = "target.generate(**inputs, assistant_model=draft)"
     found.append(Verdict("transformers", "sampled", call, [] if kind == "assistant" else [_unknown(kind)]))
     found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind)]))
     return found
+
+
+def _eagle3_in_vllm(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
+    kind = str(target.config.get("model_type"))
+    if kind not in _VLLM_TARGETS and not target.is_gguf:
+        verdict.refusals.append(f"vLLM gives no hidden states of a {kind} target, which an EAGLE-3 head reads")
+    if _named_layers(draft) is None:
+        _enough_layers(target, verdict)
+
+
+def _named_layers(draft: ModelFiles) -> list[int] | None:
+    """The target's layers that config.json names; None where it leaves them to the engine."""
+    nested = draft.whole_config.get("eagle_config")
+    named = draft.whole_config.get(AUX_KEY) or (nested.get(AUX_KEY) if isinstance(nested, dict) else None)
+    return list(named) if isinstance(named, list) else None
+
+
+def _enough_layers(target: ModelFiles, verdict: Verdict) -> None:
+    layers = target.config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers < _FEWEST_LAYERS:
+        verdict.refusals.append(
+            f"the target has {layers} layers, and this engine reads layers 2, L/2 and L-3, which are not three "
+            f"different ones below {_FEWEST_LAYERS}"
+        )
 
 
 def _unknown(kind: str) -> str:
@@ -42,8 +82,9 @@ def _unknown(kind: str) -> str:
 
 def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     verdict = Verdict(engine, rule, shlex.join(draft_flags.command(engine, target.name, drafting)))
-    if target.is_gguf:
-        verdict.refusals.append("the target is a .gguf file, and this engine's gate takes checkpoints")
+    for role, side in (("target", target), ("head", draft)):
+        if side.is_gguf:
+            verdict.refusals.append(f"the {role} is a .gguf file, and this engine's gate takes checkpoints")
     sizes = draft.config.get("target_hidden_size") or draft.config.get("backbone_hidden_size")
     made_for = draft.whole_config.get("backbone_hidden_size") or sizes or draft.config.get("hidden_size")
     if made_for != target.config.get("hidden_size"):
@@ -62,13 +103,46 @@ def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, draft
 def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if drafting.method != "eagle3":
         return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind))])
-    return _served("sglang", "argmax_draft", target, draft, drafting)
+    verdict = _served("sglang", "argmax_draft", target, draft, drafting)
+    variants = [name for name in _VARIANTS if draft.whole_config.get(name)]
+    if variants:
+        verdict.refusals.append(f"the head is of a variant that SGLang's EAGLE-3 does not run ({', '.join(variants)})")
+    named = _named_layers(draft)
+    if named is not None:
+        verdict.warnings.append(
+            f"config.json names the target's layers {named}: SGLang adds 1 to each, vLLM and llama.cpp do not; a head "
+            "that was trained for the usual layers needs no such entry"
+        )
+    else:
+        _enough_layers(target, verdict)
+    return verdict
 
 
-def _llama_cpp(target: ModelFiles, drafting: Drafting) -> Verdict:
+def _llama_cpp(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if "llama-cpp" not in METHODS[drafting.method].names:
         return Verdict("llama.cpp", "", "", [_unknown(drafting.method)])
-    named = Drafting(method=drafting.method, draft="draft.gguf", num_draft_tokens=drafting.num_draft_tokens)
+    own = draft.name if draft.is_gguf else "draft.gguf"
+    named = Drafting(method=drafting.method, draft=own, num_draft_tokens=drafting.num_draft_tokens)
     served = target.name if target.is_gguf else "target.gguf"
     command = shlex.join(draft_flags.command("llama.cpp", served, named))
-    return Verdict("llama.cpp", "argmax_draft", f"{command}  # both converted by llama.cpp's convert_hf_to_gguf.py")
+    if drafting.method != "eagle3":
+        return Verdict("llama.cpp", "argmax_draft", f"{command}  # both converted by llama.cpp's convert_hf_to_gguf.py")
+    if not draft.is_gguf:
+        command += "  # the head: 'specdistill export --format gguf'"
+    verdict = Verdict("llama.cpp", "argmax_draft", command)
+    kind = str(target.config.get("model_type"))
+    if kind not in ("llama", "mistral"):
+        verdict.warnings.append(
+            f"heads were tested with llama targets; llama.cpp may give no layers of a {kind} target"
+        )
+    if draft.is_gguf and draft.vocab_size < target.vocab_size:
+        verdict.refusals.append(
+            f"the head's file holds {draft.vocab_size} tokens and the target {target.vocab_size}: export it again with "
+            "the .gguf that is served"
+        )
+    variants = [name for name in _VARIANTS if name != "norm_before_residual" and draft.whole_config.get(name)]
+    if variants:
+        verdict.refusals.append(
+            f"the head is of a variant that llama.cpp's EAGLE-3 does not run ({', '.join(variants)})"
+        )
+    return verdict

@@ -37,7 +37,8 @@ class MethodSettings:
     """How the engine drafts. draft: by the model of --draft. ngram: it copies what followed the same tokens before
     (vLLM, llama.cpp, transformers); ngram-simple, -map-k, -map-k4v, -mod and -cache are llama.cpp's forms. suffix: vLLM
     with arctic-inference. ngram+draft: llama.cpp, n-grams first. mtp: the target's own head (vLLM, llama.cpp), or an
-    assistant as --draft. eagle3, eagle, dflash, dspark: the head of --draft (vLLM, llama.cpp)."""
+    assistant as --draft. eagle3, eagle, dflash, dspark: the head of --draft (vLLM, llama.cpp); eagle3 is taken by
+    itself where --draft is such a head."""
     engine_baselines: Annotated[
         tuple[Literal["ngram", "suffix", "mtp", "ngram+draft", "none"], ...], Parameter(consume_multiple=True)
     ] = ("ngram",)

@@ -135,7 +135,9 @@ class ModelFiles:
     @property
     def draft_kind(self) -> str | None:
         """Kind of a head for another model, such as eagle3; None for a model."""
-        return None if self.is_gguf else head_files.draft_kind(self.whole_config)
+        if self.is_gguf:
+            return "eagle3" if self.config.get("model_type") == "eagle3" else None
+        return head_files.draft_kind(self.whole_config)
 
     def own_head(self, role: str) -> OwnHead:
         """The layers by which the model drafts for itself.

@@ -373,7 +373,7 @@ def head_draft(folder: Path, **config) -> str:
     ],
 )  # fmt: skip
 def test_check_of_a_head_as_the_draft(tmp_path, config, method, loading, capsys):
-    target = str(save(make_model(layers=1), tmp_path / "target"))
+    target = str(save(make_model(layers=7), tmp_path / "target"))
     words = ["check", "--target", target, "--draft", head_draft(tmp_path / "head", **config), "--num-draft-tokens", "3"]
     assert main([*words, "--json", str(tmp_path / "found.json")]) == 0
     engines = {each["engine"]: each for each in json.loads((tmp_path / "found.json").read_text())["engines"]}

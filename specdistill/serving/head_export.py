@@ -1,0 +1,70 @@
+"""Writes a head as one engine wants it: the flat EAGLE-3 files, or llama.cpp's file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from specdistill.errors import ConfigError
+from specdistill.files import run_settings
+from specdistill.models import families, load
+from specdistill.models.checkpoint import save_draft
+from specdistill.models.eagle3 import default_aux_layers
+from specdistill.models.head_draft import HeadModel, load_head_model
+from specdistill.models.pair import FoundPair
+from specdistill.serving import head_gguf
+from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.export_config import ExportConfig
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def export_head(config: ExportConfig, pair: FoundPair, output: Path) -> tuple[list[str], CheckConfig]:
+    """Writes a head's files.
+
+    Args:
+        config: The format and the number format.
+        pair: The target and the head.
+        output: Directory or file to write.
+
+    Returns:
+        Differences from the head as it was, and what to check of the files.
+
+    Raises:
+        ConfigError: The format takes no heads, or not one that reads such layers.
+        ModelError: The head can't be read.
+    """
+    if config.format == "transformers":
+        raise ConfigError(
+            f"--draft {config.draft} is a head, which transformers can't assist with; --format vllm, sglang and gguf "
+            "write it"
+        )
+    if config.files.merged_target is not None:
+        raise ConfigError("--merged-target is for draft models; merge the adapter, then train a head for the result")
+    target = load.load_shell(pair.target)
+    head = load_head_model(pair.draft, "draft", target, "cpu", torch.float32)
+    _check_layers(config, head, families.num_layers(target.config))
+    changes = [f"reads layers {', '.join(map(str, head.head.aux_layers))} of the target"]
+    changes.append(f"proposes {head.head.draft_vocab_size} of {target.vocab_size} ids")
+    if config.format == "gguf":
+        kind = "float16" if config.files.type == "auto" else config.files.type
+        head_gguf.write(head, Path(config.served_gguf), output, kind)
+        changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
+        return changes, CheckConfig.flat(target=config.served_gguf, draft=config.output)
+    if config.files.type != "auto":
+        head = dataclasses.replace(head, stored_dtype=DTYPES[config.files.type])
+        changes.append(f"weights in {config.files.type}")
+    save_draft(head, target, output)
+    run_settings.copy(Path(config.draft), output)
+    return changes, CheckConfig.flat(target=pair.target.location, draft=config.output)
+
+
+def _check_layers(config: ExportConfig, head: HeadModel, layers: int) -> None:
+    usual = default_aux_layers(layers)
+    if config.format == "sglang" and (head.head.aux_layers != usual or layers < 7):
+        raise ConfigError(
+            f"--draft {config.draft} reads layers {head.head.aux_layers} of the target; SGLang counts layers that a "
+            "config.json names in another way, so only heads of the usual layers 2, L/2 and L-3 are written for it"
+        )
