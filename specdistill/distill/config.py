@@ -133,7 +133,7 @@ class TrainConfig(Config):
         """Refuses what a parallel draft can't be trained with."""
         wanted = self.parallel_draft.wanted
         if self.watch == "tokens_per_call" and not wanted:
-            raise ConfigError("--watch tokens_per_call needs --parallel; a head watches it anyway, by --watch auto")
+            raise ConfigError("--watch tokens_per_call needs --parallel; a head is watched by it anyway")
         if not wanted:
             return
         if self.method == "online":

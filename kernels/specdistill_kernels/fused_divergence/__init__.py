@@ -154,7 +154,8 @@ def fused_divergence(
         static_shapes,
         trimmed_target is not None,
     )
+    their_head = None if target_weight is None else target_weight[:width]
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings
+        draft_hidden, draft_weight, target_hidden, their_head, weights, labels, soft_labels, settings
     )
     return DivergenceOutput(loss, per_token, *statistics.unbind())

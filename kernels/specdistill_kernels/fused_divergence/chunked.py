@@ -62,7 +62,6 @@ class ChunkedDivergence(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(draft_hidden) if need_hidden else None
         head = draft_weight[: settings.vocab_size]
-        their_head = None if target_weight is None else target_weight[: settings.vocab_size]
         # float32 whatever the head's dtype: bf16 sums over many tiles lose 4 to 23 % of the gradient.
         grad_weight = torch.zeros(draft_weight.shape, dtype=_wide(head), device=head.device) if need_weight else None
         idle = None
@@ -84,7 +83,7 @@ class ChunkedDivergence(torch.autograd.Function):
             value, grad, tile_statistics = (_fused_tile if settings.fused else _torch_tile)(
                 hidden,
                 head,
-                None if target_hidden is None else (take(target_hidden), their_head),
+                None if target_hidden is None else (take(target_hidden), target_weight),
                 None if labels is None else take(labels),
                 soft,
                 weights[rows],
