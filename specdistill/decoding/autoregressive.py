@@ -10,8 +10,9 @@ import torch
 from specdistill.decoding.generation import Generation, OnTokens, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
-from specdistill.decoding.sampling import Keys, Sampling, pick
+from specdistill.decoding.sampling import Keys, Sampling, draw, ids_of, refuse_undefined
 from specdistill.decoding.stopping import Stopping
+from specdistill.decoding.transfers import read_back, to_device
 from specdistill.models import LanguageModel
 
 
@@ -54,7 +55,9 @@ def generate_plain(
         for step in itertools.count():
             # Rows still in the batch have all emitted `step` tokens.
             tokens = rows.pick_tokens(sampling, step)
-            for prompt, token in zip(rows.alive, tokens.tolist(), strict=True):
+            (picked,) = read_back(tokens)
+            refuse_undefined(picked)
+            for prompt, token in zip(rows.alive, picked, strict=True):
                 emitted = results[prompt].emit([token], 0, stopping)
                 if on_tokens is not None:
                     on_tokens(prompt, emitted)
@@ -86,14 +89,14 @@ class _Rows:
         self.alive = list(range(len(prompts)))
         """Index of the prompt that each row answers."""
         device = model.device
-        self._keys = Keys(torch.tensor(seeds, device=device), torch.zeros(len(seeds), dtype=torch.int64, device=device))
+        self._keys = Keys(to_device(seeds, device), torch.zeros(len(seeds), dtype=torch.int64, device=device))
         self.cached = cached_model(model, len(prompts), max(map(len, prompts)) + max_new_tokens, guidance)
         self._hidden = self.cached.read(prompts)
 
     def pick_tokens(self, sampling: Sampling, step: int) -> torch.Tensor:
-        """Picks the next token id of each row, int64 [rows]."""
+        """Picks the next token id of each row, int64 [rows]; -1 where there is none."""
         logits = self.cached.own_logits(self._hidden)
-        return self._model.to_token_ids(pick(logits, sampling, self._keys, ahead=step))
+        return ids_of(self._model, draw(logits, sampling, self._keys, ahead=step))
 
     def feed(self, tokens: torch.Tensor, unfinished: list[int]) -> None:
         """Drops the other rows, and runs the model on the new tokens of the unfinished ones."""
@@ -101,5 +104,5 @@ class _Rows:
             self.cached.select(unfinished)
             self._keys = self._keys.of_rows(unfinished)
             self.alive = [self.alive[row] for row in unfinished]
-            tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
+            tokens = tokens[to_device(unfinished, tokens.device)]
         self._hidden = self.cached.read_next(tokens)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor
 
+from specdistill.decoding.clock import Clock
 from specdistill.decoding.masks import branch_masks, kinds_of_masks, ragged_masks
-from specdistill.decoding.ragged_cache import RaggedCache
+from specdistill.decoding.step_runner import EXTENT, Shapes, Step, rounded, runner_of
+from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
 from specdistill.models.language_model import LONG_TEXT
 
-EXTENT = 64
-"""Passes attend to a multiple of this many positions; the mask hides those that are not written yet.
-
-So shapes stay the same for 64 steps, and what torch.compile or a CUDA graph has captured serves all of them.
-"""
+WIDEST_STEP = 32
+"""Passes over more tokens are never captured: texts have any length, and long passes are not bound by launches."""
 WHOLE_BYTES = 2**28
 """Rows up to `LONG_TEXT` are read in one pass, if what attention needs for it stays below so many bytes."""
 PASS_BYTES = 2**27
@@ -38,17 +36,31 @@ class CachedModel:
         self.capacity = capacity
         self.lengths = [0] * batch_size
         """Tokens that each row keeps."""
-        self.seconds = 0.0
-        """Time inside forward passes, output head included."""
+        self.clock = Clock(model.device)
+        """Measures forward passes, output head included."""
         self.calls = 0
         """Number of forward passes. Reading a long text counts as one, however many passes memory asks for."""
-        self._cache = RaggedCache(model.base_model, model.config, batch_size, rounded(capacity))
         self._takes_positions = model.takes_positions
+        self._steps = runner_of(model)
+        self._cache = self._steps.new_cache(self, model, batch_size, capacity)
+        self._offsets = torch.arange(rounded(capacity), device=model.device)
+        self._starts: Tensor | None = None
+        """`lengths` on the device, int64 [batch]; None where they have changed since."""
+
+    @property
+    def seconds(self) -> float:
+        """Time inside forward passes, output head included."""
+        return self.clock.seconds
 
     @property
     def recurrent(self) -> bool:
         """Whether layers keep a state, so that rows read their prompts alone and nothing is ever dropped."""
         return self._cache.recurrent
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps run as captured graphs."""
+        return self._steps.captures
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -73,19 +85,65 @@ class CachedModel:
 
     def _pass(self, token_ids: Tensor, offset: int = 0) -> Tensor:
         """Runs one pass over tokens that follow each row's kept ones and `offset` others, which were just read."""
-        start = time.perf_counter()
-        device = self.model.device
         new = token_ids.shape[1]
-        needed = max(self.lengths) + offset + new
-        positions = torch.tensor(self.lengths, device=device)[:, None] + offset + torch.arange(new, device=device)
-        # Padding takes room too, since it is written like any token.
+        with self.clock:
+            if not offset and new <= WIDEST_STEP:
+                return self.step("pass", new, self._states, token_ids)[0]
+            # Padding takes room too, since it is written like any token.
+            extent = rounded(self._fitting(offset + new))
+            shortest = min(self.lengths) + offset
+            return self._states(Shapes(extent, shortest), self._row_starts() + offset, token_ids)[0]
+
+    def _states(self, shapes: Shapes, starts: Tensor, token_ids: Tensor) -> tuple[Tensor]:
+        return (self.states(token_ids, starts, shapes),)
+
+    def states(self, token_ids: Tensor, starts: Tensor, shapes: Shapes) -> Tensor:
+        """Runs tokens behind each row's first ones, for steps: it reads no number that may change between steps.
+
+        Args:
+            token_ids: int64 [rows, new].
+            starts: int64 [rows], positions of the first of them.
+            shapes: Of the step.
+
+        Returns:
+            Hidden states [rows, new, hidden].
+        """
+        positions = starts[:, None] + self._offsets[: token_ids.shape[1]]
+        self._cache.write_next(positions, shapes.extent, shapes.shortest)
+        masks = ragged_masks(self.model.config, positions, shapes.extent, self._dtype)
+        return self._run(token_ids, positions, masks)
+
+    def step(self, name: Hashable, new: int, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Runs a step as the model's runner does: at once, or as a graph that was captured for its shapes.
+
+        The outputs of a captured step are overwritten when this model runs a captured step again.
+
+        Args:
+            name: Says which step it is; two steps of one name differ in nothing but their inputs.
+            new: Most tokens that it reads behind a row's kept ones.
+            step: Called with `Shapes`, the rows' lengths int64 [rows] and the inputs. Lengths are not changed.
+            inputs: Tensors, one row for each row of the batch.
+
+        Raises:
+            ValueError: The new tokens don't fit the capacity.
+        """
+        needed, shortest = self._fitting(new), min(self.lengths)
+        return self._steps.run(self._cache, name, step, (needed, shortest), (self._row_starts(), *inputs))
+
+    def has_room(self, new: int) -> bool:
+        """Whether every row can read so many more tokens."""
+        return max(self.lengths) + new <= self.capacity
+
+    def _fitting(self, new: int) -> int:
+        needed = max(self.lengths) + new
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
-        extent = rounded(needed)
-        self._cache.write_next(positions, extent, min(self.lengths) + offset)
-        hidden = self._run(token_ids, positions, ragged_masks(self.model.config, positions, extent, self._dtype))
-        self._stop_clock(start)
-        return hidden
+        return needed
+
+    def _row_starts(self) -> Tensor:
+        if self._starts is None:
+            self._starts = to_device(self.lengths, self.model.device)
+        return self._starts
 
     def _run(self, token_ids: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor | None] | None) -> Tensor:
         # Padding may lie beyond the model's last position, where learned position embeddings (GPT-2) end.
@@ -129,7 +187,7 @@ class CachedModel:
         for start in range(0, longest, width):
             parts = [ids[start : start + width] for ids in rows]
             most = max(map(len, parts))
-            padded = torch.tensor([ids + [0] * (most - len(ids)) for ids in parts], device=self.model.device)
+            padded = to_device([ids + [0] * (most - len(ids)) for ids in parts], self.model.device)
             yield start, self._pass(padded, start)
         self.advance([len(ids) for ids in rows])
 
@@ -155,7 +213,7 @@ class CachedModel:
         """
         if self.recurrent:
             return self._read_alone(rows)
-        last = torch.tensor([len(ids) - 1 for ids in rows], device=self.model.device)
+        last = to_device([len(ids) - 1 for ids in rows], self.model.device)
         ends: Tensor | None = None
         for start, hidden in self.passes(rows):
             at = last - start
@@ -168,17 +226,17 @@ class CachedModel:
     def _read_alone(self, rows: list[list[int]]) -> Tensor:
         """Lets each row read its prompt in a pass of its own: padding would change the state that a row keeps."""
         assert not any(self.lengths), "a state has one beginning"
-        start, ends = time.perf_counter(), []
-        for row, ids in enumerate(rows):
-            token_ids = torch.tensor([ids], device=self.model.device)
-            positions = torch.arange(len(ids), device=self.model.device)[None]
-            self._cache.write_next(positions, len(ids), 0, row)
-            with self._cache.first_pass_of(row):
-                # Without other rows and older tokens the model's own masks are right, and need less memory.
-                ends.append(self._run(token_ids, positions, None)[0, -1])
-        self._cache.join()
+        ends = []
+        with self.clock:
+            for row, ids in enumerate(rows):
+                token_ids = to_device([ids], self.model.device)
+                positions = torch.arange(len(ids), device=self.model.device)[None]
+                self._cache.write_next(positions, len(ids), 0, row)
+                with self._cache.first_pass_of(row):
+                    # Without other rows and older tokens the model's own masks are right, and need less memory.
+                    ends.append(self._run(token_ids, positions, None)[0, -1])
+            self._cache.join()
         self.calls += 1
-        self._stop_clock(start)
         self.advance([len(ids) for ids in rows])
         return torch.stack(ends)
 
@@ -197,31 +255,22 @@ class CachedModel:
 
     def own_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, as `LanguageModel.own_logits`; timed as part of the forward pass."""
-        start = time.perf_counter()
-        logits = self.model.own_logits(hidden)
-        self._stop_clock(start)
-        return logits
+        with self.clock:
+            return self.model.own_logits(hidden)
 
     def advance(self, counts: list[int]) -> None:
         """Adds a number of tokens to each row's length; a negative number drops kept tokens."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        same = len(set(counts)) == 1
+        self._starts = self._starts + counts[0] if same and self._starts is not None else None
 
     def set_lengths(self, lengths: list[int]) -> None:
         """Rolls each row back to a length that it has had before."""
         assert lengths == self.lengths or not self.recurrent, "a state can't be rolled back"
-        self.lengths = list(lengths)
+        if lengths != self.lengths:
+            self.lengths, self._starts = list(lengths), None
 
     def select(self, rows: list[int]) -> None:
         """Keeps only the given rows."""
-        self._cache.select(torch.tensor(rows, device=self.model.device))
-        self.lengths = [self.lengths[row] for row in rows]
-
-    def _stop_clock(self, start: float) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - start
-
-
-def rounded(positions: int) -> int:
-    """The next multiple of `EXTENT`."""
-    return -(-positions // EXTENT) * EXTENT
+        self._cache.select(to_device(rows, self.model.device))
+        self.lengths, self._starts = [self.lengths[row] for row in rows], None

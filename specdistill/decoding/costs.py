@@ -15,6 +15,7 @@ from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import GuidedModel, cached_model
 from specdistill.decoding.recomputed import RecomputedModel
+from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
 
 Window = tuple[list[int], list[int]]
@@ -143,7 +144,7 @@ def measure_costs(
                 rows = [windows[(repeat * batch_size + row) % len(windows)] for row in range(batch_size)]
                 models["target"].set_lengths([0] * batch_size)
                 models["target"].read([before for before, _ in rows])
-                tokens["target"] = torch.tensor([after for _, after in rows], device=target.device)
+                tokens["target"] = to_device([after for _, after in rows], target.device)
             for kind in passes:
                 elapsed = _time_pass(models[kind.model], tokens[kind.model][:, : kind.width], kind.picked)
                 seconds[kind] += [elapsed] if repeat else []
@@ -199,9 +200,16 @@ def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) ->
 
 
 def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picked: int) -> float:
+    _wait(cached.model.device)
     start = time.perf_counter()
     hidden = cached.forward(token_ids)
     logits = cached.own_logits(hidden[:, -picked:] if picked else hidden)
     if picked:
         logits.argmax(-1)
+    _wait(cached.model.device)
     return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,4 +1,7 @@
-"""Drafts without weights: runs copied out of the text, alone or before a model is asked."""
+"""Drafts without weights: runs copied out of the text, alone or before a model is asked.
+
+They search the text on the host, which has it from the transfer that ends each round. Nothing else is read for them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.drafting import Proposal
 from specdistill.decoding.lookup import NewLookup
 from specdistill.decoding.sampling import Keys, Sampling
+from specdistill.decoding.transfers import to_device
 
 
 class FreeDraft:
@@ -72,8 +76,8 @@ class FreeDrafting:
 
     def proposal(self, runs: list[list[int]]) -> Proposal:
         """The runs as the verification takes them: where it reads the draft's logits, each token is certain."""
-        flat = torch.tensor([token for run in runs for token in run], dtype=torch.int64, device=self._device)
-        counts = torch.tensor([len(run) for run in runs], device=self._device)
+        flat = to_device([token for run in runs for token in run], self._device)
+        counts = to_device([len(run) for run in runs], self._device)
         logits = None if self._vocab_size is None else _certain(flat, self._vocab_size)
         return Proposal(flat, counts.cumsum(0), logits)
 
@@ -173,5 +177,5 @@ def _merged(
     logits = None
     if copied.logits is not None and drafted.logits is not None:
         logits = by_row(copied.logits.to(drafted.logits.dtype), drafted.logits)
-    cumulative = torch.tensor(both, device=copied.token_ids.device).cumsum(0)
+    cumulative = to_device(both, copied.token_ids.device).cumsum(0)
     return Proposal(by_row(copied.token_ids, drafted.token_ids), cumulative, logits), both

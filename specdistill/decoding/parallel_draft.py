@@ -7,6 +7,7 @@ keeps the text and no mask token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from specdistill.decoding.cached_model import EXTENT, CachedModel
 from specdistill.decoding.draft_kinds import ModelDraft, ModelDrafting
 from specdistill.decoding.draft_length import DraftLength
-from specdistill.decoding.drafting import Proposal, probabilities
+from specdistill.decoding.drafting import Proposal, flatten, no_proposal, probabilities
 from specdistill.decoding.generation import check_lengths
-from specdistill.decoding.sampling import Keys, Sampling, pick
+from specdistill.decoding.sampling import Keys, Sampling, draw, ids_of
+from specdistill.decoding.transfers import to_device
 from specdistill.models import LanguageModel
 
 
@@ -57,25 +59,25 @@ class ParallelDrafting(ModelDrafting):
     def propose(
         self, texts: Sequence[list[int]], limits: list[int], *, keys: Keys, length: DraftLength
     ) -> tuple[Proposal, list[int]]:
-        model, device = self._cached.model, self._cached.model.device
+        model = self._cached.model
         rows = [row for row, limit in enumerate(limits) for _ in range(limit)]
-        depths = [depth for limit in limits for depth in range(limit)]
         if not rows:
-            ids = torch.empty(0, dtype=torch.int64, device=device)
-            logits = None if self._sampling.greedy else torch.empty(0, model.vocab_size, device=device)
-            return Proposal(ids, torch.tensor(limits, device=device).cumsum(0), logits), limits
+            return no_proposal(limits, None if self._sampling.greedy else model.vocab_size, model.device), limits
         unread = [text[read:] for text, read in zip(texts, self._cached.lengths, strict=True)]
         hidden = read_with_masks(self._cached, unread, [self._mask_id] * (max(limits) - 1))
-        own = self._cached.own_logits(hidden[rows, depths])
-        ahead = torch.tensor(depths, device=device)
-        picked = pick(own, self._sampling, keys.of_rows(rows), from_draft=True, ahead=ahead)
+        own = self._cached.own_logits(flatten(hidden, limits))
+        ahead = to_device([depth for limit in limits for depth in range(limit)], model.device)
+        columns = draw(own, self._sampling, keys.of_rows(rows), from_draft=True, ahead=ahead)
         counts = limits
         if length.watches_confidence:
-            counts = _confident(probabilities(own, picked, self._sampling), limits, length)
-        kept = [place for place, (row, depth) in enumerate(zip(rows, depths, strict=True)) if depth < counts[row]]
-        logits = None if self._sampling.greedy else model.to_vocabulary(own[kept])
-        cumulative = torch.tensor(counts, device=device).cumsum(0)
-        return Proposal(model.to_token_ids(picked[kept]), cumulative, logits), counts
+            counts = _confident(probabilities(own, columns, self._sampling), limits, length)
+            kept = [
+                first + depth for first, count in zip(_firsts(limits), counts, strict=True) for depth in range(count)
+            ]
+            index = to_device(kept, model.device)
+            own, columns = own[index], columns[index]
+        logits = None if self._sampling.greedy else model.to_vocabulary(own)
+        return Proposal(ids_of(model, columns), to_device(counts, model.device).cumsum(0), logits), counts
 
 
 def read_with_masks(cached: CachedModel, unread: Sequence[list[int]], masks: list[int]) -> Tensor:
@@ -97,17 +99,21 @@ def read_with_masks(cached: CachedModel, unread: Sequence[list[int]], masks: lis
         unread, longest = [ids[-1:] for ids in unread], 1
     device = cached.model.device
     padded = [ids + masks + [0] * (longest - len(ids)) for ids in unread]
-    hidden = cached.forward(torch.tensor(padded, device=device))
+    hidden = cached.forward(to_device(padded, device))
     cached.advance([len(ids) for ids in unread])
-    last = torch.tensor([len(ids) - 1 for ids in unread], device=device)[:, None]
-    rows = torch.arange(len(unread), device=device)[:, None]
-    return hidden[rows, last + torch.arange(1 + len(masks), device=device)]
+    last = to_device([len(ids) - 1 for ids in unread], device)[:, None]
+    return hidden.take_along_dim((last + torch.arange(1 + len(masks), device=device))[:, :, None], 1)
+
+
+def _firsts(limits: list[int]) -> list[int]:
+    """Place of each row's first token where rows lie one after the other."""
+    return [end - limit for end, limit in zip(itertools.accumulate(limits), limits, strict=True)]
 
 
 def _confident(chances: list[float], limits: list[int], length: DraftLength) -> list[int]:
     """How many of its tokens each row proposes: none after the one with which it became unsure."""
-    counts, first = [], 0
-    for limit in limits:
+    counts = []
+    for first, limit in zip(_firsts(limits), limits, strict=True):
         confidence, count = 1.0, limit
         for depth in range(limit):
             confidence *= chances[first + depth]
@@ -115,5 +121,4 @@ def _confident(chances: list[float], limits: list[int], length: DraftLength) -> 
                 count = depth + 1
                 break
         counts.append(count)
-        first += limit
     return counts

@@ -5,12 +5,11 @@ Slow, and exact by construction: each hidden state is that of a plain pass over 
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
 from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.clock import Clock
 from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.models import LanguageModel
@@ -26,30 +25,32 @@ class RecomputedModel:
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
         self.model = model
-        self.seconds = 0.0
-        """Time inside forward passes, output head included."""
+        self.clock = Clock(model.device)
+        """Measures forward passes."""
         self.calls = 0
         """Number of passes over all rows."""
         self._kept: list[list[int]] = [[] for _ in range(batch_size)]
         self._fed: list[list[int]] = [[] for _ in range(batch_size)]
 
+    @property
+    def seconds(self) -> float:
+        """Time inside forward passes."""
+        return self.clock.seconds
+
     def forward(self, token_ids: Tensor) -> Tensor:
         """Hidden states of new tokens, [batch, new, hidden]; see `CachedModel.forward`."""
-        start = time.perf_counter()
         self.calls += 1
         self._fed = token_ids.tolist()
-        rows = [self._last_states(row) for row in range(len(self._kept))]
-        self.seconds += time.perf_counter() - start
-        return torch.stack(rows)
+        with self.clock:
+            return torch.stack([self._last_states(row) for row in range(len(self._kept))])
 
     def read(self, rows: list[list[int]]) -> Tensor:
         """Hidden state of each row's last token, [batch, hidden]; see `CachedModel.read`."""
-        start = time.perf_counter()
         self.calls += 1
         self._fed = rows
-        ends = torch.stack([self._last_states(row)[-1] for row in range(len(rows))])
+        with self.clock:
+            ends = torch.stack([self._last_states(row)[-1] for row in range(len(rows))])
         self.advance([len(ids) for ids in rows])
-        self.seconds += time.perf_counter() - start
         return ends
 
     def read_next(self, tokens: Tensor) -> Tensor:

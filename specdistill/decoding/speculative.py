@@ -12,7 +12,9 @@ Rows keep different numbers of tokens, so each row of the caches has its own len
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,14 +23,15 @@ from torch import Tensor
 
 from specdistill.decoding.draft_kinds import DraftKind
 from specdistill.decoding.draft_length import DraftLength, FixedLength
-from specdistill.decoding.drafting import Proposal
+from specdistill.decoding.drafting import Proposal, flatten, unflatten
 from specdistill.decoding.generation import Generation, OnTokens, Round, check_lengths
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import cached_model
 from specdistill.decoding.parallel_draft import draft_of
 from specdistill.decoding.proof import prove
-from specdistill.decoding.sampling import Keys, Sampling, pick, refuse_undefined
+from specdistill.decoding.sampling import Keys, Sampling, draw, refuse_undefined
 from specdistill.decoding.stopping import Stopping
+from specdistill.decoding.transfers import read_back, to_device
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel
 from specdistill_kernels import Verified, verify
@@ -69,7 +72,7 @@ class ExactAcceptance:
     always_adds_token: bool = True
 
     def __call__(self, target_logits: Tensor, proposal: Proposal, keys: Keys) -> Verified:
-        verified = verify(
+        return verify(
             target_logits,
             proposal.token_ids,
             proposal.cumulative,
@@ -80,8 +83,6 @@ class ExactAcceptance:
             lenience=self.lenience,
             **self.sampling.settings,
         )
-        refuse_undefined(verified.next_token)
-        return verified
 
 
 class SpeculativeDecoder:
@@ -202,7 +203,8 @@ class _Batch:
         self.draft = decoder.draft.begin(
             prompts, stopping.max_new_tokens, room, decoder.draft_sampling, decoder.target.device
         )
-        self.seeds = torch.tensor(seeds, device=decoder.target.device)
+        self.seeds = to_device(seeds, decoder.target.device)
+        """Seeds of the rows that are alive."""
         self.results = [Generation() for _ in prompts]
         self.alive = list(range(len(prompts)))
         """Index of the prompt that each row answers."""
@@ -210,7 +212,8 @@ class _Batch:
         hidden = self.target.read(target_prompts)
         if decoder.acceptance.always_adds_token:
             logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
-            first = pick(logits, decoder.sampling, self._keys()).tolist()
+            (first,) = read_back(draw(logits, decoder.sampling, self._keys()))
+            refuse_undefined(first)
             for row, (result, token) in enumerate(zip(self.results, first, strict=True)):
                 self._emit(row, [token], 0)
                 if keep_hidden:
@@ -231,35 +234,36 @@ class _Batch:
         wanted = [self.stopping.max_new_tokens - len(self.results[row].token_ids) - reserved for row in self.alive]
         limits = [min(limit, count) for count in wanted]
         proposal, counts = self.draft.propose(texts, limits, keys=keys, length=decoder.length)
-        proposed = [ids.tolist() for ids in proposal.token_ids.split(counts)]
-        hidden = self._read_proposals(proposed)
-        logits = decoder.target.to_vocabulary(self.target.own_logits(torch.cat(hidden)))
-        self._commit(proposed, decoder.acceptance(logits, proposal, keys), hidden)
+        hidden = self._read_proposals(proposal.token_ids, counts)
+        logits = decoder.target.to_vocabulary(self.target.own_logits(hidden))
+        verified = decoder.acceptance(logits, proposal, keys)
+        # The only transfer of a round. The host needs the tokens, because it sees where answers end.
+        flat, kept, added = read_back(proposal.token_ids, verified.num_accepted, verified.next_token)
+        refuse_undefined(flat if not decoder.acceptance.always_adds_token else flat + added)
+        tokens = iter(flat)
+        proposed = [list(itertools.islice(tokens, count)) for count in counts]
+        self._commit(proposed, kept, added, hidden.split([count + 1 for count in counts]))
 
-    def _read_proposals(self, proposed: list[list[int]]) -> list[Tensor]:
-        """Runs the target on each row's last emitted token and its proposals.
+    def _read_proposals(self, token_ids: Tensor, counts: list[int]) -> Tensor:
+        """Runs the target on each row's last emitted token and its proposals, which lie one row after the other.
 
         Returns:
-            Hidden states of each row, [proposals + 1, hidden].
+            Hidden states [sum of counts + batch, hidden], one row after the other.
         """
-        last_emitted = [(self.results[row].token_ids or self.target_prompts[row])[-1] for row in self.alive]
-        longest = max(map(len, proposed))
-        padded = [[token, *ids, *[0] * (longest - len(ids))] for token, ids in zip(last_emitted, proposed, strict=True)]
-        hidden = self.target.forward(torch.tensor(padded, device=self.target.model.device))
-        return [states[: len(ids) + 1] for states, ids in zip(hidden, proposed, strict=True)]
+        last_emitted = [[(self.results[row].token_ids or self.target_prompts[row])[-1]] for row in self.alive]
+        # Undefined proposals are -1, which no embedding has; they are refused when they are read.
+        padded = (to_device(last_emitted, self.seeds.device), unflatten(token_ids, counts).clamp(min=0))
+        return flatten(self.target.forward(torch.cat(padded, 1)), [count + 1 for count in counts])
 
     def _keys(self) -> Keys:
-        emitted = [len(self.results[row].token_ids) for row in self.alive]
-        return Keys(self.seeds[self.alive], torch.tensor(emitted, device=self.seeds.device))
+        return Keys(self.seeds, to_device([len(self.results[row].token_ids) for row in self.alive], self.seeds.device))
 
     def _texts(self) -> list[list[int]]:
         """Each row's prompt, as the draft sees it, and answer so far."""
         return [self.prompts[row] + self.results[row].token_ids for row in self.alive]
 
-    def _commit(self, proposed: list[list[int]], verified: Verified, hidden: list[Tensor]) -> None:
+    def _commit(self, proposed: list[list[int]], kept: list[int], added: list[int], hidden: Sequence[Tensor]) -> None:
         """Emits the kept tokens, rolls both caches back and drops rows that ended."""
-        kept = verified.num_accepted.tolist()
-        added = verified.next_token.tolist()
         for row, ids, count, next_token, states in zip(self.alive, proposed, kept, added, hidden, strict=True):
             emitted = self._emit(row, ids[:count] + ([next_token] if next_token >= 0 else []), count)
             result = self.results[row]
@@ -291,5 +295,6 @@ class _Batch:
             return
         self.alive = [self.alive[index] for index in unfinished]
         if unfinished:
+            self.seeds = self.seeds[to_device(unfinished, self.seeds.device)]
             self.target.select(unfinished)
             self.draft.select(unfinished)

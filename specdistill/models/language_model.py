@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class LanguageModel:
     """Whether a parallel draft is used as an ordinary one, which takes a pass for each token."""
     proof: object | None = field(default=None, repr=False)
     """Result of `decoding.proof` for this model; None before it was made."""
+    step_runner: Any = field(default=None, repr=False)
+    """Captures the steps of decoding (`decoding.step_runner`); None runs them eagerly."""
     _head: Tensor | None = field(default=None, repr=False)
     _logit_scale: float | None = field(default=None, repr=False)
 

@@ -281,7 +281,7 @@ def test_three_tokens_follow_the_target(endless, rule, sampling, monkeypatch):
     if rule == "correlated":
         real = torch.tensor
         monkeypatch.setattr(
-            "specdistill.decoding.parallel_draft.pick",
+            "specdistill.decoding.parallel_draft.draw",
             lambda logits, sampling, keys, from_draft, ahead: _pick(logits, sampling, keys, real(0)),
         )
     length = ConfidenceLength(3, 0.3) if rule == "until doubt" else 3
