@@ -84,19 +84,23 @@ class CachedModel:
         self.calls += 1
         return self._pass(token_ids)
 
-    def _pass(self, token_ids: Tensor, offset: int = 0, widest: int = WIDEST_STEP) -> Tensor:
-        """Runs one pass over tokens that follow each row's kept ones and `offset` others, which were just read.
+    def _pass(self, token_ids: Tensor, offsets: list[int] | None = None, widest: int = WIDEST_STEP) -> Tensor:
+        """Runs one pass over tokens that follow each row's kept ones and its `offsets` others, which were just read.
 
         It is a step if it has `widest` tokens at most.
         """
         new = token_ids.shape[1]
         with self.clock:
-            if not offset and new <= widest:
+            if offsets is None and new <= widest:
                 return self.step("pass", new, functools.partial(_hidden, self.reader), token_ids)[0]
             # Padding takes room too, since it is written like any token.
-            extent = rounded(self._fitting(offset + new))
-            shapes = Shapes(extent, min(self.lengths) + offset)
-            return self.reader.states(token_ids, self._row_starts() + offset, shapes)
+            starts = self._behind(offsets or [0] * len(self.lengths))
+            shapes = Shapes(rounded(self._fitting(new, starts)), min(starts))
+            at = self._row_starts() if offsets is None else to_device(starts, self.model.device)
+            return self.reader.states(token_ids, at, shapes)
+
+    def _behind(self, offsets: list[int]) -> list[int]:
+        return [length + offset for length, offset in zip(self.lengths, offsets, strict=True)]
 
     def step(self, name: Hashable, new: int, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Runs a step as the model's runner does: at once, or as a graph that was captured for its shapes.
@@ -112,15 +116,15 @@ class CachedModel:
         Raises:
             ValueError: The new tokens don't fit the capacity.
         """
-        needed, shortest = self._fitting(new), min(self.lengths)
+        needed, shortest = self._fitting(new, self.lengths), min(self.lengths)
         return self._steps.run(self._cache, name, step, (needed, shortest), (self._row_starts(), *inputs))
 
     def has_room(self, new: int) -> bool:
         """Whether every row can read so many more tokens."""
         return max(self.lengths) + new <= self.capacity
 
-    def _fitting(self, new: int) -> int:
-        needed = max(self.lengths) + new
+    def _fitting(self, new: int, starts: list[int]) -> int:
+        needed = max(starts) + new
         if needed > self.capacity:
             raise ValueError(f"cache of {self.capacity} positions can't hold {needed}; allocate more")
         return needed
@@ -157,7 +161,8 @@ class CachedModel:
         """Lets each row read its own number of tokens, in as many passes as memory asks for, and keep them.
 
         One pass over everything would need memory for every pair of a new token and an older one: 8 GB for eight rows
-        of 16,000 tokens. Every row takes part in every pass; a row that has ended reads padding.
+        of 16,000 tokens. Every row takes part in every pass; a row that has ended reads padding behind its last token.
+        A pass is never wider than the room behind the longest row, so rows that lag by any number can catch up.
 
         Args:
             rows: New token ids of each row, at least one. They are kept when the last pass is done.
@@ -168,11 +173,15 @@ class CachedModel:
         longest = max(map(len, rows))
         width = self._tokens_per_pass(longest)
         self.calls += 1
-        for start in range(0, longest, width):
-            parts = [ids[start : start + width] for ids in rows]
+        start = 0
+        while start < longest:
+            read = [min(start, len(ids)) for ids in rows]
+            fitting = max(1, min(width, self.capacity - max(self._behind(read))))
+            parts = [ids[start : start + fitting] for ids in rows]
             most = max(map(len, parts))
             padded = to_device([ids + [0] * (most - len(ids)) for ids in parts], self.model.device)
-            yield start, self._pass(padded, start, widest=_WIDEST_READ)
+            yield start, self._pass(padded, read if start else None, widest=_WIDEST_READ)
+            start += most
         self.advance([len(ids) for ids in rows])
 
     def _tokens_per_pass(self, longest: int) -> int:

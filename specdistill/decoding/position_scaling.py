@@ -55,11 +55,13 @@ class ScaledModel(CachedModel):
         self._long = [False] * batch_size
         """Whether a row's keys have the frequencies of long texts."""
 
-    def _pass(self, token_ids: Tensor, offset: int = 0, widest: int = WIDEST_STEP) -> Tensor:
-        self._fed = [fed[:offset] + ids for fed, ids in zip(self._fed, token_ids.tolist(), strict=True)]
-        starts = [length + offset for length in self.lengths]
+    def _pass(self, token_ids: Tensor, offsets: list[int] | None = None, widest: int = WIDEST_STEP) -> Tensor:
+        read = offsets or [0] * len(self.lengths)
+        fed = zip(self._fed, read, token_ids.tolist(), strict=True)
+        self._fed = [before[:offset] + ids for before, offset, ids in fed]
+        starts = self._behind(read)
         if self._together(starts, token_ids.shape[1]):
-            return super()._pass(token_ids, offset, widest)
+            return super()._pass(token_ids, offsets, widest)
         return torch.stack([self._read_row(row, token_ids[row], start) for row, start in enumerate(starts)])
 
     def _together(self, starts: list[int], new: int) -> bool:

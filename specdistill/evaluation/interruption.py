@@ -95,12 +95,18 @@ class Interruption:
             name: Name of the part.
         """
 
-        def leave_out(error: BaseException) -> None:
-            self.left_out[name] = error
-            _free_memory(error)
-            self._say(f"{self._reason(name, error)}; the report is without it")
+        return self._taking(lambda error: self.leave_out(name, error))
 
-        return self._taking(leave_out)
+    def leave_out(self, name: str, error: BaseException) -> None:
+        """Takes the failure of a part that the report can do without; the bench goes on.
+
+        Args:
+            name: Name of the part.
+            error: Why it failed.
+        """
+        self.left_out[name] = error
+        _free_memory(error)
+        self._say(f"{self._reason(name, error)}; the report is without it")
 
     @contextmanager
     def _taking(self, failed: Callable[[BaseException], None]) -> Iterator[None]:

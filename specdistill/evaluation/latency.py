@@ -34,6 +34,7 @@ def time_ways(
     seeds: list[int],
     on_tokens=None,
     on_interrupt: Callable[[BaseException], None] | None = None,
+    on_left_out: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[TimedRun]]:
     """Times the plain target and every decoder batch by batch; who begins takes turns, so drift cancels out.
 
@@ -46,40 +47,43 @@ def time_ways(
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
         on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
+        on_left_out: Called with the name of a decoder behind the first, and its failure; the others go on without it.
+            None treats it as any failure.
 
     Returns:
-        Name -> one entry per batch; the plain answers are the same in all.
+        Name -> one entry per batch, without decoders that were left out; the plain answers are the same in all.
     """
     runs: dict[str, list[TimedRun]] = {name: [] for name in decoders}
-    first = next(iter(decoders.values()))
-    ways = ("", *decoders)
+    kept, first = next(iter(decoders.items()))
+
+    def write(name: str, chunk: list[list[int]], own: list[int]) -> list[Generation]:
+        settings = {"max_new_tokens": max_new_tokens, "seeds": own, "on_tokens": on_tokens}
+        if name:
+            return decoders[name].generate(chunk, **settings)
+        return generate_plain(target, chunk, sampling=first.sampling, guidance=first.guidance, **settings)
+
     for number, start in enumerate(range(0, len(encoded), batch_size)):
         chunk, own = list(encoded[start : start + batch_size]), seeds[start : start + batch_size]
         written: dict[str, list[Generation]] = {}
+        ways = ("", *runs)
         begin = number % len(ways)
         try:
             for name in (*ways[begin:], *ways[:begin]):
-                if name:
-                    written[name] = decoders[name].generate(
-                        chunk, max_new_tokens=max_new_tokens, seeds=own, on_tokens=on_tokens
-                    )
-                else:
-                    written[name] = generate_plain(
-                        target,
-                        chunk,
-                        sampling=first.sampling,
-                        guidance=first.guidance,
-                        max_new_tokens=max_new_tokens,
-                        seeds=own,
-                        on_tokens=on_tokens,
-                    )
+                try:
+                    written[name] = write(name, chunk, own)
+                except Exception as error:
+                    if on_left_out is None or name in ("", kept):
+                        raise
+                    # What was timed of it before is not paired with the rest.
+                    del runs[name]
+                    on_left_out(name, error)
         except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)
             break
-        for name in decoders:
-            runs[name].append(TimedRun(written[""], written[name]))
+        for name, batches in runs.items():
+            batches.append(TimedRun(written[""], written[name]))
     return runs
 
 

@@ -110,6 +110,7 @@ def _time(
             seeds=settings.prompt_seeds(range(len(encoded))),
             on_tokens=lambda row, ids: task.advance(len(ids)),
             on_interrupt=stop,
+            on_left_out=lambda name, error: stop.leave_out(f"the timing of {name}", error),
         )
 
 

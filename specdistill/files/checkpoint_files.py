@@ -36,6 +36,18 @@ def read_json(path: Path, role: str) -> dict[str, Any]:
     return content
 
 
+def weight_map(index: Path, role: str) -> dict[str, str]:
+    """Tensor -> file, as an index names them.
+
+    Raises:
+        ModelError: The index can't be read, or names no files.
+    """
+    files = read_json(index, role).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ModelError(f"--{role} {index} is damaged: its weight_map names no files; download it again")
+    return {str(name): str(file) for name, file in files.items()}
+
+
 def check_hub_id(name: str, role: str) -> None:
     """Raises ModelError where the name of a model that is not here can only be meant as a path."""
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -83,8 +95,7 @@ def check_weights(directory: Path, name: str, role: str) -> None:
     index = directory / SHARD_INDEX
     if (directory / "model.safetensors").is_file() or not index.is_file():
         return
-    files = read_json(index, role).get("weight_map")
-    for file in sorted(set(files.values() if isinstance(files, dict) else ())):
+    for file in sorted(set(weight_map(index, role).values())):
         if not (directory / file).is_file():
             raise ModelError(
                 f"--{role} {name} is incomplete: {SHARD_INDEX} names {file}, which is missing; download it again"

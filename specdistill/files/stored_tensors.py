@@ -44,7 +44,7 @@ def weight_shards(directory: Path, role: str) -> list[str]:
         return ["model.safetensors"]
     index = directory / checkpoint_files.SHARD_INDEX
     if index.is_file():
-        return sorted(set(weight_map(index, role).values()))
+        return sorted(set(checkpoint_files.weight_map(index, role).values()))
     files = checkpoint_files.weight_files(directory)
     if len(files) > 1:
         raise ModelError(
@@ -52,12 +52,6 @@ def weight_shards(directory: Path, role: str) -> list[str]:
             "which belong to the model; save it again with save_pretrained"
         )
     return files
-
-
-def weight_map(index: Path, role: str) -> dict[str, str]:
-    """Tensor -> file, as an index names them."""
-    files = checkpoint_files.read_json(index, role).get("weight_map")
-    return {str(name): str(file) for name, file in files.items()} if isinstance(files, dict) else {}
 
 
 def stored_tensors(directory: Path, role: str) -> dict[str, StoredTensor] | None:
@@ -85,7 +79,7 @@ def stored_tensors(directory: Path, role: str) -> dict[str, StoredTensor] | None
             if name != "__metadata__":
                 found[name] = StoredTensor(file, tuple(entry["shape"]), str(entry["dtype"]))
     if missing:
-        listed = weight_map(directory / checkpoint_files.SHARD_INDEX, role)
+        listed = checkpoint_files.weight_map(directory / checkpoint_files.SHARD_INDEX, role)
         found |= {name: StoredTensor(file) for name, file in listed.items() if file in missing}
     return found
 
@@ -97,10 +91,10 @@ def tensor_bytes(path: Path) -> int:
 
 
 def read_header(path: Path, role: str) -> dict[str, Any]:
-    """The JSON header of a safetensors file.
+    """The JSON header of a safetensors file, which must be as long as its header says.
 
     Raises:
-        ModelError: The file is damaged.
+        ModelError: The file is damaged or incomplete.
     """
     try:
         with path.open("rb") as content:
@@ -110,9 +104,20 @@ def read_header(path: Path, role: str) -> dict[str, Any]:
             header = json.loads(content.read(length))
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
+        end = 0
         for name, entry in header.items():
-            if name != "__metadata__" and not ("shape" in entry and "dtype" in entry):
+            if name == "__metadata__":
+                continue
+            if not ("shape" in entry and "dtype" in entry):
                 raise ValueError(f"{name} has no shape")
-    except (OSError, ValueError, TypeError) as error:
+            end = max(end, int(entry["data_offsets"][1]))
+        wanted, found = 8 + length + end, path.stat().st_size
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise ModelError(f"can't read --{role} {path}: {first_line(error)}; download the file again") from error
+    if found != wanted:
+        state = "incomplete" if found < wanted else "damaged"
+        raise ModelError(
+            f"--{role} {path} is {state}: it has {found:,} bytes, and its header tells of {wanted:,}; download the file "
+            "again"
+        )
     return header

@@ -15,7 +15,6 @@ from specdistill.files.stored_tensors import (
     StoredTensor,
     stored_tensors,
     tensor_bytes,
-    weight_map,
     weight_shards,
 )
 from specdistill.progress import Progress, Quiet
@@ -118,7 +117,7 @@ def _fetched(name: str, role: str, weights: str) -> Path:
         patterns = list(_WEIGHTS)
         index = directory / checkpoint_files.SHARD_INDEX
         if weights == "head" and index.is_file() and (directory / "config.json").is_file():
-            files = weight_map(index, role)
+            files = checkpoint_files.weight_map(index, role)
             patterns = sorted({files[each] for each in head_files.head_names(files, head_files.read_config(directory))})
         return Path(snapshot_download(name, allow_patterns=[*patterns, *_OTHERS, checkpoint_files.SHARD_INDEX]))
     except ModelError:
@@ -148,7 +147,10 @@ def _check_fit(base: _Side, target: _Side) -> None:
     """Refuses a head that was made for other shapes, other layers or another number format."""
     types = [str(side.text.get("model_type")).removesuffix("_text") for side in (base, target)]
     if types[0] != types[1]:
-        raise ModelError(f"--base {base.name} is of type {types[0]}, and --target {target.name} of type {types[1]}")
+        raise ModelError(
+            f"--base {base.name} is of type {types[0]}, and --target {target.name} of type {types[1]}; name the model "
+            "that the target was fine-tuned from as --base"
+        )
     for name in _SIZES:
         ours, theirs = base.text.get(name), target.text.get(name)
         # What one config.json leaves to its type's default, the other may spell out.
@@ -221,16 +223,22 @@ def _copy(target: _Side, base: _Side, names: dict[str, str], directory: Path) ->
 
 
 def _save(base: _Side, names: dict[str, str], path: Path) -> None:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
     tensors = {}
     for file in sorted({base.tensors[name].file for name in names}):
-        with safe_open(base.directory / file, framework="pt") as content:
-            for name, renamed in names.items():
-                if base.tensors[name].file == file:
-                    tensors[renamed] = content.get_tensor(name)
+        try:
+            with safe_open(base.directory / file, framework="pt") as content:
+                for name, renamed in names.items():
+                    if base.tensors[name].file == file:
+                        tensors[renamed] = content.get_tensor(name)
+        except SafetensorError as error:
+            where = f"--base {base.directory / file}"
+            raise ModelError(f"can't read {where}: {first_line(error)}; download the file again") from error
     save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors makes private files; servers read these.
+    path.chmod(0o666 & ~atomic.umask())
 
 
 def _write_config(base: _Side, target: _Side, directory: Path) -> dict[str, Any]:

@@ -44,9 +44,11 @@ def check(config: CheckConfig) -> list[Verdict]:
     else:
         gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
         verdicts = [gate(target, draft, config.server) for gate in gates]
-        parallel_gates.remark(verdicts, draft, config.server)
+        parallel_gates.remark(verdicts, target, draft, config.server)
+    damaged = [damage for damage in (target.damage("target"), draft.damage("draft")) if damage is not None]
     for verdict in verdicts:
         _weights(draft, verdict)
+        verdict.refusals.extend(damaged)
         verdict.first.extend(adapter_commands.preparation(verdict.engine, config, target, draft))
     if target.adapter is None or draft.draft_kind is not None:
         return verdicts
@@ -191,7 +193,8 @@ def _equal_vocab_size(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -
     if target.vocab_size == draft.vocab_size:
         return
     remedy = ""
-    if not _first_difference(target, draft):
+    beyond = verdict.engine == "vllm" and parallel_gates.mask_beyond(target, draft) is not None
+    if not beyond and not _first_difference(target, draft):
         remedy = "; only padding differs: 'specdistill export' gives the draft the target's size"
     verdict.refusals.append(
         f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the draft{remedy}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import adapters, checkpoint_files
+from specdistill.files.stored_tensors import stored_tensors
 from specdistill.serving import head_files
 from specdistill.serving.gguf_header import read_header
 from specdistill.serving.head_files import OwnHead
@@ -131,6 +132,24 @@ class ModelFiles:
             or self.adapter is not None
             or bool(checkpoint_files.weight_files(self.directory))
         )
+
+    def damage(self, role: str) -> str | None:
+        """Why the weights can't be read, by their headers and sizes; None where nothing is wrong, or they aren't here.
+
+        Args:
+            role: Flag that names the model, for messages.
+        """
+        base = None if self.adapter is None else Path(self.adapter.base)
+        if self.from_hub or self.is_gguf or (base is not None and not base.is_dir()):
+            return None
+        directory = base or self.directory
+        try:
+            if checkpoint_files.weight_files(directory):
+                checkpoint_files.check_weights(directory, self.name, role)
+            stored_tensors(directory, role)
+        except ModelError as error:
+            return str(error)
+        return None
 
     @property
     def draft_kind(self) -> str | None:

@@ -32,12 +32,24 @@ def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:
     return dataclasses.replace(drafting, in_one_pass=parallel_of(draft) is not None)
 
 
-def remark(verdicts: list[Verdict], draft: ModelFiles, server: PlannedServer) -> None:
-    """Adds what each engine does with a parallel draft to its verdict."""
+def mask_beyond(target: ModelFiles, draft: ModelFiles) -> int | None:
+    """The mask token of a parallel draft that the target has no row for; None for any other draft."""
     parallel = parallel_of(draft)
+    return parallel.mask_id if parallel is not None and parallel.mask_id >= target.vocab_size else None
+
+
+def remark(verdicts: list[Verdict], target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> None:
+    """Adds what each engine does with a parallel draft to its verdict."""
+    parallel, beyond = parallel_of(draft), mask_beyond(target, draft)
     if parallel is None:
         return
     for verdict in verdicts:
+        if verdict.engine == "vllm" and beyond is not None:
+            verdict.refusals.append(
+                f"the draft's mask token {beyond} lies beyond the target's {target.vocab_size} rows, and vLLM takes "
+                "drafts of the target's size only; train it with an id that the target has but never writes "
+                "(--mask-token)"
+            )
         if verdict.engine != "vllm":
             verdict.warnings.append(
                 f"the draft guesses several tokens in one pass behind mask token {parallel.mask_id}, which this launch "

@@ -11,14 +11,17 @@ from tiny_models import make_model, perturbed, save
 
 from specdistill import BenchConfig
 from specdistill.data.batch import Example, Provenance
-from specdistill.decoding import Generation
+from specdistill.decoding import Generation, SpeculativeDecoder
 from specdistill.decoding.costs import Costs
+from specdistill.decoding.draft_kinds import ModelDraft
+from specdistill.decoding.free_drafts import FreeThenModel
 from specdistill.decoding.lookup import VllmNgram
 from specdistill.errors import ConfigError
 from specdistill.evaluation.acceptance import expected_rounds
 from specdistill.evaluation.baseline_settings import BaselineSettings
 from specdistill.evaluation.baselines import ways_of
 from specdistill.evaluation.copying_walk import walk
+from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import bleu4, overlap
@@ -124,6 +127,36 @@ def test_best_times_one_that_needs_no_draft_and_one_that_does(pair):
     assert bench(pair, baselines="none").baselines is None
     predicted = bench(pair, baselines="predict").baselines
     assert predicted and all(baseline.speedup is None for baseline in predicted.values())
+
+
+@pytest.mark.parametrize("failing", ["ngram", "draft"])
+def test_a_free_way_that_fails_is_left_out_and_the_draft_goes_on(pair, failing, monkeypatch):
+    """In its third batch of seven: its own timing is gone, the other ways' is whole. A draft that fails ends it."""
+    real, calls = SpeculativeDecoder.generate, []
+
+    def generate(self, prompts, **settings):
+        is_failing = failing == ("draft" if isinstance(self.draft, ModelDraft) else "ngram")
+        if is_failing and not isinstance(self.draft, FreeThenModel) and settings["max_new_tokens"] == 30:
+            calls.append(self)
+            if len(calls) == 3:
+                raise RuntimeError("planted")
+        return real(self, prompts, **settings)
+
+    monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
+    monkeypatch.setattr("specdistill.evaluation.baselines.SERVED", ("ngram", "ngram+draft"))
+    with pytest.raises(BenchFailedError) as failed:
+        bench(pair, baselines="best")
+    report = failed.value.report
+    assert report.partial is not None and report.latency is not None and report.baselines is not None
+    timed = [name for name, each in report.baselines.items() if each.speedup is not None]
+    if failing == "draft":
+        assert report.partial.where != "the timing of ngram" and len(calls) == 3
+        return
+    assert len(calls) == 3, "it is not tried again"
+    assert report.partial.prompts_done == 7 and report.latency.speedup.has_interval and timed == ["ngram+draft"]
+    assert report.baselines["ngram"].predicted_speedup is not None
+    why = "the timing of ngram failed: RuntimeError: planted"
+    assert report.partial.left_out == {"the timing of ngram": why}
 
 
 def test_sizes_of_ngrams_are_checked():

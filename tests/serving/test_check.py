@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tiny_models import make_config, make_tokenizer
+from tiny_models import make_config, make_model, make_tokenizer, save
 
 from specdistill.cli import main
 from specdistill.serving.check_config import CheckConfig
@@ -24,8 +24,20 @@ def model(folder, family="llama", *, tokenizer=None, weights="model.safetensors"
     (folder / "config.json").write_text(json.dumps(config))
     if tokenizer is not False:
         (tokenizer or make_tokenizer()).save_pretrained(folder)
-    (folder / weights).write_bytes(b"")
+    (folder / weights).write_bytes((2).to_bytes(8, "little") + b"{}")
     return str(folder)
+
+
+def cut(folder):
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def lose_a_shard(folder):
+    (weights,) = folder.glob("*.safetensors")
+    weights.rename(folder / "model-1.safetensors")
+    listed = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
 
 
 def verdicts(target, draft, **settings):
@@ -167,3 +179,15 @@ def test_the_command_prints_json_and_takes_less_than_five_seconds(target, tmp_pa
     assert "vllm: refuses" in done.stdout and "llama.cpp: loads" in done.stdout
     found = {each["engine"]: each["loads"] for each in json.loads(out.read_text())["engines"]}
     assert found == {"vllm": False, "sglang": False, "llama.cpp": True, "transformers": True, "tensorrt-llm": False}
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize(
+    ("spoil", "text"), [(cut, "is incomplete: it has"), (lose_a_shard, "model-2.safetensors, which")]
+)
+def test_incomplete_weights_start_no_engine(tmp_path, role, spoil, text):
+    folders = {name: save(make_model(layers=1), tmp_path / name) for name in ("target", "draft")}
+    spoil(folders[role])
+    found = verdicts(str(folders["target"]), str(folders["draft"]))
+    assert refusing(found) == EVERY
+    assert all(f"--{role} " in each.refusals[-1] and text in each.refusals[-1] for each in found.values())

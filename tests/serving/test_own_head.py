@@ -19,6 +19,7 @@ from tiny_models import make_model, make_tokenizer, save
 from transformers import AutoModelForCausalLM
 
 from specdistill.cli import main
+from specdistill.files.atomic import umask
 from specdistill.serving import head_files
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.own_head import find_own_head
@@ -62,6 +63,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: files[file][name] for name, file in listed.items()}
 
 
+def added_file(folder: Path) -> str:
+    return max(path.name for path in folder.glob("*.safetensors"))
+
+
 def carry(folder: Path, output="out", base="base", target="target") -> int:
     names = {"--base": base, "--target": target, "--output": output}
     return main(["carry-head", *(word for flag, name in names.items() for word in (flag, str(folder / name)))])
@@ -101,6 +106,8 @@ def test_lost_by_a_fine_tune_found_by_check_carried_and_equal(family, tmp_path, 
     assert metadata["total_size"] == sum(tensor.nbytes for tensor in (saved | head).values())
     again = state_of(output)
     assert (again.state, again.tensors) == ("here", len(head)) and '"method": "mtp"' in again.commands["vllm"]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in output.glob("*.safetensors")}
+    assert modes[added_file(output)] == 0o666 & ~umask(), "servers of other users read it"
     assert (output / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
     # The model itself is the target's own.
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -204,6 +211,7 @@ def test_an_interruption_removes_what_was_copied(tmp_path, monkeypatch):
 
 def one_line(capsys) -> str:
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("specdistill: ")]
+    assert "unexpected" not in line.lower()
     return line
 
 
@@ -225,6 +233,17 @@ def widen(folder: Path) -> None:
     save_file(weights, folder / WEIGHTS)
 
 
+def cut(folder: Path, missing: int = 1000) -> None:
+    """Ends the weights too early; with a negative number, too late."""
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) - missing] + b"\0" * -missing)
+
+
+def list_nothing(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text('{"weight_map": 5}')
+
+
 def make_adapter_of(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -234,7 +253,10 @@ def make_adapter_of(folder: Path) -> None:
     [
         (lambda folder: rewrite(folder / "target", hidden_size=64), "hidden_size is 32 in the base and 64"),
         (lambda folder: rewrite(folder / "target", num_hidden_layers=5), "num_hidden_layers is 4 in the base and 5"),
-        (lambda folder: rewrite(folder / "target", model_type="qwen3"), "of type qwen3_next, and --target"),
+        (
+            lambda folder: rewrite(folder / "target", model_type="qwen3"),
+            "that the target was fine-tuned from as --base",
+        ),
         (
             lambda folder: rewrite(folder / "base", quantization_config={"quant_method": "fp8"}),
             "the base's weights are quantised by fp8 and the target's not quantised",
@@ -243,8 +265,15 @@ def make_adapter_of(folder: Path) -> None:
         (lambda folder: make_adapter_of(folder / "target"), "is an adapter; write the merged model first"),
         (lambda folder: (folder / "target" / WEIGHTS).unlink(), "holds no weights"),
         (lambda folder: (folder / "base" / WEIGHTS).write_bytes(b"\1"), "can't read --base"),
+        (lambda folder: cut(folder / "base"), f"base/{WEIGHTS} is incomplete: it has "),
+        (lambda folder: cut(folder / "target"), f"target/{WEIGHTS} is incomplete: it has "),
+        (lambda folder: cut(folder / "target", -7), f"target/{WEIGHTS} is damaged: it has "),
+        (lambda folder: list_nothing(folder / "base"), f"{INDEX} is damaged: its weight_map names no files"),
     ],
-    ids=["hidden", "layers", "type", "quantised", "shape", "adapter", "no-weights", "damaged"],
+    ids=[
+        *("hidden", "layers", "type", "quantised", "shape", "adapter", "no-weights", "damaged"),
+        *("cut-base", "cut-target", "long-target", "broken-index"),
+    ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(pair, capsys, break_it, text):
     break_it(pair)
@@ -357,7 +386,7 @@ def test_check_of_a_target_without_a_head_and_of_one_whose_weights_are_not_here(
 def head_draft(folder: Path, **config) -> str:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"vocab_size": 65, "hidden_size": 32} | config))
-    (folder / WEIGHTS).write_bytes(b"")
+    (folder / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"{}")
     return str(folder)
 
 

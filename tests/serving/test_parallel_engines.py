@@ -95,6 +95,11 @@ def test_an_export_keeps_the_mask_token(pair, form, capsys):
 def test_a_mask_token_beyond_the_target_is_refused_for_vllm_and_dropped_for_others(pair, capsys):
     save(make_model(layers=2), pair / "small")
     words = ["export", "--target", str(pair / "small"), "--draft", str(pair / "draft")]
+    asked = CheckConfig.flat(target=str(pair / "small"), draft=str(pair / "draft"))
+    refusals = {each.engine: each.refusals for each in check(asked)}
+    assert any(f"mask token {MASK} lies beyond the target's" in each for each in refusals["vllm"])
+    assert not any("specdistill export" in each for each in refusals["vllm"]), "which refuses it too"
+    assert all("specdistill export" in refusals[engine][0] for engine in ("sglang", "tensorrt-llm"))
     assert main([*words, "--format", "vllm", "--output", str(pair / "out")]) == 2
     assert f"the mask token {MASK} of" in capsys.readouterr().err and not (pair / "out/config.json").exists()
     assert main([*words, "--format", "transformers", "--output", str(pair / "other")]) == 0
