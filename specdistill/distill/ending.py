@@ -45,21 +45,21 @@ def finish(
         settings: Flat settings of the run, with the divergence that was minimised.
         ranks: The main one writes.
         learning_rate: Peak.
-        interrupted: Whether Ctrl-C ended it.
+        interrupted: Whether Ctrl-C ended it; the trainer has a draft to write then.
     """
     measures, keeper, state = trainer.measures, trainer.keeper, trainer.state
     output = Path(settings["output"])
-    if state.kept_step == 0 and not interrupted and ranks.is_main:
+    if state.kept_step == 0 and not trainer.unmeasured and ranks.is_main:
         _write_start(pair, parallel, settings["draft"], output)
     start, kept = keeper.records["start"], keeper.kept
     summary = TrainSummary(
         output=str(output),
         steps=state.step,
-        kept_step=state.kept_step,
+        kept_step=state.step if trainer.unmeasured else state.kept_step,
         best_step=state.best_step,
         keep=settings["keep"],
         watched=measures.label(measures.watched),
-        why=keeper.why(state) if trainer.idle is None else "the start; nothing was trained",
+        why=_why(trainer),
         preset=settings["preset"],
         verdict=None if interrupted else _verdict(trainer, settings["preset"]),
         disagreement=None if interrupted else keeper.disagreement(state),
@@ -72,8 +72,8 @@ def finish(
         caveat=measures.caveat,
         scorer=None if prompts.scorer is None else settings["scorer"],
         before=measures.means(start),
-        after=measures.means(kept),
-        gain=measures.gains(kept, start),
+        after={} if trainer.unmeasured else measures.means(kept),
+        gain={} if trainer.unmeasured else measures.gains(kept, start),
         answers_cut=built.answers.cut,
         answers_empty=built.answers.empty,
         right_answers=built.right,
@@ -94,6 +94,15 @@ def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, out
     if parallel is not None:
         parallel.install(start)
     save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
+
+
+def _why(trainer: DraftTrainer) -> str:
+    """Why the draft that is written is kept, in words."""
+    if trainer.idle is not None:
+        return "the start; nothing was trained"
+    if trainer.unmeasured:
+        return "the last one before the interruption, which was not measured"
+    return trainer.keeper.why(trainer.state)
 
 
 def _verdict(trainer: DraftTrainer, preset: str) -> str | None:

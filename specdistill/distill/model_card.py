@@ -222,16 +222,13 @@ def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:
 
 
 def _rows(summary: TrainSummary) -> str:
-    if summary.interrupted and summary.kept_step == 0:
-        # Stopped before the first evaluation: the weights were trained, but nobody measured them.
-        return "| (interrupted before the first measurement) | | | |"
-    return "\n".join(_row(summary, rule, rule) for rule in summary.gain if measure_label(rule) is None)
+    return "\n".join(_row(summary, rule, rule) for rule in summary.before if measure_label(rule) is None)
 
 
 def _others(summary: TrainSummary) -> str:
     """The table of what was measured beside alpha; empty without such numbers."""
-    names = [name for name in summary.gain if measure_label(name) is not None]
-    if not names or (summary.interrupted and summary.kept_step == 0):
+    names = [name for name in summary.before if measure_label(name) is not None]
+    if not names:
         return ""
     own = {"score": f"{OTHER_MEASURES['score']} (`{summary.scorer}`)"}
     rows = "\n".join(_row(summary, name, own.get(name) or measure_label(name) or name) for name in names)
@@ -240,6 +237,9 @@ def _others(summary: TrainSummary) -> str:
 
 
 def _row(summary: TrainSummary, name: str, label: str) -> str:
+    if name not in summary.gain:
+        # Stopped before the first evaluation: the weights were trained, but nobody measured them.
+        return f"| {label} | {summary.before[name]:.3f} | not measured (interrupted) | |"
     gain = summary.gain[name]
     numbers = f"{summary.before[name]:.3f} | {summary.after[name]:.3f} | {gain.mean:+.3f}{_interval(gain)}"
     return f"| {label} | {numbers} |"

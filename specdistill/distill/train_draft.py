@@ -281,7 +281,7 @@ def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
         interrupted = True
         raise
     finally:
-        if trainer.keeper.records:
+        if trainer.keeper.records and (trainer.has_draft or not interrupted):
             config = run.config
             summary = finish(
                 trainer,

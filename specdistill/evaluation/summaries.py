@@ -104,7 +104,7 @@ class TrainSummary:
     before: Mapping[str, float]
     """Held-out numbers of the start, by rule, and by `score`, `reward` and `loss` where they were measured."""
     after: Mapping[str, float]
-    """Held-out numbers of the kept draft."""
+    """Held-out numbers of the kept draft; empty where an interruption came before they were measured."""
     gain: Mapping[str, Estimate]
     """Paired differences after - before."""
     caveat: str | None = None

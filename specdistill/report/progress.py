@@ -45,7 +45,7 @@ class _Bar:
 
 
 class _Lines:
-    """For log files: a line at every fifth of the way instead of a bar that redraws itself."""
+    """For log files: a line at every fifth of the way, with the time to go, instead of a bar that redraws itself."""
 
     def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
         self._console, self._name, self._total, self._unit = console, name, max(1, total), unit
@@ -55,13 +55,13 @@ class _Lines:
     def advance(self, amount: int = 1) -> None:
         self._done += amount
         line = self._estimate.advance(amount)
-        if line is not None:
-            self._console.print(line, soft_wrap=True)
         fifths = 5 * self._done // self._total
         if fifths > self._shown:
             self._shown = fifths
-            text = f"{self._name}: {self._done}/{self._total} {self._unit}  {self._note}".rstrip()
-            self._console.print(text, soft_wrap=True)
+            parts = f"{self._name}: {self._done}/{self._total} {self._unit}", self._note, self._estimate.remaining
+            line = "  ".join(part for part in parts if part)
+        if line is not None:
+            self._console.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._note = text

@@ -239,7 +239,10 @@ def test_interrupt_keeps_what_was_learned(folder, tmp_path, monkeypatch):
     assert not torch.equal(trained.head_weight[:65], start.head_weight[:65])
     assert len(read_rollouts(output / "rollouts")) == 36
     card = (output / "README.md").read_text()
-    assert "(interrupted)" in card and "interrupted before the first measurement" in card
+    assert "2 steps (interrupted)" in card
+    assert "Step 2 was kept: the last one before the interruption, which was not measured." in card
+    before = json.loads((output / "history.jsonl").read_text())["heldout_alpha_greedy"]
+    assert f"| greedy | {before:.3f} | not measured (interrupted) | |" in card and "no later draft" not in card
 
 
 def test_output_that_holds_a_run_is_refused(folder, tmp_path):

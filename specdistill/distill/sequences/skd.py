@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,6 +133,16 @@ class Skd(SampledSource):
             )
             for (name, ids, _), generation in zip(chosen, written, strict=True)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        counts = {"tested": list(self._rejections.tested), "rejected": list(self._rejections.rejected)}
+        return super().state_dict() | {"rejections": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        # Checkpoints of older versions were only written where nothing was counted.
+        for name, counts in state.get("rejections", {}).items():
+            setattr(self._rejections, name, list(counts))
 
     def measurements(self, *, reset: bool = False) -> Measurements:
         """skd_rejection_rate and skd_rejection_by_position since the last reset."""

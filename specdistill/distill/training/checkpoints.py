@@ -59,6 +59,30 @@ class RunState:
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of float16's gradient scaling; empty for the other precisions."""
+    measurement: Measurements = dataclasses.field(default_factory=dict)
+    """Numbers of the last step; a run that was interrupted in its evaluation writes them into the history later."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """Where a run stands between two steps: all that a checkpoint holds besides weights, optimiser and schedule."""
+
+    state: RunState
+    records: Mapping[str, Any]
+    """Draft (start, best, last) -> its held-out records."""
+    streams: Mapping[str, Tensor]
+    """torch's random streams."""
+
+    @classmethod
+    def of(cls, state: RunState, records: Mapping[str, Any], source: dict[str, Any]) -> Boundary:
+        """Copies where the run stands now.
+
+        Args:
+            state, records: The run's.
+            source: State of the source's random streams.
+        """
+        copied = dataclasses.replace(state, history=list(state.history), source=source)
+        return cls(copied, dict(records), {"cpu": torch.get_rng_state(), **_gpu_streams()})
 
 
 class Checkpoints:
@@ -76,12 +100,11 @@ class Checkpoints:
         self._output, self._network, self._runner = output, network, runner
         self._records, self._is_main = records, is_main
 
-    def write(self, state: RunState, evaluations: Mapping[str, Any]) -> None:
+    def write(self, boundary: Boundary) -> None:
         """Writes where the run stands. Ranks that share the weights call it together.
 
         Args:
-            state: With the source's streams; schedule and scaler are filled in.
-            evaluations: Draft (start, best, last) -> its held-out records.
+            boundary: The newest: weights, optimiser and schedule are taken as they are now.
         """
         # Shards are gathered by all ranks, whole weights are those of any.
         if not (self._is_main or self._runner.shards.sharded):
@@ -91,16 +114,16 @@ class Checkpoints:
             return
         scaler = self._runner.scaler
         full = dataclasses.replace(
-            state,
+            boundary.state,
             schedule=self._runner.schedule.state_dict(),
             scaler={} if scaler is None else scaler.state_dict(),
         )
         records = {
             f"{name}/{key}": values
-            for name, scores in evaluations.items()
+            for name, scores in boundary.records.items()
             for key, values in self._records.to_tensors(scores).items()
         }
-        write(self._output, full, weights, moments, records)
+        write(self._output, full, weights, moments, records, boundary.streams)
 
     def restore(self) -> tuple[RunState, dict[str, Any]] | None:
         """Restores weights, optimiser, schedule and random streams from the newest checkpoint; None where none is.
@@ -149,6 +172,7 @@ def write(
     weights: dict[str, Tensor],
     moments: dict[str, Tensor],
     records: dict[str, Tensor],
+    streams: Mapping[str, Tensor],
 ) -> None:
     """Writes a checkpoint and removes those that are no longer kept.
 
@@ -157,6 +181,7 @@ def write(
         state: How far the run is.
         weights, moments: From `capture`.
         records: Held-out records, flattened.
+        streams: torch's random streams.
 
     Raises:
         OutputError: The disk is full; the earlier checkpoints are intact.
@@ -165,7 +190,7 @@ def write(
     with atomic.new_directory(folder / f"step-{state.step:06d}") as temporary:
         save_file(weights, temporary / "network.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
-        save_file({"cpu": torch.get_rng_state(), **_gpu_streams()}, temporary / "random.safetensors")
+        save_file(dict(streams), temporary / "random.safetensors")
         # Copies: the best may be the start itself, and safetensors refuses to write shared memory twice.
         save_file({name: values.clone() for name, values in records.items()}, temporary / "records.safetensors")
         (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
@@ -219,6 +244,12 @@ def read(
     if "cuda" in streams and torch.cuda.is_available():
         torch.cuda.set_rng_state(streams["cuda"])
     return state, records
+
+
+def newest_step(output: Path) -> int | None:
+    """Step of the newest checkpoint; None where none is."""
+    folders = _folders(output)
+    return int(folders[-1].name.removeprefix("step-")) if folders else None
 
 
 def remove(output: Path) -> None:

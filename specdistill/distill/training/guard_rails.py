@@ -13,7 +13,7 @@ from torch import nn
 from specdistill import errors
 from specdistill.data.batch import Example
 from specdistill.distill.sequences.inputs import ROLLOUTS_DIRECTORY
-from specdistill.distill.training.checkpoints import trained
+from specdistill.distill.training.checkpoints import RunState, newest_step, trained
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.files import atomic
 from specdistill.files.run_settings import CONFIG_FILE
@@ -50,6 +50,32 @@ def worsening(merits: Sequence[float]) -> str | None:
 def failed_step(output: Path, step: int) -> Path:
     """Where a run keeps what reproduces a step that failed."""
     return output / f"failed-step-{step:06d}"
+
+
+def keep_failed_step(
+    output: Path, state: RunState, network: nn.Module | None, sequences: Sequence[Example], numbers: str
+) -> str:
+    """Keeps what reproduces the run's current step.
+
+    Args:
+        output: Directory of the run.
+        state: The run's.
+        network: Weights before the step; None where another rank writes.
+        sequences: Examples that the step trained on, of all ranks.
+        numbers: What is not finite.
+
+    Returns:
+        The line that says so, with the remedy.
+    """
+    names = ", ".join(example.prompt_id for example in sequences)
+    reason = f"{numbers} at step {state.step} (prompts {names})"
+    directory = failed_step(output, state.step)
+    if network is not None:
+        dump_step(directory, state.step, network, sequences, reason)
+    return (
+        f"{reason}; lower --learning-rate; the draft so far (step {state.kept_step}) is in {output}, "
+        f"what reproduces the step in {directory.name} (specdistill.distill.reproduce.reproduce)"
+    )
 
 
 def dump_step(directory: Path, step: int, network: nn.Module, sequences: Sequence[Example], reason: str) -> None:
@@ -89,11 +115,13 @@ def reported_interrupt(output: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = [name for name in ("model.safetensors", ROLLOUTS_DIRECTORY) if (output / name).exists()]
-        what = {
-            0: "nothing was finished yet",
-            1: f"kept {' '.join(kept)}",
-            2: "kept the draft so far and the rollouts",
-        }[len(kept)]
-        progress.say(f"interrupted; in {output}: {what}; the same command with --resume goes on")
+        step = newest_step(output)
+        kept = {
+            f"a checkpoint after step {step}": step is not None,
+            "a draft": any(output.glob("model*.safetensors")),
+            "the rollouts": (output / ROLLOUTS_DIRECTORY).exists(),
+        }
+        found = ", ".join(what for what, exists in kept.items() if exists) or "nothing was finished yet"
+        goes_on = "starts at step 0" if step is None else f"goes on after step {step}"
+        progress.say(f"interrupted; in {output}: {found}; the same command with --resume {goes_on}")
         raise

@@ -58,6 +58,21 @@ class Keeper:
         patience = self._settings.patience
         return bool(patience) and (state.step - state.best_step) // self._settings.eval_every >= patience
 
+    def no_patience_line(self, state: RunState) -> str:
+        """Says why the run stops."""
+        best = self._measures.label(self._measures.watched)
+        return f"stopped at step {state.step}: no better {best} since step {state.best_step}"
+
+    def lines(self, state: RunState) -> list[str]:
+        """An evaluation in words: warnings, the numbers, and at the start which of them are bounds."""
+        means = self._measures.means(self.records["last"])
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        best = "  (best)" if state.step and state.step == state.best_step else ""
+        lines = [f"warning: {warning}" for warning in self.warnings(state)]
+        lines.append(f"step {state.step}: held-out {self._measures.measure}: {shown}{best}")
+        caveat = None if state.step else self._measures.caveat
+        return lines if caveat is None else [*lines, caveat]
+
     def best(self, state: RunState) -> str:
         """The watched number's name and its best value."""
         watched = self._measures.watched

@@ -19,6 +19,7 @@ from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.head_loss import build_loss
+from specdistill.distill.training.held_signals import held_signals
 from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages, select_tokens
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
@@ -131,11 +132,14 @@ class StepRunner:
         """Scaler of float16's gradients; None in other precisions."""
         return self._accelerator.scaler
 
-    def run(self, examples: Sequence[Example]) -> StepMeasurement:
+    def run(
+        self, examples: Sequence[Example], updated: Callable[[StepMeasurement], None] | None = None
+    ) -> StepMeasurement:
         """Trains on this rank's examples; all ranks call it together.
 
         Args:
             examples: This rank's share of the batch.
+            updated: Called with the step's numbers when the weights have changed. No stop signal comes in between.
 
         Raises:
             NotFiniteError: Nothing was updated.
@@ -149,11 +153,7 @@ class StepRunner:
         if not (math.isfinite(loss) and (math.isfinite(norm) or self._settings.precision == "float16")):
             raise NotFiniteError(loss, norm)
         rate = float(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._draft.weights_changed()
-        return StepMeasurement(
+        measurement = StepMeasurement(
             loss=loss,
             alpha=None if math.isnan(alpha) else alpha / max(1, totals.tokens),
             grad_norm=norm,
@@ -161,6 +161,14 @@ class StepRunner:
             tokens=totals.tokens,
             reward=None if rewards is None else sum(rewards) / len(rewards),
         )
+        with held_signals():
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._draft.weights_changed()
+            if updated is not None:
+                updated(measurement)
+        return measurement
 
     def _rewards(self, examples: Sequence[Example]) -> list[float] | None:
         """Rewards of answers that the draft wrote; None without a reward, or where somebody else wrote."""

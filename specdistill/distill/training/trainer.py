@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
@@ -20,7 +17,8 @@ from specdistill.distill.sequences.sources import Source
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training import guard_rails, lora
 from specdistill.distill.training.callbacks import Callbacks
-from specdistill.distill.training.checkpoints import Checkpoints, RunState
+from specdistill.distill.training.checkpoints import Boundary, Checkpoints, RunState
+from specdistill.distill.training.held_signals import held_signals
 from specdistill.distill.training.keeping import Keeper
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures, Records
@@ -89,6 +87,9 @@ class DraftTrainer:
         self._output, self._progress, self._title = output, progress, title
         self._ranks, self._labelled, self._resume, self.idle = ranks, labelled, resume, idle
         self._state = RunState()
+        self._boundary: Boundary | None = None
+        self.unmeasured = False
+        """Whether the draft that was written is that of an interrupted run's last step, which nothing has measured."""
         self.keeper = Keeper(measures, evaluation)
         # Before the runner: the arguments that callbacks are given reset accelerate's state.
         on_cpu = self.draft.device.type == "cpu"
@@ -123,6 +124,11 @@ class DraftTrainer:
         """One entry per evaluation, as in history.jsonl."""
         return self._state.history
 
+    @property
+    def has_draft(self) -> bool:
+        """Whether there is a draft to write besides the untrained start."""
+        return self.unmeasured or len(self.history) > 1
+
     def train(self) -> None:
         """Runs until the last step, until patience ends or a callback says stop, or until Ctrl-C, which passes on after
         saving.
@@ -137,10 +143,10 @@ class DraftTrainer:
             if self.idle is None:
                 self._run_steps()
         except KeyboardInterrupt:
-            if self._state.kept_step == 0 and self.step > 1 and self._ranks.is_main and not self._shards.sharded:
-                # No evaluation has found a draft to keep yet, but what was learned must not be lost. Shards can't be
-                # gathered here, where the other ranks may be anywhere; their last checkpoint stays.
-                save_draft(self.draft, self._vocabulary, self._output, lora.merged(self.draft.model))
+            self._keep_boundary(with_draft=True)
+            raise
+        except ServerError:
+            self._keep_boundary(with_draft=False)
             raise
         finally:
             self.draft.model.eval()
@@ -156,7 +162,7 @@ class DraftTrainer:
             SpecdistillError: The loss or the gradient is not finite; weights and examples of the step are kept.
         """
         try:
-            return self._runner.run(examples)
+            return self._runner.run(examples, self._updated)
         except NotFiniteError as error:
             raise SpecdistillError(self._keep_failed_step(examples, str(error))) from error
 
@@ -171,13 +177,16 @@ class DraftTrainer:
         """
         with self._shards.gathered():
             records = self.measures.score(self.draft)
-            keeps = self.keeper.take(self._state, records)
-            self._write_history(measurements or {}, self.measures.means(records), keeps)
-            if keeps and self.step and self._ranks.is_main:
-                plain = self._shards.plain(self.draft)
-                save_draft(plain, self._vocabulary, self._output, lora.merged(plain.model))
-                self._callbacks.saved()
-            self._say_numbers(self.measures.means(records))
+            with held_signals():
+                keeps = self.keeper.take(self._state, records)
+                self._write_history(measurements or {}, self.measures.means(records), keeps)
+                if keeps and self.step and self._ranks.is_main:
+                    plain = self._shards.plain(self.draft)
+                    save_draft(plain, self._vocabulary, self._output, lora.merged(plain.model))
+                    self._callbacks.saved()
+                self._stand()
+            for line in self.keeper.lines(self._state):
+                self._progress.say(line)
             return records
 
     def _run_steps(self) -> None:
@@ -186,41 +195,42 @@ class DraftTrainer:
         self.draft.model.train()
         with self._progress.task(self._title, steps, "steps") as task:
             task.advance(state.step)
-            while state.step < steps:
+            # A run that goes on may have been interrupted between a step and its evaluation.
+            over = self._evaluate_step() if self._is_due() else self.keeper.no_patience_left(state)
+            while state.step < steps and not over:
                 state.step += 1
                 self._callbacks.step_begin()
-                with guard_rails.out_of_memory_named(self._optimiser), self._kept_if_server_goes():
-                    measurement = self.train_step(self._next_batch())
-                state.tokens += measurement.tokens
+                with guard_rails.out_of_memory_named(self._optimiser):
+                    with self._shards.gathered():
+                        examples = self._source.next_batch(state.step)
+                    measurement = self.train_step(examples)
                 self._callbacks.step_end(state.step, measurement.to_json())
                 task.advance()
                 self._note(task, measurement, (state.tokens - before) / (time.perf_counter() - started))
-                if state.step % self._evaluation.eval_every == 0 or state.step == steps or self._callbacks.stop:
-                    sources = self._source.measurements(reset=True)
-                    self.evaluate(measurement.to_json() | sources | {"tokens_seen": state.tokens})
-                    self.draft.model.train()
-                    if self._is_over():
-                        break
-                    self._checkpoint()
+                over = (self._is_due() or self._callbacks.stop) and self._evaluate_step()
 
-    def _next_batch(self) -> list[Example]:
-        with self._shards.gathered():
-            return self._source.next_batch(self.step)
+    def _is_due(self) -> bool:
+        """Whether the last step is one to evaluate after, and has not been evaluated."""
+        at_step = self.step % self._evaluation.eval_every == 0 or self.step == self._optimiser.steps
+        return at_step and self.history[-1]["step"] != self.step
+
+    def _evaluate_step(self) -> bool:
+        """Evaluates the draft after a step, and writes a checkpoint; True where the run is over."""
+        sources = self._source.measurements(reset=True)
+        self.evaluate(self._state.measurement | sources | {"tokens_seen": self._state.tokens})
+        self.draft.model.train()
+        over = self._is_over()
+        if not over and self.step % (self._evaluation.checkpoint_every or self._evaluation.eval_every) == 0:
+            self._checkpoints.write(self._stand())
+        return over
 
     def _keep_failed_step(self, examples: list[Example], numbers: str) -> str:
         """Writes what reproduces the step; the line that says so."""
         # Examples of all ranks: a single one's would not give the step's loss again.
         everyones = self._ranks.gather(examples)
-        names = ", ".join(example.prompt_id for example in everyones)
-        reason = f"{numbers} at step {self.step} (prompts {names})"
-        directory = guard_rails.failed_step(self._output, self.step)
         with self._shards.gathered():
-            if self._ranks.is_main:
-                guard_rails.dump_step(directory, self.step, self.draft.model, everyones, reason)
-        return (
-            f"{reason}; lower --learning-rate; the draft so far (step {self._state.kept_step}) is in {self._output}, "
-            f"what reproduces the step in {directory.name} (specdistill.distill.reproduce.reproduce)"
-        )
+            network = self.draft.model if self._ranks.is_main else None
+            return guard_rails.keep_failed_step(self._output, self._state, network, everyones, numbers)
 
     def _note(self, task: Task, measurement: StepMeasurement, speed: float) -> None:
         own = "" if measurement.alpha is None else f"  alpha {measurement.alpha:.3f}"
@@ -238,34 +248,35 @@ class DraftTrainer:
             atomic.write_text(self._output / HISTORY_FILE, lines)
         self._callbacks.evaluated(self.step, scores)
 
-    def _say_numbers(self, means: dict[str, float]) -> None:
-        for warning in self.keeper.warnings(self._state):
-            self._progress.say(f"warning: {warning}")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        best = "  (best)" if self.step and self.step == self._state.best_step else ""
-        self._progress.say(f"step {self.step}: held-out {self.measures.measure}: {shown}{best}")
-        if not self.step and self.measures.caveat is not None:
-            self._progress.say(self.measures.caveat)
+    def _updated(self, measurement: StepMeasurement) -> None:
+        """Takes in a step that has changed the weights."""
+        self._state.tokens += measurement.tokens
+        self._state.measurement = dict(measurement.to_json())
+        self._stand()
 
-    @contextlib.contextmanager
-    def _kept_if_server_goes(self) -> Iterator[None]:
-        """Writes the run as it was before a step whose labels never came: --resume then does the step again."""
-        before = self._source.state_dict() if self._labelled else {}
-        try:
-            yield
-        except ServerError:
-            # Shards are gathered by all ranks together, and the others may have got their labels.
-            if not self._shards.sharded:
-                self._write_checkpoint(self.step - 1, before)
-            raise
+    def _stand(self) -> Boundary:
+        """Notes where the run stands, for an interruption before the next step is done."""
+        self._boundary = Boundary.of(self._state, self.keeper.records, self._source.state_dict())
+        return self._boundary
 
-    def _checkpoint(self) -> None:
-        if self.step % (self._evaluation.checkpoint_every or self._evaluation.eval_every) == 0:
-            self._write_checkpoint(self.step, self._source.state_dict())
+    def _keep_boundary(self, *, with_draft: bool) -> None:
+        """Writes the run as it stood after its last step, so that --resume loses none.
 
-    def _write_checkpoint(self, step: int, source: dict[str, Any]) -> None:
-        state = dataclasses.replace(self._state, step=step, source=source)
-        self._checkpoints.write(state, self.keeper.records)
+        Args:
+            with_draft: Also write the draft of that step where no later one than the start was measured.
+        """
+        if self._boundary is None:
+            return
+        self._state, self.keeper.records = self._boundary.state, dict(self._boundary.records)
+        # Shards are gathered by all ranks together, and those may be anywhere; their last checkpoint stays.
+        if self._shards.sharded or not self._ranks.is_main:
+            return
+        self.unmeasured = with_draft and bool(self.step) and len(self.history) == 1
+        also = ", and its draft, which was not measured" if self.unmeasured else ""
+        self._progress.say(f"writing a checkpoint after step {self.step}{also} (Ctrl-C again ends at once)")
+        self._checkpoints.write(self._boundary)
+        if self.unmeasured:
+            save_draft(self.draft, self._vocabulary, self._output, lora.merged(self.draft.model))
 
     def _restore(self) -> bool:
         """Takes up the run where its last checkpoint was written; False where there is none."""
@@ -275,13 +286,13 @@ class DraftTrainer:
         self._state, self.keeper.records = restored
         self._source.load_state_dict(self._state.source)
         self.draft.weights_changed()
+        self._stand()
         self._progress.say(f"going on after step {self.step}")
         return True
 
     def _is_over(self) -> bool:
         if self.keeper.no_patience_left(self._state):
-            best = self.measures.label(self.measures.watched)
-            self._progress.say(f"stopped at step {self.step}: no better {best} since step {self._state.best_step}")
+            self._progress.say(self.keeper.no_patience_line(self._state))
             return True
         if self._callbacks.stop and self.step < self._optimiser.steps:
             self._progress.say(f"stopped at step {self.step} by a callback")
