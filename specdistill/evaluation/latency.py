@@ -34,6 +34,7 @@ def time_ways(
     seeds: list[int],
     on_tokens=None,
     on_interrupt: Callable[[BaseException], None] | None = None,
+    on_batch: Callable[[dict[str, list[TimedRun]]], None] | None = None,
 ) -> dict[str, list[TimedRun]]:
     """Times the plain target and every decoder batch by batch; who begins takes turns, so drift cancels out.
 
@@ -46,6 +47,7 @@ def time_ways(
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
         on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
+        on_batch: Called after each batch with what is returned, so far.
 
     Returns:
         Name -> one entry per batch; the plain answers are the same in all.
@@ -60,9 +62,8 @@ def time_ways(
         try:
             for name in (*ways[begin:], *ways[:begin]):
                 if name:
-                    written[name] = decoders[name].generate(
-                        chunk, max_new_tokens=max_new_tokens, seeds=own, on_tokens=on_tokens
-                    )
+                    drafting = decoders[name].generate
+                    written[name] = drafting(chunk, max_new_tokens=max_new_tokens, seeds=own, on_tokens=on_tokens)
                 else:
                     written[name] = generate_plain(
                         target,
@@ -73,13 +74,15 @@ def time_ways(
                         seeds=own,
                         on_tokens=on_tokens,
                     )
+            for name in decoders:
+                runs[name].append(TimedRun(written[""], written[name]))
+            if on_batch is not None:
+                on_batch(runs)
         except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)
             break
-        for name in decoders:
-            runs[name].append(TimedRun(written[""], written[name]))
     return runs
 
 

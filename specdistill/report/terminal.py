@@ -74,7 +74,7 @@ def bench_tables(report: Report, show: int = 0) -> None:
         print_samples(console, report.samples[:show])
     elif show:
         console.print("no sample answers: decoding was not timed")
-    for fact in [*_costs(report), lossless_line(report.lossless)]:
+    for fact in [*_costs(report), lossless_line(report)]:
         console.print(fact, soft_wrap=True)
     _baselines(console, report)
     _beware(console, speed_warning(report))
