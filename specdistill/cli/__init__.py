@@ -24,6 +24,7 @@ from cyclopts.config import Dict
 from specdistill import __version__
 from specdistill.cli import annotate, bench, carry_head, check, export, generate, init_draft, plan, train_draft
 from specdistill.cli.config_file import read_config
+from specdistill.cli.list_flags import read_lists
 from specdistill.cli.stop_signals import Received, stop_signals
 from specdistill.distill.presets import preset_settings
 from specdistill.errors import ConfigError, SpecdistillError, is_out_of_memory
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], received: Received) -> int:
     debug = "--debug" in arguments
     try:
-        app.config = [*_config_files(arguments), _fill_in_preset, _check_whole_numbers]
+        app.config = [*_config_files(arguments), _fill_in_preset, read_lists, _check_whole_numbers]
         tokens = [each for each in arguments if each != "--debug"]
         following = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         if following:

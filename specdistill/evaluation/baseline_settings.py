@@ -15,8 +15,8 @@ class BaselineSettings:
     baselines: Literal["best", "all", "predict", "none"] = "best"
     """Runs copied from the text cost nothing: n-gram as vLLM, transformers and llama.cpp look them up, and suffix
     decoding; alone, and with the draft where nothing is found. best predicts all of them on the scored answers, and
-    times the fastest alone and the fastest with the draft beside it. all times each, predict none. none leaves them
-    out."""
+    times, of those that an engine has, the fastest alone and the one with the draft (n-gram; no engine has suffix
+    decoding with a draft). all times each, predict none. none leaves them out."""
     lookup_max: int = 4
     """Longest run of tokens that an n-gram looks for (vLLM's prompt_lookup_max). llama.cpp looks for runs of this
     length only, and ngram there of at most --num-draft-tokens."""

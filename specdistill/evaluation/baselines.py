@@ -27,8 +27,8 @@ from specdistill.models import LanguageModel
 
 WITH_DRAFT = "+draft"
 """Ending of the names of those that ask the draft where nothing is found."""
-SERVED = ("ngram", "suffix", f"ngram{WITH_DRAFT}")
-"""Ways that a server has, of which `best` times two."""
+UNSERVED = frozenset({f"suffix{WITH_DRAFT}"})
+"""Ways that no engine has: they are predicted, and `best` does not time them."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Beside:
     predicted: Mapping[str, Baseline]
 
     def to_time(self, settings: BaselineSettings) -> dict[str, tuple[Way, Baseline]]:
-        """Ways for the timed run: the fastest that needs no draft and the fastest that does, or all."""
+        """Ways for the timed run: of those that an engine has the fastest with and without a draft, or all."""
         if settings.baselines == "all":
             chosen = list(self.predicted)
         elif settings.baselines == "best":
@@ -150,9 +150,12 @@ class Beside:
         return {name: (self.ways[name], self.predicted[name]) for name in chosen}
 
     def _fastest(self, asks_draft: bool) -> list[str]:
-        known = [(self.predicted[name].predicted_speedup, name) for name in SERVED]
-        speeds = [(speed, name) for speed, name in known if speed and self.ways[name].asks_draft == asks_draft]
-        return [max(speeds)[1]] if speeds else []
+        speeds = {
+            name: baseline.predicted_speedup
+            for name, baseline in self.predicted.items()
+            if baseline.predicted_speedup and name not in UNSERVED and self.ways[name].asks_draft == asks_draft
+        }
+        return [max(speeds, key=lambda name: speeds[name])] if speeds else []
 
     def timed(self, runs: Mapping[str, Sequence[TimedRun]], drafted: Sequence[TimedRun]) -> dict[str, Baseline]:
         """`baselines` of the report.

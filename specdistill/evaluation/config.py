@@ -201,8 +201,11 @@ class MeasureConfig(Config):
         compare = (self.compare,) if isinstance(self.compare, str) else tuple(self.compare or ())
         object.__setattr__(self, "compare", compare)
         super().__post_init__()
-        if len(set(compare)) < len(compare):
+        places = {abspath(name) for name in compare}
+        if len(places) < len(compare):
             raise ConfigError("--compare names a draft twice; leave one of the two away")
+        if self.draft is not None and abspath(self.draft) in places:
+            raise ConfigError(f"--compare names --draft {self.draft} itself; it is in the leaderboard without that")
         self.sampling.refuse_idle_filters()
         self.self_prompts.check(self.prompts, "heldout", answers_read((self.score.scorer,), None))
         at_least(self, 0, "num_prompts", "num_draft_tokens")

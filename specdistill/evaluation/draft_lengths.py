@@ -24,13 +24,6 @@ def why_untimed(models: Models) -> str | None:
     return None
 
 
-def best(predicted: dict[int, float], costs: Costs | None) -> int:
-    """The draft length with the highest predicted speed-up; the longest where steps were not timed."""
-    if costs is None:
-        return max(predicted)
-    return max(predicted, key=lambda length: predicted[length] / costs.round_cost(length, predicted[length]))
-
-
 def of_settings(settings: AcceptanceSettings, asked: int, chosen: int, costs: Costs) -> int | DraftLength:
     """The decoder's draft length: fixed, or decided before each round.
 

@@ -68,6 +68,15 @@ class Interruption:
     def __bool__(self) -> bool:
         return self.error is not None
 
+    @property
+    def why_not_timed(self) -> str:
+        """Reason for a report without timed decoding, to follow `since`."""
+        if self.error is None:
+            return "the bench was still running when this was written"
+        if isinstance(self.error, KeyboardInterrupt):
+            return "the bench was interrupted before that"
+        return f"{self._ended_in} failed"
+
     def __call__(self, error: BaseException) -> None:
         """Takes a Ctrl-C or a failure that a step of the bench caught; no further part runs."""
         if self.error is None:
@@ -176,15 +185,17 @@ class Interruption:
         return f"{where} failed: {kind}{first_line(error)}"
 
 
-def unfinished(report: Report, where: str, done: int, asked: int) -> Report:
+def unfinished(report: Report, where: str, done: int, asked: int, *, is_done: bool = True) -> Report:
     """Marks a report that is written while the bench goes on.
 
     Args:
         report: The report so far.
-        where: The part that is done.
+        where: The part that is done, or runs.
         done, asked: Prompts that the report covers, and those of the whole run.
+        is_done: Whether that part is done.
     """
-    why = f"the bench was still running when this was written, after {where}; if it runs no more, it was killed"
+    when = f"after {where}" if is_done else f"in the middle of {where}"
+    why = f"the bench was still running when this was written, {when}; if it runs no more, it was killed"
     return replace(report, partial=Partial(prompts_done=done, prompts_asked=asked, why=why, where=where))
 
 
@@ -218,7 +229,7 @@ def unknown_economics(num_draft_tokens: int, why: str) -> Economics:
 
     Args:
         num_draft_tokens: Draft length of the report.
-        why: Why nothing was timed.
+        why: Why decoding was not timed.
     """
     return Economics(
         cost_ratio=None,
@@ -229,5 +240,5 @@ def unknown_economics(num_draft_tokens: int, why: str) -> Economics:
         predicted_speedup={},
         perfect_draft_speedup=float("nan"),
         verdict="unknown",
-        why=why,
+        why=f"decoding was not timed, since {why}",
     )

@@ -35,6 +35,7 @@ def time_ways(
     on_tokens=None,
     on_interrupt: Callable[[BaseException], None] | None = None,
     on_left_out: Callable[[str, Exception], None] | None = None,
+    on_batch: Callable[[dict[str, list[TimedRun]]], None] | None = None,
 ) -> dict[str, list[TimedRun]]:
     """Times the plain target and every decoder batch by batch; who begins takes turns, so drift cancels out.
 
@@ -49,6 +50,7 @@ def time_ways(
         on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
         on_left_out: Called with the name of a decoder behind the first, and its failure; the others go on without it.
             None treats it as any failure.
+        on_batch: Called after each batch with what is returned, so far.
 
     Returns:
         Name -> one entry per batch, without decoders that were left out; the plain answers are the same in all.
@@ -77,13 +79,15 @@ def time_ways(
                     # What was timed of it before is not paired with the rest.
                     del runs[name]
                     on_left_out(name, error)
+            for name, batches in runs.items():
+                batches.append(TimedRun(written[""], written[name]))
+            if on_batch is not None:
+                on_batch(runs)
         except (KeyboardInterrupt, Exception) as error:
             if on_interrupt is None:
                 raise
             on_interrupt(error)
             break
-        for name, batches in runs.items():
-            batches.append(TimedRun(written[""], written[name]))
     return runs
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from specdistill.decoding import SpeculativeDecoder
 from specdistill.decoding.costs import Costs, Window, measure_costs, passes_timed
 from specdistill.errors import out_of_memory_named
-from specdistill.evaluation import draft_lengths
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.latency import time_ways, warm_up
 from specdistill.evaluation.load_section import load_row, load_section
-from specdistill.evaluation.measured import Models
+from specdistill.evaluation.measured import Models, best_length
 from specdistill.evaluation.report_load import Load, LoadRow
 from specdistill.evaluation.statistics import FEWEST_UNITS
 from specdistill.progress import Progress
@@ -115,7 +114,7 @@ def _row(
     progress: Progress,
     stop: Interruption,
 ) -> LoadRow:
-    length = config.num_draft_tokens or draft_lengths.best(dict(predicted), costs)
+    length = config.num_draft_tokens or best_length(dict(predicted), costs)
     decoder = SpeculativeDecoder(
         models.target,
         models.draft,

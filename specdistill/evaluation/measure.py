@@ -22,7 +22,7 @@ from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.lenience_sweep import lenience_rows, refuse_lenience_sweep
 from specdistill.evaluation.load import measure_load
-from specdistill.evaluation.measured import Models, Scores, baseline_sections, build_report
+from specdistill.evaluation.measured import Models, Scores, Timed, baseline_sections, build_report
 from specdistill.evaluation.other_target import find_other_target, score_other_target
 from specdistill.evaluation.parts import Keep, Parts
 from specdistill.evaluation.report import Report
@@ -119,11 +119,23 @@ def _measure_parts(
     costs = parts.costs = parts.needed("costs", lambda: _costs(models, config, context, texts, progress))
     parts.keep("costs")
     free = parts.optional("baselines", lambda: _beside_draft(config, models, answers, scores, costs))
-    timed = parts.timed = parts.needed(
-        "timing", lambda: time_run(config, models, prompts, encoded, scores.predicted, costs, free, progress, stop)
-    )
-    if free is not None:
-        parts.sections |= baseline_sections(config, models, free, answers, timed, parts.report().economics.verdict)
+
+    def take(timed: Timed | None) -> None:
+        parts.timed = timed
+        if free is not None:
+            verdict = parts.report().economics.verdict
+            parts.sections |= baseline_sections(config, models, free, answers, timed, verdict)
+
+    def so_far(timed: Timed) -> None:
+        if parts.is_due:
+            take(timed)
+            parts.keep("timing", is_done=False)
+
+    take(None)
+    parts.keep("baselines")
+    run = config, models, prompts, encoded, scores.predicted, costs, free, progress, stop
+    timed = parts.needed("timing", lambda: time_run(*run, so_far)) or parts.timed
+    take(timed)
     parts.keep("timing")
     runs = timed.runs if timed else []
     if judge is not None and own is not None:

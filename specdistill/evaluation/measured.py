@@ -90,10 +90,11 @@ def build_report(
     scores: Scores,
     costs: Costs | None,
     timed: Timed | None,
+    why_not_timed: str,
 ) -> Report:
-    """Puts the report together; costs and timed runs are missing where Ctrl-C came before them."""
+    """Puts the report together; costs and timed runs are missing where the bench ended before them."""
     rule, runs = config.predicting_rule, timed.runs if timed else []
-    length = timed.num_draft_tokens if timed else config.num_draft_tokens or config.acceptance.max_draft_tokens
+    length = timed.num_draft_tokens if timed else config.num_draft_tokens or best_length(scores.predicted, costs)
     speed = latency_or_unknown(runs)
     alpha = ratio(*acceptance.alpha_sums(scores.draft, rule)).mean
     compared = None
@@ -111,7 +112,8 @@ def build_report(
         ),
         latency=speed,
         economics=replace(
-            _economics(costs, scores.predicted, length, alpha, speed.speedup, timed), experts=scores.experts
+            _economics(costs, scores.predicted, length, alpha, speed.speedup, timed, why_not_timed),
+            experts=scores.experts,
         ),
         lossless=_lossless(config, timed),
         compare=compared,
@@ -120,12 +122,25 @@ def build_report(
 
 
 def _economics(
-    costs: Costs | None, predicted: dict[int, float], length: int, alpha: float, measured: Estimate, timed: Timed | None
+    costs: Costs | None,
+    predicted: dict[int, float],
+    length: int,
+    alpha: float,
+    measured: Estimate,
+    timed: Timed | None,
+    why_not_timed: str,
 ) -> economics.Economics:
-    untimed = timed.untimed if timed else None
-    if costs is not None and timed is not None and (timed.runs or untimed):
+    untimed = None if timed and timed.runs else (timed and timed.untimed) or why_not_timed
+    if costs is not None:
         return economics.judge(costs, predicted, length, alpha, measured, untimed)
-    return unknown_economics(length, untimed or "the bench was interrupted before decoding was timed")
+    return unknown_economics(length, untimed or why_not_timed)
+
+
+def best_length(predicted: dict[int, float], costs: Costs | None) -> int:
+    """The draft length with the highest predicted speed-up; the longest where steps were not timed."""
+    if costs is None:
+        return max(predicted)
+    return max(predicted, key=lambda length: predicted[length] / costs.round_cost(length, predicted[length]))
 
 
 def _lossless(config: MeasureConfig, timed: Timed | None) -> Lossless:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,14 +14,19 @@ from specdistill.evaluation.report import Report
 
 T = TypeVar("T")
 Keep = Callable[[Report], None]
-"""Called with the report so far, after each part."""
+"""Called with the report so far, after each part, and now and then in the middle of the timed run."""
+_SECONDS_BETWEEN = 10.0
+"""Least time between two calls in the middle of a part."""
+_MOST_TIME = 0.02
+"""Largest share of the time that such calls take."""
 
 
 class Parts:
     """Runs the parts and puts the report together.
 
     Args:
-        build: Builds the report of what all benches have, from costs and timed runs as far as there are any.
+        build: Builds the report of what all benches have, from costs and timed runs as far as there are any, and the
+            reason why decoding was not timed where it was not.
         stop: Ctrl-C and failures.
         asked: Prompts of the whole run.
         keep: Called with the report after scoring and after each part; None keeps nothing.
@@ -28,12 +34,13 @@ class Parts:
 
     def __init__(
         self,
-        build: Callable[[Costs | None, Timed | None], Report],
+        build: Callable[[Costs | None, Timed | None, str], Report],
         stop: Interruption,
         asked: int,
         keep: Keep | None,
     ) -> None:
         self._build, self._stop, self._asked, self._keep = build, stop, asked, keep
+        self._next = 0.0
         self.costs: Costs | None = None
         self.timed: Timed | None = None
         self.sections: dict[str, Any] = {}
@@ -78,20 +85,35 @@ class Parts:
                 result = work()
         return result
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str, *, is_done: bool = True) -> None:
         """Hands on the report so far, marked as unfinished, so that even a kill leaves what was measured.
 
         Args:
             name: The part that is done.
+            is_done: False in the middle of it.
         """
         if self._keep is None or self._stop:
             return
-        report = self.report()
-        self._keep(unfinished(report, name, *self._counts(report)))
+        begin = time.monotonic()
+        try:
+            report = self.report()
+            self._keep(unfinished(report, name, *self._counts(report), is_done=is_done))
+        except KeyboardInterrupt as error:
+            if not is_done:
+                # The part takes it.
+                raise
+            self._stop(error)
+        now = time.monotonic()
+        self._next = now + max(_SECONDS_BETWEEN, (now - begin) / _MOST_TIME)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for `keep` in the middle of a part."""
+        return self._keep is not None and time.monotonic() >= self._next
 
     def report(self) -> Report:
         """The report so far."""
-        return replace(self._build(self.costs, self.timed), **self.sections)
+        return replace(self._build(self.costs, self.timed, self._stop.why_not_timed), **self.sections)
 
     def finished(self) -> Report:
         """The whole report.

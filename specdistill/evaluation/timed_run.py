@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import SpeculativeDecoder
@@ -12,7 +13,7 @@ from specdistill.evaluation.baselines import Beside, Way, draft_kind
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.interruption import FEWEST, Interruption
 from specdistill.evaluation.latency import TimedRun
-from specdistill.evaluation.measured import Models, Timed
+from specdistill.evaluation.measured import Models, Timed, best_length
 from specdistill.evaluation.report import GreedyDifference
 from specdistill.evaluation.report_baselines import Baseline
 from specdistill.progress import Progress
@@ -30,6 +31,7 @@ def time_run(
     free: Beside | None,
     progress: Progress,
     stop: Interruption,
+    keep: Callable[[Timed], None] | None = None,
 ) -> Timed:
     """Times decoding with the draft and with everything beside it against the plain target.
 
@@ -42,9 +44,10 @@ def time_run(
         free: Drafts without a model, some of which are timed too; None times none.
         progress: Where bars go.
         stop: Ctrl-C.
+        keep: Called with the run so far after each batch, once there are two prompts.
     """
     settings, asked = config.acceptance, config.num_draft_tokens
-    chosen = asked or draft_lengths.best(predicted, costs)
+    chosen = asked or best_length(predicted, costs)
     untimed = draft_lengths.why_untimed(models)
     if untimed is not None or costs is None:
         progress.say(f"decoding is not timed, since {untimed}")
@@ -63,16 +66,20 @@ def time_run(
     timed = min(config.timing.latency_prompts or len(prompts), len(prompts))
     beside = free.to_time(config.beside) if free else {}
     decoders = {_DRAFT: decoder} | {name: _beside(config, models, *way) for name, way in beside.items()}
-    runs = _time(models, decoders, encoded[:timed], config, progress, stop)
-    drafted = runs.pop(_DRAFT)
-    done = sum(len(run.plain) for run in drafted)
-    if stop and done < FEWEST:
-        return Timed(chosen, timed, [], None)
+
+    def so_far(runs: dict[str, list[TimedRun]]) -> Timed:
+        if sum(len(run.plain) for run in runs[_DRAFT]) < min(FEWEST, timed):
+            return Timed(chosen, timed, [], None)
+        beside = {name: batches for name, batches in runs.items() if name != _DRAFT}
+        return Timed(chosen, timed, runs[_DRAFT], None, beside=beside)
+
+    on_batch = None if keep is None else lambda runs: keep(so_far(runs))
+    result = so_far(_time(models, decoders, encoded[:timed], config, progress, stop, on_batch))
     differences = None
-    if not config.lossy and (config.sampling.greedy or not stop):
+    if result.runs and not config.lossy and (config.sampling.greedy or not stop):
         with stop.caught():
-            differences = _differences(config, models, prompts[:done], encoded, drafted, chosen)
-    return Timed(chosen, timed, drafted, differences, beside=runs)
+            differences = _differences(config, models, prompts[: result.prompts], encoded, result.runs, chosen)
+    return replace(result, differences=differences)
 
 
 def _beside(config: MeasureConfig, models: Models, way: Way, predicted: Baseline) -> SpeculativeDecoder:
@@ -92,6 +99,7 @@ def _time(
     config: MeasureConfig,
     progress: Progress,
     stop: Interruption,
+    on_batch: Callable[[dict[str, list[TimedRun]]], None] | None,
 ) -> dict[str, list[TimedRun]]:
     settings, tokens = config.timing, config.max_new_tokens
     remark = latency.too_few_batches(len(encoded), settings.batch_size)
@@ -111,6 +119,7 @@ def _time(
             on_tokens=lambda row, ids: task.advance(len(ids)),
             on_interrupt=stop,
             on_left_out=lambda name, error: stop.leave_out(f"the timing of {name}", error),
+            on_batch=on_batch,
         )
 
 

@@ -77,7 +77,9 @@ def _held(lock: Path, busy: str, flag: str, say: Callable[[str], None]) -> Itera
             yield
         finally:
             # Removed while it is held: whoever opened it meanwhile sees that it is no longer the one of this name.
-            lock.unlink(missing_ok=True)
+            # Nor may a folder that was removed or turned read-only meanwhile cost what the block is about to print.
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
             os.close(descriptor)
     finally:
         for folder in missing:

@@ -13,8 +13,6 @@ from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.to_json import to_json
 from specdistill.report.plots import all_plots
 from specdistill.report.wording import (
-    LOSSY,
-    SAMPLED,
     alpha_rows,
     compared_score,
     estimate,
@@ -29,6 +27,7 @@ from specdistill.report.wording import (
     target_cell,
     target_cost,
     target_rows,
+    unchecked_line,
     unscored,
 )
 from specdistill.report.wording_baselines import baseline_rows, overlap_line
@@ -69,8 +68,7 @@ def html_report(report: Report) -> str:
         experts=expert_rows(report),
         target_rows=target_rows(report),
         target_cost=target_cost(report),
-        lossy=LOSSY,
-        sampled=SAMPLED,
+        unchecked=unchecked_line(report),
         unscored=unscored(report),
         guidance=guidance_lines(report.setup),
         baselines=baseline_rows(report),

@@ -16,6 +16,7 @@ from specdistill.report.samples import print_samples
 from specdistill.report.terminal_buckets import print_buckets
 from specdistill.report.terminal_leaderboard import print_leaderboard
 from specdistill.report.terminal_load import print_load
+from specdistill.report.wide_table import print_wide
 from specdistill.report.wording import (
     alpha_rows,
     chat_lines,
@@ -40,7 +41,7 @@ from specdistill.report.wording_baselines import baseline_rows, draft_words, ove
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import depth_lines
-from specdistill.report.wording_verdict import verdict
+from specdistill.report.wording_verdict import tokens, verdict
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -74,7 +75,7 @@ def bench_tables(report: Report, show: int = 0) -> None:
         print_samples(console, report.samples[:show])
     elif show:
         console.print("no sample answers: decoding was not timed")
-    for fact in [*_costs(report), lossless_line(report.lossless)]:
+    for fact in [*_costs(report), lossless_line(report)]:
         console.print(fact, soft_wrap=True)
     _baselines(console, report)
     _beware(console, speed_warning(report))
@@ -143,13 +144,14 @@ def _targets(console: Console, report: Report) -> None:
 def _positions(console: Console, report: Report) -> None:
     acceptance = report.acceptance
     if acceptance.by_position:
-        table = Table(title="acceptance by position in the draft, real decoding")
-        table.add_column("position")
-        for position in range(1, len(acceptance.by_position) + 1):
-            table.add_column(str(position), justify="right")
-        table.add_row("joint", *(f"{value:.3f}" for value in acceptance.by_position))
-        table.add_row("conditional", *(f"{value:.3f}" for value in acceptance.by_position_conditional))
-        console.print(table)
+        both = {"joint": acceptance.by_position, "conditional": acceptance.by_position_conditional}
+        print_wide(
+            console,
+            "acceptance by position in the draft, real decoding",
+            "position",
+            [str(position) for position in range(1, len(acceptance.by_position) + 1)],
+            {name: [f"{value:.3f}" for value in values] for name, values in both.items()},
+        )
     for line in depth_lines(report):
         console.print(line, soft_wrap=True)
     predicted = acceptance.predicted_mean_acceptance_length.get(report.setup.num_draft_tokens)
@@ -209,15 +211,14 @@ def _experts(console: Console, report: Report) -> None:
     if line is None:
         return
     console.print(line, soft_wrap=True)
-    table = Table(title=f"one target pass, batch {report.setup.batch_size}, in plain target steps")
-    table.add_column("tokens")
-    for row in rows:
-        table.add_column(str(row.tokens), justify="right")
-    table.add_row("distinct experts", *(f"{row.distinct:.1f}" for row in rows))
-    table.add_row("predicted", *(number(row.predicted) for row in rows))
+    title = f"one target pass, batch {report.setup.batch_size}, in plain target steps"
+    cells = {
+        "distinct experts": [f"{row.distinct:.1f}" for row in rows],
+        "predicted": [number(row.predicted) for row in rows],
+    }
     if any(row.measured is not None for row in rows):
-        table.add_row("measured", *(number(row.measured) for row in rows))
-    console.print(table)
+        cells["measured"] = [number(row.measured) for row in rows]
+    print_wide(console, title, "tokens", [str(row.tokens) for row in rows], cells)
 
 
 def _baselines(console: Console, report: Report) -> None:
@@ -257,20 +258,20 @@ def _costs(report: Report) -> list[str]:
     predicted, perfect = economics.predicted_speedup[length], economics.perfect_draft_speedup
     threshold = economics.break_even_alpha
     needed = "none" if threshold is None else number(threshold, 3)
-    measured = f"speed-up, measured: {estimate(latency.speedup, 2)} with {length} draft tokens"
+    measured = f"speed-up, measured: {estimate(latency.speedup, 2)} with {tokens(length, 'draft')}"
     if economics.cost_ratio is None:
         return [
             measured,
             f"speed-up, predicted: {number(predicted)}; a perfect draft {number(perfect)}",
-            f"a round of {length} draft tokens and their check takes {economics.round_cost[length]:.2f} target steps; "
-            f"break-even alpha {needed}",
+            f"a round of {tokens(length, 'draft')} and their check takes {economics.round_cost[length]:.2f} target "
+            f"steps; break-even alpha {needed}",
         ]
     drafting = f"draft step {economics.cost_ratio:.3f}"
     if economics.draft_pass_cost is not None:
-        drafting = f"guessing {length} tokens in one pass {economics.draft_pass_cost[length]:.3f}"
+        drafting = f"guessing {tokens(length)} in one pass {economics.draft_pass_cost[length]:.3f}"
     facts = [
-        f"speed-up, predicted: {predicted:.2f}; best with {economics.best_num_draft_tokens} draft tokens; a perfect "
-        f"draft {perfect:.2f}",
+        f"speed-up, predicted: {predicted:.2f}; best with {tokens(economics.best_num_draft_tokens, 'draft')}; "
+        f"a perfect draft {perfect:.2f}",
         f"costs in target steps: {drafting}, checking {length + 1} tokens "
         f"{economics.verify_cost[length + 1]:.2f}; break-even alpha {needed}",
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from specdistill.evaluation.report import LenienceRow, Lossless, Report
-from specdistill.evaluation.report_setup import Setup
+from specdistill.evaluation.report import LenienceRow, Report
+from specdistill.evaluation.report_setup import EngineSetup, Setup
 from specdistill.evaluation.statistics import Estimate
 from specdistill.report.wording_names import short_names
 
@@ -20,6 +20,8 @@ UNSCORED = "alpha: unknown, for the draft has another tokenizer; what follows wa
 ENDED = "alpha: unknown, for the bench ended before the answers were scored"
 LOSSY = "LOSSY: the rule lenient does not keep the target's distribution"
 SAMPLED = "lossless: not checked here, where the engine samples; bench --temperature 0 compares its greedy output"
+UNCOMPARED = "lossless: not checked, for the bench ended before"
+UNDECODED = "lossless: not checked, for decoding was not timed"
 
 _SURPRISING = 0.05
 """Relative distance of an engine's counter from the prediction that chance and the ends of answers don't explain."""
@@ -270,10 +272,20 @@ def training_lines(report: Report) -> list[str]:
     return [f"BEWARE: {entry.remark}" for entry in report.training_prompts or ()]
 
 
-def lossless_line(lossless: Lossless) -> str:
+def unchecked_line(report: Report) -> str:
+    """Why greedy output was not compared with the target's own."""
+    if report.lossless.lossy:
+        return LOSSY
+    if isinstance(report.setup, EngineSetup) and report.setup.temperature > 0:
+        return SAMPLED
+    return UNDECODED if report.partial is None else UNCOMPARED
+
+
+def lossless_line(report: Report) -> str:
     """Whether greedy output stayed the target's own, and where it did not."""
+    lossless = report.lossless
     if not lossless.checked:
-        return LOSSY if lossless.lossy else SAMPLED
+        return unchecked_line(report)
     if lossless.greedy_identical:
         return f"lossless: greedy output identical to the target's own on {lossless.prompts_compared} prompts"
     places = ", ".join(

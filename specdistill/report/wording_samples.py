@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specdistill.evaluation.report_samples import Sample, SampleToken
+from specdistill.report.wording_verdict import tokens
 
 NO_CHARACTER = "…"
 """Stands for a rejected token that is only a part of a character."""
@@ -52,6 +53,6 @@ def sample_counts(sample: Sample) -> str:
     rejected = sum(token.proposed is not None for token in sample.tokens)
     first = "first " if sample.shortened else ""
     return (
-        f"{first}{len(sample.tokens)} tokens: {accepted} from the draft, {len(sample.tokens) - accepted} from the "
-        f"target; {rejected} draft tokens rejected"
+        f"{first}{tokens(len(sample.tokens))}: {accepted} from the draft, {len(sample.tokens) - accepted} from the "
+        f"target; {tokens(rejected, 'draft')} rejected"
     )

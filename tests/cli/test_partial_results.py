@@ -147,7 +147,8 @@ def test_a_kill_leaves_the_json_of_an_engines_timed_run(folder, tmp_path):
 # A part, where the process is held when it is killed, and what the file then has.
 KILLS = {
     "scoring": ("specdistill.evaluation.measure.measure_costs", 0, None),
-    "costs": ("specdistill.evaluation.latency.generate_plain", 2, None),
+    "costs": ("specdistill.evaluation.measure.beside_draft", 0, None),
+    "baselines": ("specdistill.evaluation.latency.generate_plain", 2, None),
     "timing": ("specdistill.evaluation.measure.make_samples", 0, 10),
 }
 

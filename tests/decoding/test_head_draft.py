@@ -12,12 +12,12 @@ from output_law import endless_pair, exact_law, p_value
 from tiny_models import make_model, make_tokenizer
 
 from specdistill.decoding import AutoLength, ConfidenceLength, Guidance, Sampling, SpeculativeDecoder
+from specdistill.decoding.cached_head import CachedHead, HeadReader
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_kinds import ModelDrafting
 from specdistill.decoding.draft_length import FixedLength
 from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
-from specdistill.decoding.cached_head import CachedHead, HeadReader
 from specdistill.decoding.head_draft import HeadDraft, HeadDrafting
 from specdistill.decoding.lookup import VllmNgram
 from specdistill.decoding.parallel_draft import draft_of

@@ -63,6 +63,16 @@ def test_three_drafts_by_hand():
     assert ours.alpha_minus_draft is None and ours.tokens_minus_draft is None
 
 
+def test_both_sides_of_a_difference_are_at_the_timed_length():
+    """With one draft token both have 1.5 tokens per call; with two, exact has 3. Once as --draft, once compared."""
+    for draft, other in (("exact", "ours"), ("ours", "exact")):
+        kept = {"exact": 3, "ours": 1}
+        rows = leaderboard_section(
+            scored(draft, kept[draft], 0.5), [scored(other, kept[other], 0.5)], COSTS, "greedy", 1, 2
+        )
+        assert next(row for row in rows if row.draft == other).tokens_minus_draft.mean == 0
+
+
 def test_without_costs_agreement_decides():
     rows = leaderboard_section(scored("ours", 1, None), [scored("exact", 3, None)], None, "greedy", 1, 2)
     assert [row.draft for row in rows] == ["exact", "ours"] and rows[0].predicted_speedup is None
@@ -161,6 +171,8 @@ def test_a_draft_that_fails_leaves_the_others(folder, monkeypatch, capsys):
     ("names", "words"),
     [
         (["good", "good"], "--compare names a draft twice"),
+        (["good", "bad"], "itself; it is in the leaderboard without that"),
+        (["good", "bad/"], "itself; it is in the leaderboard without that"),
         (["good", ""], "--compare is empty"),
         (["good", "nowhere"], "does not exist"),
         (["good", "foreign"], "id 5 is 'w0'"),
