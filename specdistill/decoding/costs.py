@@ -12,6 +12,7 @@ import torch
 
 from specdistill.data.batch import Example
 from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.clock import wait_for
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import GuidedModel, cached_model
 from specdistill.decoding.recomputed import RecomputedModel
@@ -200,16 +201,11 @@ def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) ->
 
 
 def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, picked: int) -> float:
-    _wait(cached.model.device)
+    wait_for(cached.model.device)
     start = time.perf_counter()
     hidden = cached.forward(token_ids)
     logits = cached.own_logits(hidden[:, -picked:] if picked else hidden)
     if picked:
         logits.argmax(-1)
-    _wait(cached.model.device)
+    wait_for(cached.model.device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
