@@ -63,6 +63,9 @@ def test_rows_hold_what_they_measure(walked):
         assert costs["cost_ratio"] == pytest.approx(costs["draft_step_ms"] / costs["target_step_ms"])
         assert set(costs["verify_cost"]) == {"1", "2", "3", "4", "5"}
         assert speculative["round_in_plain_steps"] == pytest.approx(speculative["round_ms"] / row["plain"]["step_ms"])
+    for row in load(folder, "decoder")["captured"]:
+        assert set(row["captured_over_eager"]) == {"plain", "round", "draft_step"}
+        assert row["steps"]["draft"]["graphs"] == 0 and row["steps"]["draft"]["reason"] == "dry"
     # A model that drafts for itself is never rejected: four tokens and the bonus.
     assert {row["speculative"]["tokens_per_round"] for row in load(folder, "decoder")["same_model"]} == {5}
     for part, contestants in (("training", {"specdistill"}), ("trl", {"trl-distillation", "trl-gkd"})):

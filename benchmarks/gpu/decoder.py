@@ -26,6 +26,7 @@ from benchmarks.support.random_models import (
 )
 from specdistill.decoding import Generation, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.costs import measure_costs
+from specdistill.decoding.step_choice import StepChoice, capture_steps
 from specdistill.models import LanguageModel
 
 GREEDY = Sampling(temperature=0.0)
@@ -164,6 +165,35 @@ class Pair:
         return result
 
 
+def captured_row(target: LanguageModel, draft: LanguageModel, sizes: Sizes, batch: int) -> dict[str, Any]:
+    """Eager and captured steps of one batch size in one row: rounds, costs, and what capturing takes.
+
+    On a CPU, where a dry run must not compile for minutes, both are eager.
+    """
+    pair, names = Pair(target, draft, sizes, batch), ("target", "draft")
+    eager = pair.row()
+    choices = {}
+    try:
+        for name, model in zip(names, (target, draft), strict=True):
+            on_gpu = model.device.type == "cuda"
+            choices[name] = (
+                capture_steps(model, batch_size=batch) if on_gpu else StepChoice("cuda_graphs", False, "dry")
+            )
+        captured = pair.row()
+        costs = {
+            name: dataclasses.asdict(choices[name].so_far(model))
+            for name, model in zip(names, (target, draft), strict=True)
+        }
+    finally:
+        target.step_runner = draft.step_runner = None
+    faster = {
+        "plain": eager["plain"]["step_ms"] / captured["plain"]["step_ms"],
+        "round": eager["speculative"]["round_ms"] / captured["speculative"]["round_ms"],
+        "draft_step": eager["costs"]["draft_step_ms"] / captured["costs"]["draft_step_ms"],
+    }
+    return {"steps": costs, "eager": eager, "captured": captured, "captured_over_eager": faster}
+
+
 def measure(record: Record) -> None:
     """Every pair at every batch size."""
     sizes = TINY if record.dry else Sizes()
@@ -182,6 +212,9 @@ def _measure_pair(record: Record, sizes: Sizes, target: LanguageModel, draft: La
     few = sizes.batches[:2]
     for batch in sizes.batches:
         record.attempt("rows", names | {"batch": batch}, Pair(target, draft, sizes, batch).row)
+    for batch in sizes.batches:
+        row = names | {"batch": batch}
+        record.attempt("captured", row, lambda batch=batch: captured_row(target, draft, sizes, batch))
     one = Pair(target, draft, sizes, 1)
     record.attempt("sampled", names | {"batch": 1}, lambda: one.decoding(Sampling()))
     for batch in few:

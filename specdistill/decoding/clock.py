@@ -44,3 +44,9 @@ class Clock:
             self._events[-1][1].record()
         else:
             self._seconds += time.perf_counter() - self._start
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until the device has done all that it was asked for: around single passes that are timed by the host."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

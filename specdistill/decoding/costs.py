@@ -13,6 +13,7 @@ import torch
 from specdistill.data.batch import Example
 from specdistill.decoding.cached_head import CachedHead
 from specdistill.decoding.cached_model import CachedModel
+from specdistill.decoding.clock import wait_for
 from specdistill.decoding.guidance import Guidance
 from specdistill.decoding.guided_model import GuidedModel, cached_model
 from specdistill.decoding.recomputed import RecomputedModel
@@ -229,7 +230,7 @@ def _costs(median: Mapping[_Pass, float], draft: LanguageModel, longest: int) ->
 
 def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: torch.Tensor, kind: _Pass) -> float:
     token_ids = token_ids[:, : kind.width]
-    _wait(cached.model.device)
+    wait_for(cached.model.device)
     start = time.perf_counter()
     if isinstance(cached, CachedHead):
         hidden = cached.forward_with(token_ids, states=kind.states)
@@ -238,10 +239,5 @@ def _time_pass(cached: CachedModel | GuidedModel | RecomputedModel, token_ids: t
     logits = cached.own_logits(hidden[:, -kind.picked :] if kind.picked else hidden)
     if kind.picked:
         logits.argmax(-1)
-    _wait(cached.model.device)
+    wait_for(cached.model.device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -162,14 +162,19 @@ def _first_difference(model: LanguageModel) -> str | None:
     return next((found for found in compared if found is not None), None)
 
 
+def tolerance_of(model: LanguageModel) -> float:
+    """Largest difference between two ways to the same hidden states, as a share of the largest one."""
+    if getattr(model.model, "is_quantized", False):
+        # Activations may be rounded by a scale that the tokens of a pass share.
+        return _TOLERANCE_OF_OTHERS
+    return _TOLERANCES.get(model.model.dtype, _TOLERANCE_OF_OTHERS)
+
+
 def _difference(model: LanguageModel, row: int, text: list[int], hidden: Tensor) -> str | None:
     """Where the last states of a text differ from a plain pass; None if they agree. `hidden` is [tokens, hidden]."""
     plain = model.hidden_states(torch.tensor([text], device=model.device))[0, -len(hidden) :].float()
     share = (hidden.float() - plain).abs().amax(-1) / plain.abs().max().clamp(min=1e-6)
-    tolerance = _TOLERANCES.get(model.model.dtype, _TOLERANCE_OF_OTHERS)
-    if getattr(model.model, "is_quantized", False):
-        # Activations may be rounded by a scale that the tokens of a pass share.
-        tolerance = _TOLERANCE_OF_OTHERS
+    tolerance = tolerance_of(model)
     wrong = ~(share <= tolerance)
     # Rounding may send a token to another expert, in half precision alone.
     forgiven = 0 if tolerance < 1e-2 else len(hidden) // 4

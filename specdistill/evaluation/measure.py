@@ -12,6 +12,7 @@ from specdistill.decoding import build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, passes_timed, windows_of
 from specdistill.decoding.proof import pack_proven
+from specdistill.decoding.step_choice import capture_steps
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, refuse_own_answers
@@ -136,6 +137,8 @@ def _measure_parts(
     run = config, models, prompts, encoded, scores.predicted, costs, free, progress, stop
     timed = parts.needed("timing", lambda: time_run(*run, so_far)) or parts.timed
     take(timed)
+    if models.steps is not None:
+        parts.section("captured_steps", models.captured_steps)
     parts.keep("timing")
     runs = timed.runs if timed else []
     if judge is not None and own is not None:
@@ -183,7 +186,12 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
         packed = [pair.target] if isinstance(pair.draft, HeadModel) else [pair.target, pair.draft]
         seconds = pack_proven(packed, weights.pack)
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
-    return Models(pair.target, pair.draft, seconds, guidance)
+    steps = None
+    if config.timing.capture_steps:
+        models = {"target": pair.target, "draft": pair.draft}
+        steps = {name: capture_steps(model, batch_size=config.timing.batch_size) for name, model in models.items()}
+        progress.say("; ".join(f"steps of the {name}: {choice.line()}" for name, choice in steps.items()))
+    return Models(pair.target, pair.draft, seconds, guidance, steps)
 
 
 def _answers(

@@ -10,6 +10,7 @@ from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
 from specdistill.decoding import Guidance
 from specdistill.decoding.costs import Costs
+from specdistill.decoding.step_choice import StepChoice
 from specdistill.evaluation import acceptance, economics
 from specdistill.evaluation.acceptance import HiddenCache, PromptAcceptance
 from specdistill.evaluation.baselines import Beside
@@ -44,6 +45,14 @@ class Models:
     """None where weights were not packed."""
     guidance: Guidance | None = None
     """Guidance of the target."""
+    steps: Mapping[str, StepChoice] | None = None
+    """`target` and `draft` -> how their steps run; None where nobody asked to capture them."""
+
+    def captured_steps(self) -> dict[str, StepChoice] | None:
+        """`steps` with the graphs that were captured so far."""
+        if self.steps is None:
+            return None
+        return {name: choice.so_far(getattr(self, name)) for name, choice in self.steps.items()}
 
 
 @dataclass(frozen=True)

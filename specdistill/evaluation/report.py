@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from specdistill.decoding.step_choice import StepChoice
 from specdistill.evaluation.economics import Economics
 from specdistill.evaluation.recommendation import Recommendation
 from specdistill.evaluation.report_acceptance import Acceptance
@@ -217,6 +218,8 @@ class Report:
     """How right finished answers are; present with --scorer."""
     training_prompts: list[TrainingPrompts] | None = None
     """Present where a draft was trained on these prompts, or on another kind of prompts."""
+    captured_steps: dict[str, StepChoice] | None = None
+    """`target` and `draft` -> how their steps ran; present with --capture-steps."""
     baselines: dict[str, Baseline] | None = None
     """Name -> a way of drafting without a model; absent with --baselines none."""
     overlap: Overlap | None = None

@@ -123,6 +123,8 @@ class BenchConfig(MeasureConfig):
             )
         if self.acceptance.lenience_sweep:
             raise ConfigError(f"--lenience-sweep is for our decoder, not for {self.engine}")
+        if self.timing.capture_steps:
+            raise ConfigError(f"--capture-steps is for our decoder, not for {self.engine}, which has its own steps")
         if self.samples.show:
             raise ConfigError(f"--show is for our decoder: {self.engine} does not say which tokens the draft wrote")
         if self.second.compare_target is not None:

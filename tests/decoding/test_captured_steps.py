@@ -10,13 +10,12 @@ from parallel_drafts import make_parallel
 from recorded_graphs import recorded_cuda_graphs
 from tiny_models import FAMILIES, make_model, perturbed
 
-from specdistill.decoding import ConfidenceLength, Guidance, Sampling, SpeculativeDecoder, generate_plain, sampling
+from specdistill.decoding import ConfidenceLength, Guidance, Sampling, SpeculativeDecoder, generate_plain
 from specdistill.decoding.cached_model import CachedModel
 from specdistill.decoding.captured_steps import CapturedSteps, compiled, cuda_graph, extent_bucket, row_bucket
 from specdistill.decoding.draft_kinds import ModelDraft
 from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import VllmNgram
-from specdistill.decoding.opaque_sample import opaque_sample
 from specdistill.decoding.proof import prove
 from specdistill.decoding.reader import Reader
 from specdistill.errors import ModelError
@@ -25,16 +24,6 @@ GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling(temperature=0.8, top_k=20)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21], [30, 31, 32, 33, 34], [9], [40, 41], [7, 7, 7]]
 NEW = 60
 """From 64 positions on texts need other graphs."""
-
-
-@pytest.fixture(autouse=True)
-def whole_sampling(monkeypatch):
-    """On a GPU sampling is kernels, which a graph holds; on a CPU numpy's operations are recorded as one."""
-
-    def sample(logits, *, seeds, positions, rounds, stream, temperature, top_k, top_p, min_p):
-        return opaque_sample(logits, seeds, positions, rounds, stream, temperature, top_k, top_p, min_p)
-
-    monkeypatch.setattr(sampling, "sample", sample)
 
 
 def given_runner(model, capture=cuda_graph):

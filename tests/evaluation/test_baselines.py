@@ -160,6 +160,8 @@ def test_a_free_way_that_fails_is_left_out_and_the_draft_goes_on(pair, failing, 
     assert report.baselines["ngram"].predicted_speedup is not None
     why = "the timing of ngram failed: RuntimeError: planted"
     assert report.partial.left_out == {"the timing of ngram": why}
+
+
 @pytest.mark.parametrize("fastest", ["ngram", "ngram_transformers", "ngram_llama_cpp", "suffix"])
 def test_best_is_the_fastest_that_an_engine_has(fastest):
     """It looked at three names only; nobody serves suffix decoding with a draft, however fast."""

@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from specdistill.decoding import sampling
+from specdistill.decoding.opaque_sample import opaque_sample
+
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
 READING = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy")
 
@@ -89,6 +92,11 @@ def _is_view(function, args, output) -> bool:
     return bool(outputs) and all(_memory(leaf) in inputs for leaf in outputs)
 
 
+def _whole_sample(logits, *, seeds, positions, rounds, stream, temperature, top_k, top_p, min_p):
+    """On a GPU sampling is kernels, which a graph holds; on a CPU numpy's operations are recorded as one."""
+    return opaque_sample(logits, seeds, positions, rounds, stream, temperature, top_k, top_p, min_p)
+
+
 @contextlib.contextmanager
 def recorded_cuda_graphs():
     """Lets `captured_steps.cuda_graph` record inside the block; gives the graphs, as they are made."""
@@ -99,6 +107,7 @@ def recorded_cuda_graphs():
         return made[-1]
 
     with (
+        mock.patch.object(sampling, "sample", _whole_sample),
         mock.patch.object(torch.cuda, "CUDAGraph", new_graph),
         mock.patch.object(torch.cuda, "graph", lambda graph, pool: graph),
         mock.patch.object(torch.cuda, "graph_pool_handle", object),
