@@ -233,6 +233,22 @@ def test_the_watched_numbers_are_those_that_bench_predicts(models, rule, tempera
         assert sums[f"acceptance_at_{depth}"][0] == pytest.approx([rates.sum() for rates in wanted], rel=1e-5)
 
 
+def test_depths_that_no_held_out_answer_reaches_are_named_and_left_out(models):
+    """They were 28 times `nan`: answers of 4 and 2 tokens, and guesses of up to 9."""
+    target, draft = models
+    sampling, lines = Sampling(temperature=1.0), []
+    says = target_says(target, EXAMPLES, sampling, TargetStates(target))
+    deep = ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 9)
+    deep.warn(lines.append)
+    (line,) = lines
+    assert "no held-out answer has more than 4 tokens: guesses from 5 on are not measured" in line
+    sums = deep.sums(draft)
+    assert deep.names == list(sums) == ["tokens_per_call", *(f"acceptance_at_{depth}" for depth in (1, 2, 3, 4))]
+    assert all(counts.sum() > 0 for _, counts in sums.values())
+    ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 4).warn(lines.append)
+    assert len(lines) == 1
+
+
 @pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
 def test_acceptance_by_depth_by_hand(models, rule):
     target, draft = models
