@@ -146,11 +146,19 @@ class TrainConfig(Config):
             raise ConfigError(
                 "--enough-alpha and --tolerated-drop judge the first token alone; with --parallel set both to 0"
             )
+        self.parallel_draft.require_room(self._longest_answer)
         if self.parallel_draft.parallel_confidence and not self.objective.needs_target:
             raise ConfigError(
                 "--parallel-confidence weighs by the target's probabilities, and cross entropy looks at none; choose a "
                 "--divergence"
             )
+
+    @property
+    def _longest_answer(self) -> int | None:
+        """Most tokens of an answer that is trained on; None where answers or blocks were stored, of any length."""
+        sequences = self.sequences
+        stored = self.place.name == "stored" or sequences.text is not None or sequences.rollouts is not None
+        return None if stored else sequences.max_new_tokens
 
     def _check_sharing(self) -> None:
         """Refuses what goes against shared weights, or against an engine that takes whole ones."""

@@ -104,7 +104,7 @@ def train_draft(
         ranks.wait()
         if ranks.is_main:
             # Only now: whatever ended the run before can be resumed from.
-            atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1) + "\n")
+            atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n")
             checkpoints.remove(output)
         return summary
 
@@ -142,7 +142,7 @@ def _load(
     """Loads the models and writes the run's settings."""
     place = config.place
     shards_target = config.processes.shards_target
-    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout])
+    parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout], progress.say)
     pair = load_pair(
         config.target,
         config.draft,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.to_json import finite
 
 OTHER_MEASURES = {
     "score": "score of its own greedy answers",
@@ -125,11 +126,11 @@ class TrainSummary:
     """Right answers among best-of-n's samples; None where no scorer tells right from wrong."""
 
     def to_json(self) -> dict[str, Any]:
-        """The summary for summary.json."""
+        """The summary for summary.json; numbers that don't exist are None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         right = None if self.right_answers is None else self.right_answers.to_json()
         gain = {rule: estimate.to_json() for rule, estimate in self.gain.items()}
-        return values | {"gain": gain, "right_answers": right}
+        return finite(values | {"gain": gain, "right_answers": right})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from specdistill.evaluation.statistics import Estimate
@@ -28,3 +29,12 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): to_json(inner) for key, inner in value.items()}
     return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def finite(value: Any) -> Any:
+    """The same with None in the place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

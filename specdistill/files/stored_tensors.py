@@ -116,8 +116,6 @@ def read_header(path: Path, role: str) -> dict[str, Any]:
         raise ModelError(f"can't read --{role} {path}: {first_line(error)}; download the file again") from error
     if found != wanted:
         state = "incomplete" if found < wanted else "damaged"
-        raise ModelError(
-            f"--{role} {path} is {state}: it has {found:,} bytes, and its header tells of {wanted:,}; download the file "
-            "again"
-        )
+        sizes = f"it has {found:,} bytes, and its header tells of {wanted:,}"
+        raise ModelError(f"--{role} {path} is {state}: {sizes}; download the file again")
     return header

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 
-from specdistill.evaluation.to_json import to_json
+from specdistill.evaluation.to_json import finite, to_json
 
 
 def json_text(result: object) -> str:
@@ -14,12 +13,4 @@ def json_text(result: object) -> str:
     Args:
         result: A `Report`, `Plan` or another dataclass of results, or lists and mappings of them.
     """
-    return json.dumps(_finite(to_json(result)), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(to_json(result)), indent=2, allow_nan=False) + "\n"

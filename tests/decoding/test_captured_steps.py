@@ -65,7 +65,7 @@ def test_graphs_write_what_eager_steps_write(family, settings):
         for mine, eager in zip(written, wanted[1], strict=True):
             torch.testing.assert_close(torch.cat(mine.target_hidden), torch.cat(eager.target_hidden))
         made = len(graphs)
-        assert made == target.step_runner.costs.graphs + draft.step_runner.costs.graphs > 10
+        assert made == target.step_runner.costs.graphs + draft.step_runner.costs.graphs > 5
         # The second call takes caches and graphs of the first.
         assert texts(speculative(target, draft, settings)) == texts(wanted[1])
         assert len(graphs) == made

@@ -105,6 +105,27 @@ def test_copies_and_drawn_tokens_in_one_draft_follow_the_target(rule):
     assert p_value(counts, exact_law(target, Sampling(), prompt).double()) > 1e-5
 
 
+def test_the_ends_of_answers_are_remembered_where_a_model_stands_behind():
+    """The last round's tokens were never read: no later text could copy them."""
+    target, texts = make_model(), []
+
+    class Reader:
+        def __init__(self):
+            texts.append([])
+            self._text = texts[-1]
+
+        def read(self, ids):
+            self._text.extend(ids)
+
+        def copy(self, most):
+            return []
+
+    kind = FreeThenModel(FreeDraft(Reader, target.vocab_size), ModelDraft(perturbed(target, 0.02)))
+    decoder = SpeculativeDecoder(target, kind, num_draft_tokens=4, sampling=GREEDY)
+    answers = decoder.generate(PROMPTS, max_new_tokens=9, seeds=[0, 1, 2, 3])
+    assert texts == [prompt + answer.token_ids for prompt, answer in zip(PROMPTS, answers, strict=True)]
+
+
 def test_a_row_that_copies_beside_rows_that_ask_the_model_keeps_a_clean_cache():
     """Its padding stood in the model's cache for the tokens that it copied: later drafts of that row were others."""
     target = make_model()

@@ -16,8 +16,10 @@ from specdistill.distill.reproduce import reproduce
 from specdistill.distill.target.place import Stored
 from specdistill.distill.training.anchors import Anchored
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
+from specdistill.evaluation.to_json import finite
 from specdistill.files import run_settings
 from specdistill.models import load_model
+from specdistill.progress import Quiet
 
 # A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
 FREE = 65
@@ -100,6 +102,45 @@ def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
     assert config_of(tmp_path / "out")["pard_token"] == 65
     assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in lines)
     assert load_model(str(tmp_path / "out"), "draft").parallel is not None
+
+
+def said_by(folder, output, **settings):
+    """What a run says, line by line."""
+    lines = []
+
+    class Said(Quiet):
+        def say(self, text):
+            lines.append(text)
+
+    train_draft(train_config(folder, output, **settings), Said())
+    return lines
+
+
+def test_guesses_that_no_answer_is_long_enough_for_are_refused():
+    with pytest.raises(ConfigError, match="--parallel 40 exceeds --max-new-tokens 12: guesses from 13 on would never"):
+        any_config(**FEW | {"parallel": 40, "max_new_tokens": 12})
+    any_config(**FEW | {"parallel": 12, "max_new_tokens": 12})
+
+
+def test_numbers_that_do_not_exist_are_null_in_every_file():
+    nan = float("nan")
+    assert finite({"a": nan, "b": [1.0, (float("inf"), 2)], "c": "nan"}) == {
+        "a": None,
+        "b": [1.0, [None, 2]],
+        "c": "nan",
+    }
+
+
+def test_a_parallel_draft_trained_on_without_the_flag_is_said_once(folder, tmp_path):
+    train(folder, tmp_path / "first", **FEW)
+    own = {"draft": str(tmp_path / "first"), "method": "supervised-kd", "steps": 2, "eval_every": 2}
+    lines = said_by(folder, tmp_path / "second", **own)
+    (line,) = [line for line in lines if "guesses several tokens in one pass" in line]
+    assert "trains its first guess only" in line and "add --parallel 3" in line
+    assert (config_of(tmp_path / "second")["pard_token"], config_of(tmp_path / "second")["parallel_draft_tokens"]) == (
+        *(FREE, 3),
+    )
+    assert not any("first guess only" in line for line in said_by(folder, tmp_path / "third", **own | {"parallel": 3}))
 
 
 def test_a_run_that_was_cut_off_ends_bit_for_bit_as_if_it_had_not(folder, tmp_path, monkeypatch):

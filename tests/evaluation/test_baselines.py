@@ -64,6 +64,10 @@ def test_the_draft_is_asked_only_where_nothing_is_copied():
     draft_round, copy_round, plain = 0.25 + 1.1, 1.1, 1.0
     assert found.cost == pytest.approx(draft_round + 0.5 * (copy_round + plain) + 0.5 * (2 * copy_round + plain))
     assert found.proposing == pytest.approx(1 + 0.5 + 0.5 * 2)
+    # A draft whose pass costs more the more it reads: asked once in five tokens, it reads five, 0.2 + 4 * 0.1.
+    by_pass = Costs(1.0, 0.25, COSTS.verify_cost, {1: (0.2, 0.3)})
+    dearer = walk(example, NGRAM, 1, 50, by_pass, chances)
+    assert dearer.cost == pytest.approx(found.cost - 0.25 + 0.6)
 
 
 def test_a_walk_that_copies_nothing_is_the_drafts_own_prediction():

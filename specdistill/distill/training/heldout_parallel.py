@@ -9,7 +9,7 @@ would do, wherever it begins.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,12 +60,23 @@ class ParallelHeldOut:
     ) -> None:
         self._says, self._sampling, self._num_tokens = says, sampling, num_tokens
         self._rule = "greedy" if sampling.greedy else rule
+        # No answer of so few tokens is guessed at from further away.
+        self._deepest = min(num_tokens, max(len(one.answer_ids) for one in answers))
         self._answers = [dataclasses.replace(one, masks=every_mask(len(one.answer_ids), num_tokens)) for one in answers]
+
+    def warn(self, say: Callable[[str], None]) -> None:
+        """Says which guesses no held-out answer is long enough for."""
+        if self._deepest < self._num_tokens:
+            say(
+                f"warning: --parallel {self._num_tokens}, but no held-out answer has more than {self._deepest} tokens: "
+                f"guesses from {self._deepest + 1} on are not measured, and not trained by answers of that length; "
+                f"lower --parallel to {self._deepest}, or train on longer answers"
+            )
 
     @property
     def names(self) -> list[str]:
         """Names of the numbers, in order."""
-        return [TOKENS_PER_CALL, *(depth_name(depth) for depth in range(1, self._num_tokens + 1))]
+        return [TOKENS_PER_CALL, *(depth_name(depth) for depth in range(1, self._deepest + 1))]
 
     @torch.no_grad()
     def sums(self, draft: LanguageModel) -> dict[str, Sums]:
@@ -77,7 +88,7 @@ class ParallelHeldOut:
         tokens = np.array([max(0, len(table) - 1) for table in tables], dtype=float)
         rounds = np.array([expected_rounds(table, self._num_tokens) for table in tables])
         sums: dict[str, Sums] = {TOKENS_PER_CALL: (tokens, rounds)}
-        for depth in range(1, self._num_tokens + 1):
+        for depth in range(1, self._deepest + 1):
             guessed = [table[: max(0, len(table) - depth + 1), depth - 1] for table in tables]
             sums[depth_name(depth)] = (
                 np.array([rates.sum() for rates in guessed]),

@@ -43,7 +43,7 @@ class ParallelStart:
 
 
 def plan_parallel(
-    found: FoundPair, settings: ParallelSettings, encoded: Sequence[Sequence[int]]
+    found: FoundPair, settings: ParallelSettings, encoded: Sequence[Sequence[int]], say: Callable[[str], None]
 ) -> ParallelStart | None:
     """Chooses the mask token. Needs no weights.
 
@@ -51,6 +51,7 @@ def plan_parallel(
         found: Configurations and tokenizers of the pair.
         settings: The run's.
         encoded: Prompts, whose ids are no mask tokens.
+        say: Where it is said that a parallel draft is trained as an ordinary one.
 
     Returns:
         None for an ordinary draft.
@@ -59,9 +60,16 @@ def plan_parallel(
         ConfigError: The tokenizers differ, or --mask-token is an ordinary token.
         ModelError: The draft has recurrent layers.
     """
-    if not settings.wanted:
-        return None
     where = f"--{found.draft_role} {found.draft.name}"
+    if not settings.wanted:
+        already = ParallelDrafting.of_config(found.draft.config, where)
+        if already is not None:
+            tokens = already.trained_tokens or "K"
+            say(
+                f"warning: {where} guesses several tokens in one pass, and this run trains its first guess only: the "
+                f"others get worse while config.json still names them; add --parallel {tokens} to train them too"
+            )
+        return None
     refuse_parallel_states(found.draft.config, where)
     if not found.same_tokenizer:
         raise ConfigError(

@@ -117,7 +117,9 @@ def _guesses(inputs: MeasureInputs, answers: Sequence[Example]) -> ParallelHeldO
     else:
         states = TargetStates(inputs.pair.target, guidance=inputs.rollouts.guidance, lockstep=inputs.shares_target)
         says = target_says(inputs.pair.target, answers, sampling, states)
-    return ParallelHeldOut(answers, says, sampling, inputs.rule, parallel.tokens)
+    guesses = ParallelHeldOut(answers, says, sampling, inputs.rule, parallel.tokens)
+    guesses.warn(inputs.progress.say)
+    return guesses
 
 
 def _own_ids(inputs: MeasureInputs) -> Sequence[list[int]]:

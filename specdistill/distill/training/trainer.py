@@ -25,6 +25,7 @@ from specdistill.distill.training.measures import HeldOutMeasures, Records
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.distill.training.step import NotFiniteError, Reward, StepMeasurement, StepRunner
 from specdistill.errors import ServerError, SpecdistillError
+from specdistill.evaluation.to_json import finite
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.checkpoint import save_draft
@@ -244,7 +245,7 @@ class DraftTrainer:
         watched = self.measures.history_key(self.measures.watched)
         self.history.append({"step": self.step, **measurements, **scores, "watched": watched, "kept": kept})
         if self._ranks.is_main:
-            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            lines = "".join(json.dumps(finite(entry), allow_nan=False) + "\n" for entry in self.history)
             atomic.write_text(self._output / HISTORY_FILE, lines)
         self._callbacks.evaluated(self.step, scores)
 

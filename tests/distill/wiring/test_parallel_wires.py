@@ -53,14 +53,15 @@ def guesses(examples):
     return found
 
 
-def by_hand(target, draft, examples):
+def by_hand(target, draft, examples, mask=MASK, columns=65):
     """Probabilities of target and draft of every guess, each by a pass of its own, float64 [guesses, vocabulary]."""
     p, q = [], []
     for one, first, depth in guesses(examples):
         text = [*one.prompt_ids, *one.answer_ids[:first]]
         seen = [*one.prompt_ids, *one.answer_ids[: first + depth - 1]]
-        p.append(target.model(torch.tensor([seen])).logits[0, -1].double().softmax(-1))
-        q.append(draft.model(torch.tensor([[*text, *[MASK] * (depth - 1)]])).logits[0, -1].double().softmax(-1))
+        p.append(target.model(torch.tensor([seen])).logits[0, -1, :columns].double().softmax(-1))
+        guess = draft.model(torch.tensor([[*text, *[mask] * (depth - 1)]])).logits[0, -1, :columns]
+        q.append(guess.double().softmax(-1))
     return torch.stack(p), torch.stack(q)
 
 
@@ -104,6 +105,35 @@ def test_gradients_are_those_of_separate_passes(models, kind):
     embedding = draft.model.get_input_embeddings().weight
     (of_mask,) = torch.autograd.grad(loss_of(*models, EXAMPLES, divergence=kind).loss, embedding)
     assert of_mask[MASK].abs().max() > 0, "the mask token learns"
+
+
+def test_a_new_mask_token_begins_as_the_mean_of_all_tokens():
+    """In the head too, where it has a row of its own: else a reserved token's own row would be guessed from."""
+    draft = make_model(layers=1, seed=9)
+    embedding, head = draft.model.get_input_embeddings().weight, draft.head_weight
+    assert embedding is not head
+    means = embedding.detach().mean(0), head.detach().mean(0)
+    install_mask_token(draft, ParallelDrafting(7, TOKENS), 65)
+    for rows, mean in zip((draft.model.get_input_embeddings().weight, draft.head_weight), means, strict=True):
+        assert torch.allclose(rows[7], mean, atol=1e-6)
+    # A draft that has it already keeps what it learned.
+    with torch.no_grad():
+        draft.head_weight[7] = 3.0
+    install_mask_token(draft, ParallelDrafting(7, TOKENS), 65)
+    assert torch.equal(draft.head_weight[7], torch.full_like(draft.head_weight[7], 3.0))
+
+
+def test_a_mask_token_beyond_the_tokenizers_ids_is_trained_away():
+    """67 columns of 72: the tokenizer's 65, one row of padding, and the mask's, of which engines must draw none."""
+    mask = 66
+    target, draft = make_model(layers=2, vocab_size=72), make_model(layers=1, seed=9, vocab_size=72)
+    install_mask_token(draft, ParallelDrafting(mask, TOKENS), 72)
+    with torch.no_grad():
+        draft.head_weight[mask] = draft.head_weight[:65].mean(0) * 4
+    p, q = by_hand(target, draft, EXAMPLES, mask=mask, columns=mask + 1)
+    assert float(loss_of(target, draft, EXAMPLES).loss.detach()) == close(LOSSES["fkl"](p, q).mean().item())
+    (of_head,) = torch.autograd.grad(loss_of(target, draft, EXAMPLES).loss, draft.head_weight)
+    assert of_head[mask].abs().max() > 0 and not of_head[mask + 1 :].any()
 
 
 def test_cross_entropy_predicts_the_text(models):
@@ -201,6 +231,22 @@ def test_the_watched_numbers_are_those_that_bench_predicts(models, rule, tempera
     for depth in (1, 2, 3):
         wanted = [record.token_acceptance[rule][: record.num_tokens - depth + 1, depth - 1] for record in records]
         assert sums[f"acceptance_at_{depth}"][0] == pytest.approx([rates.sum() for rates in wanted], rel=1e-5)
+
+
+def test_depths_that_no_held_out_answer_reaches_are_named_and_left_out(models):
+    """They were 28 times `nan`: answers of 4 and 2 tokens, and guesses of up to 9."""
+    target, draft = models
+    sampling, lines = Sampling(temperature=1.0), []
+    says = target_says(target, EXAMPLES, sampling, TargetStates(target))
+    deep = ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 9)
+    deep.warn(lines.append)
+    (line,) = lines
+    assert "no held-out answer has more than 4 tokens: guesses from 5 on are not measured" in line
+    sums = deep.sums(draft)
+    assert deep.names == list(sums) == ["tokens_per_call", *(f"acceptance_at_{depth}" for depth in (1, 2, 3, 4))]
+    assert all(counts.sum() > 0 for _, counts in sums.values())
+    ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 4).warn(lines.append)
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
