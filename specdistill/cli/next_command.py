@@ -118,7 +118,8 @@ def after_export(config: ExportConfig, serve: str) -> str:
         return serve
     target = config.served_gguf if config.format == "gguf" else config.files.merged_target or config.target
     own = _shared(config) if target == config.target else ["--target", target]
-    return command("bench", *own, "--draft", config.output, "--engine", engine)
+    # Without a name bench measures the built-in prompts, for which few drafts are made.
+    return command("bench", *own, "--draft", config.output, "--engine", engine, "--prompts", "NEW_PROMPTS")
 
 
 def _own_head(target: str) -> str:

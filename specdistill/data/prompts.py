@@ -264,6 +264,8 @@ def _dataset(source: str) -> Iterable[tuple[str, Record]]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(
-            f"can't load prompts {source!r}: {first_line(error).rstrip('.')}; expected {SOURCES_HELP}"
-        ) from error
+        reason = first_line(error).rstrip(".")
+        # The hub's errors speak of a network where mostly a file's name is wrong.
+        if isinstance(error, OSError) and not Path(source.partition(":")[0]).exists():
+            reason = "no such file, and no data set of that name that can be reached"
+        raise DataError(f"can't load prompts {source!r}: {reason}; --help lists what --prompts takes") from error

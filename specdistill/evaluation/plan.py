@@ -253,15 +253,17 @@ def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
     draft, target = config.draft * _ADAMW_BYTES, config.target_resident * config.models.weight_bytes
     working = working_bytes(config)
     if config.training.labels == "stored":
-        return {
-            "no target (--soft-labels)": draft + working,
-            "no target, --shard draft": draft / config.gpus + working,
-        }
-    return {
-        "whole (--shard none)": draft + target + working,
+        shared = {"no target, --shard draft": draft / config.gpus + working} if config.gpus > 1 else {}
+        return {"no target (--soft-labels)": draft + working} | shared
+    shared = {
         "--shard draft": draft / config.gpus + target + working,
         "--shard target": draft + target / config.gpus + working,
         "--shard both": (draft + target) / config.gpus + working,
+    }
+    return {
+        "whole (--shard none)": draft + target + working,
+        # One accelerator shares with nobody.
+        **(shared if config.gpus > 1 else {}),
         # One layer at a time visits; an eightieth is a layer of the largest models.
         "--target-memory offloaded": draft + target / 80 + working,
         "--target-memory int8": draft + target / 2 + working,

@@ -125,7 +125,7 @@ def read(directory: Path, name: str, role: str, base: str | None = None) -> Adap
     settings = read_json(directory / SETTINGS_FILE, role)
     files = Path(found)
     if not files.is_dir():
-        files = _from_hub(found, f"--{role} {name}")
+        files = _from_hub(found, f"--{role} {name}", role if base is None else "")
         _check_base(files, found, f"--{role} {name}", role)
     # Of a base on the hub the commit, which names its directory, stands for the weights too.
     commit = [] if Path(found).is_dir() else [found, files.name]
@@ -178,18 +178,19 @@ def _check_base(files: Path, base: str, where: str, role: str) -> None:
         )
 
 
-def _from_hub(name: str, where: str) -> Path:
-    return _download(name, f"the base {name} of {where}", _FROM_HUB)
+def _from_hub(name: str, where: str, role: str) -> Path:
+    remedy = ", or name it with --target-base" if role == "target" else ""
+    return _download(name, f"the base {name} of {where}", _FROM_HUB, remedy)
 
 
-def _download(name: str, what: str, patterns: tuple[str, ...]) -> Path:
+def _download(name: str, what: str, patterns: tuple[str, ...], remedy: str = "") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:
         raise ModelError(
-            f"can't read {what}: {first_line(error)} (a hub id needs network access or a local cache)"
+            f"can't read {what}: {first_line(error)} (a hub id needs network access or a local cache{remedy})"
         ) from error
 
 

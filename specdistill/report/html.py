@@ -36,7 +36,15 @@ from specdistill.report.wording_leaderboard import leader, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import depth_lines, drafting_cost
-from specdistill.report.wording_samples import rejected_text, rejected_title, sample_counts, shown, token_title
+from specdistill.report.wording_samples import (
+    is_blank,
+    rejected_text,
+    rejected_title,
+    sample_counts,
+    shown,
+    token_title,
+    visible,
+)
 from specdistill.report.wording_verdict import tokens, verdict
 
 
@@ -46,7 +54,7 @@ def html_report(report: Report) -> str:
         loader=PackageLoader("specdistill", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     filters = (estimate, number, target_cell, lenience_name, shown, rejected_text, rejected_title, token_title, tokens)
-    environment.filters |= {function.__name__: function for function in (*filters, sample_counts)}
+    environment.filters |= {function.__name__: function for function in (*filters, sample_counts, is_blank, visible)}
     template = environment.get_template("bench.html.jinja")
     return template.render(
         report=report,

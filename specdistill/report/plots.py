@@ -103,7 +103,8 @@ def _positions(axes: Axes, report: Report) -> None:
     axes.bar(places, joint, color=ACCENT, width=0.6, label="all tokens up to here")
     axes.plot(places, conditional, color=SECOND, marker="o", label="this token, if those before")
     axes.set(xlabel="position in the draft", ylabel="accepted", ylim=(0, 1.02), xticks=list(places))
-    axes.legend(frameon=False)
+    # Above the axes: bars of 1 leave no room inside.
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 def _speedups(axes: Axes, report: Report) -> None:

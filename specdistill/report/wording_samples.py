@@ -18,6 +18,16 @@ def shown(text: str) -> str:
     return text.translate(_PICTURES)
 
 
+def is_blank(sample: Sample) -> bool:
+    """Whether nothing of the answer can be seen."""
+    return not "".join(token.text for token in sample.tokens).strip()
+
+
+def visible(text: str) -> str:
+    """Text in which spaces and ends of lines can be seen, for an answer that has nothing else."""
+    return shown(text.translate(_VISIBLE).replace(" ", "\u00b7"))
+
+
 def rejected_text(token: SampleToken) -> str | None:
     """Text of the rejected token on one line, in which an empty one can be seen; None where none was rejected."""
     if token.proposed is None:

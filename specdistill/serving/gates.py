@@ -127,8 +127,16 @@ def _llama_cpp(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> 
     served = target.name if target.is_gguf else "target.gguf"
     drafting = draft.name if draft.is_gguf else "draft.gguf"
     command = shlex.join(draft_flags.command("llama.cpp", served, _drafting(drafting, server)))
+    notes = []
+    # `adapter_commands` prepares the merged target of an adapter.
+    if not target.is_gguf and target.adapter is None:
+        words = ["python", "convert_hf_to_gguf.py", target.name, "--outfile", served]
+        notes.append(f"the target, by llama.cpp's script: {shlex.join(words)}")
     if not draft.is_gguf:
-        command += "  # the draft: 'specdistill export --format gguf'"
+        words = ["specdistill", "export", "--target", target.name, "--draft", draft.name, "--format", "gguf"]
+        words += [*(() if target.is_gguf else ("--target-gguf", served)), "--output", drafting]
+        notes.append(f"the draft: {shlex.join(words)}")
+    command += f"  # {'; '.join(notes)}" if notes else ""
     verdict = Verdict("llama.cpp", "argmax_draft", command)
     difference = abs(target.vocab_size - draft.vocab_size)
     if difference > _MOST_DIFFERENT:

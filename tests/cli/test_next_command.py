@@ -126,13 +126,13 @@ CASES = [
         next_command.after_export(
             ExportConfig.flat(**ADAPTER, draft="d", format="vllm", output="out", merged_target="merged"), "vllm serve"
         ),
-        "bench --target merged --draft out --engine vllm",
+        "bench --target merged --draft out --engine vllm --prompts NEW_PROMPTS",
     ),
     (
         next_command.after_export(
             ExportConfig.flat(target="T", target_gguf="t.gguf", draft="d", format="gguf", output="d.gguf"), "serve"
         ),
-        "bench --target t.gguf --draft d.gguf --engine llama-cpp",
+        "bench --target t.gguf --draft d.gguf --engine llama-cpp --prompts NEW_PROMPTS",
     ),
 ]
 

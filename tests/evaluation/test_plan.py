@@ -70,6 +70,12 @@ def test_memory_by_strategy():
     assert whole["whole (--shard none)"] - working == pytest.approx(16e9 + 140e9)
     assert whole["--shard both"] - working == pytest.approx((16e9 + 140e9) / 8)
     assert whole["--shard target"] < whole["--shard draft"] < whole["whole (--shard none)"]
+    stored = memory_per_gpu(settings(labels="stored", gpus=8))
+    assert stored["no target, --shard draft"] - working == pytest.approx(16e9 / 8)
+    # One accelerator shares with nobody.
+    for labels in ("stored", "live"):
+        rows = memory_per_gpu(settings(gpus=1, labels=labels))
+        assert not any(share in name for name in rows for share in ("--shard draft", "--shard target", "--shard both"))
     stored = memory_per_gpu(settings(labels="stored"))
     assert stored["no target (--soft-labels)"] - working == pytest.approx(16e9)
     # A mixture of experts computes with some of what it holds.

@@ -38,6 +38,7 @@ def test_an_adapter_without_its_base_is_refused(pair, command, role, with_config
     assert wild.run(command, pair, **{role: str(directory)}) == 2
     error = wild.one_line(capsys)
     assert f"can't read the base org/base-8b of --{role} {directory}" in error and "network access" in error
+    assert ("or name it with --target-base)" in error) == (role == "target")
     assert not (pair / "out").exists()
 
 

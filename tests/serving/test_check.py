@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from tiny_models import make_config, make_model, make_tokenizer, save
 
 from specdistill.cli import main
 from specdistill.serving.check_config import CheckConfig
+from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import check
 
 EVERY = {"vllm", "sglang", "llama.cpp", "transformers", "tensorrt-llm"}
@@ -65,6 +67,14 @@ def test_an_equal_pair_loads_everywhere_and_the_commands_name_it(target, tmp_pat
     }
     assert "--speculative-num-draft-tokens 7" in found["sglang"].command
     assert "--spec-draft-n-max 6" in found["llama.cpp"].command
+    served, _, notes = found["llama.cpp"].command.partition("  # ")
+    assert "target.gguf" in served and "draft.gguf" in served
+    convert, export = notes.split("; the draft: ")
+    assert convert.endswith(f": python convert_hf_to_gguf.py {target} --outfile target.gguf")
+    # Typed as it is, it is no wrong command.
+    words = dict(zip(*[iter(shlex.split(export)[2:])] * 2, strict=True))
+    ExportConfig.flat(**{name[2:].replace("-", "_"): value for name, value in words.items()})
+    assert words["--draft"] == str(tmp_path / "draft") and words["--target-gguf"] == "target.gguf"
 
 
 @pytest.mark.parametrize(("sizes", "llama_cpp"), [((151936, 152064), True), ((151936, 152065), False)])

@@ -110,7 +110,7 @@ PROMPT_FILES = {
     "long.jsonl": "has 302 tokens",
     "empty-directory": "name a file in it",
     "used": "name a file in it",
-    "no-such-set": "can't load prompts 'no-such-set'",
+    "no-such-set": "can't load prompts 'no-such-set': no such file, and no data set of that name that can be",
 }
 PROMPT_CASES = [(command, {"--prompts": file}, (text,)) for command in READING for file, text in PROMPT_FILES.items()]
 # Prompts that the target writes itself.

@@ -1,4 +1,4 @@
-"""Tables with many numbers at 80 columns, and numbers of one."""
+"""Reports that are hard to read: many numbers at 80 columns, numbers of one, answers of white space, full bars."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 from bench_report import example_report
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from specdistill.evaluation.report_samples import Sample, SampleToken
+from specdistill.report import plots
+from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
 from specdistill.report.wording_samples import sample_counts
 
@@ -52,3 +56,25 @@ def test_one_draft_token_is_singular(capsys, monkeypatch):
     sample = Sample(prompt_id="p", category="c", prompt="a", tokens=[token], shortened=False)
     assert sample_counts(sample) == "1 token: 0 from the draft, 1 from the target; 1 draft token rejected"
     assert sample_counts(replace(sample, tokens=[token] * 2)).endswith("; 2 draft tokens rejected")
+
+
+def test_an_answer_of_white_space_can_be_seen():
+    """It was a large blank box on the page."""
+    tokens = [SampleToken(text=text, by="target", p=0.5, q=0.1) for text in ("\n\n", " \n", "\t")]
+    sample = Sample(prompt_id="p", category="c", prompt="a", tokens=tokens, shortened=False)
+    page = html_report(replace(example_report(), samples=[sample]))
+    answer = page.partition('<div class="answer"')[2].partition("</div>")[0]
+    assert [part.partition("<")[0] for part in answer.split('">')[2:]] == ["\u21b5\u21b5", "\u00b7\u21b5", "\u21e5"]
+    written = replace(sample, tokens=[*tokens, SampleToken(text="a", by="target", p=0.5, q=0.1)])
+    assert "\u21b5" not in html_report(replace(example_report(), samples=[written]))
+
+
+def test_the_legend_stands_above_bars_of_one():
+    """Inside the axes it lay on them."""
+    report = example_report()
+    ones = replace(report.acceptance, by_position=[1.0, 1.0], by_position_conditional=[1.0, 1.0])
+    figure = Figure()
+    axes = figure.subplots()
+    plots._positions(axes, replace(report, acceptance=ones))
+    FigureCanvasAgg(figure).draw()
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
