@@ -62,6 +62,7 @@ UNTYPED = {
     "specdistill.files.parquet": "rows as a parquet file holds them",
     "specdistill.servers.client": "JSON as a server takes and gives it",
     "specdistill.distill.sequences.sources": "random streams as a checkpoint's JSON holds them",
+    "specdistill.distill.sequences.skd": "random streams and counts as a checkpoint's JSON holds them",
 }
 
 

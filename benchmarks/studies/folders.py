@@ -7,7 +7,7 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from benchmarks.studies.bench_runs import BenchRun
-from specdistill.distill.train_draft import SUMMARY_FILE
+from specdistill.files.run_settings import SUMMARY_FILE
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def _preset(summary: TrainSummary) -> str:
 
 
 def _head_paragraph(head: Eagle3Head) -> str:
-    """What a head is, and which states it reads."""
+    """Paragraph on a head: which states it reads, and what it proposes."""
     layers = ", ".join(map(str, head.aux_layers))
     return (
         f"\nAn EAGLE-3 head: one layer that reads the target's hidden states after layers {layers}, and proposes "

@@ -46,8 +46,6 @@ from specdistill.models.head_draft import HeadModel
 from specdistill.progress import Progress, Quiet
 from specdistill.settings.parts import defaults
 
-SUMMARY_FILE = run_settings.SUMMARY_FILE
-
 
 def train_draft(
     config: TrainConfig,
@@ -92,7 +90,9 @@ def train_draft(
     config.for_draft(check_head(found.pair, config.method, config.to_flat(), defaults(TrainConfig)))
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
-            run_settings.claim_run(output, config.to_flat(), config.resume, MAY_CHANGE, SUMMARY_FILE, prompts.hash)
+            run_settings.claim_run(
+                output, config.to_flat(), config.resume, MAY_CHANGE, run_settings.SUMMARY_FILE, prompts.hash
+            )
             if run_settings.exists(output):
                 run_settings.check_adapters(output, found.pair.adapter_labels)
         config.presets.announce(config.method, config.to_flat(), progress.say)
@@ -104,7 +104,9 @@ def train_draft(
         ranks.wait()
         if ranks.is_main:
             # Only now: whatever ended the run before can be resumed from.
-            atomic.write_text(output / SUMMARY_FILE, json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n")
+            atomic.write_text(
+                output / run_settings.SUMMARY_FILE, json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
+            )
             checkpoints.remove(output)
         return summary
 
@@ -140,8 +142,7 @@ def _load(
     config: TrainConfig, prompts: RunPrompts, found: FoundRun, output: Path, progress: Progress, ranks: Ranks
 ) -> _Run:
     """Loads the models and writes the run's settings."""
-    place = config.place
-    shards_target = config.processes.shards_target
+    place, shards_target = config.place, config.processes.shards_target
     parallel = plan_parallel(found.pair, config.parallel_draft, [*found.training, *found.heldout], progress.say)
     pair = load_pair(
         config.target,
@@ -169,6 +170,7 @@ def _load(
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)
     text_block(config.sequences, pair)
+    prompts.say_split(config.recipe, config.sequences, place, progress.say)
     prompts.warn(found, pair.target, progress.say)
     if parallel is not None:
         install_proven(pair, parallel, progress.say)
@@ -207,9 +209,7 @@ def _build_trainer(
         run.progress,
         title=f"training ({config.method})",
         reference=run.reference,
-        reward=None
-        if run.prompts.reward is None
-        else example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
+        reward=run.prompts.reward and example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
         callbacks=callbacks,
         ranks=ranks,
         shards_draft=config.processes.shards_draft,
@@ -244,8 +244,7 @@ def _build_measures(run: _Run) -> HeldOutMeasures:
 
 def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:
     config, pair = run.config, run.pair
-    max_new_tokens = config.sequences.max_new_tokens
-    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, max_new_tokens)
+    engine = build_engine(config.on_policy, make_engine, pair.draft, run.training, config.sequences.max_new_tokens)
     return build_source(
         SequenceInputs(
             method=config.recipe,
@@ -282,16 +281,15 @@ def _train(run: _Run, trainer: DraftTrainer, built: Built) -> TrainSummary:
         raise
     finally:
         if trainer.keeper.records and (trainer.has_draft or not interrupted):
-            config = run.config
             summary = finish(
                 trainer,
                 run.pair,
                 run.prompts,
                 built,
                 run.parallel,
-                config.to_flat() | {"divergence": config.objective.kind},
+                run.config.to_flat() | {"divergence": run.config.objective.kind},
                 run.ranks,
-                learning_rate=learning_rate(config.optimiser, run.pair.draft),
+                learning_rate=learning_rate(run.config.optimiser, run.pair.draft),
                 interrupted=interrupted,
             )
     if summary.disagreement is not None:

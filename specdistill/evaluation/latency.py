@@ -48,8 +48,7 @@ def time_ways(
         seeds: One per prompt.
         on_tokens: Called as by `generate_plain`, for progress.
         on_interrupt: Called with a Ctrl-C or a failure; the batches that are done are then returned. None passes it on.
-        on_left_out: Called with the name of a decoder behind the first, and its failure; the others go on without it.
-            None treats it as any failure.
+        on_left_out: Called with the name of a decoder that failed, and why; never the first. None: as any failure.
         on_batch: Called after each batch with what is returned, so far.
 
     Returns:

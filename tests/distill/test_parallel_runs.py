@@ -105,7 +105,7 @@ def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
 
 
 def said_by(folder, output, **settings):
-    """What a run says, line by line."""
+    """Lines that a run says."""
     lines = []
 
     class Said(Quiet):

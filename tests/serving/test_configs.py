@@ -35,6 +35,7 @@ PLAN = {
     "experts": 0, "experts_per_token": 0,
     "prompts": 50000, "rollouts_per_prompt": 4, "prompt_tokens": 300, "answer_tokens": 400, "epochs": 2.0,
     "on_policy_fraction": 0.0, "labels": "live", "label_top_k": 64, "batch_size": 64, "micro_batch_size": 8,
+    "parallel": 0, "parallel_keep": 0.5, "parallel_keep_least": 0.1,
     "gpus": 8, "gpu": "h100", "gpu_tflops": 0.0, "gpu_bandwidth": 0.0, "gpu_memory": 0.0, "utilisation": 0.4,
     "decode_batch": 64, "decode_utilisation": 0.6, "json": None,
 }  # fmt: skip

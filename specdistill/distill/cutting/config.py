@@ -48,7 +48,7 @@ class InitDraftConfig(Config):
     output: Annotated[str, Parameter(group=ESSENTIALS)]
     """Directory for the draft; must be new or empty."""
     kind: Annotated[Literal["model", "eagle3"], Parameter(group=ESSENTIALS)] = "model"
-    """What the draft is. model: a model of its own, cut or donated. eagle3: a head of one layer that reads three of the
+    """Kind of draft. model: a model of its own, cut or donated. eagle3: a head of one layer that reads three of the
     target's hidden states (docs/heads.md); it takes no --layers."""
     layers: Annotated[int | None, Parameter(group=ESSENTIALS)] = None
     """Number of the target's layers to keep; with --donor, of the donor's layers, of which all stay by default."""

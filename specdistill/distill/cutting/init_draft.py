@@ -27,6 +27,9 @@ from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
 from specdistill.settings.sampling import Sampling
 
+_LEAST_COVERED = 0.95
+"""Share of the target's probability below which a trimmed head is warned of."""
+
 
 def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> CutSummary:
     """Makes a draft of the target's own layers, of a donor, or a head of the target, and saves its checkpoint.
@@ -94,7 +97,7 @@ def _make(
     covered = None
     if config.vocab_keep:
         draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep, progress)
-        progress.say(f"trimmed head: {len(draft.kept_ids)} ids hold {covered:.2%} of the target's probability")
+        progress.say(head_line(len(draft.kept_ids), covered, len(prompts)))
     save_draft(draft, target, output)
     summary = CutSummary(
         config=config.to_flat(),
@@ -108,6 +111,17 @@ def _make(
     )
     atomic.write_text(output / CUT_RECORD_FILE, json.dumps(summary.to_json(), indent=2) + "\n")
     return summary
+
+
+def head_line(ids: int, covered: float, prompts: int) -> str:
+    """Says what a trimmed head holds, and warns where it holds too little."""
+    line = f"trimmed head: {ids} ids hold {covered:.2%} of the target's probability"
+    if covered >= _LEAST_COVERED:
+        return line
+    return (
+        f"warning: {line}; the target never accepts a token outside them, so alpha stays below that share. Raise "
+        f"--vocab-keep (0 keeps all ids), or --calibration-prompts ({prompts} were used)"
+    )
 
 
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:

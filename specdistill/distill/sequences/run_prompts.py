@@ -181,6 +181,20 @@ class RunPrompts:
                 "measured against the target that sees more"
             )
 
+    def say_split(
+        self, method: Method, settings: SequenceSettings, place: TargetPlace, say: Callable[[str], None]
+    ) -> None:
+        """Says how many prompts are held out, and that given answers are not trained on where the method takes none."""
+        if self.blocks or settings.text is not None:
+            return
+        count = len(self.training) + len(self.heldout)
+        line = f"{count} prompts: {len(self.training)} to train on, {len(self.heldout)} held out (--heldout-prompts)"
+        given = sum(prompt.answer is not None for prompt in self.training)
+        stored = place.name == "stored" or settings.rollouts is not None
+        if given and not stored and not takes_given_answers(method, settings, self.training):
+            line += f"; their {given} given answers are not trained on (--method sft does)"
+        say(line)
+
     def check_room(self, found: FoundRun, room: int, target_room: int) -> None:
         """Refuses prompts that a server has no room for: its context may be shorter than the models'.
 

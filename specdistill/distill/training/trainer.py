@@ -51,7 +51,7 @@ class DraftTrainer:
         reference: AdaSPEC's reference draft.
         reward: Judges answers that the draft wrote.
         callbacks: transformers' callbacks; they may stop the run.
-        ranks: The processes that train together; each holds the whole draft, the main one writes files.
+        ranks: Processes that train together; each holds the whole draft, the main one writes files.
         shards_draft: Whether the ranks share the draft's weights instead.
         labelled: Whether examples carry soft labels in place of a target in memory.
         resume: Go on from the newest checkpoint in the output directory.
@@ -131,8 +131,7 @@ class DraftTrainer:
         return self.unmeasured or len(self.history) > 1
 
     def train(self) -> None:
-        """Runs until the last step, until patience ends or a callback says stop, or until Ctrl-C, which passes on after
-        saving.
+        """Runs until the last step, the end of patience, a callback's stop, or Ctrl-C, which passes on after saving.
 
         Raises:
             SpecdistillError: The loss or the gradient is not finite; the draft to keep so far is on disk.
