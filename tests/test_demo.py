@@ -85,6 +85,7 @@ def test_the_steps_run_and_every_line_is_the_reports(tmp_path, monkeypatch, stud
     printed = capsys.readouterr().out
     commands = [line.split()[2] for line in printed.splitlines() if line.startswith("$ specdistill ")]
     assert commands == ["init-draft", "train-draft", "bench"] and printed.count("\nnext: ") == 3
+    assert [line[:4] for line in printed.splitlines() if line[1:2] == "/"] == ["1/3:", "2/3:", "3/3:"]
     assert report.content["draft"]["head_size"] == 16 and report.content["setup"]["latency_prompts"] == 6
     assert report.content["setup"]["prompt_source"] == str(tmp_path / "demo/heldout.jsonl")
     trained = {json.loads(line)["prompt"] for line in (tmp_path / "demo/mails.jsonl").read_text().splitlines()}

@@ -36,10 +36,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEMO, help="folder; each run makes a new one inside it")
     options = parser.parse_args()
     start = time.perf_counter()
+    print("A draft for a model with one narrow job: cut, train, measure. About 5 minutes on two free cores.")
+    print("The commands are those you would type; each names a next one, which you need not type here.")
     folder = options.output / f"mails-{time.strftime('%Y%m%d-%H%M%S')}"
     base = convert(target_file())
     target = ["--target", os.path.relpath(MAIL_ADAPTER), "--target-base", os.path.relpath(base)]
-    report = run_demo(target, folder, DEMO_SIZE)
+    try:
+        report = run_demo(target, folder, DEMO_SIZE)
+    except SystemExit:
+        print(f"the demo ended early; it starts again in a new folder, and {folder} can be removed", file=sys.stderr)
+        raise
     print()
     for line in demo_lines(report, DEMO_SIZE):
         print(line)

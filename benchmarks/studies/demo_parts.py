@@ -51,17 +51,20 @@ def run_demo(target: Sequence[str], folder: Path, size: DemoSize) -> BenchReport
     write_records(heldout, size.heldout, HELDOUT_SEED)
     cut, draft, report = folder / "cut", folder / "draft", folder / "report"
     tokens = str(size.max_new_tokens)
+    print("\n1/3: a draft is cut out of the target")
     run_command(
         *("init-draft", *target, "--output", str(cut), "--prompts", str(mails)),
         *("--layers", str(size.layers), "--choose", "even", "--vocab-keep", str(size.vocab_keep)),
         *("--calibration-prompts", str(size.calibration_prompts), "--calibration-tokens", tokens),
     )
+    print("\n2/3: it learns the target's job")
     run_command(
         *("train-draft", *target, "--draft", str(cut), "--output", str(draft), "--prompts", str(mails)),
         *("--method", "sft", "--steps", str(size.steps), "--batch-size", str(size.batch_size)),
         *("--heldout-prompts", str(size.heldout_in_training), "--max-new-tokens", tokens, "--rule", "greedy"),
         *("--eval-every", str(max(1, size.steps // 2))),
     )
+    print("\n3/3: what it is worth, beside the untrained one and beside copying from the text")
     run_command(
         *("bench", *target, "--draft", str(draft), "--compare", str(cut), "--prompts", str(heldout)),
         *("--num-prompts", "0", "--latency-prompts", str(size.timed), "--max-new-tokens", tokens, "--threads", "1"),
