@@ -71,9 +71,8 @@ def train_draft(
     config.machine.limit_threads()
     prompts = check_before_loading(config, progress or Quiet())
     check_make_engine(config.on_policy, make_engine)
-    ranks = sharding.join_processes(
-        config.machine.device, config.processes.shard, uses_engine=config.on_policy.uses_engine
-    )
+    uses_engine = config.on_policy.uses_engine
+    ranks = sharding.join_processes(config.machine.device, config.processes.shard, uses_engine=uses_engine)
     progress = progress if progress is not None and ranks.is_main else Quiet()
     output = Path(config.output)
     found = prompts.find(
@@ -81,8 +80,7 @@ def train_draft(
         config.draft,
         config.place,
         config.sequences.max_new_tokens,
-        # A server's text is read by its own tokenizer only.
-        other_tokenizer=not config.objective.needs_target and config.place.has_weights,
+        other_tokenizer=not config.objective.needs_target and config.place.has_weights,  # a server knows its own only
         say=progress.say,
         target_base=config.adapter.target_base,
     )

@@ -178,18 +178,12 @@ def judge_rounds(
     cap = max((gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()) if is_scored else float("nan")
     drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
     threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
-    needs = _needs(threshold, alpha)
-    if by_depth:
-        needs = f"it needs {cost:.2f} tokens per target call and is predicted {predicted_tau[num_draft_tokens]:.2f}"
-    interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
-    timed = f"measured {measured.mean:.2f}x{interval} with {drafts}"
-    known = f"{needs} (a perfect draft would give {cap:.2f}x)"
-    why = f"{timed}: {facts}; {known if is_scored else f'its alpha is unknown, for {unscored}'}"
+    needs = _needs_tokens(cost, predicted_tau[num_draft_tokens]) if by_depth else _needs(threshold, alpha)
+    timed = _timed(measured, drafts)
+    known = f"{needs} ({_most(cap)})" if is_scored else f"its alpha is unknown, for {unscored}"
+    why = f"{timed}: {facts}; {known}"
     if measured.has_interval and measured.low > cap:
-        verdict = "undecided"
-        why = (
-            f"{timed}, yet by the costs of single steps even a perfect draft would give {cap:.2f}x: {facts}; {_BESIDE}"
-        )
+        verdict, why = "undecided", f"{timed}, yet by the costs of single steps {_most(cap)}: {facts}; {_BESIDE}"
     elif cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
@@ -213,8 +207,21 @@ def judge_rounds(
     )
 
 
+def _timed(measured: Estimate, drafts: str) -> str:
+    interval = f" [{measured.low:.2f}, {measured.high:.2f}]" if measured.has_interval else ""
+    return f"measured {measured.mean:.2f}x{interval} with {drafts}"
+
+
+def _most(cap: float) -> str:
+    return f"a perfect draft would give {cap:.2f}x"
+
+
 def _needs(threshold: float | None, alpha: float) -> str:
     return "no alpha pays" if threshold is None else f"it needs alpha {threshold:.2f} and has {alpha:.2f}"
+
+
+def _needs_tokens(cost: float, predicted: float) -> str:
+    return f"it needs {cost:.2f} tokens per target call and is predicted {predicted:.2f}"
 
 
 def _too_few(measured: Estimate, drafts: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,12 +57,7 @@ def time_ways(
     """
     runs: dict[str, list[TimedRun]] = {name: [] for name in decoders}
     kept, first = next(iter(decoders.items()))
-
-    def write(name: str, chunk: list[list[int]], own: list[int]) -> list[Generation]:
-        settings = {"max_new_tokens": max_new_tokens, "seeds": own, "on_tokens": on_tokens}
-        if name:
-            return decoders[name].generate(chunk, **settings)
-        return generate_plain(target, chunk, sampling=first.sampling, guidance=first.guidance, **settings)
+    plain = functools.partial(generate_plain, target, sampling=first.sampling, guidance=first.guidance)
 
     for number, start in enumerate(range(0, len(encoded), batch_size)):
         chunk, own = list(encoded[start : start + batch_size]), seeds[start : start + batch_size]
@@ -71,7 +67,8 @@ def time_ways(
         try:
             for name in (*ways[begin:], *ways[:begin]):
                 try:
-                    written[name] = write(name, chunk, own)
+                    write = decoders[name].generate if name else plain
+                    written[name] = write(chunk, max_new_tokens=max_new_tokens, seeds=own, on_tokens=on_tokens)
                 except Exception as error:
                     if on_left_out is None or name in ("", kept):
                         raise

@@ -21,6 +21,14 @@ from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.models.load import load_model
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored, and Python then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A GPT-2 draft: it has dropout, whose stream must go on as well."""

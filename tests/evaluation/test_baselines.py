@@ -150,7 +150,8 @@ def test_a_free_way_that_fails_is_left_out_and_the_draft_goes_on(pair, failing, 
         return real(self, prompts, **settings)
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
-    monkeypatch.setattr("specdistill.evaluation.baselines.SERVED", ("ngram", "ngram+draft"))
+    others = {"suffix", "suffix+draft", "ngram_transformers", "ngram_llama_cpp"}
+    monkeypatch.setattr("specdistill.evaluation.baselines.UNSERVED", others)
     with pytest.raises(BenchFailedError) as failed:
         bench(pair, baselines="best")
     report = failed.value.report

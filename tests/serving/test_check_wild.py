@@ -93,8 +93,9 @@ def test_a_gguf_target_with_a_checkpoint_as_its_draft(target, tmp_path):
     """The draft is still to be exported: its tokens are compared, and the command says how."""
     draft = save(make_model(layers=1), tmp_path / "draft")
     found = verdicts(target, str(draft))
-    assert found["llama.cpp"].loads and "export --format gguf" in found["llama.cpp"].command
-    assert f"-m {target} -md draft.gguf" in found["llama.cpp"].command
+    assert found["llama.cpp"].loads and f"-m {target} -md draft.gguf" in found["llama.cpp"].command
+    exported = found["llama.cpp"].command.split("specdistill export ")[1]
+    assert "--format gguf" in exported and f"--draft {draft}" in exported and str(target) in exported
     assert found["transformers"].loads and "gguf_file='target.gguf'" in found["transformers"].warnings[0]
 
 

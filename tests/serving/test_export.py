@@ -182,7 +182,7 @@ def test_llama3_rope_factors_are_those_of_transformers():
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from specdistill.serving.gguf_writer import _rope_factors
+    from specdistill.serving.gguf_writer import rope_factors
 
     rope = {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -191,6 +191,6 @@ def test_llama3_rope_factors_are_those_of_transformers():
     config = LlamaConfig(hidden_size=256, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=rope)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1 / 500000.0 ** (torch.arange(0, 64, 2) / 64)
-    factors = _rope_factors(config)
+    factors = rope_factors(config)
     assert factors is not None
     torch.testing.assert_close(plain / torch.from_numpy(factors), scaled)
