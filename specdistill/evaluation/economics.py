@@ -183,7 +183,7 @@ def judge_rounds(
     known = f"{needs} ({_most(cap)})" if is_scored else f"its alpha is unknown, for {unscored}"
     why = f"{timed}: {facts}; {known}"
     if measured.has_interval and measured.low > cap:
-        verdict, why = "undecided", f"{timed}, yet by the costs of single steps {_most(cap)}: {facts}; {_BESIDE}"
+        verdict, why = "undecided", f"{why}; more was measured than that: {_BESIDE}"
     elif cap <= 1:
         verdict = "cannot pay"
         why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
