@@ -107,3 +107,24 @@ class Contestant:
             if line.startswith(start):
                 return line
         sys.exit(f"a contestant ended:\n{self._process.stderr.read()[-2000:]}")
+
+
+def all_turns(script: str, names: Sequence[str], rounds: int, *flags: str) -> dict[str, list[Turn]]:
+    """Contestant -> its turns, after one that does not count.
+
+    Args:
+        script: Python file whose `--worker NAME` is a contestant.
+        names: Contestants.
+        rounds: Turns of each.
+        flags: Further command-line arguments of every contestant.
+    """
+    workers = {name: Contestant(script, "--worker", name, *flags) for name in names}
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    for number in range(-1, rounds):
+        for name in rotated(names, number):
+            turn = workers[name].turn()
+            # The first one warms up.
+            turns[name] += [turn] if number >= 0 else []
+    for worker in workers.values():
+        worker.stop()
+    return turns

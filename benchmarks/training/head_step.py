@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.support.interleaved import Contestant, Interleaved, Turn, rotated
+from benchmarks.support.interleaved import Interleaved, all_turns
 from benchmarks.support.random_models import Shape, random_model, random_prompts
 from benchmarks.support.results import write_result
 from specdistill import TrainConfig
@@ -83,16 +83,7 @@ def run_worker(name: str, known: bool) -> None:
 
 def compare(rounds: int, known: bool) -> dict[str, Any]:
     """Speed and memory of each contestant, and its speed over an independent draft's step."""
-    names = [ORDINARY, *UNROLLED]
-    workers = {name: Contestant(__file__, "--worker", name, *["--known"] * known) for name in names}
-    turns: dict[str, list[Turn]] = {name: [] for name in names}
-    for number in range(-1, rounds):
-        for name in rotated(names, number):
-            turn = workers[name].turn()
-            # The first one warms up.
-            turns[name] += [turn] if number >= 0 else []
-    for worker in workers.values():
-        worker.stop()
+    turns = all_turns(__file__, [ORDINARY, *UNROLLED], rounds, *["--known"] * known)
     result = {}
     ordinary = [turn.tokens / turn.seconds for turn in turns[ORDINARY]]
     for name, own in turns.items():
