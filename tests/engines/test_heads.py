@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from head_drafts import GREEDY, make_head, plain, teach
+from real_vllm import answers_and_proposals
 from tiny_models import make_model, save
 
 from specdistill.decoding import SpeculativeDecoder
@@ -96,34 +95,12 @@ def same_rounds(ours: list[list[int]], theirs: list[list[int]]) -> int:
 
 def test_vllm_proposes_the_same_token_for_token(files, ours, monkeypatch):
     pytest.importorskip("vllm", reason="make test-engines runs these in vLLM's environment")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
-    module: Any = importlib.import_module("vllm.v1.spec_decode.llm_base_proposer")
-    real, rounds = module.SpecDecodeBaseProposer.propose, []
-
-    def propose(self, *arguments, **named):
-        found = real(self, *arguments, **named)
-        rounds.extend(found.tolist())
-        return found
-
-    monkeypatch.setattr(module.SpecDecodeBaseProposer, "propose", propose)
-    vllm: Any = importlib.import_module("vllm")
-    engine = vllm.LLM(
-        model=str(files / "target"),
-        dtype="float32",
-        max_model_len=256,
-        max_num_seqs=1,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        speculative_config={"method": "eagle3", "model": str(files / "head"), "num_speculative_tokens": TOKENS},
-    )
-    settings = vllm.SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+    settings = {"method": "eagle3", "model": str(files / "head"), "num_speculative_tokens": TOKENS}
+    answers, rounds = answers_and_proposals(monkeypatch, files / "target", settings, PROMPTS, NEW, max_model_len=256)
     compared = 0
-    for prompt, (answer, proposed) in zip(PROMPTS, ours, strict=True):
-        rounds.clear()
-        (written,) = engine.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
-        assert list(written.outputs[0].token_ids) == answer
-        compared += same_rounds(proposed, rounds)
+    for written, theirs, (answer, proposed) in zip(answers, rounds, ours, strict=True):
+        assert written == answer
+        compared += same_rounds(proposed, theirs)
     print(f"vLLM: {compared} proposed tokens compared")
     assert compared > 150
 

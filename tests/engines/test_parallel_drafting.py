@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-from typing import Any
-
 import pytest
 
 pytest.importorskip("vllm", reason="make test-engines runs these in vLLM's environment")
 
 from parallel_drafts import make_parallel, recorded_proposals
+from real_vllm import answers_and_proposals
 from tiny_models import make_model, make_tokenizer, save
 
 from specdistill import load_model
@@ -31,45 +28,10 @@ def files(tmp_path_factory):
     return folder
 
 
-def vllm_rounds(files, monkeypatch) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Answers of real vLLM, and what it proposed in each round, for one prompt after the other."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
-    module: Any = importlib.import_module("vllm.v1.spec_decode.llm_base_proposer")
-    real, rounds = module.SpecDecodeBaseProposer.propose, []
-
-    def propose(self, *arguments, **named):
-        found = real(self, *arguments, **named)
-        rounds[-1] += found.tolist()
-        return found
-
-    monkeypatch.setattr(module.SpecDecodeBaseProposer, "propose", propose)
-    vllm: Any = importlib.import_module("vllm")
-    engine = vllm.LLM(
-        model=str(files / "target"),
-        dtype="float32",
-        max_model_len=96,
-        max_num_seqs=1,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        speculative_config={
-            "method": "draft_model",
-            "model": str(files / "draft"),
-            "num_speculative_tokens": TOKENS,
-            "parallel_drafting": True,
-        },
-    )
-    settings = vllm.SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
-    answers = []
-    for prompt in PROMPTS:
-        rounds.append([])
-        (written,) = engine.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)
-        answers.append(list(written.outputs[0].token_ids))
-    return answers, rounds
-
-
 def test_vllm_proposes_the_same_token_for_token(files, monkeypatch):
-    answers, theirs = vllm_rounds(files, monkeypatch)
+    settings = {"method": "draft_model", "model": str(files / "draft"), "parallel_drafting": True}
+    settings |= {"num_speculative_tokens": TOKENS}
+    answers, theirs = answers_and_proposals(monkeypatch, files / "target", settings, PROMPTS, NEW, max_model_len=96)
     target, draft = load_model(str(files / "target")), load_model(str(files / "draft"), "draft")
     for model in (target, draft):
         model.model.generation_config.eos_token_id = model.config.eos_token_id = None
