@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from specdistill.settings.command_line import changed_flags, command
+from specdistill.settings.command_line import changed_flags, command, new_prompts
 from specdistill.settings.parts import Config, defaults
 from specdistill.settings.self_prompts import self_source
 
@@ -78,7 +78,7 @@ def _new_prompts(config: TrainConfig) -> tuple[str, ...]:
     own = self_source(config.prompts, "train")
     if own is not None:
         return "--prompts", f"self:{own.count}:heldout"
-    return () if config.prompts.startswith("builtin") else ("--prompts", "NEW_PROMPTS")
+    return tuple(new_prompts(config.prompts))
 
 
 def after_check(config: CheckConfig, verdicts: Sequence[Verdict], own_head: OwnHeadVerdict) -> str:

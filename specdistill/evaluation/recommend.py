@@ -11,7 +11,7 @@ from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.recommendation import AGAIN, MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
 from specdistill.models.parallel import ParallelDrafting
-from specdistill.settings.command_line import changed_flags, command
+from specdistill.settings.command_line import changed_flags, command, new_prompts
 
 _METHODS = {
     "ngram": ("vllm", "ngram"),
@@ -59,7 +59,7 @@ def training_flags(config: MeasureConfig, parallel: ParallelDrafting | None = No
         config: The bench's settings.
         parallel: How the draft guesses several tokens in one pass; None for an ordinary one.
     """
-    words = [] if config.prompts.startswith("builtin") else ["--prompts", "NEW_PROMPTS"]
+    words = new_prompts(config.prompts)
     if parallel is not None and parallel.trained_tokens is not None:
         words += ["--parallel", str(parallel.trained_tokens)]
     return words

@@ -149,10 +149,10 @@ def load_head_model(
     Raises:
         ModelError: Weights are missing, damaged, not finite, or of a variant that is not run here.
     """
-    head = load_head(_directory(source, role), families.num_layers(target.config), dtype, device)
+    layers = families.num_layers(target.config)
+    head = load_head(_directory(source, role), layers, dtype, device)
     if not all(bool(weight.isfinite().all()) for weight in head.parameters()):
         raise ModelError(f"the weights of --{role} {source.name} are not finite; take an earlier checkpoint")
-    layers = families.num_layers(target.config)
     if max(head.aux_layers) > layers:
         raise IncompatibleModelsError(
             f"--{role} {source.name} reads the states after layers {head.aux_layers}, and {target.name} has {layers} "

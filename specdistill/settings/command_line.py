@@ -26,3 +26,8 @@ def changed_flags(config: Config, names: Collection[str]) -> list[str]:
         if name in names and value != usual.get(name):
             words += [flag(name)] if value is True else [flag(name), str(value)]
     return words
+
+
+def new_prompts(prompts: str) -> list[str]:
+    """Flags of prompts like those of --prompts that were not used yet; none where those came with the tool."""
+    return [] if prompts.startswith("builtin") else ["--prompts", "NEW_PROMPTS"]
