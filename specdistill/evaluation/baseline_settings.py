@@ -7,6 +7,9 @@ from typing import Literal
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least
 
+LLAMA_CPP_SIZE = 12
+"""Length of the runs that llama.cpp's n-grams look for by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineSettings:

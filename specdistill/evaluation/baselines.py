@@ -18,7 +18,7 @@ from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import LlamaCppNgram, NewLookup, TransformersNgram, VllmNgram
 from specdistill.decoding.parallel_draft import draft_of
 from specdistill.decoding.suffix import SuffixMemory, SuffixSettings
-from specdistill.evaluation.baseline_settings import BaselineSettings
+from specdistill.evaluation.baseline_settings import LLAMA_CPP_SIZE, BaselineSettings
 from specdistill.evaluation.copying_walk import Copies, Walk, copies_of, walk_copies
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.report_baselines import Baseline
@@ -56,7 +56,9 @@ def ways_of(settings: BaselineSettings, stop_ids: frozenset[int]) -> dict[str, W
     alone = {
         "ngram": Way(dict(sizes), lambda: partial(VllmNgram, settings.lookup_min, settings.lookup_max)),
         "ngram_transformers": Way({"min": 1, "max": 2}, lambda: partial(TransformersNgram, 2, stop_ids)),
-        "ngram_llama_cpp": Way({"size_n": 12, "size_m": 48}, lambda: partial(LlamaCppNgram, 12, 48), longest=48),
+        "ngram_llama_cpp": Way(
+            {"size_n": LLAMA_CPP_SIZE, "size_m": 48}, lambda: partial(LlamaCppNgram, LLAMA_CPP_SIZE, 48), longest=48
+        ),
         "suffix": Way(dict(tree), lambda: SuffixMemory(suffix)),
     }
     both = {f"{name}{WITH_DRAFT}": Way(alone[name].settings, alone[name].begin, True) for name in ("ngram", "suffix")}

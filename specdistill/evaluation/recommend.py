@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from specdistill.evaluation.baseline_settings import LLAMA_CPP_SIZE
 from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.recommendation import AGAIN, MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
@@ -17,6 +18,7 @@ _METHODS = {
     "ngram": ("vllm", "ngram"),
     "suffix": ("vllm", "suffix"),
     "ngram_transformers": ("transformers", "ngram"),
+    "ngram_llama_cpp": ("llama-cpp", "ngram"),
 }
 """Way -> the engine in which it is measured next, and its --method there."""
 _LONGEST = 8
@@ -172,9 +174,12 @@ def _if_nothing(
 
 def _next(best: TimedWay, target: Sequence[str], draft: str | None, same: Sequence[str]) -> str:
     engine, method = _METHODS.get(best.name, ("", ""))
-    if not engine:
+    in_llama_cpp = engine == "llama-cpp"
+    if not engine or (in_llama_cpp and not target[1].endswith(".gguf")):
         return command("check", *target, *(() if draft is None else ("--draft", draft)))
     length = str(best.num_draft_tokens)
     longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
-    words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer
+    # The length of runs that was timed here; the engine's bench has vLLM's.
+    size = ("--lookup-max", str(LLAMA_CPP_SIZE)) if in_llama_cpp else ()
+    words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer, *size
     return command("bench", *target, *words, *same)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -243,6 +244,17 @@ def test_the_next_bench_asks_the_same():
     assert found is not None and found.next.endswith(
         "bench --target T --engine vllm --method suffix --num-draft-tokens 3 --prompts mails.jsonl --temperature 0.7"
     )
+
+
+def test_a_gguf_target_is_served_by_llama_cpps_own_lookup():
+    ways = [replace(timed_way("ngram_llama_cpp", 0.5), num_draft_tokens=48)]
+    found = recommend(ways, "t.gguf", None, ["--prompts", "mails.jsonl"])
+    assert found is not None and found.next == (
+        "specdistill bench --target t.gguf --engine llama-cpp --method ngram --num-draft-tokens 48"
+        " --max-draft-tokens 48 --lookup-max 12 --prompts mails.jsonl"
+    )
+    elsewhere = recommend(ways, "T", None)
+    assert elsewhere is not None and elsewhere.next == "specdistill check --target T"
 
 
 def noisy_way(name, seconds):
