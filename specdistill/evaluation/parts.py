@@ -21,6 +21,22 @@ _MOST_TIME = 0.02
 """Largest share of the time that such calls take."""
 
 
+class Pace:
+    """Says when the report is due in the middle of a part: seldom enough to take little of its time."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._next
+
+    def kept(self, seconds: float) -> None:
+        """Notes that the report was written just now, in so many seconds."""
+        self._next = time.monotonic() + max(_SECONDS_BETWEEN, seconds / _MOST_TIME)
+
+
 class Parts:
     """Runs the parts and puts the report together.
 
@@ -40,7 +56,7 @@ class Parts:
         keep: Keep | None,
     ) -> None:
         self._build, self._stop, self._asked, self._keep = build, stop, asked, keep
-        self._next = 0.0
+        self._pace = Pace()
         self.costs: Costs | None = None
         self.timed: Timed | None = None
         self.sections: dict[str, Any] = {}
@@ -103,13 +119,12 @@ class Parts:
                 # The part takes it.
                 raise
             self._stop(error)
-        now = time.monotonic()
-        self._next = now + max(_SECONDS_BETWEEN, (now - begin) / _MOST_TIME)
+        self._pace.kept(time.monotonic() - begin)
 
     @property
     def is_due(self) -> bool:
         """Whether it is time for `keep` in the middle of a part."""
-        return self._keep is not None and time.monotonic() >= self._next
+        return self._keep is not None and self._pace.is_due
 
     def report(self) -> Report:
         """The report so far."""

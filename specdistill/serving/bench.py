@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from specdistill.evaluation.compared_drafts import find_compared
 from specdistill.evaluation.interruption import Interruption, unfinished
 from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.overlap import overlap
-from specdistill.evaluation.parts import Keep
+from specdistill.evaluation.parts import Keep, Pace
 from specdistill.evaluation.report import GreedyDifference, Partial, Report
 from specdistill.evaluation.scored_prompts import scored_prompts
 from specdistill.evaluation.training_prompts import training_prompts
@@ -44,6 +45,9 @@ from specdistill.serving.engine_table import DEFAULT_LENGTH, copied_length
 from specdistill.serving.engine_timing import time_again, time_engines, wrong_length
 from specdistill.serving.engines import Opened, check_methods, drafting_of, engines
 from specdistill.serving.speculation import total_of
+
+_FEWEST_PROMPTS = 2
+"""Prompts below which nothing of a run that ended early is kept."""
 
 
 def bench(config: BenchConfig, progress: Progress | None = None, keep: Keep | None = None) -> Report:
@@ -100,11 +104,13 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     stop = Interruption(progress.say, smaller_batch(config.timing.batch_size))
     stop.where = "timing"
     with engines(at_most(config), models, length, context, progress) as opened:
-        runs, failure = time_engines(config, opened, models.target, encoded, progress, stop)
-        done = sum(len(run.plain) for run in runs)
         stop_ids = models.target.eos_token_ids
-        measured = Measured(config, found, prompts[:done], encoded, runs, opened, length, {}, {}, sources, stop_ids)
-        if keep is not None and not stop and done:
+        nothing = Measured(config, found, [], encoded, [], opened, length, {}, {}, sources, stop_ids)
+        kept = None if keep is None else functools.partial(_keep_timed, keep, Pace(), nothing, models, prompts)
+        runs, failure = time_engines(config, opened, models.target, encoded, progress, stop, kept)
+        measured = nothing.with_runs(runs, prompts)
+        done = len(measured.prompts)
+        if keep is not None and not stop and done >= _FEWEST_PROMPTS:
             keep(unfinished(measured.build(models, None, None), "timing", done, len(prompts)))
         asked = opened.plain, opened.drafting, encoded
         loaded = {} if failure else ask_under_load(config, *asked, progress, stop)
@@ -114,7 +120,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     wrong = wrong_length(config, total_of(run.speculation for run in runs), done) or never_proposed(config, runs)
     if wrong is not None:
         progress.say(f"BEWARE: {wrong}")
-    if failure is not None and done < 2:
+    if failure is not None and done < _FEWEST_PROMPTS:
         raise failure
     measured = dataclasses.replace(measured, loaded=loaded, forms=forms)
     report = _scored(measured, models, scoring, progress, stop)
@@ -146,6 +152,10 @@ class Measured:
     stop_ids: frozenset[int]
     """Ids that end an answer."""
 
+    def with_runs(self, runs: list[EngineRun], prompts: list[Prompt]) -> Measured:
+        """The same with the batches that are done, the first of all prompts."""
+        return dataclasses.replace(self, runs=runs, prompts=prompts[: sum(len(run.plain) for run in runs)])
+
     def build(
         self,
         models: EngineModels,
@@ -171,6 +181,19 @@ class Measured:
     def answers(self) -> list[Example]:
         """The plain engine's."""
         return plain_answers(self.prompts, self.encoded, self.runs)
+
+
+def _keep_timed(
+    keep: Keep, pace: Pace, nothing: Measured, models: EngineModels, prompts: list[Prompt], runs: list[EngineRun]
+) -> None:
+    """Hands on the report in the middle of the timing, now and then: no kill takes what is done."""
+    measured = nothing.with_runs(runs, prompts)
+    done, asked = len(measured.prompts), len(prompts)
+    if done < _FEWEST_PROMPTS or not pace.is_due:
+        return
+    begin = time.monotonic()
+    keep(unfinished(measured.build(models, None, None), "timing", done, asked, is_done=False))
+    pace.kept(time.monotonic() - begin)
 
 
 def _scored(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from specdistill.data.prompts import Prompt, encode, in_chat
 from specdistill.errors import ServerError
 from specdistill.evaluation.interruption import Interruption
@@ -26,8 +28,9 @@ def time_engines(
     encoded: list[list[int]],
     progress: Progress,
     stop: Interruption,
+    keep: Callable[[list[EngineRun]], None] | None = None,
 ) -> tuple[list[EngineRun], ServerError | None]:
-    """Asks all engines batch by batch, each going first in turn.
+    """Asks all engines batch by batch, each going first in turn; calls `keep` with what is done after each batch.
 
     Returns:
         The batches that were done before a Ctrl-C, and the failure that ended the run early or None.
@@ -58,6 +61,8 @@ def time_engines(
                 others = {method: answered[engine] for method, engine in opened.baselines.items()}
                 plain = answered[opened.plain].answers
                 runs.append(EngineRun(plain, speculative.answers, speculative.speculation, others))
+                if keep is not None:
+                    keep(runs)
             except ServerError as error:
                 return runs, error
             except (KeyboardInterrupt, Exception) as error:

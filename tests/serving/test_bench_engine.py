@@ -164,6 +164,20 @@ def test_a_draft_server_killed_in_the_middle_keeps_what_was_done(files, models, 
     assert "incomplete" in page.read_text()
 
 
+def test_what_is_timed_is_kept_while_the_timing_goes_on(files, models, monkeypatch):
+    """A kill in the middle of the timing took everything: the report was handed on at its end only."""
+    monkeypatch.setattr("specdistill.evaluation.parts._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("specdistill.evaluation.parts._MOST_TIME", float("inf"))
+    kept = []
+    with FakeVllm(models[0]) as plain, FakeVllm(models[0], draft=models[1]) as drafting:
+        whole = bench(config(files, plain, drafting), keep=kept.append)
+    middle = [report for report in kept if "in the middle of timing" in report.partial.why]
+    assert [report.partial.prompts_done for report in middle] == list(range(2, 11))
+    assert [report.setup.prompts for report in middle] == list(range(2, 11))
+    assert middle[-1].acceptance.mean_acceptance_length == whole.acceptance.mean_acceptance_length
+    assert whole.partial is None
+
+
 def test_a_server_that_breaks_off_once_is_asked_again(files, models):
     target, draft = models
     broken = FakeVllm(target, draft=draft, break_after=lambda number: 2 if number == 4 else None)
