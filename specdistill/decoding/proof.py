@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -41,6 +42,15 @@ _STARTS, _NEW, _KEPT = (7, 3, 5), 4, (4, 0, 2)
 """Tokens that each row begins with, that all read next, and that each keeps of them."""
 INSTEAD = "'specdistill bench --engine' measures the pair in an engine"
 """Remedy where a model can't be rolled back here."""
+
+
+class Wrong(NamedTuple):
+    """A token whose state is not that of a plain pass."""
+
+    position: int
+    """Position in its text."""
+    share: float
+    """Difference, as a share of the largest state."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ def pack_proven(models: Sequence[LanguageModel], kind: str) -> float:
 def _made(model: LanguageModel) -> tuple[Proof, bool]:
     """The proof, and whether it is worth keeping: an error may have a cause of today's."""
     try:
-        with model.generating(), _short_windows(model):
+        with model.generating(), short_windows(model):
             difference = _first_difference(model)
     except Exception as error:
         if is_out_of_memory(error):
@@ -170,8 +180,17 @@ def tolerance_of(model: LanguageModel) -> float:
     return _TOLERANCES.get(model.model.dtype, _TOLERANCE_OF_OTHERS)
 
 
-def _difference(model: LanguageModel, row: int, text: list[int], hidden: Tensor) -> str | None:
-    """Where the last states of a text differ from a plain pass; None if they agree. `hidden` is [tokens, hidden]."""
+def first_wrong(model: LanguageModel, text: list[int], hidden: Tensor) -> Wrong | None:
+    """Compares the last states of a text with those of a plain pass over it.
+
+    Args:
+        model: In eval mode.
+        text: Token ids.
+        hidden: [tokens, hidden], of the last tokens.
+
+    Returns:
+        None where they agree.
+    """
     plain = model.hidden_states(torch.tensor([text], device=model.device))[0, -len(hidden) :].float()
     share = (hidden.float() - plain).abs().amax(-1) / plain.abs().max().clamp(min=1e-6)
     tolerance = tolerance_of(model)
@@ -181,14 +200,22 @@ def _difference(model: LanguageModel, row: int, text: list[int], hidden: Tensor)
     if int(wrong.sum()) <= forgiven:
         return None
     at = int(wrong.nonzero()[0])
+    return Wrong(len(text) - len(hidden) + at, float(share[at]))
+
+
+def _difference(model: LanguageModel, row: int, text: list[int], hidden: Tensor) -> str | None:
+    """Where the last states of a text differ from a plain pass; None if they agree. `hidden` is [tokens, hidden]."""
+    found = first_wrong(model, text, hidden)
+    if found is None:
+        return None
     return (
-        f"in a batch of rows of different lengths, position {len(text) - len(hidden) + at} of row {row + 1} differs "
-        f"by {float(share[at]):.2g} of the largest state, where {tolerance:g} is rounding"
+        f"in a batch of rows of different lengths, position {found.position} of row {row + 1} differs "
+        f"by {found.share:.2g} of the largest state, where {tolerance_of(model):g} is rounding"
     )
 
 
 @contextlib.contextmanager
-def _short_windows(model: LanguageModel) -> Iterator[None]:
+def short_windows(model: LanguageModel) -> Iterator[None]:
     """Shortens windows, chunks and numbers of chosen keys inside the block.
 
     Masks read the configuration at every pass, layers that choose keys (DeepSeek V3.2) an attribute of their own.

@@ -140,6 +140,10 @@ class TrainConfig(Config):
             raise ConfigError(
                 "--parallel needs texts, and a rejection log holds single tokens; choose another --method"
             )
+        if self.optimiser.packing:
+            raise ConfigError(
+                "--parallel has mask tokens behind each text, so texts can't share rows; leave --packing away"
+            )
         if self.loss.reward is not None or self.loss.reference is not None:
             raise ConfigError("--parallel goes without --reward and --reference, which judge single tokens or answers")
         if self.presets.judges_start:

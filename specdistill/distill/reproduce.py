@@ -18,6 +18,7 @@ from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.head_settings import HeadSettings
 from specdistill.distill.training.loss import StepTotals
 from specdistill.distill.training.loss_settings import LossSettings, Objective
+from specdistill.distill.training.packing import allow_packing
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.step import guesses_by_depth
 from specdistill.files import run_settings
@@ -102,7 +103,10 @@ def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weight
     found = find_pair(target, draft, say=lambda text: None, target_base=base)
     pair = load_pair(target, draft, found=found, draft_dtype=torch.float32, target_weights=target_weights)
     pair.target.model.requires_grad_(False)
-    if settings.get("parallel"):
+    # As the run did, so that the last digits agree. Runs of older versions packed nothing.
+    packing, parallel = settings.get("packing", False), bool(settings.get("parallel"))
+    allow_packing(pair, None, packing, lambda text: None, target_weights, parallel)
+    if parallel:
         mask_id = json.loads((directory / SEQUENCES_FILE).read_text())["mask_token"]
         drafting = ParallelDrafting(mask_id, settings["parallel"])
         install_mask_token(pair.draft, drafting, pair.target.head_weight.shape[0])

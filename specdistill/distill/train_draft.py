@@ -33,6 +33,7 @@ from specdistill.distill.training.head_start import check_head
 from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures
+from specdistill.distill.training.packing import allow_packing, refuse_packing
 from specdistill.distill.training.parallel_start import ParallelStart, install_proven, plan_parallel
 from specdistill.distill.training.run_measures import MeasureInputs, build_measures
 from specdistill.distill.training.start import judge_start, made_for
@@ -85,6 +86,7 @@ def train_draft(
         target_base=config.adapter.target_base,
     )
     refuse_states_of(found.pair, config.method)
+    refuse_packing(found.pair, config.optimiser.packing)
     config.for_draft(check_head(found.pair, config.method, config.to_flat(), defaults(TrainConfig)))
     with locks.output_lock(output, progress.say, wanted=ranks.is_main):
         if ranks.is_main:
@@ -102,9 +104,8 @@ def train_draft(
         ranks.wait()
         if ranks.is_main:
             # Only now: whatever ended the run before can be resumed from.
-            atomic.write_text(
-                output / run_settings.SUMMARY_FILE, json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
-            )
+            text = json.dumps(summary.to_json(), indent=1, allow_nan=False) + "\n"
+            atomic.write_text(output / run_settings.SUMMARY_FILE, text)
             checkpoints.remove(output)
         return summary
 
@@ -159,10 +160,11 @@ def _load(
     if place.has_weights and not config.teaches_itself:
         itself.refuse_same_weights(pair)
     pair.target.model.requires_grad_(False)
-    prove_pair(pair, config.method, config.place.has_weights)
+    prove_pair(pair, config.method, place.has_weights)
+    reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
+    allow_packing(pair, reference, config.optimiser.packing, progress.say, place.has_weights, parallel is not None)
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
-    reference = None if config.loss.reference is None else load_reference(config.loss.reference, pair, progress.say)
     guidance = build_guidance(config.target_settings, pair.target, config.chat, config.sequences.max_new_tokens)
     target = place.open(pair.target, found.connection, found.view)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from specdistill.data.batch import Example, collate, split_by_tokens
+from specdistill.decoding.packed_pass import predicting_states
 from specdistill.decoding.position_scaling import cached
 from specdistill.decoding.proof import prove
 from specdistill.models import LanguageModel
@@ -49,7 +50,7 @@ def answer_hidden_states(
 
 def _in_one_pass(model: LanguageModel, sequences: Sequence[Example]) -> Iterator[torch.Tensor]:
     batch = collate(sequences).to(model.device)
-    hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+    hidden = predicting_states(model, batch)
     # Copies: a slice would keep the whole batch's storage alive.
     return (rows.clone() for rows in hidden.split([len(sequence.answer_ids) for sequence in sequences]))
 

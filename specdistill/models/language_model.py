@@ -56,6 +56,8 @@ class LanguageModel:
     """Result of `decoding.proof` for this model; None before it was made."""
     step_runner: Any = field(default=None, repr=False)
     """Captures the steps of decoding (`decoding.step_runner`); None runs them eagerly."""
+    packs: bool = False
+    """Whether texts of different lengths share rows in a pass (`decoding.packed_pass`), which has been proven."""
     _head: Tensor | None = field(default=None, repr=False)
     _logit_scale: float | None = field(default=None, repr=False)
 

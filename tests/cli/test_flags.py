@@ -157,6 +157,8 @@ for encoding in ("annotate", "bench", "generate", "init-draft", "train-draft"):
     seen = {"rollouts": "r", "target_system": "s.txt"} if encoding == "annotate" else {}
     for name, value in SELF_SETTINGS.items():
         TOGETHER[encoding][name] = {name: value, "prompts": "self:10"} | seen
+# A choice of three: left out, --packing and --no-packing.
+TOGETHER["train-draft"]["packing"] = {"packing": True}
 for seeing in ("annotate", "generate", "train-draft"):
     TOGETHER[seeing]["target_hint"] = {"target_hint": "it is {answer}"}
 CASES = [(command, flag) for command, flags in TABLE.items() for flag in flags]

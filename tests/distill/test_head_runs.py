@@ -124,6 +124,7 @@ def test_a_failed_step_is_computed_again(folder, tmp_path, monkeypatch):
         ({"target_server": "http://h:1/v1"}, "which no server gives; leave --target-server away"),
         ({"lora_rank": 4}, "is trained whole, as it is one layer; leave --lora-rank away"),
         ({"parallel": 4}, "takes a pass for each token; leave --parallel away"),
+        ({"packing": True}, "is trained on padded texts; leave --packing away"),
         ({"reward": "tiny_runs:count_w7"}, "leave --reward away"),
         ({"target_hint": "it is {answer}"}, "must be what it sees when it is served; leave --target-hint away"),
         ({"watch": "loss"}, "--watch may be auto, alpha, tokens_per_call, got loss"),

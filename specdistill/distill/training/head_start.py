@@ -21,6 +21,7 @@ _NOT_WITH_HEADS = {
     "reference": "is compared with no reference draft",
     "rollout_engine": "writes no answers of its own",
     "lora_rank": "is trained whole, as it is one layer",
+    "packing": "is trained on padded texts",
     "gradient_checkpointing": "is one layer, of which nothing needs to be computed again",
     "shard": "is small, and its target is read whole",
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdistill.data.batch import Batch, Provenance
+from specdistill.decoding.packed_pass import predicting_states
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.parallel_rows import guessing_rows, labelled_probabilities
 from specdistill.distill.training.parallel_settings import ParallelLoss
@@ -88,7 +89,7 @@ class DistillationLoss(nn.Module):
         """
         if batch.masks is not None and self._objective.parallel is not None:
             return self._parallel(batch, self._objective.parallel, target_hidden, totals, soft_labels)
-        hidden = self._draft.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+        hidden = predicting_states(self._draft, batch)
         # The loss stays in float32 whatever the network runs in: rounded logits bias the draft's entropy.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
@@ -183,7 +184,7 @@ class DistillationLoss(nn.Module):
         assert self._reference is not None, "tokens are selected by a reference draft"
         behind = []
         for model in (self._draft, self._reference):
-            hidden = model.hidden_states(batch.input_ids, batch.attention_mask)[batch.predicting]
+            hidden = predicting_states(model, batch)
             with torch.autocast(hidden.device.type, enabled=False):
                 hidden = hidden.to(model.head_weight.dtype)
                 ones = torch.ones(hidden.shape[0], device=hidden.device)

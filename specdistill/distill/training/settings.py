@@ -37,6 +37,10 @@ class OptimiserSettings:
     which raises alpha more."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the draft's forward pass; its weights, their gradients and the loss stay float32."""
+    packing: bool | None = None
+    """Lay texts of different lengths behind each other in the rows of a pass, instead of padding all to the longest.
+    Loss and gradients are the same up to rounding. Left out: a model packs if a proof on a few tokens of its own says
+    that it may, which recurrent layers don't. Parallel drafts and heads are padded."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass to save memory; rollouts keep their KV cache."""
 
