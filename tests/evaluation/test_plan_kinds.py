@@ -37,7 +37,7 @@ def settings(**changes):
 
 
 def test_a_head_by_hand():
-    """Of width w: 3 w^2 make a feature, 15 w^2 are the layer (queries, keys and values read 2 w), 500 w propose ids."""
+    """At width w: 3 w^2 make a feature, 15 w^2 are the layer (queries, keys and values read 2 w), 500 w propose ids."""
     head = plan(settings()).kinds["head"]
     assert head.parameters == 18e6 + 0.5e6
     # 1000 answer tokens and 600 of prompts, three times; every text token makes a feature, a key and a value once, and
@@ -103,7 +103,7 @@ def test_states_are_those_that_training_holds():
 
 
 def test_memory_of_a_real_step():
-    """What autograd keeps of a head's steps, against the plan's activations and shares of attention."""
+    """The tensors that autograd keeps of a head's steps, against the plan's activations and shares of attention."""
     target = make_model(layers=4, hidden=128)
     head = head_from_target(target, range(60))
     config = settings(
