@@ -1,6 +1,7 @@
 """specdistill: train the draft model of speculative decoding, measure what it is worth, ship it.
 
     plan(PlanConfig.flat(...))               estimate tokens, hours, memory and storage of a training
+    advise(AdviseConfig.flat(...))           which draft to make, or none, before any is made
     init_draft(InitDraftConfig.flat(...))    cut a draft out of the target's own layers
     generate(GenerateConfig.flat(...))       let the target write answers to train on
     annotate(AnnotateConfig.flat(...))       store the target's distribution over answers
@@ -25,6 +26,8 @@ from specdistill.remarks import hide_remarks
 
 if TYPE_CHECKING:
     from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
+    from specdistill.distill.advising.advise import advise
+    from specdistill.distill.advising.config import AdviseConfig
     from specdistill.distill.answers.annotate import annotate
     from specdistill.distill.answers.annotate_config import AnnotateConfig
     from specdistill.distill.answers.generate import generate
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from specdistill.distill.training.loss_settings import LossSettings
     from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
     from specdistill.errors import SpecdistillError
+    from specdistill.evaluation.advice import Advice
     from specdistill.evaluation.config import AcceptanceSettings, ServedSampling, TimedRunSettings, WeightSettings
     from specdistill.evaluation.plan import Plan, plan
     from specdistill.evaluation.plan_config import PlanConfig
@@ -66,6 +70,8 @@ hide_remarks()
 
 _HOME = {
     "AcceptanceSettings": "specdistill.evaluation.config",
+    "Advice": "specdistill.evaluation.advice",
+    "AdviseConfig": "specdistill.distill.advising.config",
     "AnnotateConfig": "specdistill.distill.answers.annotate_config",
     "BenchConfig": "specdistill.serving.bench_config",
     "CarryHeadConfig": "specdistill.serving.carry_config",
@@ -97,6 +103,7 @@ _HOME = {
     "TimedRunSettings": "specdistill.evaluation.config",
     "TrainConfig": "specdistill.distill.config",
     "WeightSettings": "specdistill.evaluation.config",
+    "advise": "specdistill.distill.advising.advise",
     "annotate": "specdistill.distill.answers.annotate",
     "bench": "specdistill.serving.bench",
     "carry_head": "specdistill.serving.carry_head",
@@ -114,6 +121,8 @@ _HOME = {
 
 __all__ = [
     "AcceptanceSettings",
+    "Advice",
+    "AdviseConfig",
     "AnnotateConfig",
     "BenchConfig",
     "CarryHeadConfig",
@@ -145,6 +154,7 @@ __all__ = [
     "TimedRunSettings",
     "TrainConfig",
     "WeightSettings",
+    "advise",
     "annotate",
     "bench",
     "carry_head",

@@ -39,7 +39,7 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("script", ["readme_tables", "study_plots"])
+@pytest.mark.parametrize("script", ["readme_tables", "study_plots", "known_results"])
 def test_tables_and_plots_are_the_committed_results(script):
     done = subprocess.run(
         [sys.executable, f"benchmarks/tables/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True

@@ -22,7 +22,7 @@ from cyclopts import (
 from cyclopts.config import Dict
 
 from specdistill import __version__
-from specdistill.cli import annotate, bench, carry_head, check, export, generate, init_draft, plan, train_draft
+from specdistill.cli import advise, annotate, bench, carry_head, check, export, generate, init_draft, plan, train_draft
 from specdistill.cli.config_file import read_config
 from specdistill.cli.list_flags import read_lists
 from specdistill.cli.stop_signals import Received, stop_signals
@@ -46,6 +46,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 # In the order of work, which is the order of the help.
 _COMMANDS = {
     "plan": plan,
+    "advise": advise,
     "init-draft": init_draft,
     "generate": generate,
     "annotate": annotate,

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 _MAPPINGS = ("chat_template_kwargs",)
 """The settings whose value is a mapping; all others are flat."""
-_LISTS = ("report_to", "lenience_sweep", "batch_sizes", "concurrency", "compare", "engine_baselines", "compare_kv")
+_LISTS = (
+    "report_to",
+    "lenience_sweep",
+    "batch_sizes",
+    "concurrency",
+    "compare",
+    "engine_baselines",
+    "compare_kv",
+    "cut_layers",
+)
 """The settings that take several values."""
 _PLAIN = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _EXAMPLE = "write a setting per line, such as 'temperature: 0.7'"

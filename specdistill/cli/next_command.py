@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from specdistill.settings.command_line import changed_flags, command, new_prompts
+from specdistill.settings.command_line import PROJECT, changed_flags, command, unseen_prompts
 from specdistill.settings.parts import Config, defaults
-from specdistill.settings.self_prompts import self_source
 
 if TYPE_CHECKING:
     from specdistill.distill.answers.annotate_config import AnnotateConfig
@@ -23,18 +22,13 @@ if TYPE_CHECKING:
     from specdistill.serving.check_config import CheckConfig
     from specdistill.serving.export_config import ExportConfig
 
-_SHARED = (
-    *("target", "target_base", "chat_template_kwargs", "raw_prompts"),
-    *("self_system", "self_temperature", "self_top_p", "self_max_tokens", "self_seed", "device", "threads"),
-)
-"""Settings that are the same in every command of a project."""
 _BENCH_ENGINES = {"transformers": "transformers", "vllm": "vllm", "gguf": "llama-cpp"}
 """--format of export -> --engine of bench."""
 
 
 def after_plan(config: PlanConfig) -> str:
-    """Makes a draft; a plan knows no names."""
-    return command("init-draft", "--target", "TARGET", "--layers", "N", "--output", "cut")
+    """Chooses a draft; a plan knows no names."""
+    return command("advise", "--target", "TARGET", "--prompts", "PROMPTS")
 
 
 def after_init_draft(config: InitDraftConfig) -> str:
@@ -66,19 +60,11 @@ def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
     if config.draft == config.target:
         # A model that was tuned is no draft of what it was: see how it answers.
         scorer = () if config.sequences.scorer is None else ("--scorer", config.sequences.scorer)
-        words = *_new_prompts(config), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
+        words = *unseen_prompts(config.prompts), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
         return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
     beside = ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
-    words = "--draft", config.output, *beside, *_new_prompts(config), "--html", f"{config.output}.html"
+    words = "--draft", config.output, *beside, *unseen_prompts(config.prompts), "--html", f"{config.output}.html"
     return command("bench", *_shared(config), *words)
-
-
-def _new_prompts(config: TrainConfig) -> tuple[str, ...]:
-    """Prompts of the kind that was trained on; without a name bench takes the held-out half of the built-in ones."""
-    own = self_source(config.prompts, "train")
-    if own is not None:
-        return "--prompts", f"self:{own.count}:heldout"
-    return tuple(new_prompts(config.prompts))
 
 
 def after_check(config: CheckConfig, verdicts: Sequence[Verdict], own_head: OwnHeadVerdict) -> str:
@@ -133,4 +119,4 @@ def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple
 
 def _shared(config: Config, *left_out: str) -> list[str]:
     """Flags of the settings that the next command must share, where they are not the default's."""
-    return changed_flags(config, set(_SHARED).difference(left_out))
+    return changed_flags(config, set(PROJECT).difference(left_out))

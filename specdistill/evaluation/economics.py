@@ -42,6 +42,19 @@ def break_even_alpha(num_draft_tokens: int, round_cost: float) -> float | None:
     return high
 
 
+def break_even_tokens(costs: Costs, num_draft_tokens: int) -> float | None:
+    """The tokens per target call at which the speed-up is exactly 1; None where even all tokens accepted are too slow.
+
+    Args:
+        costs: Of single steps. A round's time grows in a straight line with the tokens that the last one kept.
+        num_draft_tokens: Draft length gamma.
+    """
+    least = costs.round_cost(num_draft_tokens, 1.0)
+    slope = (costs.round_cost(num_draft_tokens, num_draft_tokens + 1) - least) / num_draft_tokens
+    tokens = (least - slope) / (1 - slope) if slope < 1 else math.inf
+    return None if tokens > num_draft_tokens + 1 else max(1.0, tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Economics:
     """Costs and gains of a draft, and the sentence that says whether it pays."""

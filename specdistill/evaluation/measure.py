@@ -81,7 +81,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
         stop.check(len(answers))
         scores = _score(models, answers, config, progress, stop)
     answers = answers[: len(scores.draft)]
-    scored, context = answered_prompts(prompts, answers), _context(config, encoded, room)
+    scored, context = answered_prompts(prompts, answers), timed_context(config, encoded, room)
     # `scores` is looked up anew each time: the drafts of --compare come later.
     parts = Parts(lambda *so_far: build_report(config, models, scored, scores, *so_far), stop, len(prompts), keep)
     parts.sections["training_prompts"] = trained
@@ -248,7 +248,7 @@ def _score(
     return Scores(records, predicted, experts, target_states)
 
 
-def _context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:
+def timed_context(config: MeasureConfig, encoded: list[list[int]], room: int) -> int:
     """Tokens before a timed step: half-way through the answer to a prompt of middling length."""
     middle = sorted(map(len, encoded))[len(encoded) // 2] + config.max_new_tokens // 2
     return min(middle, room + config.max_new_tokens - config.acceptance.max_draft_tokens - 1)

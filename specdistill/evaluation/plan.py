@@ -12,68 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdistill.data.soft_labels import bytes_per_token
-from specdistill.evaluation.plan_config import PlanConfig, PlannedMachine, PlannedText
+from specdistill.evaluation.plan_config import PlanConfig, PlannedMachine
 from specdistill.evaluation.plan_experts import PlannedExperts, planned_experts, weights_read
+from specdistill.evaluation.plan_kinds import PlannedKind, planned_kinds
+from specdistill.evaluation.plan_sizes import (
+    ADAMW_BYTES,
+    Accelerator,
+    TokenCounts,
+    accelerator,
+    counts_of,
+    working_bytes,
+)
 from specdistill.evaluation.to_json import to_json
-
-_GIB = 2.0**30
-_ADAMW_BYTES = 16
-"""Per trained parameter: float32 weight, gradient, and AdamW's two moments; the forward pass may be bfloat16."""
-_ACTIVATIONS = 23
-"""Numbers kept for backward per token, layer and unit of width in a Llama: about 10.7 of the MLP's gate, up, activation
-and product (2.67 wide each), 8 of attention with its rotated queries and keys (not its scores), 4 of two norms."""
-_TILE_BYTES = 2.0**27
-"""Most bytes of logits that the loss holds per model: float32 on a CPU or bfloat16 on a GPU."""
-_USABLE_MEMORY = 0.92
-"""Share of an accelerator's memory that a run may fill."""
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """Numbers of the vendor's data sheet."""
-
-    flops: float
-    """bfloat16 FLOP/s, dense."""
-    bandwidth: float
-    """Bytes per second."""
-    memory: float
-    """Bytes."""
-
-
-ACCELERATORS = {
-    "h100": Accelerator(989e12, 3.35e12, 80e9),
-    "h200": Accelerator(989e12, 4.8e12, 141e9),
-    "a100": Accelerator(312e12, 2.04e12, 80e9),
-    "l40s": Accelerator(362e12, 0.864e12, 48e9),
-    "mi300x": Accelerator(1307e12, 5.3e12, 192e9),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenCounts:
-    """Tokens by what is done with them."""
-
-    written: float
-    """Answer tokens that the target writes."""
-    read: float
-    """Prompt tokens that the target reads while it writes."""
-    trained: float
-    """Answer tokens in the loss."""
-    own: float
-    """Answer tokens that the draft writes itself and is trained on."""
-    labelled: float
-    """Tokens that the target reads for its distributions, prompts included."""
-    trained_with_prompts: float
-    """Tokens that pass through the draft in training, prompts and a parallel draft's masks included."""
-
-    def by_stage(self) -> dict[str, float]:
-        """Stage -> the tokens that it counts."""
-        return {
-            "target writes": self.written,
-            "target labels": self.labelled,
-            "draft writes": self.own,
-            "draft trains": self.trained_with_prompts,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +70,8 @@ class Plan:
     """Disk space."""
     assumptions: list[str]
     """Assumptions of the estimate, a sentence each."""
+    kinds: dict[str, PlannedKind]
+    """Kind of draft -> training it on the same text."""
     experts: PlannedExperts | None = None
     """Present with --experts."""
 
@@ -135,7 +87,7 @@ def plan(config: PlanConfig) -> Plan:
         ConfigError: A size can't be read.
     """
     gpu = accelerator(config.gpu, config.machine)
-    tokens = token_counts(config.text, config.training.rows_per_token)
+    tokens = counts_of(config)
     answer_tokens = config.training.batch_size * config.text.answer_tokens
     hours = _gpu_hours(config, gpu, tokens)
     memory = memory_per_gpu(config)
@@ -146,44 +98,11 @@ def plan(config: PlanConfig) -> Plan:
         flops=_flops(config, tokens),
         gpu_hours=hours | {"all": sum(hours.values())},
         wall_hours=sum(hours.values()) / config.gpus,
-        memory_per_gpu={
-            name: MemoryUse(bytes=size, fits=size <= gpu.memory * _USABLE_MEMORY) for name, size in memory.items()
-        },
+        memory_per_gpu={name: MemoryUse(bytes=size, fits=gpu.holds(size)) for name, size in memory.items()},
         storage=_storage(config, tokens.written),
         assumptions=_assumptions(config),
+        kinds=planned_kinds(config, gpu),
         experts=planned_experts(config) if config.models.experts else None,
-    )
-
-
-def accelerator(name: str, machine: PlannedMachine) -> Accelerator:
-    """The data sheet's numbers, or the user's own where the name is `custom`."""
-    if name == "custom":
-        tflops, bandwidth, memory = machine.custom
-        return Accelerator(tflops * 1e12, bandwidth * 1e9, memory * _GIB)
-    return ACCELERATORS[name]
-
-
-def token_counts(text: PlannedText, rows_per_token: float = 1.0) -> TokenCounts:
-    """Counts tokens by what is done with them.
-
-    Args:
-        text: The text.
-        rows_per_token: Rows that the draft reads in training for each token of an answer, guesses included.
-    """
-    answers = text.prompts * text.rollouts_per_prompt
-    written = answers * text.answer_tokens
-    trained = written * text.epochs
-    own = trained * text.on_policy_fraction
-    ratio = (text.prompt_tokens + text.answer_tokens) / text.answer_tokens
-    # A stored answer is labelled once; the draft's own are new each time.
-    fixed = written * min(1.0, text.epochs) if text.on_policy_fraction < 1 else 0.0
-    return TokenCounts(
-        written=float(written),
-        read=float(answers * text.prompt_tokens),
-        trained=float(trained),
-        own=float(own),
-        labelled=float((fixed + own) * ratio),
-        trained_with_prompts=float(trained * (ratio - 1 + rows_per_token)),
     )
 
 
@@ -202,9 +121,9 @@ def _gpu_hours(config: PlanConfig, gpu: Accelerator, tokens: TokenCounts) -> dic
     read = weights_read(config, machine.decode_batch)
     seconds = {
         "target writes": _writing(machine, gpu, weight_bytes * read, tokens.written, config.target, tokens.read),
-        "target labels": flops["target labels"] / (gpu.flops * machine.utilisation),
+        "target labels": 3600 * gpu.hours(flops["target labels"], machine),
         "draft writes": _writing(machine, gpu, weight_bytes * config.draft, tokens.own, config.draft, 0),
-        "draft trains": flops["draft trains"] / (gpu.flops * machine.utilisation),
+        "draft trains": 3600 * gpu.hours(flops["draft trains"], machine),
     }
     return {stage: value / 3600 for stage, value in seconds.items()}
 
@@ -245,12 +164,15 @@ def _assumptions(config: PlanConfig) -> list[str]:
         f"bandwidth while decoding {machine.decode_batch} answers at a time",
         "2 N FLOPs per token forward and 4 N backward; attention over long contexts comes on top",
         "weights spread evenly where they are sharded; communication overlaps with computation",
+        "an independent and a parallel draft read a state of each answer token, a head four of it and three of each "
+        "prompt token; training keeps them up to 2 GiB and else computes them again in each epoch. Stored labels stand "
+        "in for the first; no command writes a head's states to disk",
     ]
 
 
 def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
     """Bytes per accelerator while training, by where the weights are: the choices of `--shard`, `--target-memory`."""
-    draft, target = config.draft * _ADAMW_BYTES, config.target_resident * config.models.weight_bytes
+    draft, target = config.draft * ADAMW_BYTES, config.target_resident * config.models.weight_bytes
     working = working_bytes(config)
     if config.training.labels == "stored":
         shared = {"no target, --shard draft": draft / config.gpus + working} if config.gpus > 1 else {}
@@ -270,26 +192,3 @@ def memory_per_gpu(config: PlanConfig) -> dict[str, float]:
         "--target-memory nf4": draft + target / 3.6 + working,
         "served elsewhere (--target-server)": draft + working,
     }
-
-
-def working_bytes(config: PlanConfig) -> float:
-    """Bytes of one micro-batch: the draft's activations, and the target's own pass or the loss's two tiles."""
-    models, text, answers = config.models, config.text, config.training.micro_batch_size
-    layers, width = shape_of(config.draft)
-    layers, width = models.draft_layers or layers, models.draft_width or width
-    tokens, guesses = answers * text.prompt_tokens, answers * text.answer_tokens * config.training.rows_per_token
-    # The target keeps nothing for a backward pass: a few times one layer's width.
-    passing = 8 * answers * (text.prompt_tokens + text.answer_tokens) * shape_of(config.target)[1] * models.weight_bytes
-    logits = guesses * models.vocab_size * models.weight_bytes
-    return (tokens + guesses) * layers * width * _ACTIVATIONS * models.weight_bytes + max(
-        passing, 2 * min(logits, _TILE_BYTES)
-    )
-
-
-def shape_of(params: float) -> tuple[float, float]:
-    """(layers, width) of a transformer of that size, by the rule that families follow: 12 L w^2 parameters, w = 128 L.
-
-    Models of less than some 300M parameters are mostly embeddings, and of another shape.
-    """
-    layers = (params / (12 * 128**2)) ** (1 / 3)
-    return layers, 128 * layers

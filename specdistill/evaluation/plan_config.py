@@ -41,6 +41,8 @@ class PlannedModels:
     """Layers of the draft; 0 estimates them from its parameters."""
     draft_width: int = 0
     """Width (hidden_size) of the draft; 0 estimates it from its parameters."""
+    target_width: int = 0
+    """Width (hidden_size) of the target; 0 estimates it from its parameters. For the states that a head reads."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the target's weights and of activations; the draft's own weights are float32."""
     vocab_size: int = 128256
@@ -55,7 +57,7 @@ class PlannedModels:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "vocab_size")
-        at_least(self, 0, "draft_layers", "draft_width", "experts", "experts_per_token")
+        at_least(self, 0, "draft_layers", "draft_width", "target_width", "experts", "experts_per_token")
         if bool(self.experts) != bool(self.experts_per_token):
             raise ConfigError("--experts and --experts-per-token go together")
         if self.experts and self.target_resident_params is None:
@@ -128,6 +130,19 @@ class PlannedTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedHead:
+    """An EAGLE-3 head of the target, which is planned beside the draft."""
+
+    unroll: int = 3
+    """Steps of a head's rounds, as train-draft's --unroll."""
+    head_ids: int = 8192
+    """Ids that a head proposes, as init-draft's --vocab-keep."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "unroll", "head_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedMachine:
     """Speed of the accelerators."""
 
@@ -174,6 +189,7 @@ class PlanConfig(Config):
     text: Annotated[PlannedText, box("Text")] = field(default_factory=PlannedText)
     training: Annotated[PlannedTraining, box("Training")] = field(default_factory=PlannedTraining)
     models: Annotated[PlannedModels, box("Models")] = field(default_factory=PlannedModels)
+    head: Annotated[PlannedHead, box("EAGLE-3 head, beside the draft")] = field(default_factory=PlannedHead)
     machine: Annotated[PlannedMachine, box("Accelerators")] = field(default_factory=PlannedMachine)
 
     def __post_init__(self) -> None:

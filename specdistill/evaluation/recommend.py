@@ -122,7 +122,7 @@ def recommend(
         serve=best.name,
         num_draft_tokens=best.num_draft_tokens,
         why=why,
-        next=_next(best, _target(target, base), draft, same),
+        next=next_command(best.name, best.num_draft_tokens, _target(target, base), draft, same),
     )
 
 
@@ -172,13 +172,24 @@ def _if_nothing(
     return command("train-draft", *target, "--draft", draft, *training, "--output", "trained-draft")
 
 
-def _next(best: TimedWay, target: Sequence[str], draft: str | None, same: Sequence[str]) -> str:
-    engine, method = _METHODS.get(best.name, ("", ""))
+def next_command(
+    name: str, num_draft_tokens: int, target: Sequence[str], draft: str | None, same: Sequence[str]
+) -> str:
+    """Measures a way of drafting in an engine that has it; asks which engines load the draft where that is served.
+
+    Args:
+        name: `draft`, or a key of `baselines`.
+        num_draft_tokens: Its draft length.
+        target: Flags that name the target.
+        draft: Name of the draft; None for none.
+        same: Flags that the measurement must share.
+    """
+    engine, method = _METHODS.get(name, ("", ""))
     in_llama_cpp = engine == "llama-cpp"
     if not engine or (in_llama_cpp and not target[1].endswith(".gguf")):
         return command("check", *target, *(() if draft is None else ("--draft", draft)))
-    length = str(best.num_draft_tokens)
-    longer = ("--max-draft-tokens", length) if best.num_draft_tokens > _LONGEST else ()
+    length = str(num_draft_tokens)
+    longer = ("--max-draft-tokens", length) if num_draft_tokens > _LONGEST else ()
     # The length of runs that was timed here; the engine's bench has vLLM's.
     size = ("--lookup-max", str(LLAMA_CPP_SIZE)) if in_llama_cpp else ()
     words = "--engine", engine, "--method", method, "--num-draft-tokens", length, *longer, *size

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specdistill.errors import OutputError
+from specdistill.evaluation.advice import Advice
 from specdistill.evaluation.report import Report
 from specdistill.files import atomic
 from specdistill.report.html import html_report
@@ -13,7 +14,7 @@ from specdistill.report.json_file import json_text
 
 
 class BenchFiles:
-    """Writes the files of --json and --html.
+    """Writes the files of --json and --html, of a bench or of `advise`, which has no page.
 
     Args:
         json, html: The files; None writes none.
@@ -24,7 +25,7 @@ class BenchFiles:
         self.json, self.html, self._say = json, html, say
         self._said: set[str] = set()
 
-    def keep(self, report: Report) -> None:
+    def keep(self, report: Report | Advice) -> None:
         """Writes the report so far. What can't be written is said once, and the bench goes on.
 
         Args:
@@ -33,9 +34,9 @@ class BenchFiles:
         for path, error in self.write(report).items():
             if path not in self._said:
                 self._said.add(path)
-                self._say(f"{error}; the bench goes on, and prints its tables at the end")
+                self._say(f"{error}; the work goes on, and its tables are printed at the end")
 
-    def write(self, report: Report) -> dict[str, OutputError]:
+    def write(self, report: Report | Advice) -> dict[str, OutputError]:
         """Writes what can be written.
 
         Args:
@@ -45,10 +46,13 @@ class BenchFiles:
             Kind of each file that could not be written -> its error.
         """
         errors = {}
-        for kind, path, text in (("json", self.json, json_text), ("html", self.html, html_report)):
+        texts = {"json": (self.json, lambda: json_text(report))}
+        if isinstance(report, Report):
+            texts["html"] = self.html, lambda: html_report(report)
+        for kind, (path, text) in texts.items():
             if path is not None:
                 try:
-                    atomic.write_text(path, text(report))
+                    atomic.write_text(path, text())
                 except OutputError as error:
                     errors[kind] = error
         return errors

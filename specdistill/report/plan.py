@@ -6,6 +6,8 @@ from rich.table import Table
 
 from specdistill.evaluation.plan import MemoryUse, Plan
 from specdistill.evaluation.plan_experts import PlannedExperts
+from specdistill.evaluation.plan_kinds import PARALLEL_TOKENS
+from specdistill.evaluation.plan_sizes import GIB
 from specdistill.report.console import plain_console
 
 
@@ -25,6 +27,7 @@ def plan_tables(plan: Plan) -> None:
         f"stored labels ('specdistill annotate --top-k {settings.training.label_top_k}'): "
         f"{plan.storage.label_bytes_per_token:.0f} bytes a token, {plan.storage.labels / 1e9:,.1f} GB",
     )
+    console.print(_kinds_table(plan))
     if plan.experts is not None:
         console.print(_expert_table(plan.experts))
     for line in plan.assumptions:
@@ -38,6 +41,30 @@ def _work_table(plan: Plan) -> Table:
     for stage, flops in plan.flops.items():
         table.add_row(stage, _count(counted[stage]), f"{flops:.2e}", f"{plan.gpu_hours[stage]:,.1f}")
     table.add_row("all", "", "", f"{plan.gpu_hours['all']:,.1f}")
+    return table
+
+
+def _kinds_table(plan: Plan) -> Table:
+    settings = plan.settings
+    names = {
+        "independent": f"independent, {settings.draft_params}",
+        "parallel": f"parallel, {settings.training.parallel or PARALLEL_TOKENS} tokens",
+        "head": f"EAGLE-3 head, {settings.head.unroll} steps",
+    }
+    table = Table(title="kinds of drafts, trained on this text with the target in memory")
+    table.add_column("")
+    for key in plan.kinds:
+        table.add_column(names[key], justify="right")
+    kinds = plan.kinds.values()
+    table.add_row("parameters trained", *(_count(kind.parameters) for kind in kinds))
+    table.add_row("target reads, accelerator hours", *(f"{kind.labels:,.2f}" for kind in kinds))
+    table.add_row("draft trains, accelerator hours", *(f"{kind.trains:,.2f}" for kind in kinds))
+    fits = {True: "", False: ", does not fit"}
+    table.add_row("GiB of an accelerator", *(f"{kind.memory / GIB:,.1f}{fits[kind.fits]}" for kind in kinds))
+    kept = {True: "kept", False: "read again"}
+    states = (f"{kind.states / 1e9:,.1f}, {kept[kind.states_are_kept]}" for kind in kinds)
+    table.add_row("GB of the target's states", *states)
+    table.add_row("GB on disk without the target", *(f"{kind.disk / 1e9:,.1f}" for kind in kinds))
     return table
 
 
@@ -56,7 +83,7 @@ def _memory_table(memory: dict[str, MemoryUse]) -> Table:
     for name in ("where the weights are", "GiB", "fits"):
         table.add_column(name, justify="left" if name != "GiB" else "right")
     for name, use in memory.items():
-        table.add_row(name, f"{use.bytes / 2**30:,.1f}", "yes" if use.fits else "no")
+        table.add_row(name, f"{use.bytes / GIB:,.1f}", "yes" if use.fits else "no")
     return table
 
 

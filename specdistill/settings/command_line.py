@@ -7,6 +7,13 @@ from collections.abc import Collection
 
 from specdistill.settings.checks import flag
 from specdistill.settings.parts import Config, defaults
+from specdistill.settings.self_prompts import self_source
+
+PROJECT = (
+    *("target", "target_base", "chat_template_kwargs", "raw_prompts"),
+    *("self_system", "self_temperature", "self_top_p", "self_max_tokens", "self_seed", "device", "threads"),
+)
+"""Settings that are the same in every command of a project."""
 
 
 def command(*words: str) -> str:
@@ -31,3 +38,13 @@ def changed_flags(config: Config, names: Collection[str]) -> list[str]:
 def new_prompts(prompts: str) -> list[str]:
     """Flags of prompts like those of --prompts that were not used yet; none where those came with the tool."""
     return [] if prompts.startswith("builtin") else ["--prompts", "NEW_PROMPTS"]
+
+
+def unseen_prompts(prompts: str) -> list[str]:
+    """Flags of prompts of the kind that was trained on, which training never saw.
+
+    Args:
+        prompts: --prompts of the training. Without a name bench takes the held-out half of the built-in ones.
+    """
+    own = self_source(prompts, "train")
+    return new_prompts(prompts) if own is None else ["--prompts", f"self:{own.count}:heldout"]

@@ -15,6 +15,7 @@ from specdistill.cli import app, main
 
 TABLE = json.loads((Path(__file__).parent / "flags.json").read_text())
 REQUIRED = {
+    "advise": {"target": "t"},
     "annotate": {"target": "t", "output": "o"},
     "bench": {"target": "t", "draft": "d"},
     "carry-head": {"base": "b", "target": "t", "output": "o"},
@@ -30,6 +31,13 @@ SERVED = {"engine": "openai-server", "url": "http://h:1/v1", "baseline_url": "ht
 CARD = {"gpu": "custom", "gpu_tflops": 500.0, "gpu_bandwidth": 2000.0, "gpu_memory": 64.0}
 # Settings that need others beside them, or one value among few.
 TOGETHER = {
+    "advise": {
+        "cut_layers": {"cut_layers": [3, 5]},
+        "rule": {"rule": "sampled", "temperature": 1.0},
+        "top_k": {"top_k": 1, "temperature": 1.0},
+        "top_p": {"top_p": 0.5, "temperature": 1.0},
+        "min_p": {"min_p": 0.5, "temperature": 1.0},
+    },
     "annotate": {
         "text_block": {"text": "x.txt", "text_block": 64},
         "draws": {"draws": 65, "labels": "sampled"},
@@ -151,7 +159,7 @@ SELF_SETTINGS = {
     "self_seed": 1,
 }
 TEMPLATE = {"chat_template_kwargs": '{"enable_thinking": false}'}
-for encoding in ("annotate", "bench", "generate", "init-draft", "train-draft"):
+for encoding in ("advise", "annotate", "bench", "generate", "init-draft", "train-draft"):
     TOGETHER.setdefault(encoding, {})["chat_template_kwargs"] = TEMPLATE
     # Raw text that is labelled has no prompts; stored answers whose prompts the target sees more of do.
     seen = {"rollouts": "r", "target_system": "s.txt"} if encoding == "annotate" else {}

@@ -8,7 +8,18 @@ import pytest
 
 from specdistill.cli import main
 
-ORDER = ["plan", "init-draft", "generate", "annotate", "train-draft", "bench", "check", "carry-head", "export"]
+ORDER = [
+    "plan",
+    "advise",
+    "init-draft",
+    "generate",
+    "annotate",
+    "train-draft",
+    "bench",
+    "check",
+    "carry-head",
+    "export",
+]
 
 
 @pytest.fixture

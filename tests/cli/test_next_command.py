@@ -83,7 +83,7 @@ THINKING = '{"enable_thinking": false}'
 CASES = [
     (
         next_command.after_plan(PlanConfig.flat(target_params="8B", draft_params="1B")),
-        "init-draft --target TARGET --layers N --output cut",
+        "advise --target TARGET --prompts PROMPTS",
     ),
     (
         next_command.after_init_draft(InitDraftConfig.flat(**ADAPTER, layers=2, output="cut", raw_prompts=True)),

@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import cut_config, prompt_rows, standard_models, train_config, write_folder
 
 from specdistill import init_draft, train_draft
-from specdistill.distill.cutting.init_draft import head_line
+from specdistill.distill.cutting.kept_ids import head_line
 from specdistill.progress import Quiet
 
 
@@ -48,13 +48,26 @@ def test_the_split_is_said_once_and_answers_where_they_do_not_count(folder, tmp_
     assert len(warnings) == len(set(warnings))
 
 
-def test_a_head_that_holds_too_little_is_warned_of(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "zero"),
+    [
+        ({"layers": 1, "choose": "even"}, "0 keeps all ids"),
+        ({"layers": None, "kind": "eagle3"}, "0 stands for 8192"),
+    ],
+)
+def test_a_head_that_holds_too_little_is_warned_of(folder, tmp_path, settings, zero):
     progress = Lines()
-    init_draft(cut_config(folder, tmp_path / "cut", layers=1, vocab_keep=4, choose="even"), progress)
+    summary = init_draft(cut_config(folder, tmp_path / "cut", vocab_keep=4, **settings), progress)
+    assert summary.head_covers is not None and summary.head_covers < 0.95
     (line,) = [line for line in progress.said if "trimmed head" in line]
-    assert line.startswith("warning: trimmed head: 4 ids hold ") and "Raise --vocab-keep (0 keeps all ids)" in line
+    assert line.startswith(f"warning: trimmed head: 4 ids hold {summary.head_covers:.2%} of the target's probability;")
+    assert f"Raise --vocab-keep ({zero})" in line
 
 
-def test_a_head_that_holds_enough_is_not():
+def test_a_head_that_holds_enough_is_not(folder, tmp_path):
     assert head_line(8, 0.95, 3) == "trimmed head: 8 ids hold 95.00% of the target's probability"
     assert head_line(8, 0.9499, 3).endswith("or --calibration-prompts (3 were used)")
+    progress = Lines()
+    init_draft(cut_config(folder, tmp_path / "head", layers=None, kind="eagle3"), progress)
+    assert "trimmed head: 65 ids hold 100.00% of the target's probability" in progress.said
+    assert not [line for line in progress.said if line.startswith("warning: trimmed")]

@@ -11,9 +11,10 @@ import pytest
 
 from specdistill.cli import main
 from specdistill.errors import ConfigError
-from specdistill.evaluation.plan import memory_per_gpu, plan, shape_of, token_counts, working_bytes
+from specdistill.evaluation.plan import memory_per_gpu, plan
 from specdistill.evaluation.plan_config import PlanConfig, parse_count
 from specdistill.evaluation.plan_experts import uniform_distinct
+from specdistill.evaluation.plan_sizes import counts_of, shape_of, token_counts, working_bytes
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 SMALL = {"target_params": "134.5M", "draft_params": "42.5M", "vocab_size": 49152, "gpus": 1}
@@ -39,6 +40,17 @@ def test_counts_by_hand():
     seconds = steps * 70e9 * 2 / (3.35e12 * 0.6) + reading
     assert planned.gpu_hours["target writes"] == pytest.approx(seconds / 3600)
     assert planned.wall_hours == pytest.approx(planned.gpu_hours["all"] / 2)
+
+
+def test_states_that_do_not_fit_are_computed_again_in_each_epoch():
+    """A state of an 8B target has 4096 numbers of 2 bytes: those of 262,144 answer tokens are 2 GiB."""
+    text = {"target_params": "8B", "target_width": 4096, "answer_tokens": 64, "prompt_tokens": 32, "epochs": 3}
+    fits, beyond = (settings(**text, prompts=count, rollouts_per_prompt=1) for count in (4096, 4097))
+    assert counts_of(fits).labelled == 4096 * 96 and counts_of(beyond).labelled == 3 * 4097 * 96
+    assert plan(beyond).flops["target labels"] == pytest.approx(2 * 8e9 * 3 * 4097 * 96)
+    # Stored labels are written once, whatever their size.
+    stored = settings(**text, prompts=4097, rollouts_per_prompt=1, labels="stored")
+    assert counts_of(stored).labelled == 4097 * 96
 
 
 def test_the_drafts_own_answers_are_labelled_each_time():

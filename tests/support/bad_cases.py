@@ -11,6 +11,9 @@ SHORT = {"--max-new-tokens": "4"}
 PAIR = {"--target": "target", "--draft": "draft"}
 COMMANDS = {
     "plan": {"--target-params": "8B", "--draft-params": "1B", "--json": "out"},
+    "advise": {
+        **{"--target": "target", "--cut-layers": "1", "--num-prompts": "2", "--json": "out", **PROMPTS, **SHORT},
+    },
     "init-draft": {"--target": "target", "--layers": "1", "--calibration-tokens": "4", "--output": "out", **PROMPTS},
     "generate": {"--target": "target", "--output": "out", **PROMPTS, **SHORT},
     "annotate": {"--target": "target", "--output": "out", **PROMPTS, **SHORT},

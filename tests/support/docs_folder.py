@@ -29,6 +29,7 @@ SHORT = {
     "annotate": "",
     "train-draft": "--max-new-tokens 8 --heldout-prompts 2 --steps 2",
     "bench": "--max-new-tokens 8 --num-prompts 4",
+    "advise": "--max-new-tokens 8 --num-prompts 4 --vocab-keep 40 --cut-layers 1",
 }
 NEEDS = {
     "--engine vllm": "--engine vllm needs vLLM installed next to specdistill",

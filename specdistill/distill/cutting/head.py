@@ -10,7 +10,7 @@ from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.config import InitDraftConfig
-from specdistill.distill.cutting.kept_ids import most_used_ids
+from specdistill.distill.cutting.kept_ids import head_line, most_used_ids
 from specdistill.errors import out_of_memory_named
 from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic
@@ -53,9 +53,10 @@ def make_head(
     draft = as_draft(head, target, f"head of {target.name}")
     draft.stored_dtype = target.stored_dtype
     progress.say(
-        f"head: reads the states after layers {', '.join(map(str, head.aux_layers))}; proposes {len(ids)} ids, which "
-        f"hold {covered:.2%} of the target's probability; {draft.num_parameters:,} parameters"
+        f"head: reads the states after layers {', '.join(map(str, head.aux_layers))}; "
+        f"{draft.num_parameters:,} parameters"
     )
+    progress.say(head_line(len(ids), covered, len(prompts), f"0 stands for {HEAD_IDS}"))
     save_draft(draft, target, output)
     summary = CutSummary(
         config=config.to_flat(),

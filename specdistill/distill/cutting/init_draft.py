@@ -15,7 +15,7 @@ from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.cutting.config import InitDraftConfig
 from specdistill.distill.cutting.donors import Donor, find_donor, give_vocabulary
 from specdistill.distill.cutting.head import make_head
-from specdistill.distill.cutting.kept_ids import most_used_ids
+from specdistill.distill.cutting.kept_ids import head_line, most_used_ids
 from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
 from specdistill.evaluation.summaries import CutSummary
@@ -26,9 +26,6 @@ from specdistill.models.eagle3.start import check_target
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Progress, Quiet
 from specdistill.settings.sampling import Sampling
-
-_LEAST_COVERED = 0.95
-"""Share of the target's probability below which a trimmed head is warned of."""
 
 
 def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> CutSummary:
@@ -111,17 +108,6 @@ def _make(
     )
     atomic.write_text(output / CUT_RECORD_FILE, json.dumps(summary.to_json(), indent=2) + "\n")
     return summary
-
-
-def head_line(ids: int, covered: float, prompts: int) -> str:
-    """Says what a trimmed head holds, and warns where it holds too little."""
-    line = f"trimmed head: {ids} ids hold {covered:.2%} of the target's probability"
-    if covered >= _LEAST_COVERED:
-        return line
-    return (
-        f"warning: {line}; the target never accepts a token outside them, so alpha stays below that share. Raise "
-        f"--vocab-keep (0 keeps all ids), or --calibration-prompts ({prompts} were used)"
-    )
 
 
 def _find_target(config: InitDraftConfig, progress: Progress) -> load.ModelSource:

@@ -12,6 +12,9 @@ from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.models import LanguageModel
 from specdistill.progress import Progress
 
+_LEAST_COVERED = 0.95
+"""Share of the target's probability below which a trimmed head is warned of."""
+
 
 def most_used_ids(
     target: LanguageModel, answers: Sequence[Example], count: int, progress: Progress
@@ -36,3 +39,21 @@ def most_used_ids(
     ranked[list(target.eos_token_ids)] = torch.inf
     kept = ranked.topk(count).indices.sort().values
     return kept, float(share[kept].sum())
+
+
+def head_line(ids: int, covered: float, prompts: int, zero: str = "0 keeps all ids") -> str:
+    """Says what a trimmed head holds, and warns where it holds too little.
+
+    Args:
+        ids: Ids of the head.
+        covered: Share of the target's probability that they hold.
+        prompts: Prompts whose answers were counted.
+        zero: Meaning of --vocab-keep 0 for this kind of draft.
+    """
+    line = f"trimmed head: {ids} ids hold {covered:.2%} of the target's probability"
+    if covered >= _LEAST_COVERED:
+        return line
+    return (
+        f"warning: {line}; the target never accepts a token outside them, so alpha stays below that share. Raise "
+        f"--vocab-keep ({zero}), or --calibration-prompts ({prompts} were used)"
+    )

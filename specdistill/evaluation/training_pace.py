@@ -1,0 +1,35 @@
+"""How long training takes on a machine whose three speeds are known, and how much fits a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPace:
+    """Training of one kind of draft. Speeds are answer tokens per second; prompts are within them."""
+
+    trains: float
+    """Speed of the draft, on text that the target has read."""
+    reads: float
+    """Speed of the target, over text that is learned from."""
+    writes: float | None
+    """Speed of the target as a writer; None where the answers are there already."""
+    text: float
+    """Answer tokens that there are: an answer to each prompt. Beyond them text comes again."""
+    read_once: bool
+    """Whether what the target says of a text is kept for the next time."""
+
+    def seconds(self, tokens: float) -> float:
+        """Time of training on so many answer tokens."""
+        fresh = min(tokens, self.text)
+        written = 0.0 if self.writes is None else fresh / self.writes
+        return tokens / self.trains + (fresh if self.read_once else tokens) / self.reads + written
+
+    def tokens(self, seconds: float) -> float:
+        """Answer tokens that a budget is enough for."""
+        for_fresh = self.seconds(self.text)
+        if seconds <= for_fresh:
+            return self.text * seconds / for_fresh
+        again = 1 / self.trains + (0.0 if self.read_once else 1 / self.reads)
+        return self.text + (seconds - for_fresh) / again

@@ -1,0 +1,203 @@
+"""Advice by hand: break-even points, time of training, what another target's draft would bring, and the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from specdistill.data import Example
+from specdistill.decoding.costs import Costs
+from specdistill.evaluation.advice import CountedAnswers
+from specdistill.evaluation.advice_options import Here, Timed, make_options, timed_kind
+from specdistill.evaluation.answer_kind import AnswerKind, answer_kind
+from specdistill.evaluation.economics import break_even_tokens
+from specdistill.evaluation.known_results import known_results, parse_results
+from specdistill.evaluation.report_baselines import Baseline, Overlap
+from specdistill.evaluation.statistics import Estimate
+from specdistill.evaluation.training_pace import TrainingPace
+from specdistill.progress import Quiet
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+CHECKS = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}
+STEPS = Costs(target_step_seconds=0.1, draft_step_seconds=0.02, verify_cost=CHECKS)
+"""A draft step costs 0.2."""
+PASSES = dataclasses.replace(STEPS, draft_passes={1: (0.1, 0.2), 2: (0.15, 0.35), 3: (0.2, 0.5)})
+
+
+def point(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+def table(**changes: Any):
+    """A table of one job, and a draft of 2 layers after 1000 and 4000 tokens."""
+    alpha = {rule: {"mean": 0.5, "ci95": [0.4, 0.6]} for rule in ("greedy", "sampled", "argmax_draft")}
+    early = {"source": "r.json, early", "tokens": 1000, "seeds": 1, "prompts": 9, "alpha": alpha, "tokens_per_call": {}}
+    late = early | {"source": "r.json, late", "tokens": 4000, "tokens_per_call": {"greedy": {"1": 1.8, "2": 2.4}}}
+    draft = {
+        **{"job": "mails", "target": "T", "target_parameters": 100, "kind": "independent", "layers": 2},
+        "points": [early, late],
+    }
+    job = {"name": "mails", "certainty": 0.9, "suffix_tokens_per_call": 2.0, "source": "k.json, mails"}
+    return parse_results({"jobs": {"mails": job}, "drafts": [draft | changes]})
+
+
+def counted(certainty: float = 0.95, suffix: float = 2.2, ngram: float = 1.3) -> CountedAnswers:
+    kind = AnswerKind(
+        certainty=point(certainty), suffix_tokens_per_call=point(suffix), copied_4grams=point(0.1), answers=12
+    )
+    way = Baseline(settings={"num_draft_tokens": 3}, mean_acceptance_length=point(1.4), predicted_speedup=ngram or None)
+    overlap = Overlap(prompt_answer_bleu4=point(0.1), copied_4grams=point(0.1))
+    return CountedAnswers(source="target", answers=12, tokens=600, kind=kind, overlap=overlap, ways={"ngram": way})
+
+
+PACE = TrainingPace(trains=100.0, reads=100.0, writes=50.0, text=2000.0, read_once=True)
+
+
+def options(costs=STEPS, kind="independent", layers=2, pace=PACE, known=None, minutes=10.0, parameters=200, **answers):
+    """Options of one draft beside an n-gram; no more than 3 draft tokens."""
+    timed = timed_kind(kind, layers, make_model(layers=1), costs, 3)
+    here = Here(
+        parameters=parameters,
+        rule="greedy",
+        max_draft_tokens=3,
+        minutes=minutes,
+        known=known or table(),
+        next_of=lambda name, draft, length, pace: [f"{name} {length}"],
+    )
+    return {one.name: one for one in make_options(counted(**answers), {"draft": Timed(timed, costs, pace)}, here)}
+
+
+def test_tokens_at_which_a_round_pays_by_hand():
+    # Two steps and the check of three: 0.4 + 1.2, whatever is kept.
+    assert break_even_tokens(STEPS, 2) == pytest.approx(1.6)
+    # A pass grows by 0.1 with each kept token: 0.15 + 1.2 + 0.1 (t - 1) = t.
+    tokens = break_even_tokens(PASSES, 2)
+    assert tokens == pytest.approx(1.25 / 0.9)
+    assert tokens is not None and PASSES.round_cost(2, tokens) == pytest.approx(tokens)
+    slow = dataclasses.replace(STEPS, draft_step_seconds=0.1)
+    assert break_even_tokens(slow, 2) is None, "two steps and a check cost 3.2, for 3 tokens at most"
+    # A pass that costs a target step for each token that was kept can never pay.
+    assert break_even_tokens(dataclasses.replace(STEPS, draft_passes={1: (0.1, 1.2)}), 1) is None
+
+
+def test_what_a_shape_asks_for():
+    kind = timed_kind("independent", 2, make_model(layers=1), STEPS, 3)
+    assert kind.round_cost == pytest.approx({1: 1.3, 2: 1.6, 3: 1.9})
+    # 1 + a = 1.3; 1 + a + a^2 = 1.6; 1 + a + a^2 + a^3 = 1.9.
+    assert kind.break_even_alpha == pytest.approx({1: 0.3, 2: 0.4219, 3: 0.5089}, abs=1e-3)
+    assert kind.easiest_num_draft_tokens == 1 and kind.perfect_draft_speedup == pytest.approx(4 / 1.9)
+    hopeless = timed_kind("head", None, make_model(layers=1), dataclasses.replace(STEPS, draft_step_seconds=0.2), 3)
+    assert hopeless.easiest_num_draft_tokens is None and hopeless.perfect_draft_speedup < 1
+
+
+def test_time_of_training_by_hand():
+    # 1000 new tokens: 10 s of training, 10 s of reading, 20 s of writing.
+    assert PACE.seconds(1000) == pytest.approx(40) and PACE.tokens(40) == pytest.approx(1000)
+    # Beyond 2000 text comes again, and was read already.
+    assert PACE.seconds(5000) == pytest.approx(80 + 30) and PACE.tokens(110) == pytest.approx(5000)
+    again = dataclasses.replace(PACE, read_once=False, writes=None)
+    assert again.seconds(5000) == pytest.approx(100) and again.tokens(100) == pytest.approx(5000)
+
+
+def test_what_a_similar_draft_would_bring():
+    """4000 tokens take 80 + 20 s; at 2 draft tokens 2.4 per call over 0.4 + 1.2, as its bench predicted."""
+    found = options()
+    draft = found["draft"]
+    (known,) = draft.elsewhere
+    assert (known.unlike, known.in_budget, known.trained_tokens, known.source) == (None, True, 4000, "r.json, late")
+    assert known.minutes == pytest.approx(100 / 60)
+    assert (known.num_draft_tokens, known.tokens_per_call) == (2, 2.4) and known.predicted_speedup == pytest.approx(1.5)
+    assert draft.ground == "measured for another target" and draft.predicted_speedup == known.predicted_speedup
+    assert list(found) == ["draft", "ngram", "nothing"]
+    assert found["ngram"].ground == "counted" and found["nothing"].predicted_speedup == 1
+    assert draft.next == ["draft 2"] and found["ngram"].next == ["ngram 3"]
+    assert "alpha 0.50 on mails with 4,000 tokens of training, 2 minutes here" in draft.why
+    assert (
+        "it pays above 1.30 tokens per call with 1 draft token (alpha 0.30), a perfect one would give 2.11x"
+        in draft.why
+    )
+
+
+def test_a_shorter_budget_takes_the_shorter_training():
+    """In a minute the 4000 tokens are out of reach. The 1000 have alpha alone: 1.5 per call with one, 1.75 with two."""
+    (known,) = options(minutes=1.0)["draft"].elsewhere
+    assert known.trained_tokens == 1000 and known.minutes == pytest.approx(40 / 60)
+    assert (known.num_draft_tokens, known.tokens_per_call) == (1, 1.5)
+    assert known.predicted_speedup == pytest.approx(1.5 / 1.3)
+
+
+def test_what_is_not_known_has_no_speed_up():
+    late = options(minutes=0.1)["draft"]
+    assert late.predicted_speedup is None and late.ground == "not known" and not late.elsewhere[0].in_budget
+    assert "the shortest similar training that was measured takes 1 minutes here" in late.why
+    untimed = options(pace=None)["draft"]
+    assert untimed.predicted_speedup is None and untimed.elsewhere[0].minutes is None
+    large = options(parameters=1000)["draft"]
+    assert large.predicted_speedup is None and large.elsewhere[0].unlike == "your target is 10 times as large"
+    assert options(parameters=10)["draft"].elsewhere[0].unlike == "your target is 10 times smaller"
+    assert options(parameters=400)["draft"].elsewhere[0].unlike is None
+    other = options(certainty=0.7)["draft"].elsewhere[0]
+    assert other.unlike == "there the target was certain of a token by 0.90, here by 0.70"
+    assert (
+        options(suffix=1.2)["draft"].elsewhere[0].unlike == "there suffix decoding gave 2.00 tokens per call, here 1.20"
+    )
+    head = options(kind="head", layers=None, costs=PASSES)["draft"]
+    assert head.elsewhere == [] and head.predicted_speedup is None
+    assert head.why.startswith("acceptance is not known: none was measured for a similar target; it pays above")
+
+
+def test_one_alpha_says_too_little_of_a_draft_whose_alpha_falls():
+    """Only lengths that a bench predicted count: 2.4 tokens of at most 3 at two, none at three."""
+    known = options(kind="parallel", costs=PASSES, known=table(kind="parallel"))["draft"].elsewhere[0]
+    assert known.num_draft_tokens == 2 and known.predicted_speedup == pytest.approx(2.4 / PASSES.round_cost(2, 2.4))
+    # The shorter training was never benched, and the longer one is out of reach.
+    early = options(kind="parallel", costs=PASSES, known=table(kind="parallel"), minutes=1.0)["draft"]
+    assert early.elsewhere[0].trained_tokens == 4000 and early.predicted_speedup is None
+
+
+def test_the_order_ends_with_what_is_not_known():
+    """An n-gram slower than nothing comes behind it; a draft of unknown acceptance last, and one that can't pay too."""
+    assert list(options(ngram=0.9, parameters=1000)) == ["nothing", "ngram", "draft"]
+    assert list(options(ngram=0.0, parameters=1000)) == ["nothing", "draft", "ngram"]
+
+
+def test_the_kind_of_answers_by_hand():
+    """Certainty by plain passes; the first 12 answers count, and 96 tokens of each."""
+    target = make_model(layers=2)
+    texts = [Example(f"p{row}", (3, 7, 8 + row), (9, 10, 11 + row, 9, 10), (2,) * 5) for row in range(12)]
+    kind = answer_kind(target, texts, Quiet())
+    with torch.no_grad():
+        probabilities = []
+        for text in texts:
+            ids = torch.tensor([[*text.prompt_ids, *text.answer_ids]])
+            probabilities.append(target.logits(target.hidden_states(ids))[0, 2:-1].softmax(-1).amax(-1))
+    assert kind.certainty.mean == pytest.approx(float(torch.cat(probabilities).mean()), rel=1e-4)
+    assert kind.answers == 12 and kind.copied_4grams.mean == 0
+    assert answer_kind(target, [*texts, texts[0]], Quiet()) == kind
+    long = [
+        Example(f"p{row}", (3, 7), tuple(5 + (row + place) % 50 for place in range(120)), (2,) * 120) for row in (0, 1)
+    ]
+    cut = [dataclasses.replace(one, answer_ids=one.answer_ids[:96], provenance=one.provenance[:96]) for one in long]
+    assert str(answer_kind(target, long, Quiet())) == str(answer_kind(target, cut, Quiet()))
+
+
+def test_the_committed_table_holds_the_results_numbers():
+    known = known_results()
+    drifted = json.loads((RESULTS / "drifted.json").read_text())
+    (draft,) = [draft for draft in known.of("independent", 2) if draft.job == "mails"]
+    (one,) = draft.points
+    assert one.source == "drifted.json, fkl-2"
+    assert one.alpha["greedy"].mean == drifted["rows"]["fkl-2"]["alpha"]["greedy"]["mean"]
+    assert one.calls("greedy", 7, False) == drifted["bench"]["fkl-2-float32-0"]["predicted_mean_acceptance_length"]["7"]
+    # 120 steps of 8 answers, of 84.4 tokens on average.
+    assert one.tokens == round(120 * 8 * 5402 / 64)
+    for draft in known.drafts:
+        assert [point.tokens for point in draft.points] == sorted(point.tokens for point in draft.points)
+        for each in (*draft.points, known.jobs[draft.job]):
+            assert (RESULTS / each.source.partition(",")[0]).is_file(), each.source
