@@ -109,6 +109,16 @@ def test_the_watched_number_decides_what_is_best_and_when_patience_ends(watch, b
     assert keeper.kept is keeper.records["best"]
 
 
+def test_between_equal_scores_alpha_decides(monkeypatch):
+    """Where no answer was right, the untrained start was kept."""
+    monkeypatch.setitem(OTHERS, "score", [0.0] * 5)
+    keeper, state, written, _ = run_by_hand("score")
+    assert (state.best_step, state.kept_step, written) == (10, 10, [0, 10])
+    assert keeper.kept is keeper.records["best"]
+    state.history = [{"heldout_score": 0.0}] * 3
+    assert any("so alpha (sampled) decides" in warning for warning in keeper.warnings(state))
+
+
 @pytest.mark.parametrize("watch", ["alpha", "loss"])
 def test_keep_last_writes_every_step_and_still_stops_by_the_watched_number(watch):
     keeper, state, steps, stopped = run_by_hand(watch, patience=2, keep="last")
@@ -295,11 +305,12 @@ def test_each_watch_takes_its_own_number_of_the_history(tiny, tmp_path, monkeypa
         summary = train(tiny, output, **(CALM | shared), watch=watch, rule=rule)
         entries = history(output)
         assert {entry["watched"] for entry in entries} == {key}
-        values = [entry[key] * (-1 if watch == "loss" else 1) for entry in entries]
+        # Of equals, the best alpha.
+        values = [(entry[key] * (-1 if watch == "loss" else 1), entry[f"heldout_alpha_{rule}"]) for entry in entries]
         best[key] = entries[values.index(max(values))]["step"]
         assert summary.best_step == summary.kept_step == best[key]
         kept = [entry["step"] for entry in entries if entry["kept"]]
-        assert kept == [entry["step"] for i, entry in enumerate(entries) if values[i] > max(values[:i], default=-99)]
+        assert kept == [entry["step"] for i, entry in enumerate(entries) if values[i] > max(values[:i], default=(-99,))]
     assert len(set(best.values())) > 1, "else any number would do"
 
 

@@ -42,7 +42,7 @@ class Keeper:
             Whether its draft is the one to write.
         """
         value = self._measures.merit(self._measures.means(records))
-        is_best = not self.records or value > state.best_value
+        is_best = not self.records or value > state.best_value or self._wins_between_equals(records, value, state)
         self.records = {"start": self.records.get("start", records), "best": self.records.get("best", records)}
         self.records["last"] = records
         if is_best:
@@ -52,6 +52,16 @@ class Keeper:
         if keeps:
             state.kept_step = state.step
         return keeps
+
+    def _wins_between_equals(self, records: Records, value: float, state: RunState) -> bool:
+        """Whether a draft is the better one of two with the same watched number.
+
+        A score is 0 for a whole run where the task is hard, and the start would be kept though all else got better.
+        """
+        if value != state.best_value:
+            return False
+        new, best = (self._measures.means(each) for each in (records, self.records["best"]))
+        return self._measures.between_equals(new) > self._measures.between_equals(best)
 
     def no_patience_left(self, state: RunState) -> bool:
         """Whether too many evaluations brought no better watched number."""
@@ -98,7 +108,10 @@ class Keeper:
         merits = [self._measures.merit({watched: cast(float, entry[key])}) for entry in history]
         worse = guard_rails.worsening(merits)
         if len(merits) == _EVALUATIONS_TO_TELL and len({*merits}) == 1:
-            return [f"held-out {name} was {merits[0]:.3f} every time: it tells no draft from another; --watch another"]
+            other = self._measures.decides_between_equals
+            decides = "" if other == name else f", so {other} decides"
+            blind = f"it tells no draft from another{decides}; --watch another"
+            return [f"held-out {name} was {merits[0]:.3f} every time: {blind}"]
         if worse is None:
             return []
         remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"

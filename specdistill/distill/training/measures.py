@@ -203,6 +203,15 @@ class HeldOutMeasures:
         value = means[self.watched]
         return -value if self.low_is_good else value
 
+    def between_equals(self, means: Mapping[str, float]) -> float:
+        """The number that decides between drafts with the same watched number: alpha under --rule, or text's."""
+        return means[self._base.watched]
+
+    @property
+    def decides_between_equals(self) -> str:
+        """Its name, for people."""
+        return self.label(self._base.watched)
+
     @property
     def low_is_good(self) -> bool:
         """Whether less of the watched number is better."""
