@@ -64,7 +64,7 @@ def test_every_command_in_the_readme_parses():
     inline = re.findall(r"`(specdistill [^`]+)`", README)
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("specdistill ")]
     commands += [shlex.split(line) for line in inline]
-    assert [command[1] for command in commands] == ["init-draft", "train-draft", "bench", "check", "plan", "advise"]
+    assert [command[1] for command in commands] == ["init-draft", "train-draft", "bench", "check", "plan"]
     for command in commands:
         app.parse_args(command[1:], exit_on_error=False, print_error=False)
 
