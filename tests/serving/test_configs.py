@@ -40,8 +40,8 @@ PLAN = {
     "decode_batch": 64, "decode_utilisation": 0.6, "json": None,
 }  # fmt: skip
 ADVISE = {
-    "prompts": "builtin:heldout", "answers": "target", "num_prompts": 24, "max_new_tokens": 128, "training_minutes": 60.0,
-    "json": None, "target_base": None, "chat_template_kwargs": None, "raw_prompts": False,
+    "prompts": "builtin:heldout", "answers": "target", "num_prompts": 24, "max_new_tokens": 128,
+    "training_minutes": 60.0, "json": None, "target_base": None, "chat_template_kwargs": None, "raw_prompts": False,
     "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "rule": "auto", "max_draft_tokens": 8,
     "cut_layers": [2, 4], "vocab_keep": 8192, "parallel": 8, "unroll": 3, "batch_size": 1, "seed": 0, "dtype": "auto",
