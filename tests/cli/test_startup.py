@@ -37,7 +37,8 @@ def test_kernels_add_next_to_nothing_to_torch():
     assert ours < torch + 0.3
 
 
-COMMANDS = ("init-draft", "generate", "annotate", "train-draft", "bench", "check", "carry-head", "export", "plan")
+COMMANDS = ("plan", "advise", "init-draft", "generate", "annotate", "train-draft", "bench", "check", "carry-head")
+COMMANDS += ("export",)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from specdistill import BenchConfig, CarryHeadConfig, CheckConfig, ExportConfig, PlanConfig
+from specdistill import AdviseConfig, BenchConfig, CarryHeadConfig, CheckConfig, ExportConfig, PlanConfig
 from specdistill.cli import app
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import AcceptanceSettings
@@ -32,15 +32,24 @@ BENCH = {
 }  # fmt: skip
 PLAN = {
     "draft_layers": 0, "draft_width": 0, "dtype": "bfloat16", "vocab_size": 128256, "target_resident_params": None,
-    "experts": 0, "experts_per_token": 0,
+    "experts": 0, "experts_per_token": 0, "target_width": 0, "unroll": 3, "head_ids": 8192,
     "prompts": 50000, "rollouts_per_prompt": 4, "prompt_tokens": 300, "answer_tokens": 400, "epochs": 2.0,
     "on_policy_fraction": 0.0, "labels": "live", "label_top_k": 64, "batch_size": 64, "micro_batch_size": 8,
     "parallel": 0, "parallel_keep": 0.5, "parallel_keep_least": 0.1,
     "gpus": 8, "gpu": "h100", "gpu_tflops": 0.0, "gpu_bandwidth": 0.0, "gpu_memory": 0.0, "utilisation": 0.4,
     "decode_batch": 64, "decode_utilisation": 0.6, "json": None,
 }  # fmt: skip
+ADVISE = {
+    "prompts": "builtin:heldout", "answers": "target", "num_prompts": 24, "max_new_tokens": 128,
+    "training_minutes": 60.0, "json": None, "target_base": None, "chat_template_kwargs": None, "raw_prompts": False,
+    "self_system": None, "self_temperature": 0.8, "self_top_p": 1.0, "self_max_tokens": None, "self_seed": 0,
+    "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "rule": "auto", "max_draft_tokens": 8,
+    "cut_layers": [2, 4], "vocab_keep": 8192, "parallel": 8, "unroll": 3, "batch_size": 1, "seed": 0, "dtype": "auto",
+    "device": "auto", "threads": 0,
+}  # fmt: skip
 COMMANDS = {
     "bench": (BenchConfig, {"target": "t", "draft": "d"}, BENCH),
+    "advise": (AdviseConfig, {"target": "t"}, ADVISE),
     "plan": (PlanConfig, {"target_params": "70B", "draft_params": "1B"}, PLAN),
     "check": (
         CheckConfig,
