@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,9 +44,14 @@ class Turn:
 
 
 class Interleaved:
-    """The contestant's side: waits for its turn, runs it, reports it."""
+    """The contestant's side: waits for its turn, runs it, reports it.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Gives seconds. `time.process_time` counts those that this process computes, whatever others do.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.tokens = 0
         """Tokens of the current turn, set by the contestant."""
 
@@ -58,11 +63,11 @@ class Interleaved:
         # Resets the high-water mark: loading the models must not count.
         Path("/proc/self/clear_refs").write_text("5")
         self._held = resident_mib("VmRSS")
-        self.tokens, self._start = 0, time.perf_counter()
+        self.tokens, self._start = 0, self._clock()
 
     def end(self) -> None:
         """Reports the turn."""
-        seconds = time.perf_counter() - self._start
+        seconds = self._clock() - self._start
         peak = resident_mib("VmHWM")
         print(json.dumps(asdict(Turn(seconds, self.tokens, peak, peak - self._held))), flush=True)
 

@@ -100,10 +100,6 @@ class CapturedSteps:
         weakref.finalize(owner, self._free.append, cache)
         return cache
 
-    def forget(self) -> None:
-        """Drops all graphs, because tensors that they read were replaced."""
-        self._free.clear()
-
     def run(
         self, cache: RaggedCache, name: Hashable, step: Step, lengths: tuple[int, int], inputs: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:

@@ -172,6 +172,10 @@ class TrainConfig(Config):
             raise ConfigError("--rollout-engine vllm needs a draft's whole weights; leave --shard and --lora-rank away")
         if self.on_policy.uses_engine and self.target_settings.soft_labels is not None:
             raise ConfigError("--rollout-engine writes the draft's own answers, which --soft-labels leaves out")
+        if (draft or target) and self.on_policy.capture_steps:
+            raise ConfigError(
+                "--capture-steps needs weights that stay in their place, and --shard moves them; choose one"
+            )
         if draft and (optimiser.lora_rank or optimiser.precision == "float16" or self.loss.reference):
             raise ConfigError("--shard draft goes without --lora-rank, --precision float16 and --reference")
         if not target:

@@ -55,6 +55,7 @@ METHOD_SETTINGS = {
     "rollout_engine": "writes the draft's own answers",
     "push_every": "hands weights to the engine that writes the draft's own answers",
     "engine_memory": "is for the engine that writes the draft's own answers",
+    "capture_steps": "captures the steps that write answers",
     "ce_weight": "mixes in cross entropy",
     "reference": "selects tokens by the target's whole distribution",
     "guidance": "distils a target under guidance",
@@ -66,8 +67,8 @@ METHOD_SETTINGS = {
 
 _CONTEXT = frozenset({"target_system", "target_examples", "target_hint"})
 _MIXING = frozenset({"divergence", "ce_weight", "reference", "guidance"})
-_SAMPLED = frozenset({"rollouts"})
-_SKD = frozenset({"skd_top_k", "skd_num_draft_tokens", "skd_target_temperature", "skd_target_top_p"})
+_SAMPLED = frozenset({"rollouts", "capture_steps"})
+_SKD = frozenset({"capture_steps", "skd_top_k", "skd_num_draft_tokens", "skd_target_temperature", "skd_target_top_p"})
 _ON_POLICY = frozenset({"reward", "distill_weight", "rollout_engine", "push_every", "engine_memory"})
 
 METHODS: Mapping[str, Method] = {

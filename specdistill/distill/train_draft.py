@@ -21,6 +21,7 @@ from specdistill.distill.ending import finish
 from specdistill.distill.processes import sharding
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built, SequenceInputs, build_source, text_block
+from specdistill.distill.sequences.captured_rollouts import capture_rollouts
 from specdistill.distill.sequences.rollback import prove_pair, refuse_states_of
 from specdistill.distill.sequences.run_prompts import FoundRun, RunPrompts
 from specdistill.distill.sequences.sources import NoText
@@ -176,6 +177,8 @@ def _load(
         install_proven(pair, parallel, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank, pair.draft.parallel if parallel else None)
+    if config.on_policy.capture_steps:
+        capture_rollouts(pair, config.method, place.has_weights, config.optimiser.batch_size, progress.say)
     if ranks.is_main:
         run_settings.write(output, config.to_flat() | {"resume": False})
         run_settings.keep_adapters(output, found.pair.adapter_labels)

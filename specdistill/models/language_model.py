@@ -242,11 +242,13 @@ class LanguageModel:
         return torch.cat((hidden, ones), -1), torch.cat((weight, bias[:, None].to(weight.dtype)), 1)
 
     def weights_changed(self) -> None:
-        """Drops cached copies of weights; call it after an optimiser step."""
-        self._head = None
-        if self.step_runner is not None and self.kept_ids is not None:
-            # Graphs hold the copy's address. Other weights change in place.
-            self.step_runner.forget()
+        """Brings cached copies of weights up to date; call it after an optimiser step."""
+        if self.step_runner is None or self.kept_ids is None:
+            self._head = None
+        elif self._head is not None:
+            # Graphs hold the copy's address, so it changes in place, as other weights do.
+            with torch.inference_mode():
+                self._head.copy_(self.head_weight[self.kept_ids])
 
     @contextlib.contextmanager
     def generating(self):

@@ -169,18 +169,21 @@ def test_a_row_of_nan_leaves_nothing_in_the_cache():
         assert texts(plain(target)) == wanted
 
 
-def test_a_trimmed_head_that_was_trained_is_captured_again():
+def test_graphs_read_a_trimmed_head_as_it_was_trained():
     target = make_model(layers=1)
     target.kept_ids = torch.arange(4, 65)
     draft = target
     with recorded_cuda_graphs():
         given_runner(draft)
         speculative(draft, draft)
+        made = draft.step_runner.costs.graphs
         with torch.no_grad():
             draft.head_weight.mul_(-1)
         draft.weights_changed()
         written = texts(speculative(draft, draft))
+        assert draft.step_runner.costs.graphs == made, "a training step captures nothing again"
     draft.step_runner = None
+    draft.weights_changed()
     assert written == texts(speculative(draft, draft))
 
 

@@ -39,6 +39,7 @@ CHANGED = {
     "rollout_engine": "vllm",
     "push_every": 3,
     "engine_memory": 0.5,
+    "capture_steps": True,
     "ce_weight": 0.2,
     "reference": "other-draft",
     "guidance": 0.5,

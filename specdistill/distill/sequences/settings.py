@@ -149,6 +149,9 @@ class OnPolicySettings(EngineSettings):
     """Share of the GPU's memory that vLLM may take; for --rollout-engine vllm."""
     push_every: int = 1
     """Steps between two updates of the engine's weights; above 1 its answers are a few steps old."""
+    capture_steps: bool = False
+    """Write answers by captured steps: as CUDA graphs on a GPU, compiled by torch.compile on a CPU, where they give the
+    same states faster. Both models' steps are tried, and how they run is said. Compiling takes minutes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -136,6 +136,10 @@ class Stored:
             raise ConfigError("--soft-labels knows stored answers, not the draft's own; set --target-fraction 1")
         if settings["rollouts"] is not None:
             raise ConfigError("--soft-labels brings its answers along; leave --rollouts away")
+        if settings["capture_steps"]:
+            raise ConfigError(
+                "--soft-labels brings its answers along, so no step is left to capture; leave --capture-steps away"
+            )
 
     def check(self, kind: str, temperature: float, sampling_temperature: float, chat: ChatSettings) -> None:
         """Proves that labels are there and fit the run.
