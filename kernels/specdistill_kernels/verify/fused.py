@@ -8,14 +8,15 @@ columns. `verify_resample_kernel` goes through each request's draft with a coin 
 rejected (or the bonus row) and draws from (a p - b q)+ by Gumbel-max. Block verification adds a pass for the residual
 masses between the two. Filters are thresholds, computed beforehand.
 
-**Few requests: two launches.** Each program of a request comes to its decision by itself, from the same numbers in the
-same order, and so to the same. The last one to finish picks the best of all; which one that is can't matter, since it
+**Few requests** take two launches. Each program of a request comes to its decision by itself, from the same numbers in
+the same order, so all agree. The last one to finish picks the best of all; which one that is can't matter, since it
 reads what all have written. A single launch would need counters that are kept from call to call, or set by a launch
 before it, and programs that wait for others. Here the first launch sets them, nothing is kept and no program waits.
-**Many requests:** the decision has a launch of its own (`verify_decide_kernel`, and `verify_weights_kernel` for `block`):
-repeating it once per 8192 columns would cost more than a launch.
 
-Memory: a few numbers per row and 8192 columns, and one weight per draft token; with filters, two per row and 64 columns.
+**Many requests.** The decision has a launch of its own (`verify_decide_kernel`, for `block` `verify_weights_kernel` as
+well): repeating it once per 8192 columns would cost more than a launch.
+
+Memory: a few numbers per row and 8192 columns, one weight per draft token; with filters two numbers per 64 columns.
 """
 
 from __future__ import annotations
