@@ -1,4 +1,4 @@
-"""What a call launches: few kernels, many programs for each row; and a decision that no order of programs changes."""
+"""Launches of a call: few kernels, many programs for each row, and a decision that no order of programs changes."""
 
 from __future__ import annotations
 

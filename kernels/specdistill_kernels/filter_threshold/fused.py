@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specdistill_kernels.backend import unit_stride, warps_of
+from specdistill_kernels.filter_threshold.fused_search import key_of, largest, mass_of, search, unlikely
 from specdistill_kernels.fused_scan import request_of, setting_of
 from specdistill_kernels.sampling_settings import KernelSettings
 
@@ -30,100 +31,6 @@ SCANNED, SCAN_THREADS = 8192, 256
 BLOCK, THREADS = 4096, 512
 _ORDER_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 _KEY_OF_MINUS_INFINITY = tl.constexpr(-2139095041)
-
-
-@triton.jit
-def _key(values):
-    """int32 keys in the order of the float32 values."""
-    # -0.0 and 0.0 are equal and must get one key.
-    bits = (values + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@triton.jit
-def _narrowed(low, high, first, second, third, over_first, over_second, over_third, need):
-    """The quarter of [low, high] that holds the largest key of which there is enough."""
-    enough_first, enough_second, enough_third = over_first >= need, over_second >= need, over_third >= need
-    new_low = tl.where(enough_third, third, tl.where(enough_second, second, tl.where(enough_first, first, low)))
-    new_high = tl.where(enough_third, high, tl.where(enough_second, third, tl.where(enough_first, second, first)) - 1)
-    return new_low, new_high
-
-
-@triton.jit
-def _candidates(low, high):
-    """Three keys that cut [low, high] into quarters."""
-    step = (high - low + 3) // 4
-    return low + step, tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
-
-
-@triton.jit
-def _largest(keys, worth, low, high, need):
-    """The largest key in [low, high] for which the worth of the keys at or above it comes to need, or low."""
-    while low < high:
-        first, second, third = _candidates(low, high)
-        over_first = tl.sum(tl.where(keys >= first.to(tl.int32), worth, 0.0), 0)
-        over_second = tl.sum(tl.where(keys >= second.to(tl.int32), worth, 0.0), 0)
-        over_third = tl.sum(tl.where(keys >= third.to(tl.int32), worth, 0.0), 0)
-        low, high = _narrowed(low, high, first, second, third, over_first, over_second, over_third, need)
-    return low
-
-
-@triton.jit
-def _entries(start_ptr, chosen_ptr, chosen, start, vocab, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Entries of the chosen chunks from number `start` on, [BLOCK / 8, 8], -inf beyond them; and which of them exist.
-
-    A thread's 8 neighbours are of one chunk, and sums over them stay in the thread.
-    """
-    eighth = tl.arange(0, BLOCK // 8)
-    number = start + eighth // (CHUNK // 8)
-    chunk = tl.load(chosen_ptr + number, mask=number < chosen, other=0).to(tl.int32)
-    columns = (chunk * CHUNK + eighth % (CHUNK // 8) * 8)[:, None] + tl.arange(0, 8)[None, :]
-    inside = (number < chosen)[:, None] & (columns < vocab)
-    return tl.load(start_ptr + columns, mask=inside, other=-float("inf")).to(tl.float32), inside
-
-
-@triton.jit
-def _search(
-    start_ptr, chosen_ptr, chosen, vocab, peak, temperature, floor, low, high, need, BY_MASS: tl.constexpr,
-    SHIFT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """`_largest` over the entries of the chosen chunks.
-
-    BY_MASS: an entry counts its softmax weight, or 0 below `floor`. Otherwise it counts 1.
-    """
-    while low < high:
-        first, second, third = _candidates(low, high)
-        over_first = tl.zeros((BLOCK // 8,), tl.float32)
-        over_second = tl.zeros((BLOCK // 8,), tl.float32)
-        over_third = tl.zeros((BLOCK // 8,), tl.float32)
-        for start in range(0, chosen, BLOCK // CHUNK):
-            scores, inside = _entries(start_ptr, chosen_ptr, chosen, start, vocab, CHUNK, BLOCK)
-            keys = _key(scores) >> SHIFT
-            # Counts up to 2**24 are exact in float32, and a lane sees few entries only.
-            worth = tl.where(inside, 1.0, 0.0)
-            if BY_MASS:
-                worth = tl.where(keys >= floor.to(tl.int32), tl.exp((scores - peak) / temperature), 0.0)
-            over_first += tl.sum(tl.where(keys >= first.to(tl.int32), worth, 0.0), 1)
-            over_second += tl.sum(tl.where(keys >= second.to(tl.int32), worth, 0.0), 1)
-            over_third += tl.sum(tl.where(keys >= third.to(tl.int32), worth, 0.0), 1)
-        low, high = _narrowed(
-            low, high, first, second, third, tl.sum(over_first, 0), tl.sum(over_second, 0), tl.sum(over_third, 0), need
-        )
-    return low
-
-
-@triton.jit
-def _mass(
-    start_ptr, chosen_ptr, chosen, vocab, peak, temperature, floor,
-    SHIFT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Softmax weight, relative to the peak's, of the chosen chunks' entries at or above floor."""
-    masses = tl.zeros((BLOCK // 8,), tl.float32)
-    for start in range(0, chosen, BLOCK // CHUNK):
-        scores, _ = _entries(start_ptr, chosen_ptr, chosen, start, vocab, CHUNK, BLOCK)
-        kept = (_key(scores) >> SHIFT) >= floor.to(tl.int32)
-        masses += tl.sum(tl.where(kept, tl.exp((scores - peak) / temperature), 0.0), 1)
-    return tl.sum(masses, 0)
 
 
 @triton.jit
@@ -219,24 +126,24 @@ def filter_threshold_kernel(
         peak = tl.max(highest, 0)
         by_count, by_mass = (top_k > 0) & (top_k < vocab), top_p < 1
         if (by_count | by_mass) & (peak > -float("inf")):
-            keys = _key(highest) >> SHIFT
+            keys = key_of(highest) >> SHIFT
             # 64 bits: the width of the whole range of keys is no int32.
             least = (tl.full((), -2147483648, tl.int32) >> SHIFT).to(tl.int64)
-            most = (_key(peak) >> SHIFT).to(tl.int64)
+            most = (key_of(peak) >> SHIFT).to(tl.int64)
             mass = 0.0
             if by_count:
                 # Each of the K largest maxima is an entry, so there are K entries at or above the K-th of them.
-                low = _largest(keys, tl.where(index < chunks, 1.0, 0.0), least, most, top_k)
+                low = largest(keys, tl.where(index < chunks, 1.0, 0.0), least, most, top_k)
             else:
                 group = tl.arange(0, GROUPS)
                 own_sums_ptr = sums_ptr + 2 * groups * row.to(tl.int64)
                 peaks = tl.load(own_sums_ptr + 2 * group, mask=group < groups, other=-float("inf"))
                 totals = tl.load(own_sums_ptr + 2 * group + 1, mask=group < groups, other=0.0)
                 mass = tl.sum(totals * tl.exp((peaks - peak) / temperature), 0)
-                low = tl.minimum(_unlikely(peak, temperature, mass, top_p, vocab, SHIFT), most)
+                low = tl.minimum(unlikely(peak, temperature, mass, top_p, vocab, SHIFT), most)
                 # The maxima are a part of the row: where theirs is enough, the row's is. The margin is for rounding.
                 need = 1.00001 * top_p * mass
-                low = _largest(keys, tl.exp((highest - peak) / temperature), low, most, need)
+                low = largest(keys, tl.exp((highest - peak) / temperature), low, most, need)
             kept = (index < chunks) & (keys >= low.to(tl.int32))
             chosen = tl.sum(kept.to(tl.int32), 0)
             own_ptr = chosen_ptr + start
@@ -245,15 +152,15 @@ def filter_threshold_kernel(
             tl.debug_barrier()
             floor = least
             if by_count:
-                floor = _search(
+                floor = search(
                     start_ptr, own_ptr, chosen, vocab, peak, temperature, least, low, most, top_k, False,
                     SHIFT, CHUNK, BLOCK,
                 )  # fmt: skip
             if by_mass:
                 if by_count:
-                    mass = _mass(start_ptr, own_ptr, chosen, vocab, peak, temperature, floor, SHIFT, CHUNK, BLOCK)
-                    low = tl.maximum(floor, _unlikely(peak, temperature, mass, top_p, vocab, SHIFT))
-                floor = _search(
+                    mass = mass_of(start_ptr, own_ptr, chosen, vocab, peak, temperature, floor, SHIFT, CHUNK, BLOCK)
+                    low = tl.maximum(floor, unlikely(peak, temperature, mass, top_p, vocab, SHIFT))
+                floor = search(
                     start_ptr, own_ptr, chosen, vocab, peak, temperature, floor, tl.minimum(low, most), most,
                     top_p * mass, True, SHIFT, CHUNK, BLOCK,
                 )  # fmt: skip
@@ -264,16 +171,6 @@ def filter_threshold_kernel(
         if min_p > 0:
             lowest = tl.maximum(lowest, peak + temperature * tl.log(min_p))
     tl.store(out_ptr + row, lowest)
-
-
-@triton.jit
-def _unlikely(peak, temperature, mass, top_p, vocab, SHIFT: tl.constexpr):
-    """A key such that the ids below it weigh less than 1 - top_p together, so that the others are enough.
-
-    An id below it is less likely than half of (1 - top_p) / vocab.
-    """
-    bound = peak + temperature * (tl.log(mass) + tl.log((1 - top_p) / (2.0 * vocab)))
-    return (_key(bound) >> SHIFT).to(tl.int64)
 
 
 def filter_threshold_fused(
