@@ -113,11 +113,13 @@ class _OperationCalls:
         self.draft_rows, self.target_rows = self.logits(4), self.logits(6)
         self.tokens, self.ends = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 4])
         self.keys = [torch.zeros(2, dtype=torch.int64)] * 2
-        self.settings = KernelSettings(
-            torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1)
-        )
-        self.settings_per_row = KernelSettings(*(setting.repeat(2) for setting in self.settings))
+        self.settings, self.settings_per_row = self.filtering(2), self.filtering(4)
         self.row_keys = [self.tokens] * 3
+
+    def filtering(self, rows: int) -> KernelSettings:
+        """Settings with every filter, a tensor each."""
+        values = (1.0, 40, 0.9, 0.1)
+        return KernelSettings(*(torch.full((rows,), value) for value in values))
 
     def logits(self, rows: int) -> Tensor:
         return torch.zeros(rows, 49152 if self.aligned else 50257, dtype=self.dtype)
@@ -151,7 +153,7 @@ class _OperationCalls:
             self.draft_rows[:2],
             "sampled",
             [key[:1] for key in self.keys],
-            KernelSettings(*(setting[:1] for setting in self.settings)),
+            self.filtering(1),
             True,
             1.0,
             False,

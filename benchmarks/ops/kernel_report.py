@@ -97,7 +97,7 @@ def problems(launch: Launch, row: KernelRow) -> list[str]:
         exceeded.append(f"{row.spills} spills")
     streaming = launch.streaming
     if launch.case.aligned and streaming is not None:
-        rows = next(filter(lambda rows: rows is not None, map(launch.arguments.get, ROWS)))
+        rows = next(rows for rows in map(launch.arguments.get, ROWS) if rows is not None)
         limit = streaming.reads * rows.element_size()
         if row.widest_load < 16:
             exceeded.append(f"loads of {row.widest_load} bytes, expected 16")
