@@ -11,8 +11,10 @@ import torch
 import specdistill_kernels as ours
 from benchmarks.ops.verification_paths import (
     NO_FILTERS,
+    WITHOUT_DRAFT_LOGITS,
     Filters,
     Requests,
+    other_path_on,
     ours_on,
     torch_on,
     vllm_on,
@@ -24,6 +26,7 @@ VERIFICATIONS = (
     ("argmax_draft", NO_FILTERS),
     ("sampled", NO_FILTERS),
     ("sampled", Filters(top_k=50, top_p=0.9)),
+    ("sampled", Filters(top_p=0.9)),
     ("block", NO_FILTERS),
 )
 Rows = list[dict[str, Any]]
@@ -54,6 +57,8 @@ def verification(timing: Timing, sizes: Sizes, vllm: Any) -> Rows:
         for rule, filters in VERIFICATIONS:
             requests = Requests(batch, drafted, 0.0 if rule == "greedy" else 0.8, sizes.vocab, timing.device)
             contestants: Contestants = {"specdistill": ours_on(requests, rule, filters)}
+            if rule not in WITHOUT_DRAFT_LOGITS:
+                contestants["other path"] = other_path_on(requests, rule, filters)
             if rule != "block":
                 contestants["torch"] = torch_on(requests, rule, filters)
             if vllm is not None:

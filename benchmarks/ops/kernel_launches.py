@@ -18,12 +18,12 @@ from specdistill_kernels.fused_divergence import DIVERGENCES
 from specdistill_kernels.fused_divergence import fused as divergence
 from specdistill_kernels.noise import TARGET, TILE
 from specdistill_kernels.sample import fused as sample
-from specdistill_kernels.sampling_settings import SamplingSettings
+from specdistill_kernels.sampling_settings import KernelSettings
 from specdistill_kernels.topk_membership import fused as membership
 from specdistill_kernels.verify import fused as verify
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32",
-          torch.bool: "i1"}  # fmt: skip
+          torch.int16: "i16", torch.bool: "i1"}  # fmt: skip
 Calls = dict[str, Callable[[], Any]]
 """Operation and variant -> a call of its launcher."""
 
@@ -44,10 +44,12 @@ STREAMING = {
     "topk_membership_fwd_kernel": Streaming(membership.BLOCK, 1),
     # Log-sum-exps, sums and gradient of two rows (`ce` with a target has no use for the third pass of the target's).
     "divergence_rows_kernel": Streaming(divergence.BLOCK, 6),
-    # Maximum, search by count, mass, search by mass. The searches run once per two bits; ptxas unrolls the others by 4.
-    "filter_threshold_kernel": Streaming(threshold.BLOCK, 10),
+    "filter_scan_kernel": Streaming(threshold.SCANNED, 1),
+    # Of the chosen chunks: search by count, mass (unrolled by 4), search by mass. The searches run once per two bits.
+    "filter_threshold_kernel": Streaming(threshold.BLOCK, 6),
     "sample_pick_kernel": Streaming(4 * TILE, 1),
-    "verify_statistics_kernel": Streaming(4 * TILE, 1),
+    # A target row or a draft row: both are in the code, and NVIDIA's compiler makes one of them if they are alike.
+    "verify_statistics_kernel": Streaming(4 * TILE, 2),
     "verify_masses_kernel": Streaming(TILE, 2),
     "verify_resample_kernel": Streaming(4 * TILE, 2),
 }
@@ -111,19 +113,36 @@ class _OperationCalls:
         self.draft_rows, self.target_rows = self.logits(4), self.logits(6)
         self.tokens, self.ends = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 4])
         self.keys = [torch.zeros(2, dtype=torch.int64)] * 2
-        self.settings = SamplingSettings(
-            torch.ones(2), torch.full((2,), 40), torch.full((2,), 0.9), torch.full((2,), 0.1)
-        )
-        self.settings_per_row = SamplingSettings(*(setting.repeat(2) for setting in self.settings))
+        self.settings, self.settings_per_row = self.filtering(2), self.filtering(4)
         self.row_keys = [self.tokens] * 3
+
+    def filtering(self, rows: int) -> KernelSettings:
+        """Settings with every filter, a tensor each."""
+        values = (1.0, 40, 0.9, 0.1)
+        return KernelSettings(*(torch.full((rows,), value) for value in values))
 
     def logits(self, rows: int) -> Tensor:
         return torch.zeros(rows, 49152 if self.aligned else 50257, dtype=self.dtype)
 
-    def verifying(self, rule: str, draft: Tensor | None, filtered: bool, given: bool = False) -> Callable[[], Any]:
-        """Verification under one rule; `given` says that the draft's rows are probabilities."""
-        arguments = (self.target_rows, self.tokens, self.ends, draft, rule, self.keys, self.settings, 1.0)
-        return lambda: verify.verify_fused(*arguments, filtered, given)
+    def verifying(
+        self, rule: str, draft: Tensor | None, filtered: bool, given: bool = False, apart: bool = False
+    ) -> Callable[[], Any]:
+        """Verification under one rule.
+
+        Args:
+            rule, draft, filtered: As in `verify_fused`.
+            given: The draft's rows are probabilities.
+            apart: As for many requests, whose decisions have launches of their own.
+        """
+        settings = self.settings if filtered else KernelSettings(0.7, 0.0, 1.0, 0.0)
+        arguments = (self.target_rows, self.tokens, self.ends, draft, rule, self.keys, settings, filtered, 1.0, given)
+
+        def call() -> None:
+            limit = 0 if apart else verify.REPEATED_DECISIONS
+            with mock.patch.object(verify, "REPEATED_DECISIONS", limit):
+                verify.verify_fused(*arguments)
+
+        return call
 
     def verifying_one_request(self) -> Callable[[], Any]:
         """A single request: a number that is 1 becomes a constant, which is another program."""
@@ -134,9 +153,9 @@ class _OperationCalls:
             self.draft_rows[:2],
             "sampled",
             [key[:1] for key in self.keys],
-            SamplingSettings(*(setting[:1] for setting in self.settings)),
-            1.0,
+            self.filtering(1),
             True,
+            1.0,
             False,
         )
 
@@ -157,7 +176,7 @@ class _OperationCalls:
             "expected_acceptance": lambda: acceptance.expected_acceptance_fused(rows, rows, tokens),
             "topk_membership": lambda: membership.topk_membership_fused(rows, tokens, 25),
             "filter_threshold": lambda: threshold.filter_threshold_fused(rows, self.settings_per_row),
-            "sample": lambda: sample.sample_fused(rows, self.row_keys, TARGET, self.settings_per_row, False, True),
+            "sample": lambda: sample.sample_fused(rows, self.row_keys, TARGET, self.settings_per_row, True, False),
             "verify sampled": self.verifying("sampled", rows, True),
         }
 
@@ -166,12 +185,18 @@ class _OperationCalls:
         rows, settings = self.draft_rows, self.settings_per_row
         return {
             "expected_acceptance no tokens": lambda: acceptance.expected_acceptance_fused(rows, rows, None),
-            "sample greedy": lambda: sample.sample_fused(rows, self.row_keys, TARGET, settings, True, False),
+            "filter_threshold of 151936 ids": lambda: threshold.filter_threshold_fused(
+                torch.zeros(4, 151936, dtype=self.dtype), settings
+            ),
+            "sample greedy": lambda: sample.sample_fused(rows, self.row_keys, TARGET, settings, False, True),
             **{f"fused_divergence {kind}": self.diverging(kind) for kind in DIVERGENCES if kind != "lk_lambda"},
             "fused_divergence capped": self.diverging("fkl", 30.0),
             "verify greedy": self.verifying("greedy", None, False),
             "verify one-hot": self.verifying("argmax_draft", None, False),
             "verify block": self.verifying("block", rows, True),
+            "verify block, many requests": self.verifying("block", rows, True, apart=True),
+            "verify sampled, no filters": self.verifying("sampled", rows, False),
+            "verify sampled, many requests": self.verifying("sampled", rows, False, apart=True),
             "verify one request": self.verifying_one_request(),
             "verify block, probabilities": self.verifying("block", rows.float(), True, True),
         }

@@ -42,6 +42,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
+ROWS = ("logits_ptr", "draft_ptr", "target_ptr")
+"""Arguments that are the rows which a kernel goes over."""
+
 
 def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list]]:
     """Types, constants and alignments by the JIT's own rules: 1 and None are constants, multiples of 16 are known."""
@@ -94,8 +97,7 @@ def problems(launch: Launch, row: KernelRow) -> list[str]:
         exceeded.append(f"{row.spills} spills")
     streaming = launch.streaming
     if launch.case.aligned and streaming is not None:
-        rows = launch.arguments.get("logits_ptr", launch.arguments.get("draft_ptr"))
-        assert rows is not None
+        rows = next(rows for rows in map(launch.arguments.get, ROWS) if rows is not None)
         limit = streaming.reads * rows.element_size()
         if row.widest_load < 16:
             exceeded.append(f"loads of {row.widest_load} bytes, expected 16")

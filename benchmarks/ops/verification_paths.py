@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -77,6 +78,23 @@ def ours_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any
     )
 
 
+def other_path_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], Any]:
+    """Our verification with decisions in a launch of their own where they have none, and the other way round.
+
+    The limit between the two should be where both take as long.
+    """
+    from specdistill_kernels.verify import fused
+
+    call = ours_on(requests, rule, filters)
+    repeated = requests.batch * -(-requests.target.shape[1] // ours.noise.GROUP) <= fused.REPEATED_DECISIONS
+
+    def other() -> Any:
+        with mock.patch.object(fused, "REPEATED_DECISIONS", 0 if repeated else 2**31):
+            return call()
+
+    return other
+
+
 def vllm_on(vllm: Any, requests: Requests, rule: str, filters: Filters) -> Callable[[], Any]:
     """The path of vLLM's second model runner. It wants one more draft token per request, which it doesn't read."""
     ids = requests.draft_ids(rule)
@@ -113,11 +131,10 @@ def torch_on(requests: Requests, rule: str, filters: Filters) -> Callable[[], An
     def probabilities(logits: Tensor) -> Tensor:
         scores = logits.float() / requests.temperature[:, None, None]
         if filters != NO_FILTERS:
-            assert filters.top_k is not None and filters.top_p is not None, "both filters or none"
             ordered, order = scores.sort(-1, descending=True)
-            ordered[..., filters.top_k :] = -torch.inf
+            ordered[..., filters.top_k or requests.target.shape[1] :] = -torch.inf
             mass = ordered.softmax(-1)
-            ordered = ordered.masked_fill(mass.cumsum(-1) - mass > filters.top_p, -torch.inf)
+            ordered = ordered.masked_fill(mass.cumsum(-1) - mass > (filters.top_p or 1), -torch.inf)
             scores = torch.empty_like(scores).scatter_(-1, order, ordered)
         return scores.softmax(-1)
 

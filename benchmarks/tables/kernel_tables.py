@@ -17,7 +17,9 @@ def kernel_speed_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["verify"]:
-        rule = row["rule"] + (", top-k 50, top-p 0.9" if row["filters"] else "")
+        rule = ", ".join(
+            [row["rule"], *(f"{name.replace('_', '-')} {value}" for name, value in row["filters"].items())]
+        )
         times, memory = row["times_ours"], row["extra_mebibytes"]
         cells = [rule, row["batch"], f"{row['milliseconds']['specdistill']:.3f}"]
         cells += [f"{times[name]:.2f}" if name in times else "-" for name in ("torch", "vllm")]

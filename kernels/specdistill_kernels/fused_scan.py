@@ -1,4 +1,4 @@
-"""Steps that several kernels share while they scan a row: its request, running log-sum-exp and running argmax.
+"""Steps that several kernels share while they scan a row: its request and settings, running log-sum-exp and argmax.
 
 Source of the online log-sum-exp: Milakov & Gimelshein 2018 (arXiv 1805.02867).
 """
@@ -13,8 +13,8 @@ NOWHERE = tl.constexpr(2147483647)
 
 
 @triton.jit
-def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
-    """The request of a flat row, and the row's number within it. EXTRA is 1 for target rows, which have a bonus row."""
+def request_of(row, cu_ptr, batch, extra, BLOCK: tl.constexpr):
+    """The request of a flat row, and the row's number within it. extra is 1 for target rows, which have a bonus row."""
     before = row.to(tl.int64)
     first = before
     if cu_ptr is not None:
@@ -22,11 +22,25 @@ def request_of(row, cu_ptr, batch, EXTRA: tl.constexpr, BLOCK: tl.constexpr):
         first = tl.full((), 0, tl.int64)
         for start in range(0, batch, BLOCK):
             index = start + tl.arange(0, BLOCK)
-            end = tl.load(cu_ptr + index, mask=index < batch, other=0).to(tl.int64) + EXTRA * (index + 1)
+            end = tl.load(cu_ptr + index, mask=index < batch, other=0).to(tl.int64) + extra * (index + 1)
             passed = (index < batch) & (end <= row)
             before += tl.sum(passed.to(tl.int64), 0)
             first = tl.maximum(first, tl.max(tl.where(passed, end, 0), 0))
     return before, row - first
+
+
+@triton.constexpr_function
+def _is_number(setting):
+    return isinstance(setting, int | float) or not setting.dtype.is_ptr()
+
+
+@triton.jit
+def setting_of(setting, request):
+    """A request's value of a setting, float32: the setting is one number, or a tensor with one per request."""
+    if _is_number(setting):
+        return tl.full((), setting, tl.float32)
+    else:
+        return tl.load(setting + request).to(tl.float32)
 
 
 @triton.jit

@@ -25,6 +25,15 @@ class SamplingSettings(NamedTuple):
         return SamplingSettings(*(setting[rows] for setting in self))
 
 
+class KernelSettings(NamedTuple):
+    """The same settings for kernels, which take one number for all rows as it is: a tensor of it is one more launch."""
+
+    temperature: Tensor | float
+    top_k: Tensor | float
+    top_p: Tensor | float
+    min_p: Tensor | float
+
+
 def settings_of(
     rows: int,
     device: torch.device,
@@ -32,21 +41,40 @@ def settings_of(
     top_k: int | Tensor,
     top_p: float | Tensor,
     min_p: float | Tensor,
-) -> tuple[SamplingSettings, bool]:
-    """Brings the settings to one form, and says whether any of them can filter.
+) -> SamplingSettings:
+    """Brings the settings to tensors, one value per row.
+
+    Raises:
+        ValueError: A tensor of another shape than [rows].
+    """
+    return SamplingSettings(
+        per_row(temperature, rows, device, torch.float32),
+        per_row(top_k, rows, device, torch.int64),
+        per_row(top_p, rows, device, torch.float32),
+        per_row(min_p, rows, device, torch.float32),
+    )
+
+
+def kernel_settings(
+    rows: int,
+    device: torch.device,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    min_p: float | Tensor,
+) -> tuple[KernelSettings, bool]:
+    """Brings the settings to the form that kernels take, and says whether any of them can filter.
 
     A tensor counts as one that filters: reading it would wait for a GPU.
 
     Raises:
         ValueError: A tensor of another shape than [rows].
     """
-    settings = SamplingSettings(
-        per_row(temperature, rows, device, torch.float32),
-        per_row(top_k, rows, device, torch.int64),
-        per_row(top_p, rows, device, torch.float32),
-        per_row(min_p, rows, device, torch.float32),
+    values = (temperature, top_k, top_p, min_p)
+    settings = KernelSettings(
+        *(per_row(value, rows, device, value.dtype) if isinstance(value, Tensor) else float(value) for value in values)
     )
-    warm = isinstance(temperature, Tensor) or temperature != 0
+    warm = settings.temperature != 0 if isinstance(settings.temperature, float) else True
     filters = any(isinstance(value, Tensor) or value != off for value, off in ((top_k, 0), (top_p, 1), (min_p, 0)))
     return settings, warm and filters
 

@@ -13,6 +13,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import json
+import linecache
 import os
 import sys
 import tempfile
@@ -42,7 +43,8 @@ class PlantedError:
     @property
     def module(self) -> str:
         """Dotted name of the file's module."""
-        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        path = self.file.removeprefix("kernels/").removesuffix(".py").removesuffix("/__init__")
+        return path.replace("/", ".")
 
     def spoiled(self) -> str:
         """Text of the file with the error.
@@ -86,6 +88,8 @@ class _Finder:
         if name != self._error.module:
             return None
         file = str(ROOT / self._error.file)
+        # Triton reads the source of kernels there; without a time it is not compared with the file.
+        linecache.cache[file] = (len(self._text), None, self._text.splitlines(keepends=True), file)
         return importlib.util.spec_from_file_location(name, file, loader=_Spoiled(name, file, self._text))
 
 

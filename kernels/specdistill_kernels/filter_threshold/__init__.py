@@ -6,7 +6,7 @@ from torch import Tensor
 
 from specdistill_kernels.backend import choose
 from specdistill_kernels.filter_threshold.reference import threshold
-from specdistill_kernels.sampling_settings import settings_of
+from specdistill_kernels.sampling_settings import kernel_settings, settings_of
 
 __all__ = ["filter_threshold"]
 
@@ -44,9 +44,9 @@ def filter_threshold(
     """
     if logits.ndim != 2:
         raise ValueError(f"expected logits [rows, vocab], got {tuple(logits.shape)}")
-    settings, _ = settings_of(logits.shape[0], logits.device, temperature, top_k, top_p, min_p)
+    per_row = (logits.shape[0], logits.device, temperature, top_k, top_p, min_p)
     if choose(backend, logits) == "fused":
         from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
 
-        return filter_threshold_fused(logits, settings)
-    return threshold(logits, settings)
+        return filter_threshold_fused(logits, kernel_settings(*per_row)[0])
+    return threshold(logits, settings_of(*per_row))

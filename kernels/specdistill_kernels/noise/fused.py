@@ -40,8 +40,9 @@ def gumbel_group(seed, position, base, group, STREAM: tl.constexpr, TILE: tl.con
 
 
 @triton.jit
-def coin(seed, position, base):
-    """One uniform number: the coin of verification for a position."""
-    zero = tl.full((), 0, tl.uint32)
-    words, _, _, _ = tl.philox(seed, zero, position.to(tl.uint32), base.to(tl.uint32), tl.full((), COIN, tl.uint32))
+def coins(seed, positions, base):
+    """Uniform numbers, the coins of verification for a block of positions."""
+    counters = positions.to(tl.uint32)
+    zero = counters * 0
+    words, _, _, _ = tl.philox(seed, zero, counters, zero + base.to(tl.uint32), zero + tl.full((), COIN, tl.uint32))
     return uniform(words)

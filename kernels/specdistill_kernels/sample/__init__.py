@@ -8,7 +8,7 @@ from torch import Tensor
 from specdistill_kernels import noise
 from specdistill_kernels.backend import choose
 from specdistill_kernels.sample.reference import sample_rows
-from specdistill_kernels.sampling_settings import per_row, settings_of
+from specdistill_kernels.sampling_settings import kernel_settings, per_row, settings_of
 
 __all__ = ["sample"]
 
@@ -51,12 +51,13 @@ def sample(
     greedy = not isinstance(temperature, Tensor) and temperature == 0
     if not greedy and (seeds is None or positions is None):
         raise ValueError("sampling needs seeds and positions, one per row")
-    settings, filtered = settings_of(rows, device, temperature, top_k, top_p, min_p)
     if stream == noise.TARGET:
         rounds = None
-    keys = tuple(per_row(0 if key is None else key, rows, device, torch.int64) for key in (seeds, positions, rounds))
+    keys = [None if key is None else per_row(key, rows, device, torch.int64) for key in (seeds, positions, rounds)]
+    settings = (rows, device, temperature, top_k, top_p, min_p)
     if choose(backend, logits) == "fused":
         from specdistill_kernels.sample.fused import sample_fused
 
-        return sample_fused(logits, keys, stream, settings, greedy, filtered)
-    return sample_rows(logits, keys, stream, settings)
+        return sample_fused(logits, keys, stream, *kernel_settings(*settings), greedy)
+    keys = [per_row(0, rows, device, torch.int64) if key is None else key for key in keys]
+    return sample_rows(logits, keys, stream, settings_of(*settings))

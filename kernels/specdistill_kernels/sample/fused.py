@@ -17,10 +17,10 @@ from torch import Tensor
 
 from specdistill_kernels.backend import unit_stride, warps_of
 from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
-from specdistill_kernels.fused_scan import NOWHERE, count_undefined, leftmost, request_of
+from specdistill_kernels.fused_scan import NOWHERE, count_undefined, leftmost, request_of, setting_of
 from specdistill_kernels.noise import GROUP, TILE
-from specdistill_kernels.noise.fused import TARGET, gumbel_group
-from specdistill_kernels.sampling_settings import SamplingSettings
+from specdistill_kernels.noise.fused import gumbel_group
+from specdistill_kernels.sampling_settings import KernelSettings
 
 THREADS = 256
 
@@ -44,7 +44,7 @@ def sample_pick_kernel(
     seed_ptr,
     position_ptr,
     base_ptr,
-    temperature_ptr,
+    temperature,
     best_ptr,
     at_ptr,
     stride,
@@ -59,16 +59,16 @@ def sample_pick_kernel(
     row, group = tl.program_id(0), tl.program_id(1)
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     start_ptr = logits_ptr + row.to(tl.int64) * stride
-    temperature, lowest = 1.0, -float("inf")
+    warmth, lowest = 1.0, -float("inf")
     first = group * (4 * TILE) + tl.arange(0, TILE)
     noise = (0.0, 0.0, 0.0, 0.0)
     if not GREEDY:
         request, offset = request_of(row, cu_ptr, batch, 1, 1024)
-        temperature = tl.load(temperature_ptr + request)
+        warmth = setting_of(temperature, request)
         if lowest_ptr is not None:
             lowest = tl.load(lowest_ptr + row)
         base = tl.full((), 0, tl.int64)
-        if STREAM != TARGET:
+        if base_ptr is not None:
             base = tl.load(base_ptr + request)
         noise = gumbel_group(
             tl.load(seed_ptr + request), tl.load(position_ptr + request) + offset, base, group, STREAM, TILE
@@ -77,7 +77,7 @@ def sample_pick_kernel(
     for lane in tl.static_range(4):
         columns = first + lane * TILE
         scores = tl.load(start_ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32)
-        best, at, undefined = _better(best, at, undefined, scores, noise[lane], columns, temperature, lowest, GREEDY)
+        best, at, undefined = _better(best, at, undefined, scores, noise[lane], columns, warmth, lowest, GREEDY)
     out = row.to(tl.int64) * groups + group
     tl.store(best_ptr + out, tl.where(undefined > 0, float("inf"), best))
     tl.store(at_ptr + out, tl.where(undefined > 0, -1, at))
@@ -103,16 +103,17 @@ def sample_combine_kernel(best_ptr, at_ptr, out_ptr, groups, BLOCK: tl.constexpr
 
 def pick(
     logits: Tensor,
-    keys: Sequence[Tensor],
+    keys: Sequence[Tensor | None],
     stream: int,
-    temperature: Tensor,
+    temperature: Tensor | float,
     lowest: Tensor | None,
     greedy: bool,
     cu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Launches `sample_pick_kernel`; returns each group's best score and column, [rows, groups], and their number.
 
-    Keys and temperature are per request where `cu` assigns rows to requests.
+    Keys (seeds, positions, rounds) and temperature are per request where `cu` assigns rows to requests. Without rounds
+    they are 0; seeds and positions may be None where all is greedy.
     """
     rows, vocab = logits.shape
     groups = triton.cdiv(vocab, GROUP)
@@ -129,7 +130,7 @@ def pick(
             at,
             logits.stride(0),
             vocab,
-            temperature.shape[0],
+            rows if cu is None else cu.shape[0],
             groups,
             STREAM=stream,
             GREEDY=greedy,
@@ -140,17 +141,17 @@ def pick(
 
 
 def sample_fused(
-    logits: Tensor, keys: Sequence[Tensor], stream: int, settings: SamplingSettings, greedy: bool, filtered: bool
+    logits: Tensor, keys: Sequence[Tensor | None], stream: int, settings: KernelSettings, filtered: bool, greedy: bool
 ) -> Tensor:
     """Computes `sample` with the kernels.
 
     Args:
         logits: [rows, vocab].
-        keys: Seeds, positions and rounds, each int64 [rows].
+        keys: Seeds, positions and rounds, each int64 [rows] or None, as in `pick`.
         stream: `noise.TARGET` or `noise.DRAFT`.
         settings: One value per row.
-        greedy: Every temperature is 0.
         filtered: Some setting can filter.
+        greedy: Every temperature is 0.
 
     Returns:
         int64 [rows].

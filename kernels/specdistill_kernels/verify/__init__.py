@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from specdistill_kernels.backend import choose
-from specdistill_kernels.sampling_settings import per_row, settings_of
+from specdistill_kernels.sampling_settings import kernel_settings, per_row, settings_of
 from specdistill_kernels.verify.reference import RULES, Verified, verify_requests
 
 __all__ = ["RULES", "Verified", "verify"]
@@ -94,17 +94,18 @@ def verify(
     device = target_logits.device
     if rule == "greedy":
         temperature = 0.0
-    settings, filtered = settings_of(batch, device, temperature, top_k, top_p, min_p)
-    keys = tuple(per_row(0 if key is None else key, batch, device, torch.int64) for key in (seeds, positions))
+    settings = (batch, device, temperature, top_k, top_p, min_p)
+    keys = [None if key is None else per_row(key, batch, device, torch.int64) for key in (seeds, positions)]
     loose = lenience if rule == "lenient" else 1.0
     if choose(backend, target_logits) == "fused":
         from specdistill_kernels.verify.fused import verify_fused
 
         return verify_fused(
-            target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, settings, loose, filtered,
-            draft_probs is not None,
+            target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, *kernel_settings(*settings),
+            loose, draft_probs is not None,
         )  # fmt: skip
+    keys = [per_row(0, batch, device, torch.int64) if key is None else key for key in keys]
     return verify_requests(
-        target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, settings, loose,
+        target_logits, draft_token_ids, cu_num_draft_tokens, draft, rule, keys, settings_of(*settings), loose,
         draft_probs is not None,
     )  # fmt: skip

@@ -4,11 +4,19 @@ One-hot drafts: `sample_pick_kernel` draws the target's own token of every row i
 for bfloat16. `verify_points_kernel` (one small program per request) compares these tokens with the draft's.
 
 Drafts with probabilities: `verify_statistics_kernel` reads target and draft rows once and writes log-sum-exps per 8192
-columns. `verify_decide_kernel` goes through each request's draft with a coin per position. `verify_resample_kernel`
-reads the one row that was rejected (or the bonus row) and draws from (a p - b q)+ by Gumbel-max. Block verification
-adds a pass for the residual masses between the first two. Filters are thresholds, computed beforehand.
+columns. `verify_resample_kernel` goes through each request's draft with a coin per position, reads the one row that was
+rejected (or the bonus row) and draws from (a p - b q)+ by Gumbel-max. Block verification adds a pass for the residual
+masses between the two. Filters are thresholds, computed beforehand.
 
-Memory: a few numbers per row and 8192 columns, and one weight per draft token.
+**Few requests** take two launches. Each program of a request comes to its decision by itself, from the same numbers in
+the same order, so all agree. The last one to finish picks the best of all; which one that is can't matter, since it
+reads what all have written. A single launch would need counters that are kept from call to call, or set by a launch
+before it, and programs that wait for others. Here the first launch sets them, nothing is kept and no program waits.
+
+**Many requests.** The decision has a launch of its own (`verify_decide_kernel`, for `block` `verify_weights_kernel` as
+well): repeating it once per 8192 columns would cost more than a launch.
+
+Memory: a few numbers per row and 8192 columns, one weight per draft token; with filters two numbers per 64 columns.
 """
 
 from __future__ import annotations
@@ -22,17 +30,16 @@ from torch import Tensor
 
 from specdistill_kernels.backend import unit_stride, warps_of
 from specdistill_kernels.filter_threshold.fused import filter_threshold_fused
-from specdistill_kernels.fused_scan import leftmost
+from specdistill_kernels.fused_scan import leftmost, setting_of
 from specdistill_kernels.noise import GROUP, TARGET, TILE
 from specdistill_kernels.noise.fused import TARGET as TARGET_STREAM
-from specdistill_kernels.noise.fused import coin, gumbel_group
+from specdistill_kernels.noise.fused import gumbel_group
 from specdistill_kernels.sample.fused import pick, token_of
-from specdistill_kernels.sampling_settings import SamplingSettings
-from specdistill_kernels.verify.fused_block import sum_of, verify_masses_kernel, verify_weights_kernel
+from specdistill_kernels.sampling_settings import KernelSettings
+from specdistill_kernels.verify.fused_block import verify_masses_kernel, verify_weights_kernel
+from specdistill_kernels.verify.fused_decision import decide, verify_decide_kernel
 from specdistill_kernels.verify.fused_rows import (
-    argmax_of,
     bounds,
-    log_ratio,
     log_sum_exp,
     probability,
     verify_statistics_kernel,
@@ -40,7 +47,10 @@ from specdistill_kernels.verify.fused_rows import (
 )
 from specdistill_kernels.verify.reference import Verified
 
-THREADS = 256
+THREADS, DECISION_THREADS = 256, 128
+REPEATED_DECISIONS = 256
+"""Programs that draw the next tokens, at most, for each to decide by itself: so many fit on a large GPU at once (two on
+a multiprocessor, by registers), and their decisions take no longer than one. More would wait and decide in turn."""
 
 
 @triton.jit
@@ -66,155 +76,67 @@ def verify_points_kernel(best_ptr, at_ptr, draft_ptr, cu_ptr, accepted_ptr, next
 
 
 @triton.jit
-def verify_decide_kernel(
-    target_ptr,
-    draft_ptr,
-    target_lowest_ptr,
-    draft_lowest_ptr,
-    target_peak_ptr,
-    target_total_ptr,
-    target_at_ptr,
-    draft_peak_ptr,
-    draft_total_ptr,
-    token_ptr,
-    cu_ptr,
-    temperature_ptr,
-    seed_ptr,
-    position_ptr,
-    weight_ptr,
-    mass_ptr,
-    accepted_ptr,
-    shares_ptr,
-    target_stride,
-    draft_stride,
-    vocab,
-    batch,
-    groups,
-    lenience,
-    GIVEN: tl.constexpr,
-    BY_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One request: how many draft tokens stay, and the weights a and b of the next token's law (a p - b q)+.
-
-    shares is float32 [2, batch]: a, then b.
-    """
-    request = tl.program_id(0).to(tl.int64)
-    first, drafted = bounds(request, cu_ptr)
-    temperature, seed, base = (
-        tl.load(temperature_ptr + request),
-        tl.load(seed_ptr + request),
-        tl.load(position_ptr + request),
-    )
-    greedy = temperature == 0
-    warm = warm_temperature(temperature_ptr, request)
-    kept = tl.full((), 0, tl.int64)
-    p_share, weight = 1.0, 1.0
-    index = tl.full((), 0, tl.int64)
-    going = drafted > 0
-    while going:
-        draft_row = first + index
-        row = draft_row + request
-        token = tl.load(token_ptr + draft_row).to(tl.int64)
-        if greedy:
-            own = argmax_of(target_peak_ptr, target_total_ptr, target_at_ptr, row, groups, BLOCK)
-            going = (token == own) & (own >= 0)
-            kept += going.to(tl.int64)
-        elif BY_BLOCK:
-            weight = tl.load(weight_ptr + draft_row)
-            chance = weight
-            if index + 1 < drafted:
-                mass = sum_of(mass_ptr, draft_row + 1, groups, BLOCK)
-                # Both vanish only when the prefix is certain and the laws ahead agree.
-                spoken = mass + 1 - weight
-                chance = tl.where(spoken > 0, mass / spoken, 1.0)
-            # NaN: nothing from this token on can be judged.
-            going = weight == weight
-            if going & (coin(seed, base + index, base) < chance):
-                kept = index + 1
-                p_share = weight
-        else:
-            ratio = log_ratio(
-                target_ptr,
-                draft_ptr,
-                target_lowest_ptr,
-                draft_lowest_ptr,
-                log_sum_exp(target_peak_ptr, target_total_ptr, row, groups, warm, BLOCK),
-                log_sum_exp(draft_peak_ptr, draft_total_ptr, draft_row, groups, warm, BLOCK),
-                row,
-                draft_row,
-                token,
-                target_stride,
-                draft_stride,
-                vocab,
-                warm,
-                GIVEN,
-            )
-            # exp(0) is 1 and the coin is below it: an identical draft is never rejected.
-            going = coin(seed, base + index, base) < tl.exp(ratio) / lenience
-            kept += going.to(tl.int64)
-        index += 1
-        going = going & (index < drafted)
-    q_share = 0.0
-    if (kept < drafted) & (temperature > 0):
-        token = tl.load(token_ptr + first + kept).to(tl.int64)
-        # A placeholder proposed nothing, so nothing is to be taken from the target's law.
-        q_share = tl.where((token >= 0) & (token < vocab), lenience, 0.0)
-    tl.store(accepted_ptr + request, kept)
-    tl.store(shares_ptr + request, p_share)
-    tl.store(shares_ptr + batch + request, q_share)
-
-
-@triton.jit
 def verify_resample_kernel(
     target_ptr,
     draft_ptr,
-    target_lowest_ptr,
-    draft_lowest_ptr,
-    target_peak_ptr,
-    target_total_ptr,
-    draft_peak_ptr,
-    draft_total_ptr,
+    lowest_ptr,
+    peak_ptr,
+    at_ptr,
+    total_ptr,
+    token_ptr,
+    weight_ptr,
+    mass_ptr,
     cu_ptr,
-    temperature_ptr,
+    temperature_setting,
     seed_ptr,
     position_ptr,
     accepted_ptr,
     shares_ptr,
     best_ptr,
-    at_ptr,
+    best_at_ptr,
+    arrived_ptr,
+    next_ptr,
     target_stride,
     draft_stride,
+    targets,
     vocab,
-    batch,
     groups,
+    lenience,
     GIVEN: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One request's group of columns: best Gumbel score under (a p - b q)+, and under p itself, of the deciding row.
 
-    best and at are [2, batch, groups]: the residual's first, then the target's own, for residuals that vanish.
+    best and best_at are [batch, 2, groups]: the residual's, then the target's own, for residuals that vanish. The
+    request's last program to finish writes the next token. Without shares each program decides by itself.
     """
     request, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if shares_ptr is not None:
+        kept = tl.load(accepted_ptr + request)
+        p_share, q_share = tl.load(shares_ptr + 2 * request), tl.load(shares_ptr + 2 * request + 1)
+    else:
+        kept, p_share, q_share = decide(
+            target_ptr, draft_ptr, lowest_ptr, peak_ptr, at_ptr, total_ptr, token_ptr, weight_ptr, mass_ptr, cu_ptr,
+            temperature_setting, seed_ptr, position_ptr, request, target_stride, draft_stride, targets, vocab, groups,
+            lenience, GIVEN, BLOCK,
+        )  # fmt: skip
+        tl.store(accepted_ptr + request, kept, mask=group == 0)
     first, drafted = bounds(request, cu_ptr)
-    kept = tl.load(accepted_ptr + request)
-    p_share, q_share = tl.load(shares_ptr + request), tl.load(shares_ptr + batch + request)
-    temperature = tl.load(temperature_ptr + request)
-    greedy = temperature == 0
-    warm = warm_temperature(temperature_ptr, request)
+    greedy = setting_of(temperature_setting, request) == 0
+    warm = warm_temperature(temperature_setting, request)
     row = first + kept + request
     # After the last draft token there is no draft row. Its share is then 0, so the row that is read has no effect.
     draft_row = tl.minimum(first + kept, first + tl.maximum(drafted - 1, 0))
-    target_lse = log_sum_exp(target_peak_ptr, target_total_ptr, row, groups, warm, BLOCK)
+    target_lse = log_sum_exp(peak_ptr, total_ptr, row, groups, warm, BLOCK)
     draft_lse = 0.0
     target_lowest, draft_lowest = -float("inf"), -float("inf")
-    if target_lowest_ptr is not None:
-        target_lowest = tl.load(target_lowest_ptr + row)
+    if lowest_ptr is not None:
+        target_lowest = tl.load(lowest_ptr + row)
     if q_share > 0:
-        draft_lse = log_sum_exp(draft_peak_ptr, draft_total_ptr, draft_row, groups, warm, BLOCK)
-        if draft_lowest_ptr is not None:
-            draft_lowest = tl.load(draft_lowest_ptr + draft_row)
+        draft_lse = log_sum_exp(peak_ptr, total_ptr, targets + draft_row, groups, warm, BLOCK)
+        if lowest_ptr is not None and not GIVEN:
+            draft_lowest = tl.load(lowest_ptr + targets + draft_row)
     noise = gumbel_group(
         tl.load(seed_ptr + request),
         tl.load(position_ptr + request) + kept,
@@ -244,25 +166,23 @@ def verify_resample_kernel(
     # An undefined target row has a NaN log-sum-exp, and so has an undefined draft row that is needed.
     undefined = (target_lse != target_lse) | (draft_lse != draft_lse)
     plain = q_share == 0
-    out = request * groups + group
-    # Not batch.to(): for one request Triton takes it as a plain number.
-    other = tl.num_programs(0).to(tl.int64) * groups + out
+    own_row = 2 * request + 1
+    out = 2 * request * groups + group
     tl.store(best_ptr + out, tl.where(undefined, float("inf"), tl.where(plain, own_best, best)))
-    tl.store(at_ptr + out, tl.where(undefined, -1, tl.where(plain, own_at, at)))
-    tl.store(best_ptr + other, own_best)
-    tl.store(at_ptr + other, own_at)
-
-
-@triton.jit
-def verify_combine_kernel(best_ptr, at_ptr, next_ptr, batch, groups, BLOCK: tl.constexpr):
-    """One request's next token: the residual's best, or the target's own where the residual vanished by rounding."""
-    request = tl.program_id(0).to(tl.int64)
-    token = token_of(best_ptr, at_ptr, request, groups, BLOCK)
-    index = tl.arange(0, BLOCK)
-    scores = tl.load(best_ptr + request * groups + index, mask=index < groups, other=-float("inf"))
-    if tl.max(scores, 0) == -float("inf"):
-        token = token_of(best_ptr, at_ptr, tl.num_programs(0).to(tl.int64) + request, groups, BLOCK)
-    tl.store(next_ptr + request, token)
+    tl.store(best_at_ptr + out, tl.where(undefined, -1, tl.where(plain, own_at, at)))
+    tl.store(best_ptr + own_row * groups + group, own_best)
+    tl.store(best_at_ptr + own_row * groups + group, own_at)
+    # Counting releases what was stored; the last program acquires what all have stored.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrived_ptr + request, 1, sem="acq_rel", scope="gpu")
+    if arrived == groups - 1:
+        token = token_of(best_ptr, best_at_ptr, 2 * request, groups, BLOCK)
+        index = tl.arange(0, BLOCK)
+        bests = tl.load(best_ptr + 2 * request * groups + index, mask=index < groups, other=-float("inf"))
+        if tl.max(bests, 0) == -float("inf"):
+            # The residual vanished by rounding.
+            token = token_of(best_ptr, best_at_ptr, own_row, groups, BLOCK)
+        tl.store(next_ptr + request, token)
 
 
 def verify_fused(
@@ -271,109 +191,75 @@ def verify_fused(
     cu: Tensor,
     draft_logits: Tensor | None,
     rule: str,
-    keys: Sequence[Tensor],
-    settings: SamplingSettings,
-    lenience: float,
+    keys: Sequence[Tensor | None],
+    settings: KernelSettings,
     filtered: bool,
+    lenience: float,
     given: bool,
 ) -> Verified:
     """Computes `verify` with the kernels.
 
     Args:
         target_logits, draft_token_ids, cu, draft_logits, rule: As in `verify`.
-        keys: Seeds and positions, each int64 [batch].
+        keys: Seeds and positions, each int64 [batch]; `greedy` needs none.
         settings: One value per request.
-        lenience: 1 for every rule but `lenient`.
         filtered: Some setting can filter.
+        lenience: 1 for every rule but `lenient`.
         given: draft_logits are probabilities.
     """
     batch, device = cu.shape[0], target_logits.device
     cu, draft_token_ids = cu.contiguous(), draft_token_ids.contiguous()
     target = unit_stride(target_logits)
-    accepted = torch.empty(batch, dtype=torch.int64, device=device)
-    following = torch.empty_like(accepted)
+    verified = Verified(*(torch.empty(batch, dtype=torch.int64, device=device) for _ in range(2)))
     if not batch:
-        return Verified(accepted, following)
-    lowest = filter_threshold_fused(target, settings, cu=cu, extra=1) if filtered else None
+        return verified
     if rule in ("greedy", "argmax_draft"):
-        best, at, groups = pick(target, [*keys, keys[0]], TARGET, settings.temperature, lowest, rule == "greedy", cu)
+        lowest = filter_threshold_fused(target, settings, cu) if filtered else None
+        best, at, groups = pick(target, [*keys, None], TARGET, settings.temperature, lowest, rule == "greedy", cu)
         verify_points_kernel[(batch,)](
-            best,
-            at,
-            draft_token_ids,
-            cu,
-            accepted,
-            following,
-            groups,
-            BLOCK=triton.next_power_of_2(groups),
-            num_warps=1,
+            best, at, draft_token_ids, cu, *verified, groups, BLOCK=triton.next_power_of_2(groups), num_warps=1
         )
-        return Verified(accepted, following)
+        return verified
     assert draft_logits is not None, "checked by verify"
     draft = unit_stride(draft_logits)
-    draft_lowest = filter_threshold_fused(draft, settings, cu=cu) if filtered and not given else None
-    vocab = target.shape[1]
-    groups = triton.cdiv(vocab, GROUP)
-    block, warps, temperature = triton.next_power_of_2(groups), warps_of(THREADS), settings.temperature
-
-    def statistics(logits: Tensor, thresholds: Tensor | None, extra: int) -> tuple[Tensor, Tensor, Tensor]:
-        peak, total = torch.empty(2, logits.shape[0], groups, dtype=torch.float32, device=device)
-        columns = torch.empty(logits.shape[0], groups, dtype=torch.int32, device=device)
-        if logits.shape[0]:
-            verify_statistics_kernel[(logits.shape[0], groups)](
-                logits, thresholds, cu, temperature, peak, total, columns, logits.stride(0), vocab, batch, groups,
-                EXTRA=extra, TILE=TILE, num_warps=warps,
-            )  # fmt: skip
-        return peak, total, columns
-
-    target_peak, target_total, target_at = statistics(target, lowest, 1)
-    draft_peak, draft_total, _ = statistics(draft, draft_lowest, 0)
-    rows = (target, draft, lowest, draft_lowest)
-    sums = (target_peak, target_total, draft_peak, draft_total)
-    strides = (target.stride(0), draft.stride(0), vocab)
-    weight = mass = None
-    if rule == "block" and draft.shape[0]:
-        weight = torch.empty(draft.shape[0], dtype=torch.float32, device=device)
-        mass = torch.empty(draft.shape[0], groups, dtype=torch.float32, device=device)
-        verify_weights_kernel[(batch,)](
-            *rows,
-            *sums,
-            draft_token_ids,
-            cu,
-            temperature,
-            weight,
-            *strides,
-            groups,
-            GIVEN=given,
-            BLOCK=block,
-            num_warps=1,
-        )
-        verify_masses_kernel[(draft.shape[0], groups)](
-            *rows,
-            *sums,
-            cu,
-            temperature,
-            weight,
-            mass,
-            *strides,
-            batch,
-            groups,
-            GIVEN=given,
-            TILE=TILE,
-            BLOCK=block,
-            num_warps=warps,
-        )
-    shares = torch.empty(2, batch, dtype=torch.float32, device=device)
-    verify_decide_kernel[(batch,)](
-        *rows, target_peak, target_total, target_at, draft_peak, draft_total, draft_token_ids, cu, temperature, *keys,
-        weight, mass, accepted, shares, *strides, batch, groups, lenience,
-        GIVEN=given, BY_BLOCK=weight is not None, BLOCK=block, num_warps=1,
+    targets, vocab = target.shape
+    rows, drafted, groups = targets + draft.shape[0], draft.shape[0], triton.cdiv(vocab, GROUP)
+    lowest = filter_threshold_fused(target, settings, cu, None if given else draft) if filtered else None
+    peak, total = (torch.empty(rows, groups, dtype=torch.float32, device=device) for _ in range(2))
+    at = torch.empty(rows, groups, dtype=torch.int32, device=device)
+    arrived = torch.empty(batch, dtype=torch.int32, device=device)
+    temperature, strides = settings.temperature, (target.stride(0), draft.stride(0), targets, vocab)
+    block, warps = triton.next_power_of_2(groups), warps_of(THREADS)
+    verify_statistics_kernel[(rows, groups)](
+        target, draft, lowest, cu, temperature, peak, at, total, arrived, *strides, batch, groups,
+        GIVEN=given, TILE=TILE, num_warps=warps,
     )  # fmt: skip
-    best = torch.empty(2, batch, groups, dtype=torch.float32, device=device)
-    at = torch.empty(2, batch, groups, dtype=torch.int32, device=device)
+    repeated = batch * groups <= REPEATED_DECISIONS
+    weight = mass = shares = None
+    if rule == "block" and drafted:
+        weight = torch.empty(drafted, dtype=torch.float32, device=device)
+        mass = torch.empty(drafted, groups, dtype=torch.float32, device=device)
+        statistics = (target, draft, lowest, peak, total, draft_token_ids, weight, cu, temperature)
+        if not repeated:
+            verify_weights_kernel[(batch,)](
+                *statistics, *strides, groups, GIVEN=given, BLOCK=block, num_warps=warps_of(DECISION_THREADS)
+            )
+        verify_masses_kernel[(drafted, groups)](
+            *statistics, mass, *strides, groups, batch,
+            WEIGHED=not repeated, GIVEN=given, TILE=TILE, BLOCK=block, num_warps=warps,
+        )  # fmt: skip
+    inputs = (target, draft, lowest, peak, at, total, draft_token_ids, weight, mass, cu, temperature, *keys)
+    accepted, following = verified
+    if not repeated:
+        shares = torch.empty(batch, 2, dtype=torch.float32, device=device)
+        verify_decide_kernel[(batch,)](
+            *inputs, accepted, shares, *strides, groups, lenience,
+            GIVEN=given, BLOCK=block, num_warps=warps_of(DECISION_THREADS),
+        )  # fmt: skip
+    best = torch.empty(batch, 2, groups, dtype=torch.float32, device=device)
+    best_at = torch.empty(batch, 2, groups, dtype=torch.int32, device=device)
     verify_resample_kernel[(batch, groups)](
-        *rows, *sums, cu, temperature, *keys, accepted, shares, best, at, *strides, batch, groups,
+        *inputs, accepted, shares, best, best_at, arrived, following, *strides, groups, lenience,
         GIVEN=given, TILE=TILE, BLOCK=block, num_warps=warps,
     )  # fmt: skip
-    verify_combine_kernel[(batch,)](best, at, following, batch, groups, BLOCK=block, num_warps=1)
-    return Verified(accepted, following)
+    return verified
