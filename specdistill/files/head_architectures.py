@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 _DRAFTS = (
     ("eagle3", re.compile(r"Eagle3|P[Ee]agle")),
@@ -15,11 +13,14 @@ _DRAFTS = (
 """Kind -> name of the architecture of a checkpoint that is a head alone; the first that fits counts."""
 
 
-def draft_kind(config: Mapping[str, Any]) -> str | None:
-    """Kind of a checkpoint that is a head alone: eagle3, eagle, dflash, dspark or assistant; None for a model."""
-    architectures = config.get("architectures")
+def draft_kind(architectures: object, model_type: object) -> str | None:
+    """Kind of a checkpoint that is a head alone: eagle3, eagle, dflash, dspark or assistant; None for a model.
+
+    Args:
+        architectures, model_type: From its config.json.
+    """
     named = [str(name) for name in architectures] if isinstance(architectures, list) else []
     for kind, pattern in _DRAFTS:
         if any(pattern.search(name) for name in named):
             return kind
-    return "assistant" if str(config.get("model_type")).endswith("_assistant") else None
+    return "assistant" if str(model_type).endswith("_assistant") else None

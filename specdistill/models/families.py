@@ -25,7 +25,7 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
             a head for another model.
     """
     kind = config.model_type
-    head = draft_kind({"architectures": getattr(config, "architectures", None)})
+    head = draft_kind(getattr(config, "architectures", None), None)
     if head is not None:
         raise ModelError(
             f"{name} is a head ({head}), which writes nothing without its target; specdistill runs EAGLE-3 heads as "

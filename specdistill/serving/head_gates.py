@@ -78,7 +78,7 @@ def _enough_layers(target: ModelFiles, verdict: Verdict) -> None:
 
 
 def incomplete(draft: ModelFiles) -> list[str]:
-    """What an EAGLE-3 head's file of weights lacks, by its header, a line each."""
+    """Names what an EAGLE-3 head's file of weights lacks, by its header, in a line each."""
     if draft.draft_kind != "eagle3" or draft.is_gguf or draft.from_hub or draft.damage("draft") is not None:
         return []
     stored = stored_tensors(draft.directory, "draft") or {}

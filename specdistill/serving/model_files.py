@@ -157,7 +157,7 @@ class ModelFiles:
         """Kind of a head for another model, such as eagle3; None for a model."""
         if self.is_gguf:
             return "eagle3" if self.config.get("model_type") == "eagle3" else None
-        return draft_kind(self.whole_config)
+        return draft_kind(self.whole_config.get("architectures"), self.whole_config.get("model_type"))
 
     def own_head(self, role: str) -> OwnHead:
         """The layers by which the model drafts for itself.

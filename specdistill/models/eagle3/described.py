@@ -1,4 +1,4 @@
-"""What a head's files say of it, from config.json and the header of its weights. Only the map of ids is read."""
+"""Checks a head's files by config.json and the header of its weights. Of the weights only the map of ids is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
-from specdistill.files.stored_tensors import StoredTensor, read_header
+from specdistill.files.stored_tensors import StoredTensor, stored_tensors
 from specdistill.models.eagle3.head import AUX_KEY, Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers
 
@@ -80,11 +80,7 @@ def described(directory: Path, num_target_layers: int, where: str, role: str) ->
     config: Any = read_config(directory, where)
     if not (directory / WEIGHTS).is_file():
         raise ModelError(f"{where} holds no {WEIGHTS}; a head is one file of this name")
-    stored = {
-        inner_name(name): StoredTensor(WEIGHTS, tuple(entry["shape"]), str(entry["dtype"]))
-        for name, entry in read_header(directory / WEIGHTS, role).items()
-        if name != "__metadata__"
-    }
+    stored = {inner_name(name): tensor for name, tensor in (stored_tensors(directory, role) or {}).items()}
     head = stored.get("lm_head.weight")
     config.draft_vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     config.own_embedding = "embed_tokens.weight" in stored
