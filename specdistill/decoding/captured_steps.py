@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specdistill.decoding import opaque_sample
 from specdistill.decoding.ragged_cache import RaggedCache, RaggedLayer
-from specdistill.decoding.step_runner import Shapes, Step, rounded
+from specdistill.decoding.step_runner import EAGER, Shapes, Step, rounded
 from specdistill.models import LanguageModel
 
 Call = Callable[..., tuple[Tensor, ...]]
@@ -87,6 +87,9 @@ class CapturedSteps:
     _free: list[FixedCache] = field(default_factory=list)
 
     def new_cache(self, owner: object, model: LanguageModel, batch: int, capacity: int) -> RaggedCache:
+        if not torch.is_inference_mode_enabled():
+            # Scoring, which reads whole texts: it can't write buffers that were made while generating.
+            return EAGER.new_cache(owner, model, batch, capacity)
         rows, positions = row_bucket(batch), extent_bucket(capacity)
         fitting = [cache for cache in self._free if cache.rows >= rows and cache.capacity >= positions]
         if fitting:
@@ -103,7 +106,8 @@ class CapturedSteps:
     def run(
         self, cache: RaggedCache, name: Hashable, step: Step, lengths: tuple[int, int], inputs: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        assert isinstance(cache, FixedCache), "made by new_cache"
+        if not isinstance(cache, FixedCache):
+            return EAGER.run(cache, name, step, lengths, inputs)
         batch = len(inputs[0])
         rows, extent = row_bucket(batch), min(extent_bucket(lengths[0]), cache.capacity)
         # Idle rows keep nothing, and read token 0 at position 0 of rows that are in use no more.

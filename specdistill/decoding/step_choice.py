@@ -18,6 +18,7 @@ from specdistill.decoding.proof import prove, tolerance_of
 from specdistill.decoding.sampling import Keys, Sampling
 from specdistill.errors import first_line, is_out_of_memory
 from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.output_head import sample_ids
 
 _CONTEXT, _DRAFTED = 20, 3
@@ -59,6 +60,23 @@ class StepChoice:
         return replace(self, graphs=costs.graphs, capture_seconds=costs.seconds, graph_mib=costs.mib)
 
 
+def capture_pair(target: LanguageModel, draft: LanguageModel, *, batch_size: int = 1) -> dict[str, StepChoice]:
+    """Lets the steps of a target and its draft run as graphs, each where `capture_steps` finds it right and faster.
+
+    With a head both run eagerly: its passes read states of the target's passes, which no graph hands on. A target whose
+    plain steps were captured would be compared with one whose checks are not.
+
+    Returns:
+        `target` and `draft` -> how their steps run.
+    """
+    models = {"target": target, "draft": draft}
+    if isinstance(draft, HeadModel):
+        for model in models.values():
+            model.step_runner = None
+        return dict.fromkeys(models, StepChoice(_way(target), False, "a head reads the target's hidden states"))
+    return {name: capture_steps(model, batch_size=batch_size) for name, model in models.items()}
+
+
 def capture_steps(model: LanguageModel, *, batch_size: int = 1, repeats: int = 7) -> StepChoice:
     """Lets a model's steps run as graphs if they may, give the same states and are faster at this batch size.
 
@@ -68,12 +86,10 @@ def capture_steps(model: LanguageModel, *, batch_size: int = 1, repeats: int = 7
         repeats: Times that each kind of step is timed, in turn.
     """
     model.step_runner = None
-    on_gpu = model.device.type == "cuda"
-    way = "cuda_graphs" if on_gpu else "torch.compile"
-    reason = _unfit(model)
+    way, reason = _way(model), _unfit(model)
     if reason is not None:
         return StepChoice(way, False, reason)
-    runner = CapturedSteps(cuda_graph if on_gpu else compiled)
+    runner = CapturedSteps(cuda_graph if model.device.type == "cuda" else compiled)
     try:
         with model.generating():
             choice = _compared(model, runner, way, batch_size, repeats)
@@ -84,6 +100,10 @@ def capture_steps(model: LanguageModel, *, batch_size: int = 1, repeats: int = 7
         choice = StepChoice(way, False, f"capturing failed ({first_line(error)})")
     model.step_runner = runner if choice.used else None
     return choice if choice.used else replace(choice, graphs=runner.costs.graphs, capture_seconds=runner.costs.seconds)
+
+
+def _way(model: LanguageModel) -> str:
+    return "cuda_graphs" if model.device.type == "cuda" else "torch.compile"
 
 
 def _unfit(model: LanguageModel) -> str | None:

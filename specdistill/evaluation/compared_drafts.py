@@ -11,6 +11,7 @@ from specdistill.data.batch import Example
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import DraftCosts, measure_costs
 from specdistill.decoding.proof import pack_proven, prove
+from specdistill.decoding.step_choice import capture_steps
 from specdistill.evaluation import acceptance
 from specdistill.evaluation.acceptance import HiddenCache
 from specdistill.evaluation.answer_scores import AnswerJudge
@@ -105,6 +106,9 @@ def _score(
     draft.one_by_one = not config.in_one_pass
     if config.weights.pack != "none" and not isinstance(draft, HeadModel):
         pack_proven([draft], config.weights.pack)
+    if models.steps is not None and not any(isinstance(each, HeadModel) for each in (draft, models.draft)):
+        # As --draft's are. With a head as --draft the target's steps are eager too.
+        capture_steps(draft, batch_size=config.timing.batch_size)
     with progress.task(f"scoring {draft.name}", len(answers), "answers") as task:
         records = acceptance.score(
             target,

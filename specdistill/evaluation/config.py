@@ -103,7 +103,7 @@ class TimedRunSettings:
     capture_steps: bool = False
     """Run both models' steps as CUDA graphs on a GPU, or compiled by torch.compile on a CPU, where they give the same
     states faster. Use it on a GPU, where eager steps of a small model cost more than a server's. Compiling takes
-    minutes."""
+    minutes. A head and its target run eagerly."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "latency_prompts")

@@ -12,7 +12,7 @@ from specdistill.decoding import build_guidance
 from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import Costs, measure_costs, passes_timed, windows_of
 from specdistill.decoding.proof import pack_proven
-from specdistill.decoding.step_choice import capture_steps
+from specdistill.decoding.step_choice import capture_pair
 from specdistill.errors import SHORTER_TEXTS, out_of_memory_named, smaller_batch
 from specdistill.evaluation import acceptance, draft_lengths
 from specdistill.evaluation.answer_scores import AnswerJudge, own_scores, refuse_own_answers
@@ -188,8 +188,7 @@ def _load(config: MeasureConfig, found: FoundPair, progress: Progress) -> Models
     guidance = build_guidance(config.guided, pair.target, config.chat, config.max_new_tokens)
     steps = None
     if config.timing.capture_steps:
-        models = {"target": pair.target, "draft": pair.draft}
-        steps = {name: capture_steps(model, batch_size=config.timing.batch_size) for name, model in models.items()}
+        steps = capture_pair(pair.target, pair.draft, batch_size=config.timing.batch_size)
         progress.say("; ".join(f"steps of the {name}: {choice.line()}" for name, choice in steps.items()))
     return Models(pair.target, pair.draft, seconds, guidance, steps)
 

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from specdistill.errors import ModelError
+from specdistill.files.head_architectures import draft_kind
 
 NO_LIMIT = 2**20
 """Positions of a model whose configuration names no limit, such as one without attention."""
@@ -20,9 +21,16 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
     """Refuses what is no causal language model.
 
     Raises:
-        ModelError: transformers has no causal model of this type, or the model reads its prompt with an encoder.
+        ModelError: transformers has no causal model of this type, the model reads its prompt with an encoder, or it is
+            a head for another model.
     """
     kind = config.model_type
+    head = draft_kind(getattr(config, "architectures", None), None)
+    if head is not None:
+        raise ModelError(
+            f"{name} is a head ({head}), which writes nothing without its target; specdistill runs EAGLE-3 heads as "
+            "--draft beside it, and other heads run in vLLM"
+        )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
             f"{name} is of type {kind!r}, of which transformers has no causal language model; name a checkpoint that "

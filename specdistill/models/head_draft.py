@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.models import families, load
-from specdistill.models.eagle3 import Eagle3Head, is_head, load_head
+from specdistill.models.eagle3 import Eagle3Head, load_head
+from specdistill.models.eagle3.described import described, names_head, read_config
 from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
+from specdistill.models.load_errors import why_not
 from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.quiet import quiet_transformers
 
@@ -89,14 +92,13 @@ def find_draft(name: str, role: str, target: load.ModelSource, say: Callable[[st
     if found is not None:
         return found
     try:
-        source = load.find(name, role, say)
+        return load.find(name, role, say)
     except ModelError:
-        # On the hub, only now its config.json is here; a head has no tokenizer.
+        # A head on the hub is refused as a model, and only now its config.json is here.
         found = None if Path(name).exists() else _find_head(name, role, target)
         if found is None:
             raise
         return found
-    return source if not is_head(source.config) else _checked(source, role, target)
 
 
 def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSource | None:
@@ -108,16 +110,20 @@ def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSour
     if file is None or not file.is_file():
         return None
     try:
-        config = LlamaConfig.from_json_file(file)
-    except (OSError, ValueError, TypeError):
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
         # `load.find` says what is wrong with it.
         return None
-    if not is_head(config):
+    if not isinstance(content, dict) or not names_head(content.get("architectures")):
         return None
+    config = read_config(file.parent, f"--{role} {name}")
     tokenizer = target.tokenizer
     if any((file.parent / known).is_file() for known in checkpoint_files.TOKENIZER_VOCABULARIES):
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(why_not(error, str(file.parent), name, role)) from error
     return _checked(load.ModelSource(name, name, config, tokenizer), role, target)
 
 
@@ -129,6 +135,9 @@ def _checked(source: load.ModelSource, role: str, target: load.ModelSource) -> l
             f"--{role} {source.name} is a head that reads hidden states of {read} numbers, and those of {target.name} "
             f"have {wanted}: it was made for another target"
         )
+    if source.directory is not None:
+        checkpoint_files.check_weights(source.directory, source.name, role)
+        described(source.directory, families.num_layers(target.config), f"--{role} {source.name}", role)
     # A head stands at its target's positions, whatever length it was trained at; engines do the same.
     config.max_position_embeddings = target.max_context
     return source
@@ -149,15 +158,10 @@ def load_head_model(
     Raises:
         ModelError: Weights are missing, damaged, not finite, or of a variant that is not run here.
     """
-    layers = families.num_layers(target.config)
-    head = load_head(_directory(source, role), layers, dtype, device)
+    layers, where = families.num_layers(target.config), f"--{role} {source.name}"
+    head = load_head(_directory(source, role), layers, dtype, device, where=where, role=role)
     if not all(bool(weight.isfinite().all()) for weight in head.parameters()):
-        raise ModelError(f"the weights of --{role} {source.name} are not finite; take an earlier checkpoint")
-    if max(head.aux_layers) > layers:
-        raise IncompatibleModelsError(
-            f"--{role} {source.name} reads the states after layers {head.aux_layers}, and {target.name} has {layers} "
-            "layers: it was made for another target"
-        )
+        raise ModelError(f"the weights of {where} are not finite; take an earlier checkpoint")
     loaded = as_draft(head, target, source.name)
     loaded.directory = source.directory
     stored = getattr(source.config, "dtype", None)

@@ -33,7 +33,9 @@ def preparation(engine: str, config: CheckConfig, target: ModelFiles, draft: Mod
     if target.adapter is None and draft.adapter is None:
         return []
     words = ["specdistill", "export", "--target", config.target, "--draft", config.draft or draft.name]
-    words += ["--format", _FORMATS.get(engine, "transformers"), "--output", EXPORTED]
+    # No form of a head is transformers' own.
+    words += ["--format", _FORMATS.get(engine, "transformers" if draft.draft_kind is None else "vllm")]
+    words += ["--output", EXPORTED]
     if config.adapter.target_base is not None:
         words += ["--target-base", config.adapter.target_base]
     if target.adapter is not None:

@@ -8,22 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from specdistill.errors import ConfigError, ModelError, OutputError
+from specdistill.errors import ModelError, OutputError
 from specdistill.files import atomic, locks, run_settings
-from specdistill.models import LanguageModel, adapters, gguf, load, vocabulary
+from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import find_pair
 from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
-from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.engine_table import Drafting
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
 from specdistill.serving.head_export import DTYPES, export_head
+from specdistill.serving.merging import check_merging, served_pair
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     other, base = config.format == "transformers", config.adapter.target_base
     pair = find_pair(config.target, config.draft, other_tokenizer=other, say=say, target_base=base)
     target_source, draft_source = pair.target, pair.draft
+    check_merging(config, target_source)
     if is_head(draft_source.config):
         written, served = export_head(config, pair, output)
         engine = "llama.cpp" if config.format == "gguf" else config.format
         return Exported(config.output, written, next(each for each in check(served) if each.engine == engine))
     load.check_loadable(draft_source, "draft", plain=True)
-    _check_merging(config, target_source)
     if config.format == "vllm":
         _check_mask(draft_source, target_source)
     if config.format == "gguf":
@@ -108,12 +106,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     save_draft(draft, target, output)
     # A bench of the exported draft still knows what it was trained on.
     run_settings.copy(Path(config.draft), output)
-    served = CheckConfig.flat(target=target_source.location, draft=config.output)
-    if config.files.merged_target is not None:
-        served = served.replace(target=_write_merged(target_source, config.files.merged_target))
-        changes.append(f"the target with its adapter merged: {config.files.merged_target}")
-    elif target_source.adapter is not None:
-        served = served.replace(target=config.target, target_base=config.adapter.target_base)
+    served = served_pair(config, target_source, changes)
     verdicts = check(served)
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
@@ -129,24 +122,8 @@ def _llama_cpp(config: ExportConfig, target: load.ModelSource) -> Verdict:
     return verdict
 
 
-def _check_merging(config: ExportConfig, target: load.ModelSource) -> None:
-    if config.files.merged_target is None:
-        return
-    if target.adapter is None:
-        raise ConfigError(f"--merged-target merges an adapter, and --target {config.target} is none; leave it away")
-    load.check_loadable(target, "target")
-
-
 def _merging(draft: LanguageModel) -> list[str]:
     return [] if draft.adapter is None else [f"the adapter is merged into its base, {draft.adapter.base}"]
-
-
-def _write_merged(source: load.ModelSource, directory: str) -> str:
-    """Writes the merged target in the number format of its base, in which servers would load it."""
-    dtype = getattr(source.config, "dtype", None)
-    model = load.load_model(source, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    adapters.save_merged(model, Path(directory))
-    return directory
 
 
 def _check_served(path: Path) -> None:

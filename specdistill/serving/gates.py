@@ -46,6 +46,7 @@ def check(config: CheckConfig) -> list[Verdict]:
         verdicts = [gate(target, draft, config.server) for gate in gates]
         parallel_gates.remark(verdicts, target, draft, config.server)
     damaged = [damage for damage in (target.damage("target"), draft.damage("draft")) if damage is not None]
+    damaged += head_gates.incomplete(draft)
     for verdict in verdicts:
         _weights(draft, verdict)
         verdict.refusals.extend(damaged)

@@ -17,6 +17,7 @@ from specdistill.models.pair import FoundPair
 from specdistill.serving import head_gguf
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.export_config import ExportConfig
+from specdistill.serving.merging import served_pair
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,8 +42,6 @@ def export_head(config: ExportConfig, pair: FoundPair, output: Path) -> tuple[li
             f"--draft {config.draft} is a head, which transformers can't assist with; --format vllm, sglang and gguf "
             "write it"
         )
-    if config.files.merged_target is not None:
-        raise ConfigError("--merged-target is for draft models; merge the adapter, then train a head for the result")
     target = load.load_shell(pair.target)
     head = load_head_model(pair.draft, "draft", target, "cpu", torch.float32)
     _check_layers(config, head, families.num_layers(target.config))
@@ -52,13 +51,15 @@ def export_head(config: ExportConfig, pair: FoundPair, output: Path) -> tuple[li
         kind = "float16" if config.files.type == "auto" else config.files.type
         head_gguf.write(head, Path(config.served_gguf), output, kind)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
+        if pair.target.adapter is not None:
+            changes.append(f"{config.served_gguf} must hold {pair.target.name} merged into its base")
         return changes, CheckConfig.flat(target=config.served_gguf, draft=config.output)
     if config.files.type != "auto":
         head = dataclasses.replace(head, stored_dtype=DTYPES[config.files.type])
         changes.append(f"weights in {config.files.type}")
     save_draft(head, target, output)
     run_settings.copy(Path(config.draft), output)
-    return changes, CheckConfig.flat(target=pair.target.location, draft=config.output)
+    return changes, served_pair(config, pair.target, changes)
 
 
 def _check_layers(config: ExportConfig, head: HeadModel, layers: int) -> None:

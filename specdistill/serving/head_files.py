@@ -1,4 +1,4 @@
-"""Recognises the layers by which a model drafts for itself (MTP), and checkpoints that are such layers alone.
+"""Recognises the layers by which a model drafts for itself (MTP).
 
 Told by names of tensors and by config.json, after vLLM 0.32 (`config/speculative.py`, `models/*_mtp.py`). Reads no
 weights.
@@ -24,13 +24,6 @@ _NAMED = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")
 _LAYER = re.compile(r"^((?:model\.|language_model\.)*layers\.)(\d+)\.")
 """A layer of the decoder, not of a vision tower: DeepSeek, GLM, Pangu, Step, Bailing and HY number the head's layers
 behind the model's own."""
-_DRAFTS = (
-    ("eagle3", re.compile(r"Eagle3|P[Ee]agle")),
-    ("eagle", re.compile(r"^Eagle(?!2_5_VL)")),
-    ("dflash", re.compile(r"DFlash|MuseGlimmerAssistant")),
-    ("dspark", re.compile(r"DSpark")),
-)
-"""Kind -> name of the architecture of a checkpoint that is a head alone; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +102,3 @@ def decoder_root(names: Iterable[str]) -> str:
     """The words before `layers.` in names of the decoder's layers, such as `model.`; empty where there are none."""
     found = (_LAYER.match(name) for name in names)
     return next((layer[1].removesuffix("layers.") for layer in found if layer), "")
-
-
-def draft_kind(config: Mapping[str, Any]) -> str | None:
-    """Kind of a checkpoint that is a head alone: eagle3, eagle, dflash, dspark or assistant; None for a model."""
-    architectures = config.get("architectures")
-    named = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    for kind, pattern in _DRAFTS:
-        if any(pattern.search(name) for name in named):
-            return kind
-    return "assistant" if str(config.get("model_type")).endswith("_assistant") else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 
+from specdistill.files.stored_tensors import stored_tensors
 from specdistill.serving import draft_flags
 from specdistill.serving.check_config import PlannedServer
 from specdistill.serving.engine_table import METHODS, Drafting
@@ -76,6 +77,18 @@ def _enough_layers(target: ModelFiles, verdict: Verdict) -> None:
         )
 
 
+def incomplete(draft: ModelFiles) -> list[str]:
+    """Names what an EAGLE-3 head's file of weights lacks, by its header, in a line each."""
+    if draft.draft_kind != "eagle3" or draft.is_gguf or draft.from_hub or draft.damage("draft") is not None:
+        return []
+    stored = stored_tensors(draft.directory, "draft") or {}
+    head = stored.get("lm_head.weight")
+    needed = [] if "fc.weight" in stored else ["fc.weight"]
+    if head is not None and head.shape and head.shape[0] < draft.vocab_size and "d2t" not in stored:
+        needed.append(f"d2t, which names the ids of its {head.shape[0]} rows")
+    return [f"the head's weights hold no {name}: download or save it again" for name in needed] if stored else []
+
+
 def _unknown(kind: str) -> str:
     return f"the draft is a head ({kind}), not a language model, and specdistill knows no way to load it there"
 
@@ -85,6 +98,17 @@ def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, draft
     for role, side in (("target", target), ("head", draft)):
         if side.is_gguf:
             verdict.refusals.append(f"the {role} is a .gguf file, and this engine's gate takes checkpoints")
+    _made_for(target, draft, verdict)
+    if draft.vocab_size != target.vocab_size:
+        verdict.warnings.append(
+            f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the head: it may have "
+            "been trained for another target"
+        )
+    return verdict
+
+
+def _made_for(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
+    """Refuses a head that reads states of another size."""
     sizes = draft.config.get("target_hidden_size") or draft.config.get("backbone_hidden_size")
     made_for = draft.whole_config.get("backbone_hidden_size") or sizes or draft.config.get("hidden_size")
     if made_for != target.config.get("hidden_size"):
@@ -92,12 +116,6 @@ def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, draft
             f"the head reads hidden states of {made_for} numbers, and the target's have "
             f"{target.config.get('hidden_size')}: it was trained for another target"
         )
-    if draft.vocab_size != target.vocab_size:
-        verdict.warnings.append(
-            f"config.vocab_size is {target.vocab_size} in the target and {draft.vocab_size} in the head: it may have "
-            "been trained for another target"
-        )
-    return verdict
 
 
 def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
@@ -130,6 +148,8 @@ def _llama_cpp(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Ver
     if not draft.is_gguf:
         command += "  # the head: 'specdistill export --format gguf'"
     verdict = Verdict("llama.cpp", "argmax_draft", command)
+    if not draft.is_gguf:
+        _made_for(target, draft, verdict)
     kind = str(target.config.get("model_type"))
     if kind not in ("llama", "mistral"):
         verdict.warnings.append(

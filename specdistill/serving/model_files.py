@@ -12,6 +12,7 @@ from typing import Any
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import adapters, checkpoint_files
+from specdistill.files.head_architectures import draft_kind
 from specdistill.files.stored_tensors import stored_tensors
 from specdistill.serving import head_files
 from specdistill.serving.gguf_header import read_header
@@ -156,7 +157,7 @@ class ModelFiles:
         """Kind of a head for another model, such as eagle3; None for a model."""
         if self.is_gguf:
             return "eagle3" if self.config.get("model_type") == "eagle3" else None
-        return head_files.draft_kind(self.whole_config)
+        return draft_kind(self.whole_config.get("architectures"), self.whole_config.get("model_type"))
 
     def own_head(self, role: str) -> OwnHead:
         """The layers by which the model drafts for itself.

@@ -240,3 +240,17 @@ def test_buckets():
     ]
     sizes = {extent_bucket(needed) for needed in range(1024, 2048)}
     assert len(sizes) <= 9 and all(size % 64 == 0 for size in sizes)
+
+
+def test_scoring_reads_after_graphs_were_captured():
+    """It runs outside of inference mode, in which the kept buffers were made and can't be written."""
+    model = make_model()
+    with torch.no_grad():
+        plain = CachedModel(model, 1, 64).read([PROMPTS[0]])
+    with recorded_cuda_graphs():
+        given_runner(model)
+        generate_plain(model, PROMPTS, sampling=GREEDY, max_new_tokens=4, seeds=[0] * len(PROMPTS))
+        with torch.no_grad():
+            reader = CachedModel(model, 1, 64)
+            assert torch.equal(reader.read([PROMPTS[0]]), plain)
+            assert reader.read_next(torch.tensor([5])).shape == plain.shape

@@ -8,15 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from head_drafts import make_head
 from recorded_graphs import recorded_cuda_graphs
 from tiny_models import make_model, perturbed, save
 
 from specdistill import BenchConfig
 from specdistill.decoding import step_choice
 from specdistill.decoding.captured_steps import cuda_graph
+from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.step_choice import capture_steps
 from specdistill.errors import ConfigError
+from specdistill.evaluation import compared_drafts
 from specdistill.evaluation.measure import measure_draft
+from specdistill.models.checkpoint import save_draft
 
 
 @pytest.fixture
@@ -80,17 +84,49 @@ def test_models_whose_steps_no_graph_could_hold_say_so():
     assert capture_steps(model).reason == "its positions depend on the length of the text"
 
 
-def test_the_report_names_time_and_graphs_and_answers_stay_the_same(clocked, tmp_path):
-    target = make_model()
-    save(target, tmp_path / "target")
-    save(perturbed(target, 0.02), tmp_path / "draft")
+def pair_arguments(folder):
+    target = make_model(layers=7)
+    save(target, folder / "target")
+    save(perturbed(target, 0.02), folder / "draft")
+    save(perturbed(target, 0.03), folder / "other")
+    save_draft(make_head(target), target, folder / "head")
     rows = [{"prompt": " ".join(f"w{(7 * row + place) % 60}" for place in range(2 + row))} for row in range(8)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = {
-        "target": str(tmp_path / "target"), "draft": str(tmp_path / "draft"), "raw_prompts": True, "batch_size": 3,
-        "prompts": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 20, "max_draft_tokens": 3, "baselines": "none",
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "target": str(folder / "target"), "draft": str(folder / "draft"), "raw_prompts": True, "batch_size": 3,
+        "prompts": str(folder / "prompts.jsonl"), "max_new_tokens": 20, "max_draft_tokens": 3, "baselines": "none",
         "num_draft_tokens": 3,
     }  # fmt: skip
+
+
+def test_a_head_and_its_target_run_eagerly_and_say_so(clocked, tmp_path):
+    arguments = pair_arguments(tmp_path) | {"draft": str(tmp_path / "head"), "compare": (str(tmp_path / "draft"),)}
+    clocked(captured=1)
+    report = measure_draft(BenchConfig.flat(**arguments, capture_steps=True))
+    assert report.lossless.greedy_identical and len(report.leaderboard) == 2
+    for choice in report.captured_steps.values():
+        assert choice.line() == "eager, since a head reads the target's hidden states" and choice.graphs == 0
+
+
+def test_drafts_of_compare_are_captured_as_the_draft_is(clocked, tmp_path, monkeypatch):
+    """Else they would be ranked by eager steps against a captured target's."""
+    arguments = pair_arguments(tmp_path) | {"compare": (str(tmp_path / "head"), str(tmp_path / "other"))}
+    timed = []
+
+    def watched(target, draft, **settings):
+        timed.append((type(draft).__name__, draft.step_runner is not None))
+        return measure_costs(target, draft, **settings)
+
+    monkeypatch.setattr(compared_drafts, "measure_costs", watched)
+    clocked(captured=1)
+    # The head's scores come from a pass of the captured target, whose kept buffers belong to generating.
+    report = measure_draft(BenchConfig.flat(**arguments, capture_steps=True))
+    assert timed == [("HeadModel", False), ("LanguageModel", True)]
+    assert report.lossless.greedy_identical and len(report.leaderboard) == 3
+
+
+def test_the_report_names_time_and_graphs_and_answers_stay_the_same(clocked, tmp_path):
+    arguments = pair_arguments(tmp_path)
     eager = measure_draft(BenchConfig.flat(**arguments))
     assert eager.captured_steps is None and "captured_steps" not in eager.to_json()
     clocked(captured=1)

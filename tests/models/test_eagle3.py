@@ -104,6 +104,19 @@ def test_rows_read_one_by_one_give_what_one_pass_gives():
     torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=1e-9, atol=1e-9)
 
 
+def test_a_head_rotates_and_norms_as_its_target_does(tmp_path):
+    target = make_model("qwen3", layers=7)
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}
+    target.config.rope_parameters, target.config.rms_norm_eps = rope, 1e-3
+    save_head(make_head(target), tmp_path, 7)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    # Engines that don't read rope_parameters look for it at the top.
+    assert stored["rope_theta"] == 1e6 and stored["rms_norm_eps"] == 1e-3
+    again = load_head(tmp_path, 7)
+    assert {name: again.config.rope_parameters[name] for name in rope} == rope
+    assert again.norm.variance_epsilon == again.layer.hidden_norm.variance_epsilon == 1e-3
+
+
 @pytest.mark.parametrize("own_embedding", [False, True])
 def test_files_hold_the_tensors_that_engines_read(tmp_path, own_embedding):
     target = make_model(layers=7)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shlex
+import shutil
 
 import pytest
 import torch
 from fake_vllm import FakeVllm
 from head_drafts import IDS, PROMPTS, make_head, taught_pair
-from safetensors.torch import load_file
+from peft_adapters import make_adapter
+from safetensors.torch import load_file, save_file
 from tiny_models import make_model, save
 
 from specdistill.cli import main
@@ -99,6 +102,7 @@ def test_each_engines_launch(files):
         ({"head": {"norm_before_residual": True}}, "sglang", "variant that SGLang's EAGLE-3 does not run"),
         ({"head": {"fc_norm": True}}, "llama.cpp", "variant that llama.cpp's EAGLE-3 does not run"),
         ({"head": {"target_hidden_size": 48}}, "vllm", "reads hidden states of 48 numbers, and the target's have 32"),
+        ({"head": {"target_hidden_size": 48}}, "llama.cpp", "reads hidden states of 48 numbers"),
     ],
 )
 def test_each_engines_refusals(files, tmp_path, edit, engine, reason):
@@ -110,6 +114,35 @@ def test_each_engines_refusals(files, tmp_path, edit, engine, reason):
         config.write_text(json.dumps(json.loads(config.read_text()) | edit.get(name, {})))
     found = verdicts(str(tmp_path / "target"), str(tmp_path / "head"))[engine]
     assert len(found.refusals) == 1 and reason in found.refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("d2t", f"hold no d2t, which names the ids of its {len(IDS)} rows"), ("fc.weight", "hold no fc.weight")],
+)
+def test_a_head_that_lacks_tensors_loads_nowhere(files, tmp_path, name, message):
+    shutil.copytree(files / "head", tmp_path / "head")
+    weights = load_file(files / "head/model.safetensors")
+    weights.pop(name)
+    save_file(weights, tmp_path / "head/model.safetensors")
+    for verdict in verdicts(str(files / "target"), str(tmp_path / "head")).values():
+        assert not verdict.loads and any(message in reason for reason in verdict.refusals)
+
+
+def test_a_head_of_an_adapter_is_exported_beside_the_merged_target(files, tmp_path, capsys, monkeypatch):
+    """As `check` says; without --merged-target the printed server would be started on a directory without weights."""
+    monkeypatch.chdir(tmp_path)
+    make_adapter(files / "target", tmp_path / "adapter")
+    pair = ["--target", "adapter", "--draft", str(files / "head")]
+    assert main(["check", *pair]) == 0
+    named = capsys.readouterr().out.splitlines()[-1].removeprefix("next: specdistill ")
+    assert "--merged-target merged-target" in named and "--format vllm" in named
+    assert main(shlex.split(named)) == 0
+    assert "vllm serve merged-target --speculative-config" in capsys.readouterr().out
+    assert (tmp_path / "merged-target/model.safetensors").is_file()
+    assert load_pair("merged-target", "exported-draft", device="cpu").draft.kept_ids.tolist() == IDS
+    # llama.cpp's command needs a form that exists for heads.
+    assert not any("--format transformers" in line for each in verdicts(*pair[1::2]).values() for line in each.first)
 
 
 def asked(files, **settings):

@@ -13,29 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, PretrainedConfig
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
+from specdistill.models.eagle3.described import ARCHITECTURE, WEIGHTS, described, inner_name, outer_name, read_ids
 from specdistill.models.eagle3.head import AUX_KEY, Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers
-
-ARCHITECTURE = "LlamaForCausalLMEagle3"
-ARCHITECTURES = (ARCHITECTURE, "Eagle3LlamaForCausalLM")
-"""Names of the same thing."""
-WEIGHTS = "model.safetensors"
-_OURS = "midlayer."
-_THEIRS = "layers.0."
-_UNKNOWN = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "attention_bias")
-"""Variants of the architecture that this module does not run."""
-
-
-def is_head(config: PretrainedConfig) -> bool:
-    """Whether a configuration is that of a head in this format."""
-    names = getattr(config, "architectures", None)
-    return bool(names) and names[0] in ARCHITECTURES
 
 
 def head_tensors(head: Eagle3Head, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -45,10 +31,7 @@ def head_tensors(head: Eagle3Head, dtype: torch.dtype | None = None) -> dict[str
         head: The head.
         dtype: dtype of the weights; None keeps theirs.
     """
-    found = {
-        name.replace(_THEIRS, _OURS, 1) if name.startswith(_THEIRS) else name: tensor.detach().to("cpu", dtype)
-        for name, tensor in head.state_dict().items()
-    }
+    found = {outer_name(name): tensor.detach().to("cpu", dtype) for name, tensor in head.state_dict().items()}
     vocab_size = head.config.vocab_size
     if head.draft_vocab_size != vocab_size:
         ids = head.draft_ids.cpu()
@@ -104,7 +87,13 @@ def save_head(head: Eagle3Head, directory: Path, num_target_layers: int, dtype: 
 
 
 def load_head(
-    directory: Path, num_target_layers: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: Path,
+    num_target_layers: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    where: str | None = None,
+    role: str = "draft",
 ) -> Eagle3Head:
     """Reads a head, ours or somebody else's. Give it the target's embedding next (`use_embedding`).
 
@@ -113,56 +102,26 @@ def load_head(
         num_target_layers: Layers of its target, which decide the layers that are read where the file names none.
         dtype: dtype to load into.
         device: Where to.
+        where: Names the head in messages; by default its flag and directory.
+        role: Flag that names it.
 
     Raises:
-        ModelError: The files are damaged, incomplete, or of a variant that is not run here; nothing was changed.
+        ModelError: The files are damaged, incomplete, or of a variant that is not run here.
+        IncompatibleModelsError: It reads layers that its target lacks.
     """
-    where = f"--draft {directory}"
+    where = where or f"--{role} {directory}"
+    config = described(directory, num_target_layers, where, role)
     try:
-        config: Any = LlamaConfig.from_pretrained(directory)
-        _refuse_variants(config, where)
-        tensors = load_file(directory / WEIGHTS)
-    except (OSError, ValueError) as error:
+        tensors = {inner_name(name): tensor for name, tensor in load_file(directory / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"can't read {where}: {first_line(error)}; download the file again") from error
-    tensors = {_loaded_name(name): tensor for name, tensor in tensors.items()}
-    offsets = tensors.pop("d2t", None)
-    tensors.pop("t2d", None)
-    rows = tensors["lm_head.weight"].shape[0] if "lm_head.weight" in tensors else config.vocab_size
-    config.draft_vocab_size, config.own_embedding = rows, "embed_tokens.weight" in tensors
-    config.target_hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
-    config.aux_layers = _aux_layers(config) or default_aux_layers(num_target_layers)
     head = Eagle3Head(config)
-    try:
-        head.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ModelError(f"{where} is no EAGLE-3 head of the flat format: {first_line(error)}") from error
-    if rows != config.vocab_size:
-        if offsets is None or len(offsets) != rows:
-            raise ModelError(f"{where} has {rows} rows of {config.vocab_size} ids and no d2t that names them")
-        head.draft_ids = offsets.to(torch.int64) + torch.arange(rows)
+    head.load_state_dict({name: tensors[name] for name in head.state_dict()})
+    # Rows in the order of their ids, as everything that trims a vocabulary has them.
+    ids, order = read_ids(directory, config, where).sort()
+    with torch.no_grad():
+        head.lm_head.weight.copy_(head.lm_head.weight[order])
+    head.draft_ids = ids
     # transformers' own annotation of `to` does not take a dtype.
     torch.nn.Module.to(head, device, dtype)
     return head.eval()
-
-
-def _loaded_name(name: str) -> str:
-    return _THEIRS + name.removeprefix(_OURS) if name.startswith(_OURS) else name
-
-
-def _aux_layers(config: PretrainedConfig) -> tuple[int, ...] | None:
-    named = getattr(config, AUX_KEY, None) or _nested(config).get(AUX_KEY)
-    return tuple(named) if named else None
-
-
-def _nested(config: PretrainedConfig) -> dict[str, Any]:
-    return getattr(config, "eagle_config", None) or {}
-
-
-def _refuse_variants(config: PretrainedConfig, where: str) -> None:
-    if not is_head(config):
-        raise ModelError(f"{where} is no EAGLE-3 head: its config.json names {config.architectures!r}")
-    nested = _nested(config)
-    used = [name for name in _UNKNOWN if getattr(config, name, None) or nested.get(name)]
-    if used or config.num_hidden_layers != 1 or nested.get("use_aux_hidden_state") is False:
-        what = ", ".join(used) or "another number of layers or features"
-        raise ModelError(f"{where} is a variant of EAGLE-3 that specdistill does not run ({what}); serve it in vLLM")

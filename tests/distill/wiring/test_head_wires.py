@@ -55,7 +55,7 @@ def close(found, expected):
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def guesses(target, draft, examples):
+def guesses(target, draft, examples, temperature=1.0):
     """(example, answer token, step, p over the whole vocabulary, q over the head's ids), each by plain passes."""
     head, found = draft.head, []
     for one in examples:
@@ -70,7 +70,8 @@ def guesses(target, draft, examples):
                 if anchor + 2 + step >= text.shape[1]:
                     break
                 hidden = head(read, state)
-                p, q = logits[anchor + 1 + step].softmax(-1), head.logits(hidden[0, -1]).double().softmax(-1)
+                both = logits[anchor + 1 + step], head.logits(hidden[0, -1]).double()
+                p, q = ((each / temperature).softmax(-1) for each in both)
                 found.append((one, anchor + 2 + step - len(one.prompt_ids), step, p, q))
                 read, state = text[:, 1 : anchor + 3 + step], torch.cat((state, hidden[:, -1:]), 1)
     return found
@@ -87,9 +88,9 @@ def divergence(kind, p, q, label):
     return -q[IDS.index(label)].log() if label in IDS else torch.zeros(()).double()
 
 
-def by_hand(target, draft, examples, kind):
+def by_hand(target, draft, examples, kind, temperature=1.0):
     """Steps weigh 1, 1/2 and 1/4 before they add up to 1; a step's weight is shared by its guesses."""
-    rows = guesses(target, draft, examples)
+    rows = guesses(target, draft, examples, temperature)
     counts = [sum(step == one[2] for one in rows) for step in range(STEPS)]
     shares = [DECAY**step for step in range(STEPS)]
     total = torch.zeros((), dtype=torch.float64)
@@ -106,6 +107,11 @@ def test_the_loss_compares_every_step_of_every_round(models, kind):
     close(output.loss, expected)
     ours, theirs = gradient(output.loss, models[1]), gradient(expected, models[1])
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_temperature_is_that_of_both(models):
+    expected = by_hand(*models, EXAMPLES, "fkl", temperature=2.0)
+    close(loss_of(*models, EXAMPLES, loss_temperature=2.0).loss, expected)
 
 
 def test_mixed_in_cross_entropy_leaves_out_the_drafts_own_tokens(models):
