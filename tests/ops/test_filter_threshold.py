@@ -7,6 +7,7 @@ import torch
 
 from specdistill_kernels import filter_threshold
 from specdistill_kernels.filter_threshold import fused
+from specdistill_kernels.sampling_settings import KernelSettings
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -92,6 +93,16 @@ def test_rows_with_other_settings_and_no_law_disturb_nobody(device):
     got = filter_threshold(logits, top_p=0.5, backend="fused")
     alone = filter_threshold(logits[[0, 4, 7]], top_p=0.5, backend="fused")
     assert got[[0, 4, 7]].equal(alone)
+
+
+def test_rows_of_both_models_have_their_requests_thresholds(device):
+    """One launch for target and draft rows of requests with 2, 0 and 1 draft tokens."""
+    target, draft = rows_of("peaked", 300, torch.float32).repeat(3, 1), rows_of("flat", 300, torch.float32).repeat(2, 1)
+    target, draft, top_k = target.to(device), draft[:3].to(device), torch.tensor([3, 9, 40], device=device)
+    settings = KernelSettings(1.0, top_k, 1.0, 0.0)
+    got = fused.filter_threshold_fused(target, settings, torch.tensor([2, 2, 3], device=device), draft)
+    each = top_k[torch.tensor([0, 0, 0, 1, 2, 2, 0, 0, 2], device=device)]
+    assert got.equal(filter_threshold(torch.cat([target, draft]), top_k=each, backend="torch"))
 
 
 class ReadRows:
