@@ -42,6 +42,7 @@ RESULTS_TABLES: Tables = {
     "soft-labels": quality_tables.soft_labels_table,
     "methods": quality_tables.methods_table,
     "training": speed_tables.training_table,
+    "packed-step": speed_tables.packed_step_table,
     "alpha": quality_tables.alpha_table,
     "speed": speed_tables.speed_table,
     "layers": quality_tables.layers_table,

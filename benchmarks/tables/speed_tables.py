@@ -101,6 +101,20 @@ def training_table() -> str:
     return "\n".join(lines)
 
 
+def packed_step_table() -> str:
+    result = load_result("packed_step.json")
+    lines = [
+        "| text | texts of a step | padding | tokens/s | over padded | memory above what is held |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in ("fresh", "known"):
+        for name, row in result[f"{kind} text"].items():
+            over = "" if name == "padded" else interval_cell(row["over_padded"], places=2)
+            speed, memory = f"{row['tokens_per_second']:.1f}", f"{row['peak_above_held_mib']:,} MiB"
+            lines.append(table_row([kind, name, f"{row['padding']:.0%}", speed, over, memory]))
+    return "\n".join(lines)
+
+
 def engines_table() -> str:
     report = load_result("engines.json")
     lines = [

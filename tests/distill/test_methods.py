@@ -30,6 +30,7 @@ from specdistill.distill.answers import scorers
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.training import lora
 from specdistill.distill.training.loss import StepTotals, divergence_of, leave_one_out_advantages
+from specdistill.distill.training.step import mixed_precision
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill_kernels.fused_divergence.reference import divergence
@@ -266,6 +267,21 @@ def test_bfloat16_trains_with_a_float32_loss(tiny, tmp_path):
     summary = train(tiny, tmp_path / "out", precision="bfloat16", steps=30, target_fraction=1.0)
     assert summary.after["sampled"] > summary.before["sampled"]
     train(tiny, tmp_path / "again", precision="float32", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "native", "wanted"),
+    [
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "no"),
+        ("auto", "cpu", True, "no"),
+        ("float32", "cuda", True, "no"),
+        ("float16", "cuda", True, "fp16"),
+    ],
+)
+def test_bfloat16_is_the_default_where_a_gpu_computes_in_it(asked, device, native, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
+    assert mixed_precision(asked, torch.device(device)) == wanted
 
 
 def test_callbacks_see_every_step_and_may_stop(tiny, tmp_path):

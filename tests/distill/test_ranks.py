@@ -59,8 +59,8 @@ def command(arguments, processes=2, launcher=()):
     return [*start, *(launcher or ["--multi_gpu"]), "-m", "specdistill", "train-draft", *flags]
 
 
-def launch(arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def launch(arguments, environment=None, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
     return subprocess.run(command(arguments, **options), capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -90,6 +90,11 @@ def test_two_ranks_train_as_one(folder, padded, tmp_path, name):
     train_draft(TrainConfig.flat(**(one | {"shard": "none"})))
     done = launch(two)
     assert done.returncode == 0, done.stderr[-3000:]
+    compare(folder, tmp_path)
+
+
+def compare(folder, tmp_path):
+    """Whether the runs `one`, of one process, and `two`, of two, are the same."""
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
     single, double = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(single) == len(double)
@@ -104,6 +109,34 @@ def test_two_ranks_train_as_one(folder, padded, tmp_path, name):
     )
     assert float((weights - others).norm() / (weights - start).norm()) < 0.01
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
+
+
+KERNELS = """
+import importlib
+from pathlib import Path
+
+# The module: its function has the same name.
+loss = importlib.import_module("specdistill_kernels.fused_divergence")
+
+def choose(requested, tensor):
+    Path({mark!r}).touch()
+    return "fused"
+
+loss.choose = choose
+"""
+
+
+def test_the_loss_kernels_train_the_same_on_shared_weights(folder, tmp_path):
+    """Triton's kernels, interpreted, get whole weights under FSDP2; one process computes the loss in torch."""
+    one, two = (settings(folder, tmp_path / name, method="gkd", batch_size=7, steps=3) for name in ("one", "two"))
+    train_draft(TrainConfig.flat(**one))
+    mark = tmp_path / "kernels were asked"
+    (tmp_path / "sitecustomize.py").write_text(KERNELS.format(mark=str(mark)))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = launch(two | {"shard": "draft"}, {"TRITON_INTERPRET": "1", "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert mark.exists()
+    compare(folder, tmp_path)
 
 
 @pytest.mark.parametrize(("method", "shard"), [("gkd", "none"), ("skd", "draft")])

@@ -35,8 +35,9 @@ class OptimiserSettings:
     lora_rank: int = 0
     """Train LoRA adapters of this rank (needs specdistill[lora]) and save the merged weights. 0 trains all weights,
     which raises alpha more."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the draft's forward pass; its weights, their gradients and the loss stay float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the draft's forward pass; its weights, their gradients and the loss stay float32. auto: bfloat16 on
+    a GPU that computes in it, else float32."""
     packing: bool | None = None
     """Lay texts of different lengths behind each other in the rows of a pass, instead of padding all to the longest.
     Loss and gradients are the same up to rounding. Left out: a model packs if a proof on a few tokens of its own says

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +27,7 @@ from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.checkpoint import is_fresh_cut
 from specdistill_kernels import SoftLabels
 
-_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_PRECISIONS: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 Inputs = tuple[Batch, Tensor | None, SoftLabels | None]
 
@@ -62,6 +62,20 @@ class StepMeasurement:
         values = dataclasses.asdict(self)
         del values["tokens"]
         return {name: value for name, value in values.items() if value is not None}
+
+
+def mixed_precision(precision: str, device: torch.device) -> Literal["no", "bf16", "fp16"]:
+    """accelerate's name of the precision of the draft's forward pass.
+
+    Args:
+        precision: --precision.
+        device: The draft's.
+    """
+    if precision == "auto":
+        # On a CPU bfloat16 is slower than float32, and elsewhere nothing was tried.
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if native else "float32"
+    return _PRECISIONS[precision]
 
 
 class NotFiniteError(Exception):
@@ -102,7 +116,7 @@ class StepRunner:
         self._draft, self._states, self._objective = pair.draft, states, objective
         self._settings, self._ranks, self._labelled, self._reward = settings, ranks, labelled, reward
         self._accelerator = Accelerator(
-            mixed_precision=_PRECISIONS[settings.precision],
+            mixed_precision=mixed_precision(settings.precision, pair.draft.device),
             cpu=pair.draft.device.type == "cpu",
             # Models are where --device put them.
             device_placement=False,
