@@ -110,13 +110,15 @@ def test_the_commands_have_the_users_names(folder, advice):
 
 def test_the_commands_fit_what_is_served_and_the_targets_vocabulary(folder):
     """init-draft refuses more ids than a target has, and filters of the server are flags of what measures for it."""
-    found = advise(settings(folder, vocab_keep=8192, cut_layers=(1,), temperature=0.7, top_p=0.9, parallel=4))
+    served = {"temperature": 0.7, "top_p": 0.9, "rule": "argmax_draft", "batch_size": 2}
+    found = advise(settings(folder, vocab_keep=8192, cut_layers=(1,), **served))
     assert found.counted.head_size is None and found.counted.head_covers is None
     commands = {one.name: one.next for one in found.options if one.next}
     assert "--vocab-keep" not in commands["independent-1"][0] and " --vocab-keep 65 " in commands["head"][0]
+    assert commands["head"][2].endswith(" --rule argmax_draft --batch-size 2")
     for name, command in ((name, command) for name, every in commands.items() for command in every):
-        served = "--temperature 0.7 --top-p 0.9" in command
-        assert served != command.startswith(("specdistill init-draft", "specdistill check")), (name, command)
+        filtered = "--temperature 0.7 --top-p 0.9" in command
+        assert filtered != command.startswith(("specdistill init-draft", "specdistill check")), (name, command)
 
 
 def test_the_minutes_hold_all_answers_that_training_would_write(folder, monkeypatch):

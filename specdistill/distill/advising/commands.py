@@ -58,7 +58,7 @@ class Commands:
                 "--draft",
                 trained,
                 *unseen_prompts(config.prompts),
-                *changed_flags(config, _SAMPLING),
+                *changed_flags(config, (*_SAMPLING, "rule", "batch_size")),
             ),
         ]
 
