@@ -45,8 +45,8 @@ ROOMS = ("train_draft", "reproduce", "before_loading", "ending", "model_card", "
 ROOMS += ("training", "sequences", "target", "answers", "processes", "presets", "methods")
 ROOM_MAY_IMPORT = {room: set(ROOMS[position + 1 :]) for position, room in enumerate(ROOMS)}
 ROOM_MAY_IMPORT["cutting"] = {"sequences", "target", "answers", "processes"}
-# What `advise` times is a draft that would be made, and a step of its training.
-ROOM_MAY_IMPORT["advising"] = {"cutting", "training", "target", "answers", "processes", "methods"}
+# What `advise` times is a draft that would be made, and a step of its training, on as many sequences as it would have.
+ROOM_MAY_IMPORT["advising"] = {"cutting", "training", "sequences", "target", "answers", "processes", "methods"}
 SOURCES = sorted([*ROOT.glob("specdistill/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 BENCHMARKS = sorted(ROOT.glob("benchmarks/**/*.py"))
 TESTS = sorted(ROOT.glob("tests/**/*.py"))

@@ -7,11 +7,11 @@ downloaded; float32, one thread, 8 texts a step, forward KL. A text's length is 
 a quarter to three quarters of it are the prompt. `fresh text` counts the target's pass, as text that is written while
 the draft trains needs it; `known text` has its hidden states from before, as answers that come again do.
 
-`padded` is --no-packing. `packed` is what --packing does. `by length` is its rival, which needs no packing: the step's
-texts are sorted, and the short and the long half are padded each for itself; their gradients add up. Each contestant
-has its own process and waits for its turn; who begins changes every round, and all train on the same texts. Tokens are
-those of the answers. Seconds are those that the one thread computes, so that other work on the machine counts for
-little. Memory is the resident set.
+`padded` is --packing=false. `packed` is what --packing does. `by length` is its rival, which needs no packing: the
+step's texts are sorted, and the short and the long half are padded each for itself; their gradients add up. Each
+contestant has its own process and waits for its turn; who begins changes every round, and all train on the same texts.
+Tokens are those of the answers. Seconds are those that the one thread computes, so that other work on the machine
+counts for little. Memory is the resident set.
 
 Writes benchmarks/results/packed_step.json.
 """

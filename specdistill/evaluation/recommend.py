@@ -51,7 +51,7 @@ class TimedWay:
 
 def same_answers(config: MeasureConfig) -> list[str]:
     """Words of the command line that the next bench must repeat, to measure the same answers."""
-    return changed_flags(config, ("prompts", "num_prompts", "max_new_tokens", "temperature"))
+    return changed_flags(config, ("prompts", "num_prompts", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"))
 
 
 def training_flags(config: MeasureConfig, parallel: ParallelDrafting | None = None) -> list[str]:

@@ -16,7 +16,7 @@ class TrainingPace:
     writes: float | None
     """Speed of the target as a writer; None where the answers are there already."""
     text: float
-    """Answer tokens that there are: an answer to each prompt. Beyond them text comes again."""
+    """Answer tokens that there are, of all answers to all prompts. Beyond them text comes again."""
     read_once: bool
     """Whether what the target says of a text is kept for the next time."""
 

@@ -165,7 +165,7 @@ for encoding in ("advise", "annotate", "bench", "generate", "init-draft", "train
     seen = {"rollouts": "r", "target_system": "s.txt"} if encoding == "annotate" else {}
     for name, value in SELF_SETTINGS.items():
         TOGETHER[encoding][name] = {name: value, "prompts": "self:10"} | seen
-# A choice of three: left out, --packing and --no-packing.
+# A choice of three: left out, --packing and --packing=false.
 TOGETHER["train-draft"]["packing"] = {"packing": True}
 for seeing in ("annotate", "generate", "train-draft"):
     TOGETHER[seeing]["target_hint"] = {"target_hint": "it is {answer}"}

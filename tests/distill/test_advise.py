@@ -12,9 +12,11 @@ from tiny_runs import generate_config, prompt_rows, write_folder
 from specdistill import AdviseConfig, BenchConfig, advise, bench, generate
 from specdistill.cli import main
 from specdistill.distill.advising import advise as advising
+from specdistill.distill.advising import found as found_so_far
 from specdistill.distill.advising.advise import AdviceFailedError
 from specdistill.distill.training.step import StepRunner
 from specdistill.evaluation.advice import Advice
+from specdistill.evaluation.training_pace import TrainingPace
 from specdistill.models.eagle3.start import TARGET_TYPES
 
 SMALL = {"num_prompts": 8, "max_new_tokens": 12, "vocab_keep": 40, "cut_layers": (1, 2), "max_draft_tokens": 3}
@@ -104,6 +106,37 @@ def test_the_commands_have_the_users_names(folder, advice):
     (ngram,) = [one for one in advice.options if one.name == "ngram"]
     assert ngram.next[0].startswith(f"specdistill bench --target {target} --engine vllm --method ngram ")
     assert f"--prompts {prompts} --num-prompts 8 --max-new-tokens 12" in ngram.next[0]
+
+
+def test_the_commands_fit_what_is_served_and_the_targets_vocabulary(folder):
+    """init-draft refuses more ids than a target has, and filters of the server are flags of what measures for it."""
+    served = {"temperature": 0.7, "top_p": 0.9, "rule": "argmax_draft", "batch_size": 2}
+    found = advise(settings(folder, vocab_keep=8192, cut_layers=(1,), **served))
+    assert found.counted.head_size is None and found.counted.head_covers is None
+    commands = {one.name: one.next for one in found.options if one.next}
+    assert "--vocab-keep" not in commands["independent-1"][0] and " --vocab-keep 65 " in commands["head"][0]
+    assert commands["head"][2].endswith(" --rule argmax_draft --batch-size 2")
+    for name, command in ((name, command) for name, every in commands.items() for command in every):
+        filtered = "--temperature 0.7 --top-p 0.9" in command
+        assert filtered != command.startswith(("specdistill init-draft", "specdistill check")), (name, command)
+
+
+def test_the_minutes_hold_all_answers_that_training_would_write(folder, monkeypatch):
+    """train-draft asks for 4 answers to each of the 10 prompts; answers that are there are taken as they are."""
+    texts = []
+
+    def watch(**facts):
+        texts.append(facts["text"])
+        return TrainingPace(**facts)
+
+    monkeypatch.setattr(found_so_far, "TrainingPace", watch)
+    one = advise(settings(folder, cut_layers=(1,)))
+    assert texts == [10 * 4 * one.counted.tokens / 8] * 3
+    texts.clear()
+    given = advise(settings(folder, answers="given", cut_layers=(1,)))
+    assert texts == [10 * 3] * 3
+    trained = [option.next[1] for option in given.options if option.name in KINDS]
+    assert len(trained) == 3 and all(" --method supervised-kd " in command for command in trained)
 
 
 def test_the_commands_run(folder, advice, tmp_path, monkeypatch, capsys):

@@ -35,6 +35,7 @@ from specdistill.distill.training import lora, packing
 from specdistill.distill.training.loss import DistillationLoss
 from specdistill.distill.training.step import StepRunner
 from specdistill.errors import ConfigError
+from specdistill.files import run_settings
 from specdistill.models import LanguageModel, ModelPair
 from specdistill_kernels import SoftLabels
 
@@ -283,7 +284,7 @@ def test_a_model_that_cannot_is_padded_and_named_or_refused_before_loading(folde
 
 
 def test_each_model_is_proven_for_itself(monkeypatch):
-    """A draft that can't is padded while its target is packed; a head's run, and --no-packing, pack nothing."""
+    """A draft that can't is padded while its target is packed; a head's run, and --packing=false, pack nothing."""
     target, draft, reference = make_model(), perturbed(make_model(), 0.1), make_model(seed=5)
     monkeypatch.setattr(packing, "why_unpacked", lambda model: "it mixes texts" if model is draft else None)
     lines: list[str] = []
@@ -315,3 +316,6 @@ def test_the_setting_reaches_the_run_by_its_flags(folder, tmp_path):
     flags = ["--target", config.target, "--draft", config.draft, "--prompts", config.prompts, "--output", config.output]
     assert main(["train-draft", *flags, "--packing", "--parallel", "3"]) == 2
     assert not (tmp_path / "out").exists()
+    # As the documentation writes it: there is no --no-packing.
+    assert main(["train-draft", *flags, "--packing=false", "--steps", "1", "--heldout-prompts", "2"]) == 0
+    assert run_settings.read(tmp_path / "out")["packing"] is False

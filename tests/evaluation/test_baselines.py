@@ -240,6 +240,7 @@ def test_the_next_bench_asks_the_same():
     config = BenchConfig.flat(target="T", draft="D", prompts="mails.jsonl", temperature=0.7, num_prompts=32)
     same = same_answers(config)
     assert same == ["--prompts", "mails.jsonl", "--temperature", "0.7"]
+    assert same_answers(config.replace(top_p=0.9)) == [*same, "--top-p", "0.9"]
     found = recommend([timed_way("draft", 0.8), timed_way("suffix", 0.5)], "T", "D", same)
     assert found is not None and found.next.endswith(
         "bench --target T --engine vllm --method suffix --num-draft-tokens 3 --prompts mails.jsonl --temperature 0.7"

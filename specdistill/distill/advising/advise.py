@@ -92,8 +92,8 @@ def advise(config: AdviseConfig, progress: Progress | None = None, keep: Keep | 
         kind = answer_kind(target, answers.examples, progress)
         shapes, left_out = shapes_of(config.drafts, target.config, target.vocab_size)
         found = Found(config, target, answers, there_are, context, kind, left_out)
-        if config.drafts.vocab_keep:
-            count = min(config.drafts.vocab_keep, target.vocab_size)
+        if 0 < config.drafts.vocab_keep < target.vocab_size:
+            count = config.drafts.vocab_keep
             found.ids, found.covered = most_used_ids(target, answers.examples, count, progress)
     kept = _Kept(keep, found, stop, len(prompts))
     kept("the answers")

@@ -13,6 +13,7 @@ from specdistill.distill.advising.answers import FoundAnswers
 from specdistill.distill.advising.commands import Commands
 from specdistill.distill.advising.config import TARGET, AdviseConfig
 from specdistill.distill.advising.speeds import StepSpeeds
+from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.evaluation.advice import HEAD, Advice, CountedAnswers, TimedHere
 from specdistill.evaluation.advice_options import Here, Timed, make_options
 from specdistill.evaluation.advice_unknown import unknowns
@@ -80,8 +81,10 @@ class Found:
             kind: Of the draft.
             speeds: Of a step of it.
         """
-        text = self.prompts * self._mean_tokens
-        read = self.prompts * sum(len(one.prompt_ids) for one in self.examples) / len(self.examples)
+        # The target would write as many answers to a prompt as train-draft asks for.
+        answers = self.prompts * (SequenceSettings().rollouts_per_prompt if self.config.answers == TARGET else 1)
+        text = answers * self._mean_tokens
+        read = answers * sum(len(one.prompt_ids) for one in self.examples) / len(self.examples)
         head = self.target.head_weight
         # A head reads three states of each token beside the one that predicts.
         states = 4 * text + 3 * read if kind == HEAD else text
@@ -103,7 +106,7 @@ class Found:
             max_draft_tokens=longest,
             minutes=config.training_minutes,
             known=known,
-            next_of=Commands(config, bench.served_rule, self._mean_tokens),
+            next_of=Commands(config, bench.served_rule, self._mean_tokens, self.target.vocab_size),
         )
         options = make_options(counted, self.timed, here)
         return Advice(

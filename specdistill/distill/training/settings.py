@@ -41,7 +41,7 @@ class OptimiserSettings:
     packing: bool | None = None
     """Lay texts of different lengths behind each other in the rows of a pass, instead of padding all to the longest.
     Loss and gradients are the same up to rounding. Left out: a model packs if a proof on a few tokens of its own says
-    that it may, which recurrent layers don't. Parallel drafts and heads are padded."""
+    that it may, which recurrent layers don't. Parallel drafts and heads are padded. --packing=false pads all."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass to save memory; rollouts keep their KV cache."""
 
