@@ -110,8 +110,8 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
         runs, failure = time_engines(config, opened, models.target, encoded, progress, stop, kept)
         measured = nothing.with_runs(runs, prompts)
         done = len(measured.prompts)
-        if keep is not None and not stop and done >= _FEWEST_PROMPTS:
-            keep(unfinished(measured.build(models, None, None), "timing", done, len(prompts)))
+        if keep is not None and not stop:
+            measured.keep(keep, models, len(prompts), is_done=True)
         asked = opened.plain, opened.drafting, encoded
         loaded = {} if failure else ask_under_load(config, *asked, progress, stop)
     again = functools.partial(time_again, models, context, encoded, progress, stop)
@@ -156,6 +156,14 @@ class Measured:
         """The same with the batches that are done, the first of all prompts."""
         return dataclasses.replace(self, runs=runs, prompts=prompts[: sum(len(run.plain) for run in runs)])
 
+    def keep(self, keep: Keep, models: EngineModels, asked: int, *, is_done: bool) -> bool:
+        """Hands on the report of the timing so far, marked as unfinished; False where too little is done for one."""
+        done = len(self.prompts)
+        if done < _FEWEST_PROMPTS:
+            return False
+        keep(unfinished(self.build(models, None, None), "timing", done, asked, is_done=is_done))
+        return True
+
     def build(
         self,
         models: EngineModels,
@@ -187,13 +195,11 @@ def _keep_timed(
     keep: Keep, pace: Pace, nothing: Measured, models: EngineModels, prompts: list[Prompt], runs: list[EngineRun]
 ) -> None:
     """Hands on the report in the middle of the timing, now and then: no kill takes what is done."""
-    measured = nothing.with_runs(runs, prompts)
-    done, asked = len(measured.prompts), len(prompts)
-    if done < _FEWEST_PROMPTS or not pace.is_due:
+    if not pace.is_due:
         return
     begin = time.monotonic()
-    keep(unfinished(measured.build(models, None, None), "timing", done, asked, is_done=False))
-    pace.kept(time.monotonic() - begin)
+    if nothing.with_runs(runs, prompts).keep(keep, models, len(prompts), is_done=False):
+        pace.kept(time.monotonic() - begin)
 
 
 def _scored(
