@@ -27,10 +27,16 @@ def common_start(folder: StudyFolder) -> Path:
 
 def prepare(folder: StudyFolder) -> None:
     """Prompts, the target's answers, their labels, and the common start; each only where it is missing."""
+    prepare_labels(folder)
+    cut_draft_once(folder, folder.root / "cut", 4)
+    train_from(folder, folder.root / "cut", common_start(folder), **WARMUP, rollouts=str(folder.answers))
+
+
+def prepare_labels(folder: StudyFolder) -> None:
+    """Prompts, the target's answers and their labels."""
     folder.root.mkdir(parents=True, exist_ok=True)
     if not folder.prompts("heldout").exists():
         write_prompts(folder)
-    cut_draft_once(folder, folder.root / "cut", 4)
     answers = GenerateConfig.flat(
         target=str(target_file()),
         output=str(folder.answers),
@@ -40,7 +46,6 @@ def prepare(folder: StudyFolder) -> None:
     )
     generate(answers, TerminalProgress())
     label_once(folder, DEPTH_LABELS)
-    train_from(folder, folder.root / "cut", common_start(folder), **WARMUP, rollouts=str(folder.answers))
 
 
 def write_prompts(folder: StudyFolder) -> None:

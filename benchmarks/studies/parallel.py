@@ -1,15 +1,17 @@
-"""Does a draft that guesses K tokens in one pass beat one that takes a pass for each? On mails to JSON.
+"""Does a draft that guesses K tokens in one pass beat one that takes a pass for each?
 
-    python benchmarks/studies/students.py --output STUDENTS --tasks mails --prepare     (once: the target, its answers)
-    python benchmarks/studies/parallel.py --mails STUDENTS/mails --output DIR           (resumable: finished parts stay)
-    python benchmarks/studies/parallel.py --mails STUDENTS/mails --output DIR --bench   (alone on the machine)
-    python benchmarks/studies/parallel.py --mails STUDENTS/mails --output DIR --collect (writes results/parallel.json)
+    python benchmarks/studies/students.py --output STUDENTS --tasks mails --prepare   (once: a target, its answers)
+    python benchmarks/studies/parallel.py --mails STUDENTS/mails --output DIR         (resumable: finished parts stay)
+    python benchmarks/studies/parallel.py --code METHODS --output OTHER               (the folder of methods.py)
 
-1. Cuts of 2 and 4 layers of the fine-tuned target, with a head of 8192 ids.
+With `--bench` (alone on the machine) what is trained is benched, with `--collect` the result file is written.
+
+1. Mails to JSON: a fine-tuned target. Code: SmolLM2 as it is, on HumanEval's prompts, with the budget of the depths of
+   methods.py. Cuts of 2 and 4 layers, with a head of 8192 ids.
 2. From each a single draft (a token per pass) and a parallel one are trained by forward KL on the target's stored
    labels, with equal processor time: the single one's steps decide it. Three seeds.
-3. With as many steps as the parallel one of 4 layers: cross entropy on the same answers, as published, and other
-   losses; and anchors where the draft's own rounds begin in place of every token.
+3. On mails, with as many steps as the parallel one of 4 layers: cross entropy on the same answers, as published, and
+   other losses; and anchors where the draft's own rounds begin in place of every token.
 4. `specdistill bench`, greedy, of each: predicted tokens per target call for every K, the cost of a round, and the
    measured speed-up; in vLLM too where it is installed.
 """
@@ -31,14 +33,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.folders import is_finished
+from benchmarks.studies.folders import StudyFolder, is_finished
+from benchmarks.studies.method_rows import DEPTH_BUDGET
+from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
 from benchmarks.studies.runs import bench_result, cut_once, train_once
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
+from benchmarks.support.paths import target_file
 from benchmarks.support.results import write_result
 from specdistill.files.atomic import write_text
 
-TOKENS, STEPS, PILOT_STEPS = 8, 100, 10
+TOKENS, PILOT_STEPS = 8, 10
 LABELLED = {"method": "distillspec", "target_fraction": 1.0}
 
 
@@ -71,18 +76,47 @@ ROWS = {
 }
 
 
+CODE_ROWS = ("single-2", "single-4", "parallel-2", "parallel-4")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target, its prompts and its answers, made by another study."""
+
+    name: str
+    target: str
+    prompts: Path
+    """Folder of `train.jsonl` and `heldout.jsonl`."""
+    labels: Path
+    answers: Path
+    budget: dict[str, Any]
+    """Flat settings of `TrainConfig`: steps of a single draft, answers per step, tokens per answer."""
+    rows: tuple[str, ...]
+    bench_tokens: int
+    """Tokens per answer when benched."""
+
+    @staticmethod
+    def mails(folder: Path) -> Task:
+        """Mails to JSON, in the folder that students.py prepared."""
+        budget = {"steps": 100, "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 160, "heldout_prompts": 4}
+        teacher = str(folder / "teacher")
+        return Task("mails", teacher, folder, folder / "labels", folder / "answers", budget, tuple(ROWS), 128)
+
+    @staticmethod
+    def code(root: Path) -> Task:
+        """HumanEval's prompts, in the folder of methods.py."""
+        folder = StudyFolder(root)
+        prepare_labels(folder)
+        labels, tokens = DEPTH_LABELS.directory(folder), DEPTH_BUDGET["max_new_tokens"]
+        return Task("code", str(target_file()), root, labels, folder.answers, DEPTH_BUDGET, CODE_ROWS, tokens)
+
+
 @dataclass(frozen=True)
 class Study:
     """Where everything lies."""
 
-    mails: Path
-    """Prepared by students.py."""
+    task: Task
     root: Path
-
-    @property
-    def target(self) -> str:
-        """The fine-tuned target."""
-        return str(self.mails / "teacher")
 
     def run(self, row: str, seed: int) -> Path:
         """A training run."""
@@ -104,14 +138,13 @@ class Study:
         """Trains a run; returns processor seconds, with loading."""
         # Not resumed: half a run's time would decide the steps of others.
         shutil.rmtree(run, ignore_errors=True)
-        text = {"soft_labels": "labels"} if row.labelled else {"rollouts": "answers"}
-        text = {name: str(self.mails / folder) for name, folder in text.items()}
+        task = self.task
+        text = {"soft_labels": str(task.labels)} if row.labelled else {"rollouts": str(task.answers)}
+        settings = task.budget | row.settings | {"steps": steps, "eval_every": steps, "patience": 0, "seed": seed}
         began = time.process_time()
         train_once(
-            run, self.cut(row.layers), target=self.target, prompts=str(self.mails / "train.jsonl"),
-            seed=seed, steps=steps, batch_size=8, micro_batch_size=4,
-            max_new_tokens=160, eval_every=steps, heldout_prompts=4, patience=0, rule="greedy", precision="float32",
-            **row.settings, **text,
+            run, self.cut(row.layers), target=task.target, prompts=str(task.prompts / "train.jsonl"),
+            rule="greedy", precision="float32", **settings, **text,
         )  # fmt: skip
         return time.process_time() - began
 
@@ -120,7 +153,7 @@ class Study:
         row, file = ROWS[name], self.facts(name, seed)
         if file.exists():
             return
-        steps = STEPS
+        steps = self.task.budget["steps"]
         if row.as_many_as:
             steps = self._read(row.as_many_as, seed)["steps"]
         elif row.as_long_as:
@@ -140,21 +173,21 @@ class Study:
         """Benches a trained run in our decoder, then in vLLM with the length that was best here."""
         if not is_finished(self.run(name, seed)):
             return
-        size = ["--prompts", str(self.mails / "heldout.jsonl"), "--num-prompts", "12", "--max-new-tokens", "128"]
-        size += ["--threads", "1", "--max-draft-tokens", "12"]
+        size = ["--prompts", str(self.task.prompts / "heldout.jsonl"), "--num-prompts", "12"]
+        size += ["--max-new-tokens", str(self.task.bench_tokens), "--threads", "1", "--max-draft-tokens", "12"]
         ours, vllm = self.report(name, seed, "specdistill"), self.report(name, seed, "vllm")
         draft = self.run(name, seed)
         if not ours.exists():
-            pair = ["--target", self.target, "--draft", str(draft), "--pack", "float32", "--baselines", "none"]
+            pair = ["--target", self.task.target, "--draft", str(draft), "--pack", "float32", "--baselines", "none"]
             run_command("bench", *pair, *size, "--json", str(ours))
         if not vllm.exists() and importlib.util.find_spec("vllm"):
             exported = draft.with_name(f"{draft.name}-vllm")
-            pair = ["--target", self.target, "--draft", str(draft)]
+            pair = ["--target", self.task.target, "--draft", str(draft)]
             if not exported.exists():
                 run_command("export", *pair, "--format", "vllm", "--output", str(exported))
             engine = ["--engine", "vllm", "--engine-baselines", "none", "--engine-args=--enforce-eager"]
             length = str(BenchReport.read(ours).num_draft_tokens)
-            pair = ["--target", self.target, "--draft", str(exported), "--num-draft-tokens", length]
+            pair = ["--target", self.task.target, "--draft", str(exported), "--num-draft-tokens", length]
             run_command("bench", *pair, *engine, *size, "--json", str(vllm))
 
     def entry(self, name: str, seeds: list[int]) -> dict[str, Any]:
@@ -185,23 +218,26 @@ def _engine_result(report: BenchReport) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mails", type=Path, required=True)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--mails", type=Path, help="mails to JSON: a folder of students.py")
+    task.add_argument("--code", type=Path, help="HumanEval's prompts: a folder of methods.py, made if missing")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS], help="all of the task if left out")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--bench", action="store_true", help="bench what is trained, and nothing else")
     parser.add_argument("--collect", action="store_true", help="write the result file, and nothing else")
     options = parser.parse_args()
-    study = Study(options.mails, options.output)
+    study = Study(Task.mails(options.mails) if options.mails else Task.code(options.code), options.output)
+    names = options.rows or study.task.rows
     if options.collect:
-        rows = {name: study.entry(name, options.seeds) for name in options.rows}
-        return write_result("parallel.json", {"tokens": TOKENS, "rows": rows})
+        rows = {name: study.entry(name, options.seeds) for name in names}
+        return write_result(f"parallel_{study.task.name}.json", {"tokens": TOKENS, "rows": rows})
     study.root.mkdir(parents=True, exist_ok=True)
-    for layers in sorted({ROWS[name].layers for name in options.rows}):
-        calibration = ["--prompts", str(study.mails / "train.jsonl"), "--calibration-prompts", "128"]
-        cut_once(study.target, study.cut(layers), "--layers", str(layers), *calibration, "--threads", "1")
+    for layers in sorted({ROWS[name].layers for name in names}):
+        calibration = ["--prompts", str(study.task.prompts / "train.jsonl"), "--calibration-prompts", "128"]
+        cut_once(study.task.target, study.cut(layers), "--layers", str(layers), *calibration, "--threads", "1")
     for seed in options.seeds:
-        for name in options.rows:
+        for name in names:
             study.bench(name, seed) if options.bench else study.train_row(name, seed)
 
 
