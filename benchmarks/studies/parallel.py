@@ -7,13 +7,13 @@
 With `--bench` (alone on the machine) what is trained is benched, with `--collect` the result file is written.
 
 1. Mails to JSON: a fine-tuned target. Code: SmolLM2 as it is, on HumanEval's prompts, with the budget of the depths of
-   methods.py. Cuts of 2 and 4 layers, with a head of 8192 ids.
-2. From each a single draft (a token per pass) and a parallel one are trained by forward KL on the target's stored
-   labels, with equal processor time: the single one's steps decide it. Three seeds.
-3. On mails, with as many steps as the parallel one of 4 layers: cross entropy on the same answers, as published, and
-   other losses; and anchors where the draft's own rounds begin in place of every token.
-4. `specdistill bench`, greedy, of each: predicted tokens per target call for every K, the cost of a round, and the
-   measured speed-up; in vLLM too where it is installed.
+   methods.py. Cuts of 2 and 4 layers with a head of 8192 ids learn to guess one token: the starts.
+2. From each start a parallel draft and, for the same processor time, an ordinary one are trained further by forward KL
+   on the target's stored labels. On mails also parallel drafts straight from the cut, for the time of the start.
+3. On mails, 4 layers, fewer steps: other losses, cross entropy on the same answers (as published), PARD-2's weights,
+   and anchors where the draft's own rounds begin in place of every token.
+4. Predicted tokens per target call for every K on greedy answers to held-out prompts. Then `specdistill bench`, greedy:
+   the cost of a round and the measured speed-up; in vLLM too where it is installed. Three seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,82 +33,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.folders import StudyFolder, is_finished
-from benchmarks.studies.method_rows import DEPTH_BUDGET
-from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
+from benchmarks.studies.folders import is_finished
+from benchmarks.studies.parallel_rows import BENCHED, STEPS, TOKENS, Row, Task, rows
+from benchmarks.studies.parallel_scores import TokensPerCall, tokens_over, tokens_per_call
 from benchmarks.studies.runs import bench_result, cut_once, train_once
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
-from benchmarks.support.paths import target_file
+from benchmarks.support.history import read_history
 from benchmarks.support.results import write_result
 from specdistill.files.atomic import write_text
 
-TOKENS, PILOT_STEPS = 8, 10
-LABELLED = {"method": "distillspec", "target_fraction": 1.0}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A draft of the study."""
-
-    layers: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Flat settings of `TrainConfig` beyond the budget; the result file holds them too."""
-    labelled: bool = True
-    """Whether the target's stored labels are learnt from; else only its answers."""
-    as_long_as: str | None = None
-    """Row whose processor time this one gets."""
-    as_many_as: str | None = None
-    """Row whose steps this one gets."""
-
-
-PARALLEL = LABELLED | {"parallel": TOKENS}
-ROWS = {
-    "single-2": Row(2, LABELLED),
-    "single-4": Row(4, LABELLED),
-    "parallel-2": Row(2, PARALLEL, as_long_as="single-2"),
-    "parallel-4": Row(4, PARALLEL, as_long_as="single-4"),
-    "parallel-4-ce": Row(4, {"method": "seqkd", "parallel": TOKENS}, labelled=False, as_many_as="parallel-4"),
-    "parallel-4-jsd": Row(4, PARALLEL | {"divergence": "jsd"}, as_many_as="parallel-4"),
-    "parallel-4-tvd": Row(4, PARALLEL | {"divergence": "tvd"}, as_many_as="parallel-4"),
-    "parallel-4-confidence": Row(4, PARALLEL | {"parallel_confidence": True}, as_many_as="parallel-4"),
-    "parallel-4-rounds": Row(4, PARALLEL | {"anchors": "rounds"}, as_many_as="parallel-4"),
-}
-
-
-CODE_ROWS = ("single-2", "single-4", "parallel-2", "parallel-4")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A target, its prompts and its answers, made by another study."""
-
-    name: str
-    target: str
-    prompts: Path
-    """Folder of `train.jsonl` and `heldout.jsonl`."""
-    labels: Path
-    answers: Path
-    budget: dict[str, Any]
-    """Flat settings of `TrainConfig`: steps of a single draft, answers per step, tokens per answer."""
-    rows: tuple[str, ...]
-    bench_tokens: int
-    """Tokens per answer when benched."""
-
-    @staticmethod
-    def mails(folder: Path) -> Task:
-        """Mails to JSON, in the folder that students.py prepared."""
-        budget = {"steps": 100, "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 160, "heldout_prompts": 4}
-        teacher = str(folder / "teacher")
-        return Task("mails", teacher, folder, folder / "labels", folder / "answers", budget, tuple(ROWS), 128)
-
-    @staticmethod
-    def code(root: Path) -> Task:
-        """HumanEval's prompts, in the folder of methods.py."""
-        folder = StudyFolder(root)
-        prepare_labels(folder)
-        labels, tokens = DEPTH_LABELS.directory(folder), DEPTH_BUDGET["max_new_tokens"]
-        return Task("code", str(target_file()), root, labels, folder.answers, DEPTH_BUDGET, CODE_ROWS, tokens)
+PILOT_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -117,6 +52,12 @@ class Study:
 
     task: Task
     root: Path
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """The task's rows."""
+        found = rows(self.task.budget["steps"])
+        return {name: found[name] for name in self.task.rows}
 
     def run(self, row: str, seed: int) -> Path:
         """A training run."""
@@ -140,23 +81,22 @@ class Study:
         shutil.rmtree(run, ignore_errors=True)
         task = self.task
         text = {"soft_labels": str(task.labels)} if row.labelled else {"rollouts": str(task.answers)}
-        settings = task.budget | row.settings | {"steps": steps, "eval_every": steps, "patience": 0, "seed": seed}
+        every = max(1, steps // 3) if row.steps == STEPS else steps
+        settings = task.budget | row.settings | {"steps": steps, "eval_every": every, "patience": 0, "seed": seed}
+        settings |= {"rule": "greedy", "precision": "float32", "keep": "last"}
+        start = self.run(row.start, seed) if row.start else self.cut(row.layers)
         began = time.process_time()
-        train_once(
-            run, self.cut(row.layers), target=task.target, prompts=str(task.prompts / "train.jsonl"),
-            rule="greedy", precision="float32", **settings, **text,
-        )  # fmt: skip
+        train_once(run, start, target=task.target, prompts=str(task.prompts / "train.jsonl"), **settings, **text)
         return time.process_time() - began
 
     def train_row(self, name: str, seed: int) -> None:
         """Trains a row's seed once; a run that was cut off starts again, since its time decides others'."""
-        row, file = ROWS[name], self.facts(name, seed)
+        row, file = self.rows[name], self.facts(name, seed)
         if file.exists():
             return
-        steps = self.task.budget["steps"]
-        if row.as_many_as:
-            steps = self._read(row.as_many_as, seed)["steps"]
-        elif row.as_long_as:
+        steps = row.steps
+        if steps is None:
+            assert row.as_long_as is not None, name
             pilot = self.root / f"{name}-pilot"
             seconds = pilot.with_suffix(".facts.json")
             if not seconds.exists():
@@ -169,41 +109,58 @@ class Study:
     def _read(self, name: str, seed: int) -> dict[str, Any]:
         return json.loads(self.facts(name, seed).read_text())
 
+    def trained_seeds(self, name: str, seeds: list[int]) -> list[int]:
+        """Those of the seeds whose run of a row has ended."""
+        return [seed for seed in seeds if self.facts(name, seed).exists()]
+
     def bench(self, name: str, seed: int) -> None:
         """Benches a trained run in our decoder, then in vLLM with the length that was best here."""
         if not is_finished(self.run(name, seed)):
             return
         size = ["--prompts", str(self.task.prompts / "heldout.jsonl"), "--num-prompts", "12"]
-        size += ["--max-new-tokens", str(self.task.bench_tokens), "--threads", "1", "--max-draft-tokens", "12"]
+        size += ["--max-new-tokens", str(min(128, self.task.max_new_tokens)), "--threads", "1"]
         ours, vllm = self.report(name, seed, "specdistill"), self.report(name, seed, "vllm")
-        draft = self.run(name, seed)
+        draft, target = self.run(name, seed), self.task.target
         if not ours.exists():
-            pair = ["--target", self.task.target, "--draft", str(draft), "--pack", "float32", "--baselines", "none"]
-            run_command("bench", *pair, *size, "--json", str(ours))
+            pair = ["--target", target, "--draft", str(draft), "--pack", "float32", "--baselines", "none"]
+            run_command("bench", *pair, *size, "--max-draft-tokens", "12", "--json", str(ours))
         if not vllm.exists() and importlib.util.find_spec("vllm"):
             exported = draft.with_name(f"{draft.name}-vllm")
-            pair = ["--target", self.task.target, "--draft", str(draft)]
             if not exported.exists():
+                pair = ["--target", target, "--draft", str(draft)]
                 run_command("export", *pair, "--format", "vllm", "--output", str(exported))
             engine = ["--engine", "vllm", "--engine-baselines", "none", "--engine-args=--enforce-eager"]
             length = str(BenchReport.read(ours).num_draft_tokens)
-            pair = ["--target", self.task.target, "--draft", str(exported), "--num-draft-tokens", length]
+            pair = ["--target", target, "--draft", str(exported), "--num-draft-tokens", length]
             run_command("bench", *pair, *engine, *size, "--json", str(vllm))
 
-    def entry(self, name: str, seeds: list[int]) -> dict[str, Any]:
-        """A row of the result: facts and benches, seed by seed."""
-        found: dict[str, Any] = {"layers": ROWS[name].layers, "settings": ROWS[name].settings, "seeds": []}
-        for seed in seeds:
-            if not self.facts(name, seed).exists():
-                continue
-            one = self._read(name, seed)
+    def entry(self, name: str, seeds: list[int], scores: TokensPerCall) -> dict[str, Any]:
+        """A row of the result: facts and benches seed by seed, scores of all together."""
+        row, found = self.rows[name], []
+        for seed in self.trained_seeds(name, seeds):
+            one = self._read(name, seed) | {"heldout": [_curve_point(at) for at in read_history(self.run(name, seed))]}
             for engine in ("specdistill", "vllm"):
                 path = self.report(name, seed, engine)
                 if path.exists():
                     report = BenchReport.read(path)
                     one[engine] = bench_result(report) if engine == "specdistill" else _engine_result(report)
-            found["seeds"].append(one)
-        return found
+            found.append(one)
+        sums = [scores.score_once(self.run(name, seed)) for seed in self.trained_seeds(name, seeds)]
+        return {
+            "layers": row.layers, "start": row.start, "settings": row.settings, "seeds": found,
+            "tokens_per_call": tokens_per_call(sums),
+        }  # fmt: skip
+
+    def over(self, name: str, base: str, seeds: list[int], scores: TokensPerCall) -> dict[str, Any]:
+        """Tokens per call at K minus those of another row, over the seeds that both have."""
+        both = [seed for seed in self.trained_seeds(name, seeds) if seed in self.trained_seeds(base, seeds)]
+        own, others = ([scores.score_once(self.run(row, seed)) for seed in both] for row in (name, base))
+        return tokens_over(own, others, TOKENS) | {"seeds": len(both)}
+
+
+def _curve_point(entry: dict[str, Any]) -> dict[str, Any]:
+    names = ("step", "heldout_alpha_greedy", "heldout_tokens_per_call")
+    return {name: entry[name] for name in names if name in entry}
 
 
 def _engine_result(report: BenchReport) -> dict[str, Any]:
@@ -216,29 +173,43 @@ def _engine_result(report: BenchReport) -> dict[str, Any]:
     }
 
 
+def collect(study: Study, names: list[str], seeds: list[int]) -> None:
+    """Scores what is trained and writes the result file."""
+    scores = TokensPerCall(study.task, study.root / "heldout-answers.json")
+    trained = [name for name in names if study.trained_seeds(name, seeds)]
+    entries = {name: study.entry(name, seeds, scores) for name in trained}
+    base = "loss-fkl"
+    for name in trained:
+        if study.rows[name].steps == study.rows.get(base, Row(0)).steps and name != base:
+            entries[name]["over_fkl"] = study.over(name, base, seeds, scores)
+    write_result(f"parallel_{study.task.name}.json", {"tokens": TOKENS, **scores.size, "rows": entries})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--mails", type=Path, help="mails to JSON: a folder of students.py")
     task.add_argument("--code", type=Path, help="HumanEval's prompts: a folder of methods.py, made if missing")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rows", nargs="*", choices=[*ROWS], help="all of the task if left out")
+    parser.add_argument("--rows", nargs="*", choices=[*rows(0)], help="all of the task if left out")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--bench", action="store_true", help="bench what is trained, and nothing else")
     parser.add_argument("--collect", action="store_true", help="write the result file, and nothing else")
     options = parser.parse_args()
     study = Study(Task.mails(options.mails) if options.mails else Task.code(options.code), options.output)
-    names = options.rows or study.task.rows
+    names = list(options.rows or study.task.rows)
     if options.collect:
-        rows = {name: study.entry(name, options.seeds) for name in names}
-        return write_result(f"parallel_{study.task.name}.json", {"tokens": TOKENS, "rows": rows})
+        return collect(study, names, options.seeds)
     study.root.mkdir(parents=True, exist_ok=True)
-    for layers in sorted({ROWS[name].layers for name in names}):
+    for layers in sorted({study.rows[name].layers for name in names}):
         calibration = ["--prompts", str(study.task.prompts / "train.jsonl"), "--calibration-prompts", "128"]
         cut_once(study.task.target, study.cut(layers), "--layers", str(layers), *calibration, "--threads", "1")
     for seed in options.seeds:
         for name in names:
-            study.bench(name, seed) if options.bench else study.train_row(name, seed)
+            if not options.bench:
+                study.train_row(name, seed)
+            elif name in BENCHED:
+                study.bench(name, seed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from specdistill.models.head_draft import HeadModel
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import embedding_weight
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.models.parallel import MASK_KEYS, ParallelDrafting
 
 CUT_RECORD_FILE = "init_draft.json"
 """Record next to a draft that was cut out of its target and not trained since."""
@@ -44,6 +45,14 @@ CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
 def is_fresh_cut(draft: LanguageModel) -> bool:
     """Whether the draft comes directly from init-draft. Training writes to another directory, without the record."""
     return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
+
+
+def is_new_parallel(draft: LanguageModel) -> bool:
+    """Whether a parallel draft guessed one token per pass where it was loaded: its config.json names no mask token."""
+    if draft.parallel is None or draft.directory is None:
+        return False
+    file = draft.directory / "config.json"
+    return file.is_file() and not set(MASK_KEYS) & set(json.loads(file.read_text()))
 
 
 def save_draft(

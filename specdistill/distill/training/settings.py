@@ -25,7 +25,8 @@ class OptimiserSettings:
     once. The loss is the mean over the tokens of the whole step either way."""
     learning_rate: Annotated[float, Parameter(group=ESSENTIALS)] = 0.0
     """Peak learning rate of AdamW. 0 chooses by the draft's size (below 100M, below 300M, above): 3e-4, 1e-4, 1e-5 for
-    a trained model, which higher rates spoil; 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut, or for LoRA."""
+    a trained model, which higher rates spoil; 1.5e-3, 5e-4, 1e-4 for one that init-draft just cut, for one that learns
+    to guess in parallel, or for LoRA."""
     warmup: float = 0.1
     """Share of steps with a rising learning rate; after it a cosine falls to a tenth of the peak."""
     weight_decay: float = 0.0

@@ -24,7 +24,7 @@ from specdistill.distill.training.loss import DistillationLoss, StepTotals, leav
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.models import LanguageModel, ModelPair
-from specdistill.models.checkpoint import is_fresh_cut
+from specdistill.models.checkpoint import is_fresh_cut, is_new_parallel
 from specdistill_kernels import SoftLabels
 
 _PRECISIONS: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -277,15 +277,17 @@ def guesses_by_depth(examples: Sequence[Example], num_tokens: int) -> list[int]:
 
 
 def learning_rate(settings: OptimiserSettings, draft: LanguageModel) -> float:
-    """The peak that was set, or one by the draft's size and whether it was just cut out of the target.
+    """The peak that was set, or one by the draft's size and whether it has much to learn.
 
     A model that already predicts well is spoilt above 1e-4 unless it is tiny; a fresh cut has to be mended first and
     learns faster with more (SmolLM2 cut to 4 layers: held-out alpha 0.237 after 60 steps at 1.5e-3, 0.212 at 5e-4).
+    So has a trained draft that becomes a parallel one (RATES).
     Adapters start at zero and take about ten times the rate of full training (Hu et al. 2022, arXiv 2106.09685).
     """
     if settings.learning_rate:
         return settings.learning_rate
-    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if is_fresh_cut(draft) or settings.lora_rank else (3e-4, 1e-4, 1e-5)
+    much = is_fresh_cut(draft) or is_new_parallel(draft) or settings.lora_rank
+    tiny, small, large = (1.5e-3, 5e-4, 1e-4) if much else (3e-4, 1e-4, 1e-5)
     return tiny if draft.num_parameters < 100e6 else small if draft.num_parameters < 300e6 else large
 
 
