@@ -45,6 +45,14 @@ def config_of(output):
     return json.loads((output / "config.json").read_text())
 
 
+def test_a_trained_draft_takes_a_fresh_cuts_rate_until_it_guesses_in_parallel(folder, tmp_path):
+    few = FEW | {"steps": 1, "eval_every": 1, "keep": "last", "learning_rate": 0.0}
+    first = train(folder, tmp_path / "first", draft=str(folder / "draft"), **few)
+    on = train(folder, tmp_path / "on", draft=str(tmp_path / "first"), **few)
+    ordinary = train(folder, tmp_path / "ordinary", draft=str(folder / "draft"), **few | {"parallel": 0})
+    assert [summary.learning_rate for summary in (first, on, ordinary)] == [1.5e-3, 3e-4, 3e-4]
+
+
 @pytest.mark.parametrize("draft", ["draft", "tied"])
 def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_path, draft):
     summary = train(folder, tmp_path / "out", draft=str(folder / draft), **FEW)
