@@ -22,6 +22,7 @@ _LISTS = (
     "engine_baselines",
     "compare_kv",
     "cut_layers",
+    "feature_layers",
 )
 """The settings that take several values."""
 _PLAIN = re.compile(r"[+-]?(0|[1-9][0-9]*)")

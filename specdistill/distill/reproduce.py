@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from specdistill.data.batch import Example, collate, join_soft_labels
 from specdistill.distill.methods import METHODS
 from specdistill.distill.target.head_states import states_for
+from specdistill.distill.target.place import Stored
+from specdistill.distill.target.stored_states import StoredStates, stored_outer_weights, stored_states
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.guard_rails import LABELS_FILE, SEQUENCES_FILE, WEIGHTS_FILE
 from specdistill.distill.training.head_loss import build_loss
@@ -42,14 +44,14 @@ def reproduce(directory: Path) -> tuple[float, float]:
     """
     settings = run_settings.read(directory)
     sequences, soft = _examples(directory)
-    pair = _pair(directory, settings, target_weights=soft is None)
+    pair, stored = _pair(directory, settings, target_weights=soft is None)
     objective = _objective(settings, isinstance(pair.draft, HeadModel))
     module = build_loss(pair, objective)
     guesses = () if objective.parallel is None else tuple(guesses_by_depth(sequences, objective.parallel.tokens))
     if objective.head is not None:
         guesses = tuple(objective.head.rows([len(example.answer_ids) for example in sequences]))
     totals = StepTotals(sum(len(example.answer_ids) for example in sequences), len(sequences), guesses)
-    states, hidden = states_for(pair, (), None, lockstep=False), None
+    states, hidden = states_for(pair, (), None, lockstep=False, stored=stored), None
     if objective.needs_target and soft is None:
         hidden = torch.cat(states.hidden_states(sequences))
     if soft is not None:
@@ -97,11 +99,16 @@ def _tuple(stored: list[list[int] | None]) -> tuple[int, ...] | None:
     return tuple(stored[0]) if stored and stored[0] is not None else None
 
 
-def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool) -> ModelPair:
-    """Both models as they were before the step."""
+def _pair(
+    directory: Path, settings: run_settings.FlatSettings, *, target_weights: bool
+) -> tuple[ModelPair, StoredStates | None]:
+    """Both models as they were before the step, and a head's stored states where it was trained on them."""
     target, draft, base = settings["target"], settings["draft"], settings.get("target_base")
     found = find_pair(target, draft, say=lambda text: None, target_base=base)
-    pair = load_pair(target, draft, found=found, draft_dtype=torch.float32, target_weights=target_weights)
+    labels = settings.get("soft_labels")
+    outer = None if labels is None else stored_outer_weights(Stored(Path(labels)), found)
+    has_weights = target_weights and outer is None
+    pair = load_pair(target, draft, found=found, draft_dtype=torch.float32, target_weights=has_weights, outer=outer)
     pair.target.model.requires_grad_(False)
     # As the run did, so that the last digits agree. Runs of older versions packed nothing.
     packing, parallel = settings.get("packing", False), bool(settings.get("parallel"))
@@ -115,4 +122,4 @@ def _pair(directory: Path, settings: run_settings.FlatSettings, *, target_weight
         for name, parameter in trained(pair.draft.model).items():
             parameter.copy_(weights[name])
     pair.draft.model.train()
-    return pair
+    return pair, None if labels is None or outer is None else stored_states(Path(labels), pair.target)

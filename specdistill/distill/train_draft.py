@@ -28,6 +28,7 @@ from specdistill.distill.sequences.sources import NoText
 from specdistill.distill.target import itself
 from specdistill.distill.target.head_states import states_for
 from specdistill.distill.target.place import OpenTarget
+from specdistill.distill.target.stored_states import stored_outer_weights, with_states
 from specdistill.distill.training import checkpoints, guard_rails, lora
 from specdistill.distill.training.anchors import Anchored
 from specdistill.distill.training.head_start import check_head
@@ -154,6 +155,7 @@ def _load(
         dtype=config.target_settings.dtype,
         draft_dtype=torch.float32,
         target_weights=place.has_weights,
+        outer=stored_outer_weights(place, found.pair),
         keep_target=place.memory,
         draft_answers=True,
         say=progress.say,
@@ -167,7 +169,7 @@ def _load(
     if shards_target and ranks.world > 1:
         sharding.shard_target(pair.target, ranks)
     guidance = build_guidance(config.target_settings, pair.target, config.chat, config.sequences.max_new_tokens)
-    target = place.open(pair.target, found.connection, found.view)
+    target = with_states(place.open(pair.target, found.connection, found.view), place, pair.draft)
     room = min(target.max_context, pair.draft.max_context) - config.sequences.max_new_tokens
     prompts.check_room(found, room, target.max_context - config.sequences.max_new_tokens)
     text_block(config.sequences, pair)
@@ -205,18 +207,16 @@ def _build_trainer(
     trainer = DraftTrainer(
         pair,
         source,
-        states_for(pair, built.reused, run.guidance, lockstep=run.shares_target),
+        states_for(pair, built.reused, run.guidance, lockstep=run.shares_target, stored=run.target.states),
         measures,
-        *(run.objective, config.optimiser, config.evaluation),
-        run.output,
-        run.progress,
+        *(run.objective, config.optimiser, config.evaluation, run.output, run.progress),
         title=f"training ({config.method})",
         reference=run.reference,
         reward=run.prompts.reward and example_scorer(run.prompts.reward, run.prompts.training, pair.draft),
         callbacks=callbacks,
         ranks=ranks,
         shards_draft=config.processes.shards_draft,
-        labelled=not config.place.has_weights,
+        labelled=run.target.labels_examples,
         resume=config.resume,
         idle=idle,
     )

@@ -165,8 +165,8 @@ def _assumptions(config: PlanConfig) -> list[str]:
         "2 N FLOPs per token forward and 4 N backward; attention over long contexts comes on top",
         "weights spread evenly where they are sharded; communication overlaps with computation",
         "an independent and a parallel draft read a state of each answer token, a head four of it and three of each "
-        "prompt token; training keeps them up to 2 GiB and else computes them again in each epoch. Stored labels stand "
-        "in for the first; no command writes a head's states to disk",
+        "prompt token; training keeps them up to 2 GiB and else computes them again in each epoch. Without the target, "
+        "stored labels stand in for the first, and for a head its states on disk ('specdistill annotate --features')",
     ]
 
 

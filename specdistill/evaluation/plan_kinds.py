@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from specdistill.data.features import STATES, feature_bytes
 from specdistill.data.soft_labels import bytes_per_token
 from specdistill.evaluation.plan_config import PlanConfig
 from specdistill.evaluation.plan_sizes import (
@@ -22,8 +23,8 @@ from specdistill.evaluation.plan_sizes import (
 
 PARALLEL_TOKENS = 8
 """Tokens that the parallel draft guesses where --parallel names no number."""
-HEAD_STATES = 3
-"""Hidden states of a token that a head reads."""
+STORED_NUMBER = 2
+"""Bytes of a number of a stored state, as 'specdistill annotate --features auto' writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class PlannedKind:
     states_are_kept: bool
     """Whether training keeps them in memory; beyond 2 GiB the target reads the text again in each epoch."""
     disk: float
-    """Bytes on disk that training without the target in memory would read: stored labels. For a head its states, which
-    no command writes."""
+    """Bytes on disk that training without the target in memory reads: stored labels, and for a head its states too, of
+    16 bits a number, with the target's embedding and output head."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class HeadSize:
     @property
     def fused(self) -> float:
         """Parameters that make one feature of three states."""
-        return HEAD_STATES * self.width**2
+        return STATES * self.width**2
 
     @property
     def keys(self) -> float:
@@ -106,7 +107,6 @@ def _model(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
     written = config.text.prompts * config.text.rollouts_per_prompt * config.text.answer_tokens
     one = state_bytes(config)
     tokens = token_counts(config.text, config.training.rows_per_token, labelled_once=written * one <= KEPT_STATES)
-    label = bytes_per_token(config.training.label_top_k, config.models.vocab_size, "float16", with_draws=False)
     return _planned(
         config,
         gpu,
@@ -116,7 +116,7 @@ def _model(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
         working=working_bytes(config),
         state_bytes_per_token=one,
         states=written * one,
-        disk=written * label,
+        disk=label_bytes(config),
     )
 
 
@@ -125,8 +125,9 @@ def _head(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
     # The text is the target's: a head writes none alone.
     text = replace(config.text, on_policy_fraction=0.0)
     answers, steps = text.prompts * text.rollouts_per_prompt, config.head.unroll
-    features = answers * (text.prompt_tokens + text.answer_tokens) * HEAD_STATES * one
-    states = features + answers * text.answer_tokens * one
+    texts = answers * (text.prompt_tokens + text.answer_tokens), answers * text.answer_tokens
+    states = feature_bytes(*texts, size.width, config.models.weight_bytes)
+    outer = 2 * config.models.vocab_size * size.width * config.models.weight_bytes
     tokens = token_counts(text, labelled_once=states <= KEPT_STATES)
     # The text's keys serve the first step of all rounds.
     multiplied = tokens.trained_with_prompts * (size.fused + size.keys) + tokens.trained * (
@@ -139,10 +140,16 @@ def _head(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
         parameters=size.parameters,
         flops=6 * multiplied,
         working=head_working_bytes(config),
-        state_bytes_per_token=(HEAD_STATES + 1) * one,
+        state_bytes_per_token=(STATES + 1) * one,
         states=states,
-        disk=states,
+        disk=label_bytes(config) + feature_bytes(*texts, size.width, STORED_NUMBER) + outer,
     )
+
+
+def label_bytes(config: PlanConfig) -> float:
+    """Bytes of stored labels over the target's answers."""
+    each = bytes_per_token(config.training.label_top_k, config.models.vocab_size, "float16", with_draws=False)
+    return config.text.prompts * config.text.rollouts_per_prompt * config.text.answer_tokens * each
 
 
 def _planned(
@@ -173,7 +180,7 @@ def head_working_bytes(config: PlanConfig) -> float:
     length = text.prompt_tokens + text.answer_tokens
     rows = answers * (text.prompt_tokens + steps * text.answer_tokens)
     guesses, ids = answers * steps * text.answer_tokens, head_size(config).ids
-    read = answers * length * (HEAD_STATES + 1) * state_bytes(config)
+    read = answers * length * (STATES + 1) * state_bytes(config)
     # What the target says of the head's ids, in float32: of each token once, and beside each guess of it.
     wanted = 4 * ids * (answers * text.answer_tokens + guesses)
     return (

@@ -183,6 +183,8 @@ class AnnotateSummary:
     """Given answers that were longer than --max-new-tokens."""
     answers_empty: int = 0
     """Given answers without text, which were left out."""
+    feature_bytes: int = 0
+    """Bytes of the states that a head reads, with the target's embedding and head; 0 where none were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from specdistill.errors import ConfigError, first_line
 from specdistill.models import head_draft, load, stop_ids, vocabulary
 from specdistill.models.eagle3 import is_head
 from specdistill.models.language_model import LanguageModel
+from specdistill.models.outer_weights import OuterWeights, with_outer_weights
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def load_pair(
     draft_dtype: torch.dtype | None = None,
     other_tokenizer: bool = False,
     target_weights: bool = True,
+    outer: OuterWeights | None = None,
     keep_target: str = "whole",
     draft_answers: bool = False,
     say: Callable[[str], None] = print,
@@ -105,6 +107,7 @@ def load_pair(
             target's.
         other_tokenizer: Whether to allow different tokenizers, for methods that learn from text.
         target_weights: Whether to load the target's weights. Without them the target is a shell (`load.load_shell`).
+        outer: Embedding and output head of a target whose other weights are not loaded.
         keep_target: How to keep the target in memory; see `load.load_model`.
         draft_answers: Whether the draft writes or learns whole answers. They then end at the target's stop ids too; a
             draft of another tokenizer needs its own.
@@ -122,14 +125,13 @@ def load_pair(
     if target_weights:
         load.check_loadable(found.target, "target", keep_target)
     load.check_loadable(found.draft, found.draft_role, plain=draft_dtype is not None)
-    device = resolve_device(device)
-    target_dtype = resolve_dtype(dtype, device)
+    target_dtype = resolve_dtype(dtype, device := resolve_device(device))
     if target_weights:
         target_model = load.load_model(
             found.target, "target", device=target_device or device, dtype=target_dtype, keep=keep_target
         )
     else:
-        target_model = load.load_shell(found.target)
+        target_model = with_outer_weights(load.load_shell(found.target), outer, device, target_dtype)
     draft_model = load_draft(found.draft, found.draft_role, target_model, device, draft_dtype or target_dtype)
     if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)

@@ -91,3 +91,5 @@ def annotation_lines(summary: AnnotateSummary) -> None:
         f"{summary.labels_per_token:.1f} labels and {summary.bytes_per_token:.0f} bytes per token "
         f"(at most {summary.planned_bytes_per_token:.0f} were planned)"
     )
+    if summary.feature_bytes:
+        print(f"{summary.feature_bytes / 1e6:.1f} MB of states for a head")

@@ -41,6 +41,8 @@ TOGETHER = {
     "annotate": {
         "text_block": {"text": "x.txt", "text_block": 64},
         "draws": {"draws": 65, "labels": "sampled"},
+        "features": {"features": "bfloat16"},
+        "feature_layers": {"feature_layers": [1, 2, 3], "features": "auto"},
         "ray_workers": {"ray_workers": 2, "ray": "local"},
     },
     "bench": {

@@ -120,7 +120,6 @@ def test_a_failed_step_is_computed_again(folder, tmp_path, monkeypatch):
     [
         ({"method": "gkd"}, "writes nothing alone, and --method gkd trains on the draft's own answers"),
         ({"target_fraction": 0.5}, "writes nothing alone, and --target-fraction 0.5"),
-        ({"soft_labels": "labels"}, "which stored labels don't hold; leave --soft-labels away"),
         ({"target_server": "http://h:1/v1"}, "which no server gives; leave --target-server away"),
         ({"lora_rank": 4}, "is trained whole, as it is one layer; leave --lora-rank away"),
         ({"parallel": 4}, "takes a pass for each token; leave --parallel away"),

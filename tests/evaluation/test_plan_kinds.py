@@ -47,7 +47,8 @@ def test_a_head_by_hand():
     assert head.labels == pytest.approx(2 * 8e9 * 1600 / (989e12 * 0.4) / 3600)
     # Three states of each token, and one of each that is predicted, of 2000 bytes.
     assert head.states == 2000 * (3 * 1600 + 1000) and head.state_bytes_per_token == 8000
-    assert head.disk == head.states and head.states_are_kept
+    # On disk beside their labels, with a row of embedding and output head for each id.
+    assert head.disk == head.states + 1000 * (64 * 6 + 4) + 2 * 128256 * 2000 and head.states_are_kept
     assert head.memory > 18.5e6 * ADAMW_BYTES + 16e9 + head.states
 
 
@@ -62,6 +63,12 @@ def test_the_others_by_hand():
     alone = settings(labels="live")
     assert one.memory == pytest.approx(1e9 * ADAMW_BYTES + 16e9 + working_bytes(alone) + one.states)
     assert many.memory > one.memory
+
+
+def test_states_on_disk_have_16_bits_whatever_the_target_has():
+    wide, narrow = (plan(settings(dtype=name, vocab_size=500)).kinds["head"] for name in ("float32", "bfloat16"))
+    assert wide.states == 2 * narrow.states
+    assert wide.disk - narrow.disk == 2 * 500 * 2000, "embedding and output head alone"
 
 
 def test_a_heads_states_are_beyond_what_is_kept_long_before_others():
@@ -142,7 +149,7 @@ def test_the_command_compares_the_kinds(tmp_path, monkeypatch, capsys):
     assert main(["plan", *words, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "EAGLE-3 head, 4 steps" in printed and "parallel, 8 tokens" in printed
-    assert "no command writes a head's states" in printed
+    assert "annotate --features" in printed
     written = json.loads(out.read_text())["kinds"]
     assert list(written) == ["independent", "parallel", "head"] and written["head"]["parameters"] == 18.5e6
 

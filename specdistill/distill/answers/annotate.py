@@ -8,16 +8,24 @@ from pathlib import Path
 
 from specdistill.data import soft_labels
 from specdistill.data.answer_rows import AnswerRow, asked_prompt
+from specdistill.data.features import feature_file_bytes, remove_leftovers
 from specdistill.data.prompts import Prompt, encode, in_chat, load_prompts
 from specdistill.data.target_context import TargetContext
 from specdistill.data.texts import TextCounts, check_texts, read_pieces
 from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.answers import on_ray
-from specdistill.distill.answers.annotate_config import AnnotateConfig, LabelSettings
+from specdistill.distill.answers.annotate_config import AnnotateConfig
 from specdistill.distill.answers.asked import Asked, SeenIds, ask
 from specdistill.distill.answers.given import AnswerCounts, check_some_text
 from specdistill.distill.answers.given_rows import given_rows
 from specdistill.distill.answers.interrupts import reported_interrupt
+from specdistill.distill.answers.label_room import (
+    PlannedFeatures,
+    TextSizes,
+    plan_room,
+    planned_features,
+    refuse_other_states,
+)
 from specdistill.distill.answers.label_writer import SHARD_SIZE, LabelWriter, Parts
 from specdistill.distill.answers.same_chat import check_same_chat
 from specdistill.distill.answers.same_context import check_same_context, write_context
@@ -87,6 +95,7 @@ def _annotate(
     labels = {} if source.adapter is None else {"target": source.adapter.label}
     if ranks.is_main:
         run_settings.claim(output, _settings(config), "labels")
+        remove_leftovers(output)
         if any(output.glob("*.parquet")):
             check_same_context("--output", output, asked.context)
             run_settings.check_adapters(output, labels)
@@ -96,19 +105,21 @@ def _annotate(
     shell = load.load_shell(source)
     parts, left_out = _parts(config, paths, asked, counts, shell, ranks, progress)
     seen = asked.seen_in(parts, f"--rollouts {config.rollouts}")
-    answers, tokens = _check(config, parts, shell, seen)
-    planned = _plan(config.labels, output, tokens, shell.vocab_size, progress)
+    sizes = _check(config, parts, shell, seen)
+    features = planned_features(config.head, source, shell)
+    refuse_other_states(features, output)
+    planned = plan_room(config.labels, features, output, sizes, shell, progress)
     # The weights are read before anything is written.
     writer = None
     if config.cluster.ray is None:
-        writer = LabelWriter(config, parts.shards, output, parts.given, seen, source, ranks.device)
+        writer = LabelWriter(config, parts.shards, output, parts.given, seen, features, source, ranks.device)
     if ranks.is_main:
         run_settings.write(output, _settings(config))
         run_settings.keep_adapters(output, labels)
         write_context(output, asked.context)
-    with progress.task("soft labels", tokens // ranks.world, "tokens") as task:
+    with progress.task("soft labels", sizes.answer_tokens // ranks.world, "tokens") as task:
         if writer is None:
-            _write_on_ray(config, parts, output, seen, task)
+            _write_on_ray(config, parts, output, seen, features, task)
         else:
             for number in ranks.share(range(len(parts))):
                 task.advance(writer.write(number))
@@ -119,23 +130,26 @@ def _annotate(
     size, labels = (sum(part[index] for part in measured) for index in (0, 1))
     return AnnotateSummary(
         output=str(output),
-        answers=answers,
-        tokens=tokens,
-        labels_per_token=labels / max(1, tokens),
-        bytes_per_token=size / max(1, tokens),
+        answers=sizes.answers,
+        tokens=sizes.answer_tokens,
+        labels_per_token=labels / max(1, sizes.answer_tokens),
+        bytes_per_token=size / max(1, sizes.answer_tokens),
         planned_bytes_per_token=planned,
         answers_cut=left_out.cut,
         answers_empty=left_out.empty,
+        feature_bytes=feature_file_bytes(output),
     )
 
 
-def _write_on_ray(config: AnnotateConfig, parts: Parts, output: Path, seen: SeenIds, task: Task) -> None:
+def _write_on_ray(
+    config: AnnotateConfig, parts: Parts, output: Path, seen: SeenIds, features: PlannedFeatures | None, task: Task
+) -> None:
     assert config.cluster.ray is not None
     # A worker starts in another folder.
     paths = None if parts.shards is None else [path.absolute() for path in parts.shards]
     on_ray.write_shards(
         LabelWriter,
-        (_absolute(config), paths, output.absolute(), parts.given, seen),
+        (_absolute(config), paths, output.absolute(), parts.given, seen, features),
         range(len(parts)),
         address=config.cluster.ray,
         workers=config.cluster.ray_workers,
@@ -206,10 +220,10 @@ def _cut_text(config: AnnotateConfig, text: str, target: LanguageModel, ranks: R
     return find_shards(output / _BLOCKS)
 
 
-def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: SeenIds) -> tuple[int, int]:
+def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: SeenIds) -> TextSizes:
     """Refuses answers that are none, or whose ids mean something else to this target; counts answers and tokens."""
     where = f"--rollouts {config.rollouts}"
-    answers, tokens = 0, 0
+    answers, tokens, read = 0, 0, 0
     for number in range(len(parts)):
         rows = parts[number]
         missing = {"prompt_id", "prompt_ids", "answer_ids", "provenance"} - set(rows[0] if rows else {})
@@ -221,6 +235,7 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: Se
                 raise DataError(f"prompt {row['prompt_id']!r} with its answer is longer than the target's context")
             if max(ids) >= target.vocab_size:
                 raise DataError(f"{where}: an id outside the vocabulary; made with another tokenizer?")
+            read += len(ids)
         if _encoded_again(config, rows[0], target) not in (None, list(rows[0]["prompt_ids"])):
             raise DataError(
                 f"{where} was made with another tokenizer or chat template than {config.target} has, or with other "
@@ -229,7 +244,7 @@ def _check(config: AnnotateConfig, parts: Parts, target: LanguageModel, seen: Se
         _check_labelled(Path(config.output) / SHARD.format(number), rows, seen)
         answers, tokens = answers + len(rows), tokens + sum(len(row["answer_ids"]) for row in rows)
     _check_labelled(Path(config.output) / SHARD.format(len(parts)), (), seen)
-    return answers, tokens
+    return TextSizes(answers=answers, answer_tokens=tokens, tokens=read)
 
 
 def _read_by_target(row: AnswerRow, seen: SeenIds) -> list[int]:
@@ -257,22 +272,6 @@ def _encoded_again(config: AnnotateConfig, row: AnswerRow, target: LanguageModel
     if asked is None:
         return None
     return encode(in_chat(asked, config.chat, f"--rollouts {config.rollouts}"), target.tokenizer)
-
-
-def _plan(settings: LabelSettings, output: Path, tokens: int, vocab_size: int, progress: Progress) -> float:
-    """Says what the labels will take at most, and stops where the disk has no room for them; bytes per token."""
-    kept = min(settings.kept, vocab_size)
-    size = soft_labels.bytes_per_token(kept, vocab_size, settings.precision, with_draws=settings.drawn)
-    free = shutil.disk_usage(output).free
-    progress.say(
-        f"{tokens} answer tokens; labels take at most {size:.0f} bytes per token, {size * tokens / 1e6:.1f} MB in all"
-    )
-    if size * tokens > free:
-        raise OutputError(
-            f"the labels may take {size * tokens / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free; lower "
-            "--top-k, or take --labels sampled"
-        )
-    return size
 
 
 def _absolute(config: AnnotateConfig) -> AnnotateConfig:

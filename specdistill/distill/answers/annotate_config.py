@@ -62,6 +62,25 @@ class LabelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Hidden states of the target that are stored beside the labels, for an EAGLE-3 head."""
+
+    features: Literal["auto", "float16", "bfloat16", "float32"] | None = None
+    """Also store the hidden states that a head is trained on, as numbers of this format; train-draft --soft-labels then
+    trains a head without the target. They take far more room than labels, which is said before anything is written.
+    auto: the format of the target's weights where that has 16 bits, else float16. A number beyond float16's 65504 ends
+    the command; then set bfloat16, which rounds eight times as much. Left out: labels alone."""
+    feature_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
+    """The three layers of the target after which a head reads its states, where they aren't the usual ones (2, L / 2
+    and L - 3 of L); for --features."""
+
+    def __post_init__(self) -> None:
+        needs(self, self.features is not None, "--features", "feature_layers")
+        if self.feature_layers is not None and len(self.feature_layers) != 3:
+            raise ConfigError(f"--feature-layers takes three layers, got {len(self.feature_layers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateConfig(Config):
     """Store the target's distribution over answers, so that training needs no target; the same command resumes."""
 
@@ -89,6 +108,7 @@ class AnnotateConfig(Config):
     )
     context: Annotated[ContextSettings, box("What only the target sees")] = field(default_factory=ContextSettings)
     labels: Annotated[LabelSettings, box("Labels")] = field(default_factory=LabelSettings)
+    head: Annotated[FeatureSettings, box("States for an EAGLE-3 head")] = field(default_factory=FeatureSettings)
     cluster: Annotated[RaySettings, box("Ray cluster")] = field(default_factory=RaySettings)
     batch_size: Annotated[int, Parameter(group=MACHINE)] = 8
     """Answers per pass of the target."""
@@ -105,6 +125,11 @@ class AnnotateConfig(Config):
             raise ConfigError("--text and --rollouts are two things to label; choose one")
         if self.text is not None and self.context.adds_something:
             raise ConfigError(f"--text has no prompts, to which {FLAGS} could add something; leave one of them away")
+        if self.head.features is not None and self.context.adds_something:
+            raise ConfigError(
+                f"--features stores what a head reads, which must be what the target sees when it is served; leave "
+                f"{FLAGS} away"
+            )
         own = self.text is None and self.rollouts is None
         needs(self, own, "the prompts' own answers; leave --text and --rollouts away", "max_new_tokens")
         # Prompts of stored answers are read where the target sees more of them.

@@ -55,7 +55,10 @@ def build_source(inputs: SequenceInputs) -> Built:
         for line in remarks + matching.labels_by_another(target.stored.labelled_by, name):
             inputs.progress.say(line)
         examples, answers = without_empty(stored, inputs.progress.say)
-        return Built(Labelled(_pool(inputs, examples), target.labeller), answers=answers)
+        source: Source = _pool(inputs, examples)
+        if target.labels_examples:
+            source = Labelled(source, target.labeller)
+        return Built(source, answers=answers)
     built = _BUILDERS.get(inputs.method.name, _fixed)(inputs)
     if target.view.ids:
         reused = frozenset(target.view.examples(list(built.reused)))

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from specdistill.data.batch import Batch, Example, collate, split_by_tokens
+from specdistill.data.batch import Batch, Example
+from specdistill.data.features import TextStates
 from specdistill.decoding import Guidance
 from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.evaluation.text_states import text_states
 from specdistill.models import LanguageModel, ModelPair
-from specdistill.models.eagle3 import AuxStates
 from specdistill.models.head_draft import HeadModel
 
 _CACHE_BYTES = 2 * 2**30
 _BLOCK = 8
-
-
-class _Both(NamedTuple):
-    predicting: Tensor
-    """[answer, hidden]."""
-    aux: Tensor
-    """[prompt and answer, 3 x hidden]."""
 
 
 class HeadStates(TargetStates):
@@ -39,7 +32,11 @@ class HeadStates(TargetStates):
 
     def __init__(self, target: LanguageModel, layers: Sequence[int], reused: Collection[Example] = frozenset()) -> None:
         super().__init__(target)
-        self._layers, self._known, self._recent = tuple(layers), dict[Example, _Both](), dict[Example, _Both]()
+        self._layers, self._known, self._recent = (
+            tuple(layers),
+            dict[Example, TextStates](),
+            dict[Example, TextStates](),
+        )
         ordered = sorted(set(reused), key=lambda one: (_length(one), one.prompt_id, one.answer_ids))
         numbers = sum(_length(one) * len(self._layers) + len(one.answer_ids) for one in ordered)
         size = numbers * target.head_weight.shape[1] * target.head_weight.element_size()
@@ -57,7 +54,7 @@ class HeadStates(TargetStates):
         rows = [pad(both.aux, (0, 0, 0, length - len(both.aux))) for both in self._states(sequences)]
         return dataclasses.replace(batch, aux=torch.stack(rows).to(batch.input_ids.device))
 
-    def _states(self, sequences: Sequence[Example]) -> list[_Both]:
+    def _states(self, sequences: Sequence[Example]) -> list[TextStates]:
         for one in sequences:
             if one in self._blocks and one not in self._known:
                 block = self._blocks[one]
@@ -69,26 +66,21 @@ class HeadStates(TargetStates):
             }
         return [self._known[one] if one in self._known else self._recent[one] for one in sequences]
 
-    @torch.no_grad()
-    def _run(self, sequences: Sequence[Example]) -> list[_Both]:
-        found: list[_Both] = []
-        with AuxStates(self._target, self._layers) as caught:
-            for rows in split_by_tokens([_length(one) for one in sequences], len(sequences)):
-                chunk = [sequences[row] for row in rows]
-                batch = collate(chunk).to(self._target.device)
-                hidden = self._target.hidden_states(batch.input_ids, batch.attention_mask)
-                aux = caught.take()
-                answers = hidden[batch.predicting].split([len(one.answer_ids) for one in chunk])
-                # Copies: a slice would keep the whole batch's storage alive.
-                for row, (one, states) in enumerate(zip(chunk, answers, strict=True)):
-                    found.append(_Both(states.clone(), aux[row, : _length(one)].clone()))
-        return found
+    def _run(self, sequences: Sequence[Example]) -> list[TextStates]:
+        return text_states(self._target, self._layers, sequences)
 
 
 def states_for(
-    pair: ModelPair, reused: Collection[Example], guidance: Guidance | None, *, lockstep: bool
+    pair: ModelPair,
+    reused: Collection[Example],
+    guidance: Guidance | None,
+    *,
+    lockstep: bool,
+    stored: TargetStates | None = None,
 ) -> TargetStates:
-    """The target's states as a pair's draft needs them; arguments as for `TargetStates`."""
+    """The target's states as a pair's draft needs them: those on disk, or with arguments as for `TargetStates`."""
+    if stored is not None:
+        return stored
     if isinstance(pair.draft, HeadModel):
         return HeadStates(pair.target, pair.draft.head.aux_layers, reused)
     return TargetStates(pair.target, reused, guidance, lockstep=lockstep)

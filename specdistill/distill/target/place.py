@@ -20,10 +20,11 @@ from specdistill.settings.chat import ChatSettings
 
 if TYPE_CHECKING:
     from specdistill.data.batch import Example
-    from specdistill.data.prompts import Prompt
-    from specdistill.data.soft_labels import LabelStore, TokenLabels
+    from specdistill.data.soft_labels import TokenLabels
     from specdistill.data.target_context import TargetView
     from specdistill.distill.answers.shards import Write
+    from specdistill.distill.target.hidden_states import TargetStates
+    from specdistill.distill.target.stored_answers import StoredAnswers
     from specdistill.models import LanguageModel
     from specdistill_kernels import SoftLabels
 
@@ -59,35 +60,13 @@ class OpenTarget:
     """Answers in the model's place; None where the model answers or nobody can."""
     stored: StoredAnswers | None = None
     """The answers that came with the labels; None where answers are written or given."""
+    states: TargetStates | None = None
+    """The states that a head reads, from disk; None where a pass of the model gives them."""
 
-
-class StoredAnswers:
-    """Answers that were labelled, by the prompts that they answer."""
-
-    def __init__(self, store: LabelStore, directory: Path, vocab_size: int, labelled_by: str) -> None:
-        self._store, self._directory, self._vocab_size = store, directory, vocab_size
-        self.labelled_by = labelled_by
-        """Name of the model whose distributions the labels are."""
-
-    def select(
-        self, prompts: Sequence[Prompt], encoded: Sequence[list[int]], view: TargetView, copies: int | None = None
-    ) -> list[Example]:
-        """Finds the answers to some prompts; the store then knows where their labels lie.
-
-        Args:
-            prompts, encoded: Whose answers are wanted.
-            view: The prompts as the target must have seen them.
-            copies: At most this many per prompt, the first ones; None takes all.
-
-        Raises:
-            DataError: There are none.
-        """
-        from specdistill.distill.answers.matching import select_rows
-
-        rows = select_rows(self._store.rows(), self._directory, prompts, encoded, self._vocab_size, copies, view)
-        for number, example in rows:
-            self._store.place(example, number)
-        return [example for _, example in rows]
+    @property
+    def labels_examples(self) -> bool:
+        """Whether examples are to take their labels along: states say more."""
+        return self.labeller is not None and self.states is None
 
 
 @dataclass(frozen=True)
@@ -207,6 +186,7 @@ class Stored:
         """
         from specdistill.data.soft_labels import LabelStore
         from specdistill.distill.answers.shards import find_shards
+        from specdistill.distill.target.stored_answers import StoredAnswers
 
         store = LabelStore(find_shards(self.directory))
         labelled_by = run_settings.adapters_of(self.directory).get("target", str(self._settings()["target"]))

@@ -24,8 +24,8 @@ class TargetSettings(GuidanceSettings):
     learns a slightly different target."""
     soft_labels: str | None = None
     """Directory with answers and the target's distributions over them, written by 'specdistill annotate'. Only the
-    target's configuration and tokenizer are read then, and distillspec stays on those answers. For supervised-kd and
-    distillspec."""
+    target's configuration and tokenizer are read then, and distillspec stays on those answers. An EAGLE-3 head takes
+    labels with states (annotate --features). For supervised-kd and distillspec."""
     target_server: str | None = None
     """URL of a vLLM or SGLang server of the target. It writes the answers and labels every token; only configuration
     and tokenizer of --target are read here. For seqkd, supervised-kd, gkd and distillspec at temperature 1 (or 0). A

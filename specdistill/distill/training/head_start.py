@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from specdistill.distill.target.stored_states import check_states
 from specdistill.errors import ConfigError
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import FoundPair
 
 _NOT_WITH_HEADS = {
     "target_server": "reads the target's hidden states, which no server gives",
-    "soft_labels": "reads the target's hidden states, which stored labels don't hold",
     "target_system": "reads what the target sees, which must be what it sees when it is served",
     "target_examples": "reads what the target sees, which must be what it sees when it is served",
     "target_hint": "reads what the target sees, which must be what it sees when it is served",
@@ -42,6 +43,7 @@ def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defau
 
     Raises:
         ConfigError: Names the setting.
+        DataError: Stored labels come without the states that the head reads.
     """
     if not is_head(found.draft.config):
         return False
@@ -49,6 +51,8 @@ def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defau
     for name, why in _NOT_WITH_HEADS.items():
         if settings[name] != defaults[name]:
             raise ConfigError(f"{where}, which {why}; leave --{name.replace('_', '-')} away")
+    if settings["soft_labels"] is not None:
+        check_states(Path(settings["soft_labels"]), found)
     fraction = settings["target_fraction"]
     if method in _OWN_TEXT or (fraction is not None and fraction < 1):
         asked = f"--method {method}" if method in _OWN_TEXT else f"--target-fraction {fraction}"

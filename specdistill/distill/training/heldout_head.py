@@ -11,6 +11,7 @@ from specdistill.data.batch import Example, collate
 from specdistill.decoding import Sampling
 from specdistill.decoding.sampling import process
 from specdistill.distill.target.head_states import HeadStates
+from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.head_rows import head_rows
 from specdistill.distill.training.heldout import HeldOut
 from specdistill.distill.training.heldout_parallel import ParallelHeldOut, TargetSays, target_says
@@ -37,7 +38,7 @@ class HeadHeldOut(ParallelHeldOut):
 
     def __init__(
         self,
-        states: HeadStates,
+        states: TargetStates,
         answers: Sequence[Example],
         says: Sequence[TargetSays],
         sampling: Sampling,
@@ -63,7 +64,7 @@ class HeadAlpha(HeldOut):
     """
 
     def __init__(
-        self, target: LanguageModel, states: HeadStates, answers: Sequence[Example], sampling: Sampling, rule: str
+        self, target: LanguageModel, states: TargetStates, answers: Sequence[Example], sampling: Sampling, rule: str
     ) -> None:
         super().__init__(target, answers, sampling, rule)
         self._states = states
@@ -94,7 +95,7 @@ class HeadAlpha(HeldOut):
         return PromptAcceptance(numbers, {}, {}, torch.cat(divergence).double().cpu().numpy())
 
 
-def rows_of(draft: LanguageModel, states: HeadStates, answer: Example, steps: int) -> tuple[Tensor, Guesses]:
+def rows_of(draft: LanguageModel, states: TargetStates, answer: Example, steps: int) -> tuple[Tensor, Guesses]:
     """Hidden states of a head's rounds on one answer, for `draft.logits`, and what each guesses."""
     assert isinstance(draft, HeadModel)
     batch = states.with_features(collate([answer]).to(draft.device), [answer])
@@ -108,6 +109,7 @@ def head_scorers(
     sampling: Sampling,
     rule: str,
     objective: Objective,
+    stored: TargetStates | None = None,
 ) -> tuple[HeadAlpha, HeadHeldOut]:
     """Both scorers of a head, which share the target's states of the answers.
 
@@ -117,9 +119,10 @@ def head_scorers(
         sampling: How they were sampled.
         rule: Acceptance rule that is watched.
         objective: With `head` set.
+        stored: The states, where they are on disk.
     """
     assert objective.head is not None
-    states = HeadStates(target, draft.head.aux_layers, answers)
+    states = stored or HeadStates(target, draft.head.aux_layers, answers)
     says = target_says(target, answers, sampling, states)
     return (
         HeadAlpha(target, states, answers, sampling, rule),

@@ -78,7 +78,8 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
         sharded=inputs.shares_target,
     )
     if isinstance(pair.draft, HeadModel):
-        base, guesses = head_scorers(pair.target, pair.draft, answers, rollouts.sampling, inputs.rule, inputs.objective)
+        settings = rollouts.sampling, inputs.rule, inputs.objective, inputs.target.states
+        base, guesses = head_scorers(pair.target, pair.draft, answers, *settings)
         # Alone it writes nothing that could be judged.
         return HeldOutMeasures(base, (), inputs.watch, guesses)
     base = heldout_scorer(

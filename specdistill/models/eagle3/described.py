@@ -85,7 +85,7 @@ def described(directory: Path, num_target_layers: int, where: str, role: str) ->
     config.draft_vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     config.own_embedding = "embed_tokens.weight" in stored
     config.target_hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
-    config.aux_layers = _layers(config, num_target_layers, where)
+    config.aux_layers = read_layers(config, num_target_layers, where)
     _check_shapes(config, stored, where)
     read_ids(directory, config, where)
     return config
@@ -125,8 +125,18 @@ def read_ids(directory: Path, config: LlamaConfig, where: str) -> Tensor:
     return ids
 
 
-def _layers(config: PretrainedConfig, num_target_layers: int, where: str) -> tuple[int, ...]:
-    """The target's layers that are read."""
+def read_layers(config: PretrainedConfig, num_target_layers: int, where: str) -> tuple[int, ...]:
+    """The target's layers that a head reads, in its order.
+
+    Args:
+        config: The head's.
+        num_target_layers: Layers of its target, which decide where the configuration names none.
+        where: Names the head in messages.
+
+    Raises:
+        ModelError: Something else than three numbers is named.
+        IncompatibleModelsError: The target lacks one of the layers.
+    """
     named = getattr(config, AUX_KEY, None) or _nested(config).get(AUX_KEY)
     if named and not (isinstance(named, list | tuple) and len(named) == 3 and all(type(k) is int for k in named)):
         raise ModelError(f"{where}/config.json: {AUX_KEY} must be three whole numbers, got {named!r}; {_AGAIN}")
