@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_models import make_model, save
 from tiny_runs import (
@@ -25,15 +26,17 @@ from tiny_runs import (
     same_weights,
     spoil_loss,
     train,
+    train_config,
     write_folder,
 )
 
-from specdistill import TrainConfig, annotate, generate, init_draft
+from specdistill import PlanConfig, TrainConfig, annotate, generate, init_draft, plan
 from specdistill.cli import main
 from specdistill.data.features import feature_bytes
 from specdistill.distill.answers import label_room
 from specdistill.distill.answers.shards import find_shards, read_rollouts
 from specdistill.distill.reproduce import reproduce
+from specdistill.distill.training.checkpoints import newest_step
 from specdistill.distill.training.head_loss import HeadLoss
 from specdistill.distill.training.head_start import check_head
 from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
@@ -140,6 +143,11 @@ def test_the_size_is_said_beforehand_and_kept_to(folder, tmp_path):
     outer = load_file(tmp_path / "out" / "features" / "target.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in outer.items()} == {"embedding": (65, 32), "head": (65, 32)}
     assert summary.feature_bytes == sum(path.stat().st_size for path in (tmp_path / "out" / "features").iterdir())
+    # `plan` estimates the same from sizes alone, as one long answer.
+    sizes = {"prompts": 1, "rollouts_per_prompt": 1, "prompt_tokens": tokens - answer, "answer_tokens": answer}
+    shape = {"target_width": 32, "vocab_size": 65, "dtype": "float32", "label_top_k": 8}
+    planned = plan(PlanConfig.flat(target_params="2M", draft_params="1M", gpus=1, **sizes, **shape)).kinds["head"].disk
+    assert planned == size + sum(tensor.nbytes for tensor in outer.values()) + summary.planned_bytes_per_token * answer
 
 
 def test_a_disk_without_room_is_found_before_the_target_is_loaded(folder, tmp_path, monkeypatch):
@@ -237,6 +245,26 @@ def test_a_resumed_run_is_the_same_run(folder, tmp_path):
         before_each_step(patch, stop)
         train(folder, tmp_path / "cut", **settings)
     train(folder, tmp_path / "cut", resume=True, **settings)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert history(tmp_path / "whole") == history(tmp_path / "cut")
+
+
+def test_killed_while_it_trains_a_head_goes_on(folder, tmp_path):
+    settings = {"soft_labels": str(folder / "labels")} | RUN | {"steps": 12, "eval_every": 2}
+    train(folder, tmp_path / "whole", **settings)
+    config = train_config(folder, tmp_path / "cut", resume=True, **settings)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.to_flat()))
+    command = [sys.executable, "-m", "specdistill", "train-draft", "--config", str(tmp_path / "run.yaml")]
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = newest_step(tmp_path / "cut") or 0
+        while process.poll() is None and (newest_step(tmp_path / "cut") or 0) <= before:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    if not (tmp_path / "cut" / "summary.json").exists():
+        assert subprocess.run(command, capture_output=True).returncode == 0
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     assert history(tmp_path / "whole") == history(tmp_path / "cut")
 
