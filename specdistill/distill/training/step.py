@@ -34,8 +34,9 @@ Inputs = tuple[Batch, Tensor | None, SoftLabels | None]
 Reward = Callable[[Example], float]
 """Judges an answer that the draft wrote; more is better."""
 
-NOTHING = Example("nothing", (0,), (), ())
-"""Trained on with weight zero by a rank that has no example left, so that it joins the collectives."""
+NOTHING = Example("nothing", (0, 0), (), ())
+"""Trained on with weight zero by a rank that has no example left, so that it joins the collectives. Of two tokens: a
+head reads a token and the one before it."""
 NOTHING_LABELLED = dataclasses.replace(
     NOTHING, soft_labels=SoftLabels(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1)))
 )

@@ -18,6 +18,7 @@ from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.head_settings import HeadSettings
 from specdistill.distill.training.heldout_head import head_scorers
 from specdistill.distill.training.loss import StepTotals
+from specdistill.distill.training.step import NOTHING
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.models import ModelPair
 from specdistill.models.eagle3 import AuxStates
@@ -171,6 +172,17 @@ def test_micro_batches_add_up_to_the_whole(models):
     whole = loss_of(target, draft, EXAMPLES)
     close(sum(part.loss for part in parts), whole.loss)
     close(sum(part.alpha_sum for part in parts), whole.alpha_sum)
+
+
+def test_a_process_without_text_gives_every_weight_a_gradient_of_zero(models):
+    """Others wait for its gradients; it has no row to guess from."""
+    states = HeadStates(models[0], models[1].head.aux_layers)
+    hidden = torch.cat(states.hidden_states([NOTHING]))
+    module = build_loss(ModelPair(*models), objective_of())
+    output = module(states.with_features(collate([NOTHING]), [NOTHING]), hidden, StepTotals(6, 1, (5, 4, 3)))
+    found = gradient(output.loss, models[1])
+    assert float(output.loss.detach()) == 0 and not found.any()
+    assert len(found) == models[1].num_parameters
 
 
 def test_states_that_come_again_are_computed_once(models, monkeypatch):
