@@ -9,7 +9,7 @@ With `--bench` (alone on the machine) what is trained is benched, with `--collec
 1. Mails to JSON: a fine-tuned target. Code: SmolLM2 as it is, on HumanEval's prompts, with the budget of the depths of
    methods.py. Cuts of 2 and 4 layers with a head of 8192 ids learn to guess one token: the starts.
 2. From each start a parallel draft and, for the same processor time, an ordinary one are trained further by forward KL
-   on the target's stored labels. On mails also parallel drafts straight from the cut, for the time of the start.
+   on the target's stored labels. On mails also a parallel draft straight from the cut, for the time of both stages.
 3. On mails, 4 layers, fewer steps: other losses, cross entropy on the same answers (as published), PARD-2's weights,
    and anchors where the draft's own rounds begin in place of every token.
 4. Predicted tokens per target call for every K on greedy answers to held-out prompts. Then `specdistill bench`, greedy:
@@ -43,7 +43,8 @@ from benchmarks.support.history import read_history
 from benchmarks.support.results import write_result
 from specdistill.files.atomic import write_text
 
-PILOT_STEPS = 10
+PILOT_STEPS = (4, 16)
+"""Steps of the two short runs that tell what loading and judging take, and what a step takes."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,22 @@ class Study:
         row, file = self.rows[name], self.facts(name, seed)
         if file.exists():
             return
-        steps = row.steps
-        if steps is None:
-            assert row.as_long_as is not None, name
-            pilot = self.root / f"{name}-pilot"
-            seconds = pilot.with_suffix(".facts.json")
-            if not seconds.exists():
-                write_text(seconds, json.dumps(self.train(pilot, row, seed, PILOT_STEPS)))
-            budget = self._read(row.as_long_as, seed)["seconds"]
-            steps = max(1, round(PILOT_STEPS * budget / json.loads(seconds.read_text())))
+        steps = row.steps or self._affordable_steps(name, seed)
         taken = self.train(self.run(name, seed), row, seed, steps)
         write_text(file, json.dumps({"steps": steps, "seconds": taken}))
+
+    def _affordable_steps(self, name: str, seed: int) -> int:
+        """Steps that fit into the time of other rows, by two pilots of this one."""
+        row, pilots = self.rows[name], []
+        for steps in PILOT_STEPS:
+            run = self.root / f"{name}-pilot-{steps}"
+            file = run.with_suffix(".facts.json")
+            if not file.exists():
+                write_text(file, json.dumps(self.train(run, row, seed, steps)))
+            pilots.append(json.loads(file.read_text()))
+        per_step = (pilots[1] - pilots[0]) / (PILOT_STEPS[1] - PILOT_STEPS[0])
+        budget = sum(self._read(other, seed)["seconds"] for other in row.as_long_as)
+        return max(1, round((budget - pilots[0]) / per_step) + PILOT_STEPS[0])
 
     def _read(self, name: str, seed: int) -> dict[str, Any]:
         return json.loads(self.facts(name, seed).read_text())

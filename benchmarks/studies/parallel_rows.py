@@ -28,8 +28,8 @@ class Row:
     """Row whose draft of the same seed this one goes on from; None for the untrained cut."""
     steps: int | None = None
     """Optimiser steps; None where another row's time decides."""
-    as_long_as: str | None = None
-    """Row whose processor time this one gets."""
+    as_long_as: tuple[str, ...] = ()
+    """Rows whose processor time together this one gets."""
     labelled: bool = True
     """Whether the target's stored labels are learnt from; else only its answers."""
 
@@ -42,17 +42,17 @@ def rows(start_steps: int) -> dict[str, Row]:
     """All rows, each after those that it needs.
 
     Args:
-        start_steps: Steps of the ordinary drafts that all but the cold ones go on from.
+        start_steps: Steps of the ordinary drafts that all but the cold one go on from.
     """
     depths = (2, 4)
     return {
         **{f"start-{layers}": Row(layers, LABELLED, steps=start_steps) for layers in depths},
-        **{f"cold-{layers}": Row(layers, PARALLEL, as_long_as=f"start-{layers}") for layers in depths},
         **{f"parallel-{layers}": Row(layers, PARALLEL, f"start-{layers}", STEPS) for layers in depths},
         **{
-            f"single-{layers}": Row(layers, LABELLED, f"start-{layers}", as_long_as=f"parallel-{layers}")
+            f"single-{layers}": Row(layers, LABELLED, f"start-{layers}", as_long_as=(f"parallel-{layers}",))
             for layers in depths
         },
+        "cold-4": Row(4, PARALLEL, as_long_as=("start-4", "parallel-4")),
         "loss-fkl": _loss(),
         "loss-ce": _loss(labelled=False, method="seqkd"),
         "loss-jsd": _loss(divergence="jsd"),
