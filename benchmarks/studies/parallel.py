@@ -144,7 +144,9 @@ class Study:
         """A row of the result: facts and benches seed by seed, scores of all together."""
         row, found = self.rows[name], []
         for seed in self.trained_seeds(name, seeds):
-            one = self._read(name, seed) | {"heldout": [_curve_point(at) for at in read_history(self.run(name, seed))]}
+            history = read_history(self.run(name, seed))
+            one = self._read(name, seed) | {"tokens_trained": history[-1]["tokens_seen"]}
+            one["heldout"] = [_curve_point(at) for at in history]
             for engine in ("specdistill", "vllm"):
                 path = self.report(name, seed, engine)
                 if path.exists():

@@ -22,6 +22,7 @@ from benchmarks.tables import (
     front_tables,
     goals_table,
     kernel_tables,
+    parallel_tables,
     quality_tables,
     speed_tables,
     story_tables,
@@ -65,6 +66,15 @@ STUDY_TABLES: Tables = {
     "hard-speed": lambda: speed_tables.bench_table("methods.json", METHODS_RUNS),
     "growth": speed_tables.growth_table,
 }
+PARALLEL_TABLES: Tables = {
+    "parallel-mails": partial(parallel_tables.calls_table, "mails"),
+    "parallel-mails-ours": partial(parallel_tables.speed_table, "mails", "specdistill"),
+    "parallel-mails-vllm": partial(parallel_tables.speed_table, "mails", "vllm"),
+    "parallel-code": partial(parallel_tables.calls_table, "code"),
+    "parallel-code-ours": partial(parallel_tables.speed_table, "code", "specdistill"),
+    "parallel-over": parallel_tables.speed_lines,
+    "parallel-losses": parallel_tables.losses_table,
+}
 PAGES: tuple[tuple[str, Tables], ...] = (
     ("README.md", README_TABLES),
     ("docs/results.md", RESULTS_TABLES),
@@ -72,6 +82,7 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/serving.md", {"engines": speed_tables.engines_table}),
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
+    ("docs/parallel.md", PARALLEL_TABLES),
     ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
     (
         "docs/free.md",
