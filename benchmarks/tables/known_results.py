@@ -56,7 +56,7 @@ def known_drafts() -> list[dict[str, Any]]:
         chat | {"layers": 4, "points": open_points()},
         *(
             one | {"kind": "parallel", "layers": n, "points": [parallel_point(one["job"], n)]}
-            for one in (mails, code)
+            for one in (mails,)
             for n in (2, 4)
         ),
     ]
@@ -105,13 +105,13 @@ def open_points() -> list[dict[str, Any]]:
 
 def parallel_point(job: str, layers: int) -> dict[str, Any]:
     """Parallel drafts, made of ordinary ones; under the rule at temperature 0 alone."""
-    study, name = load_result(f"parallel_{job}.json"), f"parallel-{layers}"
+    study, name = load_result(f"kinds_{job}.json"), f"parallel-{layers}"
     row = study["rows"][name]
     start = study["rows"][row["start"]]
     tokens = sum(seed["tokens_trained"] for one in (start, row) for seed in one["seeds"]) / len(row["seeds"])
     calls = row["tokens_per_call"]
     first = {"mean": calls["1"]["mean"] - 1, "ci95": [end - 1 for end in calls["1"]["ci95"]]}
-    facts = {"source": f"parallel_{job}.json, {name}", "tokens": round(tokens), "seeds": len(row["seeds"])}
+    facts = {"source": f"kinds_{job}.json, {name}", "tokens": round(tokens), "seeds": len(row["seeds"])}
     by_length = {length: estimate["mean"] for length, estimate in calls.items()}
     return facts | {
         "prompts": study["heldout_prompts"],

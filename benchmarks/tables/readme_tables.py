@@ -22,7 +22,7 @@ from benchmarks.tables import (
     front_tables,
     goals_table,
     kernel_tables,
-    parallel_tables,
+    kind_tables,
     quality_tables,
     speed_tables,
     story_tables,
@@ -66,14 +66,11 @@ STUDY_TABLES: Tables = {
     "hard-speed": lambda: speed_tables.bench_table("methods.json", METHODS_RUNS),
     "growth": speed_tables.growth_table,
 }
+PARALLEL_OVER_SINGLE = (("parallel-2", "single-2"), ("parallel-4", "single-4"))
 PARALLEL_TABLES: Tables = {
-    "parallel-mails": partial(parallel_tables.calls_table, "mails"),
-    "parallel-mails-ours": partial(parallel_tables.speed_table, "mails", "specdistill"),
-    "parallel-mails-vllm": partial(parallel_tables.speed_table, "mails", "vllm"),
-    "parallel-code": partial(parallel_tables.calls_table, "code"),
-    "parallel-code-ours": partial(parallel_tables.speed_table, "code", "specdistill"),
-    "parallel-over": parallel_tables.speed_lines,
-    "parallel-losses": parallel_tables.losses_table,
+    "kinds-mails": partial(kind_tables.calls_table, "mails"),
+    "kinds-mails-speed": partial(kind_tables.speed_table, "mails"),
+    "parallel-over": partial(kind_tables.over_lines, ("mails",), PARALLEL_OVER_SINGLE),
 }
 PAGES: tuple[tuple[str, Tables], ...] = (
     ("README.md", README_TABLES),
