@@ -66,8 +66,8 @@ class Study:
 
     def untrained(self, row: Row) -> Path:
         """The draft that nothing was taught yet."""
-        kind = row.untrained if row.untrained == HEAD else f"cut-{row.untrained}"
-        return self.root / (f"{kind}-before-untrained" if row.before else str(kind))
+        kind = "untrained-head" if row.untrained == HEAD else f"cut-{row.untrained}"
+        return self.root / f"{kind}{'-before' if row.before else ''}"
 
     def make_untrained(self, row: Row) -> None:
         """Makes that draft where it is missing."""
