@@ -54,6 +54,11 @@ def known_drafts() -> list[dict[str, Any]]:
         *(mails | {"layers": layers, "points": drifted_points(layers)} for layers in DEPTHS),
         *(code | {"layers": layers, "points": [methods_point(layers)]} for layers in DEPTHS),
         chat | {"layers": 4, "points": open_points()},
+        *(
+            one | {"kind": "parallel", "layers": n, "points": [parallel_point(one["job"], n)]}
+            for one in (mails,)
+            for n in (2, 4)
+        ),
     ]
 
 
@@ -96,6 +101,23 @@ def open_points() -> list[dict[str, Any]]:
     tokens = json.loads(history[-1])["tokens_seen"]
     longer = _point(main_study_result(0, "greedy.json"), tokens, prompts, {"alpha": alpha, "seeds": 1}, greedy)
     return [shorter, longer]
+
+
+def parallel_point(job: str, layers: int) -> dict[str, Any]:
+    """Parallel drafts, made of ordinary ones; under the rule at temperature 0 alone."""
+    study, name = load_result(f"kinds_{job}.json"), f"parallel-{layers}"
+    row = study["rows"][name]
+    start = study["rows"][row["start"]]
+    tokens = sum(seed["tokens_trained"] for one in (start, row) for seed in one["seeds"]) / len(row["seeds"])
+    calls = row["tokens_per_call"]
+    first = {"mean": calls["1"]["mean"] - 1, "ci95": [end - 1 for end in calls["1"]["ci95"]]}
+    facts = {"source": f"kinds_{job}.json, {name}", "tokens": round(tokens), "seeds": len(row["seeds"])}
+    by_length = {length: estimate["mean"] for length, estimate in calls.items()}
+    return facts | {
+        "prompts": study["heldout_prompts"],
+        "alpha": {"greedy": first},
+        "tokens_per_call": {"greedy": by_length},
+    }
 
 
 def _point(source: str, tokens: int, prompts: int, row: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from benchmarks.tables import (
     front_tables,
     goals_table,
     kernel_tables,
+    kind_tables,
     quality_tables,
     speed_tables,
     story_tables,
@@ -65,6 +66,12 @@ STUDY_TABLES: Tables = {
     "hard-speed": lambda: speed_tables.bench_table("methods.json", METHODS_RUNS),
     "growth": speed_tables.growth_table,
 }
+PARALLEL_OVER_SINGLE = (("parallel-2", "single-2"), ("parallel-4", "single-4"))
+PARALLEL_TABLES: Tables = {
+    "kinds-mails": partial(kind_tables.calls_table, "mails"),
+    "kinds-mails-speed": partial(kind_tables.speed_table, "mails"),
+    "parallel-over": partial(kind_tables.over_lines, ("mails",), PARALLEL_OVER_SINGLE),
+}
 PAGES: tuple[tuple[str, Tables], ...] = (
     ("README.md", README_TABLES),
     ("docs/results.md", RESULTS_TABLES),
@@ -72,6 +79,7 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/serving.md", {"engines": speed_tables.engines_table}),
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
+    ("docs/parallel.md", PARALLEL_TABLES),
     ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
     (
         "docs/free.md",

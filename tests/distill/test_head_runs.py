@@ -22,12 +22,14 @@ from tiny_runs import (
 )
 from transformers import TrainerCallback
 
-from specdistill import TrainConfig, generate, init_draft
+from specdistill import TrainConfig, generate, init_draft, load_model
+from specdistill.decoding import Sampling, generate_plain
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.training.head_loss import HeadLoss
 from specdistill.distill.training.head_start import check_head
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
 from specdistill.models.pair import find_pair
+from specdistill.serving.online import RejectionLog
 from specdistill.settings.parts import defaults
 
 DEFAULTS = defaults(TrainConfig)
@@ -104,6 +106,21 @@ def test_stored_rollouts_and_skds_text_are_trained_on(folder, tmp_path):
     assert seen.writers == [{2}] * 3
     together = watched_run(folder, tmp_path / "skd", method="skd", unroll=2, steps=3, eval_every=3)
     assert {2, 3} >= set.union(*together.writers) > {2}, "the head's own tokens are kept where the target lets them"
+
+
+def test_a_head_learns_from_what_its_server_corrected(folder, tmp_path):
+    target = load_model(str(folder / "target"))
+    asked = [[3, 5 + number, 4] for number in range(24)]
+    written = generate_plain(target, asked, sampling=Sampling(), max_new_tokens=12, seeds=list(range(24)))
+    with RejectionLog(tmp_path / "log") as log:
+        for prompt, answer in zip(asked, written, strict=True):
+            for end in range(2, len(answer.token_ids), 3):
+                log.log([*prompt, *answer.token_ids[:end]], 5, answer.token_ids[end], [5], [1.0])
+    settings = {"method": "online", "online": str(tmp_path / "log"), "steps": 24, "eval_every": 24, "keep": "last"}
+    summary = train(folder, tmp_path / "out", unroll=2, **settings)
+    # The log's own distributions say 5 always: the target's, in memory, are learnt from.
+    assert summary.gain["sampled"].low > 0
+    assert history(tmp_path / "out")[-1]["online_records"] > 24
 
 
 def test_a_failed_step_is_computed_again(folder, tmp_path, monkeypatch):

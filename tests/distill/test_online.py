@@ -92,6 +92,18 @@ def test_long_contexts_lose_their_beginning(tmp_path):
     assert one.prompt_ids == tuple(range(17, 25))
 
 
+def test_a_heads_rounds_begin_in_the_tokens_before_the_correction(tmp_path):
+    with RejectionLog(tmp_path) as log:
+        log.log(list(range(5, 25)), 9, 30, [30], [1.0])
+        log.log([7, 8], 9, 31, [31], [1.0])
+        log.log([7], 9, 32, [32], [1.0])
+    found = online_source(tmp_path, round_tokens=3, max_context=10).next_batch(1)
+    texts = [(list(one.prompt_ids), list(one.answer_ids)) for one in found]
+    # A round reads an answer token with the prompt's states, so a context of one token has none.
+    assert texts == [([7], [8, 31]), (list(range(15, 22)), [22, 23, 24, 30])]
+    assert all(one.soft_labels is None for one in found), "the target in memory labels every step of a round"
+
+
 def test_soft_labels_of_unequal_width_are_joined_without_an_id_twice():
     wide = SoftLabels(torch.tensor([[4, 0, 2]]), torch.tensor([[-0.5, -1.5, -3.0]]))
     narrow = SoftLabels(torch.tensor([[1]]), torch.tensor([[-0.1]]))

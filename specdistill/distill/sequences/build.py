@@ -25,6 +25,7 @@ from specdistill.errors import ConfigError
 from specdistill.evaluation.summaries import RightAnswers
 from specdistill.models import ModelPair
 from specdistill.models.answer_end import document_end
+from specdistill.models.head_draft import HeadModel
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,14 @@ def _online(inputs: SequenceInputs) -> Built:
         batch_size=inputs.batch_size,
         seed=inputs.seed,
         wait_seconds=inputs.settings.online_wait,
+        round_tokens=_ROUND_TOKENS if isinstance(inputs.pair.draft, HeadModel) else 0,
         say=inputs.progress.say,
     )
     return Built(source)
 
 
+_ROUND_TOKENS = 8
+"""Tokens before a correction where rounds of a head may have begun: as many as heads are served with at most."""
 _BUILDERS: dict[str, Callable[[SequenceInputs], Built]] = {
     "gkd": _gkd,
     "distillspec": _distillspec,

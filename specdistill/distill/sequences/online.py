@@ -1,9 +1,10 @@
 """Online distillation: train on the tokens that a server's target corrects, as they come in.
 
 The records are those of `specdistill.serving.online.RejectionLog`: a context, the token that the target put there
-instead of the draft's, and the target's likeliest ids. Each is a sequence of one answer token with soft labels. A step
-takes the records that no step has seen yet, newest first, and fills up with older ones, so that a quiet hour does not
-make the draft forget.
+instead of the draft's, and the target's likeliest ids. Each is a sequence of one answer token with soft labels. For a
+head, which learns whole rounds, the tokens before it belong to the answer too, and the target in memory labels them. A
+step takes the records that no step has seen yet, newest first, and fills up with older ones, so that a quiet hour does
+not make the draft forget.
 
 Source: Liu et al. 2023, online speculative decoding (arXiv 2310.07177).
 """
@@ -38,6 +39,7 @@ class Online:
         batch_size: Records per step.
         seed: Random seed of the choice among older records.
         wait_seconds: A step that finds no record at all waits this long before the run gives up.
+        round_tokens: Tokens before the corrected one in which a head's rounds begin; 0 for other drafts.
         replay: Records kept to fill up with.
         say: Where waiting announces itself.
     """
@@ -51,11 +53,13 @@ class Online:
         batch_size: int,
         seed: int,
         wait_seconds: float,
+        round_tokens: int = 0,
         replay: int = 4096,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._directory, self._vocab_size, self._max_context = directory, vocab_size, max_context
         self._batch_size, self._wait_seconds, self._say = batch_size, wait_seconds, say
+        self._round_tokens = round_tokens
         self._random = random.Random(seed)
         self._read: set[str] = set()
         self._fresh: list[Example] = []
@@ -95,7 +99,9 @@ class Online:
                 # The log has rotated it away since it was listed.
                 continue
             self._read.add(file.name)
-            self._fresh += [self._sequence(row, file) for row in rows]
+            found = [self._sequence(row, file) for row in rows]
+            # A head's round reads one token after the target's first states at least.
+            self._fresh += [one for one in found if not self._round_tokens or len(one.answer_ids) > 1]
 
     def _wait(self) -> None:
         self._say(f"waiting for rejections in {self._directory}")
@@ -116,11 +122,16 @@ class Online:
             raise DataError(
                 f"{file} holds a record that does not fit this target (id {largest}); another server's log?"
             )
+        context = row["context_ids"][-self._max_context :]
+        if self._round_tokens:
+            split = max(1, len(context) - self._round_tokens)
+            answer = (*context[split:], row["corrected_id"])
+            return Example("online", tuple(context[:split]), answer, (int(Provenance.TARGET),) * len(answer))
         normaliser = row.get("log_normaliser")
         log_probs = logits.log_softmax(0) if normaliser is None else (logits - normaliser).clamp(max=0)
         return Example(
             "online",
-            tuple(row["context_ids"][-self._max_context :]),
+            tuple(context),
             (row["corrected_id"],),
             (int(Provenance.TARGET),),
             soft_labels=SoftLabels(ids[None], log_probs[None]),

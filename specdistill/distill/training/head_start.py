@@ -27,8 +27,6 @@ _NOT_WITH_HEADS = {
     "shard": "is small, and its target is read whole",
 }
 """Setting -> why it does not go with a head."""
-_OWN_TEXT = ("gkd", "online")
-"""Methods whose text a head would write alone."""
 _WATCHED = ("auto", "alpha", "tokens_per_call")
 
 
@@ -54,11 +52,11 @@ def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defau
     if settings["soft_labels"] is not None:
         check_states(Path(settings["soft_labels"]), found)
     fraction = settings["target_fraction"]
-    if method in _OWN_TEXT or (fraction is not None and fraction < 1):
-        asked = f"--method {method}" if method in _OWN_TEXT else f"--target-fraction {fraction}"
+    if method == "gkd" or (fraction is not None and fraction < 1):
+        asked = "--method gkd" if method == "gkd" else f"--target-fraction {fraction}"
         raise ConfigError(
             f"{where}, which writes nothing alone, and {asked} trains on the draft's own answers; choose --method "
-            "distillspec, supervised-kd, seqkd, sft or best-of-n, or skd, where the target checks what it writes"
+            "distillspec, supervised-kd, seqkd, sft or best-of-n, or skd or online, where the target checks its guesses"
         )
     if settings["watch"] not in _WATCHED:
         raise ConfigError(f"{where}: --watch may be {', '.join(_WATCHED)}, got {settings['watch']}")

@@ -1,4 +1,4 @@
-"""Predicted tokens per target call of the drafts of `parallel.py`, on greedy answers to held-out prompts."""
+"""Predicted tokens per target call of the drafts of `kinds.py`, on greedy answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.studies.parallel_rows import Task
+from benchmarks.studies.kind_rows import Task
 from specdistill.data import Example, Provenance
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
@@ -17,7 +17,7 @@ from specdistill.decoding.answers import write_answers
 from specdistill.evaluation.acceptance import HiddenCache, predicted_tau, score
 from specdistill.evaluation.statistics import paired_difference, ratio
 from specdistill.files.atomic import write_text
-from specdistill.models import load_model
+from specdistill.models import load_model, load_pair
 from specdistill.progress import Quiet
 
 LONGEST = 12
@@ -30,8 +30,8 @@ class TokensPerCall:
     """Scores drafts on greedy answers, which the target writes once."""
 
     def __init__(self, task: Task, answers: Path) -> None:
-        self._target = load_model(task.target)
-        prompts = load_prompts(str(task.prompts / "heldout.jsonl"))
+        self._task, self._target = task, load_model(task.target)
+        prompts = load_prompts(str(task.heldout))
         encoded = [encode(prompt, self._target.tokenizer) for prompt in prompts]
         if not answers.exists():
             written = write_answers(self._target, prompts, encoded, GREEDY, task.max_new_tokens, 0, Quiet())
@@ -52,7 +52,7 @@ class TokensPerCall:
         """Scores one draft; reads the scores where they exist."""
         file = run / "tokens_per_call.json"
         if not file.exists():
-            draft = load_model(str(run), "draft")
+            draft = load_pair(self._task.target, str(run), say=lambda text: None).draft
             depths = LONGEST if draft.guesses_by_start else 1
             records = score(self._target, draft, self._answers, GREEDY, depths=depths, target_cache=self._states)
             lengths = range(1, LONGEST + 1)

@@ -1,0 +1,182 @@
+"""Rows and tasks of `kinds.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies.folders import StudyFolder
+from benchmarks.studies.method_rows import DEPTH_BUDGET
+from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
+from benchmarks.support.paths import target_file
+from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
+from specdistill.report.progress import TerminalProgress
+
+TOKENS, LOSS_STEPS = 8, 48
+"""Tokens that a parallel draft guesses, and steps of the rows that compare losses."""
+HEAD = "head"
+"""In the place of a cut's number of layers."""
+KEPT_IDS = 8192
+
+
+@dataclass(frozen=True)
+class Row:
+    """A draft of the study."""
+
+    untrained: int | str
+    """What it is made of: a cut of so many layers, or HEAD."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Flat settings of `TrainConfig` beyond the budget; the result file holds them too."""
+    start: str | None = None
+    """Row whose draft of the same seed this one goes on from; None for the untrained draft."""
+    steps: int | None = None
+    """Optimiser steps; None where other rows' time decides."""
+    as_long_as: tuple[str, ...] = ()
+    """Rows whose processor time together this one gets."""
+    labelled: bool = True
+    """Whether the target's stored labels are learnt from; else its answers, by whatever the settings say."""
+    before: bool = False
+    """Whether it is made and trained for the target as it was before it was fine-tuned, on that one's answers."""
+
+
+ORDINARY = {"method": "distillspec", "target_fraction": 1.0}
+PARALLEL = ORDINARY | {"parallel": TOKENS}
+
+
+def _loss(labelled: bool = True, **settings: Any) -> Row:
+    return Row(4, PARALLEL | settings, "start-4", LOSS_STEPS, labelled=labelled)
+
+
+def rows(start_steps: int, stage_steps: int) -> dict[str, Row]:
+    """All rows, each after those that it needs.
+
+    Args:
+        start_steps: Steps of the ordinary drafts that `parallel` and `single` rows go on from.
+        stage_steps: Steps of `parallel` rows.
+    """
+    depths, both = (2, 4), ("start-4", "parallel-4")
+    return {
+        **{f"start-{layers}": Row(layers, ORDINARY, steps=start_steps) for layers in depths},
+        **{f"parallel-{layers}": Row(layers, PARALLEL, f"start-{layers}", stage_steps) for layers in depths},
+        **{
+            f"single-{layers}": Row(layers, ORDINARY, f"start-{layers}", as_long_as=(f"parallel-{layers}",))
+            for layers in depths
+        },
+        "cold-4": Row(4, PARALLEL, as_long_as=both),
+        "loss-fkl": _loss(),
+        "loss-ce": _loss(labelled=False, method="seqkd"),
+        "loss-jsd": _loss(divergence="jsd"),
+        "loss-tvd": _loss(divergence="tvd"),
+        "loss-lk_lambda": _loss(divergence="lk_lambda"),
+        "confidence": _loss(parallel_confidence=True),
+        "rounds": _loss(anchors="rounds"),
+        "head": Row(HEAD, ORDINARY, as_long_as=both, labelled=False),
+        "head-before": Row(HEAD, ORDINARY, as_long_as=both, labelled=False, before=True),
+        "head-skd": Row(HEAD, {"method": "skd"}, as_long_as=both, labelled=False),
+    }
+
+
+BENCHED = ("parallel-2", "parallel-4", "single-2", "single-4", "head", "head-before")
+"""Rows whose speed is measured."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target, its prompts and its answers."""
+
+    name: str
+    target: str
+    prompts: str
+    """Value of --prompts of the training."""
+    heldout: Path
+    labels: Path
+    answers: Path
+    budget: dict[str, Any]
+    """Flat settings of `TrainConfig`: steps of the start, answers per step, tokens per answer."""
+    stage_steps: int
+    rows: tuple[str, ...]
+    """Rows that are trained for it."""
+    temperatures: tuple[int, ...] = (0,)
+    """Temperatures of the benches."""
+    before: str | None = None
+    """The target before it was fine-tuned."""
+    answers_before: Path | None = None
+    """That one's answers."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of an answer at most."""
+        return self.budget["max_new_tokens"]
+
+    def prepare_before(self) -> None:
+        """Lets the target of before answer the same prompts, as often as the target did."""
+        assert self.before is not None and self.answers_before is not None, "the task has rows of before"
+        generate(
+            GenerateConfig.flat(
+                target=self.before,
+                output=str(self.answers_before),
+                prompts=self.prompts,
+                rollouts_per_prompt=2,
+                max_new_tokens=self.max_new_tokens,
+            ),
+            TerminalProgress(),
+        )
+
+
+def mails(folder: Path) -> Task:
+    """Mails to JSON, in the folder that students.py prepared."""
+    budget = {"steps": 100, "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 160, "heldout_prompts": 4}
+    return Task(
+        name="mails",
+        target=str(folder / "teacher"),
+        prompts=str(folder / "train.jsonl"),
+        heldout=folder / "heldout.jsonl",
+        labels=folder / "labels",
+        answers=folder / "answers",
+        budget=budget,
+        stage_steps=120,
+        rows=tuple(rows(0, 0)),
+        before=str(target_file()),
+        answers_before=folder / "answers-before",
+    )
+
+
+def code(root: Path) -> Task:
+    """HumanEval's prompts, in the folder of methods.py, with the budget of its depths."""
+    folder = StudyFolder(root)
+    prepare_labels(folder)
+    return Task(
+        name="code",
+        target=str(target_file()),
+        prompts=str(folder.prompts("train")),
+        heldout=folder.prompts("heldout"),
+        labels=DEPTH_LABELS.directory(folder),
+        answers=folder.answers,
+        budget=DEPTH_BUDGET,
+        stage_steps=120,
+        rows=("start-2", "start-4", "parallel-2", "parallel-4", "single-2", "single-4", "head"),
+    )
+
+
+def open_chat(folder: Path) -> Task:
+    """SmolLM2 as it is on prompts that it wrote itself, in the folder of self_prompts.py; an hour for each draft."""
+    labels, answers = folder / "labels-self", folder / "answers-self"
+    shape = {"output": str(labels), "rollouts": str(answers), "threads": 1, "labels": "top-k", "top_k": 64}
+    annotate(AnnotateConfig.flat(target=str(target_file()), **shape), TerminalProgress())
+    return Task(
+        name="open",
+        target=str(target_file()),
+        prompts="self:920",
+        heldout=folder / "heldout.jsonl",
+        labels=labels,
+        answers=answers,
+        budget={"steps": 500, "batch_size": 8, "max_new_tokens": 48, "heldout_prompts": 8, "self_max_tokens": 96},
+        stage_steps=400,
+        rows=("start-4", "parallel-4", "single-4", "head", "head-skd"),
+        temperatures=(0, 1),
+    )
+
+
+TASKS = {"mails": mails, "code": code, "open": open_chat}
+"""Name -> the task in a folder of students.py (its folder `mails`), methods.py or self_prompts.py."""
