@@ -71,8 +71,8 @@ def rows(start_steps: int, stage_steps: int) -> dict[str, Row]:
         "loss-lk_lambda": _loss(divergence="lk_lambda"),
         "confidence": _loss(parallel_confidence=True),
         "rounds": _loss(anchors="rounds"),
-        "head": Row(HEAD, ORDINARY, as_long_as=both, labelled=False),
-        "head-before": Row(HEAD, ORDINARY, as_long_as=both, labelled=False, before=True),
+        "head": Row(HEAD, ORDINARY, as_long_as=both),
+        "head-before": Row(HEAD, ORDINARY, as_long_as=both, before=True),
         "head-skd": Row(HEAD, {"method": "skd"}, as_long_as=both, labelled=False),
     }
 
@@ -101,27 +101,26 @@ class Task:
     """Temperatures of the benches."""
     before: str | None = None
     """The target before it was fine-tuned."""
-    answers_before: Path | None = None
-    """That one's answers."""
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Tokens of an answer at most."""
-        return self.budget["max_new_tokens"]
+    def head_labels(self, folder: Path, before: bool) -> Path:
+        """Labels of the answers with the states that a head reads, made where they are missing.
 
-    def prepare_before(self) -> None:
-        """Lets the target of before answer the same prompts, as often as the target did."""
-        assert self.before is not None and self.answers_before is not None, "the task has rows of before"
-        generate(
-            GenerateConfig.flat(
-                target=self.before,
-                output=str(self.answers_before),
-                prompts=self.prompts,
-                rollouts_per_prompt=2,
-                max_new_tokens=self.max_new_tokens,
-            ),
-            TerminalProgress(),
+        Args:
+            folder: Where they lie.
+            before: Whether of the target before it was fine-tuned, on its own answers, two to each prompt.
+        """
+        target, answers = (self.before, folder / "answers-before") if before else (self.target, self.answers)
+        assert target is not None, "the task has a target of before"
+        if before:
+            shape = {"rollouts_per_prompt": 2, "max_new_tokens": self.max_new_tokens}
+            written = GenerateConfig.flat(target=target, output=str(answers), prompts=self.prompts, **shape)
+            generate(written, TerminalProgress())
+        labels = folder / ("head-labels-before" if before else "head-labels")
+        shape = {"top_k": 1, "features": "float16", "threads": 1}
+        annotate(
+            AnnotateConfig.flat(target=target, output=str(labels), rollouts=str(answers), **shape), TerminalProgress()
         )
+        return labels
 
 
 def mails(folder: Path) -> Task:
@@ -138,7 +137,6 @@ def mails(folder: Path) -> Task:
         stage_steps=120,
         rows=tuple(rows(0, 0)),
         before=str(target_file()),
-        answers_before=folder / "answers-before",
     )
 
 

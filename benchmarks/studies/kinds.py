@@ -96,10 +96,7 @@ class Study:
         """Trains a run; returns processor seconds, with loading."""
         # Not resumed: half a run's time would decide the steps of others.
         shutil.rmtree(run, ignore_errors=True)
-        task, answers = self.task, self.task.answers_before if row.before else self.task.answers
-        text = {"soft_labels": str(task.labels)} if row.labelled else {"rollouts": str(answers)}
-        if row.settings["method"] == "skd":
-            text = {}
+        task, text = self.task, self._text(row)
         every = max(1, steps // 3) if steps == task.stage_steps else steps
         settings = task.budget | row.settings | {"steps": steps, "eval_every": every, "patience": 0, "seed": seed}
         settings |= {"rule": "greedy", "precision": "float32", "keep": "last"}
@@ -107,6 +104,14 @@ class Study:
         began = time.process_time()
         train_once(run, start, target=self._target(row), prompts=task.prompts, **settings, **text)
         return time.process_time() - began
+
+    def _text(self, row: Row) -> dict[str, str]:
+        """Setting that names what a row learns from; none where it writes its text itself."""
+        if row.settings["method"] == "skd":
+            return {}
+        if row.untrained == HEAD:
+            return {"soft_labels": str(self.task.head_labels(self.root, row.before))}
+        return {"soft_labels": str(self.task.labels)} if row.labelled else {"rollouts": str(self.task.answers)}
 
     def train_row(self, name: str, seed: int) -> None:
         """Trains a row's seed once; a run that was cut off starts again, since its time decides others'."""
@@ -238,8 +243,6 @@ def main() -> None:
                 for temperature in study.task.temperatures if name in BENCHED else ():
                     study.bench(name, seed, temperature)
                 continue
-            if study.rows[name].before:
-                study.task.prepare_before()
             study.make_untrained(study.rows[name])
             study.train_row(name, seed)
 

@@ -53,8 +53,8 @@ def _counts(values: list[int]) -> str:
 
 def calls_table(task: str) -> str:
     """Predicted tokens per target call of every draft, by draft length, with what training took."""
-    titles = ["layers", "draft", "steps", "processor seconds", *(f"{length} tokens" for length in LENGTHS)]
-    lines = [table_row([*titles, "8, seed by seed"]), "|---" * (len(titles) + 1) + "|"]
+    titles = ["layers", "draft", "steps", "processor seconds", *(f"at {length}" for length in LENGTHS)]
+    lines = [table_row([*titles, "at 8, seed by seed"]), "|---" * (len(titles) + 1) + "|"]
     for name, row in _rows(task).items():
         if name in LOSSES:
             continue
