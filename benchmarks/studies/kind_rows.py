@@ -25,7 +25,7 @@ class Row:
     """A draft of the study."""
 
     untrained: int | str
-    """What it is made of: a cut of so many layers, or HEAD."""
+    """Layers of the cut that it is made of, or HEAD."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Flat settings of `TrainConfig` beyond the budget; the result file holds them too."""
     start: str | None = None
