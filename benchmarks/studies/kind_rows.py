@@ -102,6 +102,11 @@ class Task:
     before: str | None = None
     """The target before it was fine-tuned."""
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of an answer at most."""
+        return self.budget["max_new_tokens"]
+
     def head_labels(self, folder: Path, before: bool) -> Path:
         """Labels of the answers with the states that a head reads, made where they are missing.
 
