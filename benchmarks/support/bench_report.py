@@ -82,6 +82,10 @@ class BenchReport:
     def by_position(self) -> list[float]:
         return self.content["acceptance"]["by_position"]
 
+    def latency(self, side: str) -> dict[str, float]:
+        """Times of one side, in seconds: `baseline`, the plain target, or `speculative`."""
+        return self.content["latency"][side]
+
     @property
     def speedup(self) -> StoredEstimate:
         return self.content["latency"]["speedup"]

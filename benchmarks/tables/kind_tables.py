@@ -69,7 +69,10 @@ def calls_table(task: str) -> str:
 def speed_table(task: str, temperature: int = 0) -> str:
     """Cost of a round and measured speed-up in each engine, by seed."""
     titles = ["engine", "layers", "draft", "draft tokens", "tokens per call, counted", "a round, in target steps"]
-    lines = [table_row([*titles, "speed-up", "seed by seed"]), "|---" * (len(titles) + 2) + "|"]
+    lines = [
+        table_row([*titles, "speed-up", "seed by seed", "after the first token"]),
+        "|---" * (len(titles) + 3) + "|",
+    ]
     for engine, where in ENGINES.items():
         for name, row in _rows(task).items():
             found = _benches(row, f"{engine}-{temperature}")
@@ -80,7 +83,8 @@ def speed_table(task: str, temperature: int = 0) -> str:
             cells.append(f"{mean(_round_cost(one) for one in found):.2f}")
             speeds = [one["speedup"] for one in found]
             cells.append(f"{mean(speed['mean'] for speed in speeds):.2f}")
-            lines.append(table_row([*cells, "; ".join(interval_cell(speed, places=2) for speed in speeds)]))
+            cells.append("; ".join(interval_cell(speed, places=2) for speed in speeds))
+            lines.append(table_row([*cells, _by_seed([one["speedup_after_first_token"] for one in found])]))
     return "\n".join(lines)
 
 
@@ -96,7 +100,7 @@ def _round_cost(one: Row) -> float:
 
 
 def over_lines(tasks: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
-    """One draft over another at temperature 0: ratio of measured speeds, seed by seed."""
+    """One draft over another at temperature 0: ratio of measured speeds, of whole answers and after the first token."""
     lines = []
     for task in tasks:
         rows = _rows(task)
@@ -104,12 +108,13 @@ def over_lines(tasks: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
             for name, base in pairs:
                 seeds = zip(rows[name]["seeds"], rows[base]["seeds"], strict=False)
                 key = f"{engine}-0"
-                ratios = [
-                    a[key]["speedup"]["mean"] / b[key]["speedup"]["mean"] for a, b in seeds if key in a and key in b
-                ]
-                if ratios:
+                both = [(a[key], b[key]) for a, b in seeds if key in a and key in b]
+                if both:
+                    whole = [a["speedup"]["mean"] / b["speedup"]["mean"] for a, b in both]
+                    rest = [a["speedup_after_first_token"] / b["speedup_after_first_token"] for a, b in both]
+                    said = f"{name} is {mean(whole):.2f} times as fast as {base} ({_by_seed(whole)})"
                     lines.append(
-                        f"- {task}, {where}: {name} is {mean(ratios):.2f} times as fast as {base} ({_by_seed(ratios)})"
+                        f"- {task}, {where}: {said}; after the first token {mean(rest):.2f} ({_by_seed(rest)})"
                     )
     return "\n".join(lines)
 
