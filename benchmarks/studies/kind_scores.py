@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.studies.kind_rows import Task
-from specdistill.data import Example, Provenance
+from benchmarks.studies.scores import answers_once, size_of
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
@@ -33,20 +33,18 @@ class TokensPerCall:
         self._task, self._target = task, load_model(task.target)
         prompts = load_prompts(str(task.heldout))
         encoded = [encode(prompt, self._target.tokenizer) for prompt in prompts]
-        if not answers.exists():
-            written = write_answers(self._target, prompts, encoded, GREEDY, task.max_new_tokens, 0, Quiet())
-            write_text(answers, json.dumps([list(answer.answer_ids) for answer in written]))
-        self._answers = [
-            Example(prompt.id, tuple(prompt_ids), tuple(ids), (int(Provenance.TARGET),) * len(ids))
-            for prompt, prompt_ids, ids in zip(prompts, encoded, json.loads(answers.read_text()), strict=True)
-        ]
+        self._answers = answers_once(
+            answers,
+            prompts,
+            encoded,
+            lambda: write_answers(self._target, prompts, encoded, GREEDY, task.max_new_tokens, 0, Quiet()),
+        )
         self._states: HiddenCache = {}
 
     @property
     def size(self) -> dict[str, int]:
         """Prompts and tokens that the numbers are of."""
-        tokens = sum(len(answer.answer_ids) for answer in self._answers)
-        return {"heldout_prompts": len(self._answers), "heldout_tokens": tokens}
+        return size_of(self._answers)
 
     def score_once(self, run: Path) -> Sums:
         """Scores one draft; reads the scores where they exist."""

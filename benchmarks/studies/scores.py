@@ -6,7 +6,7 @@ Answers and scores are kept in the study's folder: a study goes on for days, and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.studies.folders import StudyFolder
 from benchmarks.support.special_drafts import with_head_of
-from specdistill.data import Example, Provenance
+from specdistill.data import Example, Prompt, Provenance
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
@@ -36,23 +36,18 @@ class Scores:
         self.target, self.max_new_tokens = load_model(target), max_new_tokens
         self.prompts = load_prompts(str(folder.prompts("heldout")))
         self._encoded = [encode(prompt, self.target.tokenizer) for prompt in self.prompts]
-        file = folder.heldout_answers
-        if not file.exists():
-            written = self.write(self.target, Sampling(), ANSWERS_SEED)
-            write_text(file, json.dumps([list(answer.answer_ids) for answer in written]))
-        self.answers = [
-            Example(prompt.id, tuple(prompt_ids), tuple(ids), (int(Provenance.TARGET),) * len(ids))
-            for prompt, prompt_ids, ids in zip(self.prompts, self._encoded, json.loads(file.read_text()), strict=True)
-        ]
+        self.answers = answers_once(
+            folder.heldout_answers,
+            self.prompts,
+            self._encoded,
+            lambda: self.write(self.target, Sampling(), ANSWERS_SEED),
+        )
         self._states: HiddenCache = {}
 
     @property
     def size(self) -> dict[str, int]:
         """Prompts and tokens that alpha was measured on."""
-        return {
-            "heldout_prompts": len(self.prompts),
-            "heldout_tokens": sum(len(answer.answer_ids) for answer in self.answers),
-        }
+        return size_of(self.answers)
 
     def write(self, model: LanguageModel, sampling: Sampling, seed: int) -> list[Example]:
         """A model's answers to the held-out prompts."""
@@ -70,6 +65,23 @@ class Scores:
             write_text(file, json.dumps(sums))
             print(f"scored {draft_directory.parent.name}/{draft_directory.name}", flush=True)
         return {rule: np.array(sums) for rule, sums in json.loads(file.read_text()).items()}
+
+
+def answers_once(
+    file: Path, prompts: Sequence[Prompt], encoded: Sequence[list[int]], write: Callable[[], Sequence[Example]]
+) -> list[Example]:
+    """The target's answers to held-out prompts, which are written where the file is missing."""
+    if not file.exists():
+        write_text(file, json.dumps([list(answer.answer_ids) for answer in write()]))
+    return [
+        Example(prompt.id, tuple(prompt_ids), tuple(ids), (int(Provenance.TARGET),) * len(ids))
+        for prompt, prompt_ids, ids in zip(prompts, encoded, json.loads(file.read_text()), strict=True)
+    ]
+
+
+def size_of(answers: Sequence[Example]) -> dict[str, int]:
+    """Prompts and tokens that a result was measured on."""
+    return {"heldout_prompts": len(answers), "heldout_tokens": sum(len(answer.answer_ids) for answer in answers)}
 
 
 def alpha(seeds: Sequence[PromptSums]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model, make_tokenizer, save
+from tiny_runs import Said
 from transformers import AutoModelForCausalLM
 
 from specdistill.data import load_prompts
@@ -30,16 +31,6 @@ HOT = SelfPromptSettings(self_temperature=2.0, self_max_tokens=40)
 COLD = SelfPromptSettings(self_temperature=0.001, self_max_tokens=40)
 CPU = Weights("cpu", "float32")
 CHAT = ChatSettings()
-
-
-class Said(Quiet):
-    """Keeps the remarks."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_models import make_model, save
 from tiny_runs import (
+    Said,
     annotate_config,
     before_each_step,
     generate_config,
@@ -44,30 +45,6 @@ def folder(tmp_path_factory):
 def numbered(count, start=0):
     """Prompts without ids, which then are line numbers; of different lengths, so that growth changes their order."""
     return [{"prompt": " ".join(f"w{(i + k) % 60}" for k in range(1 + i % 4))} for i in range(start, start + count)]
-
-
-class Said:
-    """A progress that keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def say(self, text):
-        self.lines.append(text)
-
-    def task(self, name, total, unit):
-        return self
-
-    def advance(self, amount=1):
-        pass
-
-    note = advance
 
 
 def answered(directory, prompts, tokenizer):

@@ -9,7 +9,7 @@ import torch
 from by_hand import watched_run
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
-from tiny_runs import any_config, history, same_weights, spoil_loss, train, train_config, write_folder
+from tiny_runs import Said, any_config, history, same_weights, spoil_loss, train, train_config, write_folder
 
 from specdistill import train_draft
 from specdistill.distill.reproduce import reproduce
@@ -19,7 +19,6 @@ from specdistill.errors import ConfigError, ModelError, SpecdistillError
 from specdistill.evaluation.to_json import finite
 from specdistill.files import run_settings
 from specdistill.models import load_model
-from specdistill.progress import Quiet
 
 # A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
 FREE = 65
@@ -93,35 +92,20 @@ def test_the_trained_embedding_of_the_mask_is_written(folder, tmp_path, stored):
 
 
 def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
-    lines = []
-
-    class Said:
-        def say(self, text):
-            lines.append(text)
-
-        def task(self, *arguments):
-            from specdistill.progress import Quiet
-
-            return Quiet().task(*arguments)
-
     settings = {"target": str(folder / "full_target"), "draft": str(folder / "full")} | FEW
-    train_draft(train_config(folder, tmp_path / "out", **settings), Said())
+    said = Said()
+    train_draft(train_config(folder, tmp_path / "out", **settings), said)
     assert config_of(tmp_path / "out")["vocab_size"] == 66
     assert config_of(tmp_path / "out")["pard_token"] == 65
-    assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in lines)
+    assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in said.lines)
     assert load_model(str(tmp_path / "out"), "draft").parallel is not None
 
 
 def said_by(folder, output, **settings):
     """Lines that a run says."""
-    lines = []
-
-    class Said(Quiet):
-        def say(self, text):
-            lines.append(text)
-
-    train_draft(train_config(folder, output, **settings), Said())
-    return lines
+    said = Said()
+    train_draft(train_config(folder, output, **settings), said)
+    return said.lines
 
 
 def test_guesses_that_no_answer_is_long_enough_for_are_refused():

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_models import make_model, save
 from tiny_runs import (
+    Said,
     annotate_config,
     any_config,
     before_each_step,
@@ -54,30 +55,6 @@ def folder(tmp_path_factory):
     generate(generate_config(place, place / "answers", rollouts_per_prompt=2, shard_size=8))
     annotate(annotate_config(place, place / "labels", features="auto"))
     return place
-
-
-class Said:
-    """A progress that keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def say(self, text):
-        self.lines.append(text)
-
-    def task(self, name, total, unit):
-        return self
-
-    def advance(self, amount=1):
-        pass
-
-    note = advance
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from specdistill.distill.training.loss import DistillationLoss, LossOutput, Step
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel, ModelPair
+from specdistill.progress import Quiet
 from specdistill_kernels import SoftLabels
 
 SETTINGS: dict[str, Any] = {
@@ -132,6 +133,16 @@ def same_weights(one: Path, other: Path) -> bool:
     """Whether two saved models are equal bit for bit."""
     left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Said(Quiet):
+    """A progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def before_each_step(monkeypatch, action: Callable[[int, Sequence[Example]], None]) -> None:

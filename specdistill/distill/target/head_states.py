@@ -50,9 +50,7 @@ class HeadStates(TargetStates):
 
     def with_features(self, batch: Batch, sequences: Sequence[Example]) -> Batch:
         """The batch with what the head reads (`aux`), from the same pass."""
-        length = batch.input_ids.shape[1]
-        rows = [pad(both.aux, (0, 0, 0, length - len(both.aux))) for both in self._states(sequences)]
-        return dataclasses.replace(batch, aux=torch.stack(rows).to(batch.input_ids.device))
+        return with_aux(batch, [both.aux for both in self._states(sequences)])
 
     def _states(self, sequences: Sequence[Example]) -> list[TextStates]:
         for one in sequences:
@@ -68,6 +66,13 @@ class HeadStates(TargetStates):
 
     def _run(self, sequences: Sequence[Example]) -> list[TextStates]:
         return text_states(self._target, self._layers, sequences)
+
+
+def with_aux(batch: Batch, aux: Sequence[Tensor]) -> Batch:
+    """The batch with what a head reads of each text, [prompt and answer, 3 x hidden], padded to the batch's length."""
+    length = batch.input_ids.shape[1]
+    rows = [pad(one, (0, 0, 0, length - len(one))) for one in aux]
+    return dataclasses.replace(batch, aux=torch.stack(rows).to(batch.input_ids.device))
 
 
 def states_for(

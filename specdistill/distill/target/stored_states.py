@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from specdistill.data.batch import Batch, Example
 from specdistill.data.features import STATES, FeatureStore, StatesOf, TextStates, read_states_of, target_tensors
 from specdistill.data.soft_labels import LabelStore
 from specdistill.distill.answers.shards import find_shards
+from specdistill.distill.target.head_states import with_aux
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget, Stored, TargetPlace
 from specdistill.errors import ConfigError, DataError
@@ -45,10 +45,8 @@ class StoredStates(TargetStates):
 
     def with_features(self, batch: Batch, sequences: Sequence[Example]) -> Batch:
         """The batch with what the head reads (`aux`)."""
-        head, length = self._target.head_weight, batch.input_ids.shape[1]
-        rows = [self._read(one).aux for one in sequences]
-        padded = torch.stack([pad(aux, (0, 0, 0, length - len(aux))) for aux in rows])
-        return dataclasses.replace(batch, aux=padded.to(batch.input_ids.device, head.dtype))
+        dtype = self._target.head_weight.dtype
+        return with_aux(batch, [self._read(one).aux.to(dtype) for one in sequences])
 
     def _read(self, one: Example) -> TextStates:
         if not one.answer_ids:
