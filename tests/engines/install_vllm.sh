@@ -6,6 +6,8 @@ set -eu
 DIR=$1
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 python3 -m venv "$DIR"
+# cmake looks for a relative path of Python elsewhere.
+DIR=$(cd "$DIR" && pwd)
 PIP="$DIR/bin/python -m pip install --quiet"
 $PIP --upgrade pip
 $PIP torch==2.13.0
