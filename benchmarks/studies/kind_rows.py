@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from benchmarks.support.paths import target_file
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
 from specdistill.report.progress import TerminalProgress
 
-TOKENS, LOSS_STEPS = 8, 48
+TOKENS, LOSS_STEPS = 8, 36
 """Tokens that a parallel draft guesses, and steps of the rows that compare losses."""
 HEAD = "head"
 """In the place of a cut's number of layers."""
@@ -101,6 +102,8 @@ class Task:
     """Temperatures of the benches."""
     before: str | None = None
     """The target before it was fine-tuned."""
+    prepare: Callable[[], None] = lambda: None
+    """Makes its prompts, answers and labels where they are missing."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -148,7 +151,6 @@ def mails(folder: Path) -> Task:
 def code(root: Path) -> Task:
     """HumanEval's prompts, in the folder of methods.py, with the budget of its depths."""
     folder = StudyFolder(root)
-    prepare_labels(folder)
     return Task(
         name="code",
         target=str(target_file()),
@@ -159,14 +161,18 @@ def code(root: Path) -> Task:
         budget=DEPTH_BUDGET,
         stage_steps=120,
         rows=("start-2", "start-4", "parallel-2", "parallel-4", "single-2", "single-4", "head"),
+        prepare=lambda: prepare_labels(folder),
     )
 
 
 def open_chat(folder: Path) -> Task:
     """SmolLM2 as it is on prompts that it wrote itself, in the folder of self_prompts.py; an hour for each draft."""
     labels, answers = folder / "labels-self", folder / "answers-self"
-    shape = {"output": str(labels), "rollouts": str(answers), "threads": 1, "labels": "top-k", "top_k": 64}
-    annotate(AnnotateConfig.flat(target=str(target_file()), **shape), TerminalProgress())
+
+    def prepare() -> None:
+        shape = {"output": str(labels), "rollouts": str(answers), "threads": 1, "labels": "top-k", "top_k": 64}
+        annotate(AnnotateConfig.flat(target=str(target_file()), **shape), TerminalProgress())
+
     return Task(
         name="open",
         target=str(target_file()),
@@ -178,6 +184,7 @@ def open_chat(folder: Path) -> Task:
         stage_steps=400,
         rows=("start-4", "parallel-4", "single-4", "head", "head-skd"),
         temperatures=(0, 1),
+        prepare=prepare,
     )
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR            (resumable: finished parts stay)
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR --bench    (alone on the machine)
-    python benchmarks/studies/kinds.py TASK FOLDER --output DIR --collect  (writes results/kinds_TASK.json)
+    python benchmarks/studies/kinds.py TASK FOLDER --output DIR --collect  (adds to results/kinds_TASK.json)
 
 `mails` goes on in the folder `mails` of students.py, `code` in that of methods.py, `open` in that of self_prompts.py.
 
@@ -34,13 +34,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.folders import has_weights, is_finished
-from benchmarks.studies.kind_rows import BENCHED, HEAD, KEPT_IDS, LOSS_STEPS, TASKS, TOKENS, Row, Task, rows
-from benchmarks.studies.kind_scores import TokensPerCall, tokens_over, tokens_per_call
+from benchmarks.studies.kind_results import rounds_text, write_merged
+from benchmarks.studies.kind_rows import BENCHED, HEAD, KEPT_IDS, TASKS, Row, Task, rows
+from benchmarks.studies.kind_scores import TokensPerCall
 from benchmarks.studies.runs import bench_result, cut_once, train_once
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
 from benchmarks.support.history import read_history
-from benchmarks.support.results import write_result
 from specdistill.files.atomic import write_text
 
 PILOT_STEPS = (4, 16)
@@ -166,29 +166,21 @@ class Study:
             run_command("bench", *pair, *engine, *size, "--json", str(vllm))
 
     def entry(self, name: str, seeds: list[int], scores: TokensPerCall) -> dict[str, Any]:
-        """A row of the result: facts and benches seed by seed, scores of all together."""
+        """A row of the result: facts, target calls and benches, seed by seed."""
         row, found = self.rows[name], []
         for seed in self.trained_seeds(name, seeds):
             history = read_history(self.run(name, seed))
-            one = self._read(name, seed) | {"tokens_trained": history[-1]["tokens_seen"]}
+            one = {"seed": seed} | self._read(name, seed) | {"tokens_trained": history[-1]["tokens_seen"]}
             one["heldout"] = [_curve_point(at) for at in history]
+            one["rounds"] = rounds_text(scores.score_once(self.run(name, seed)))
             for engine in ("specdistill", "vllm"):
                 for temperature in self.task.temperatures:
                     path = self.report(name, seed, engine, temperature)
                     if path.exists():
                         one[f"{engine}-{temperature}"] = _bench_entry(BenchReport.read(path), engine)
             found.append(one)
-        sums = [scores.score_once(self.run(name, seed)) for seed in self.trained_seeds(name, seeds)]
-        return {
-            "untrained": row.untrained, "start": row.start, "settings": row.settings, "seeds": found,
-            "tokens_per_call": tokens_per_call(sums),
-        }  # fmt: skip
-
-    def over(self, name: str, base: str, seeds: list[int], scores: TokensPerCall) -> dict[str, Any]:
-        """Tokens per call at K minus those of another row, over the seeds that both have."""
-        both = [seed for seed in self.trained_seeds(name, seeds) if seed in self.trained_seeds(base, seeds)]
-        own, others = ([scores.score_once(self.run(row, seed)) for seed in both] for row in (name, base))
-        return tokens_over(own, others, TOKENS) | {"seeds": len(both)}
+        facts = {"untrained": row.untrained, "start": row.start, "steps": row.steps, "settings": row.settings}
+        return facts | {"seeds": found}
 
 
 def _curve_point(entry: dict[str, Any]) -> dict[str, Any]:
@@ -214,14 +206,11 @@ def _bench_entry(report: BenchReport, engine: str) -> dict[str, Any]:
 
 
 def collect(study: Study, names: list[str], seeds: list[int]) -> None:
-    """Scores what is trained and writes the result file."""
+    """Scores what is trained, and writes it into the result file."""
     scores = TokensPerCall(study.task, study.root / "heldout-answers.json")
     trained = [name for name in names if study.trained_seeds(name, seeds)]
     entries = {name: study.entry(name, seeds, scores) for name in trained}
-    for name in trained:
-        if study.rows[name].steps == LOSS_STEPS and name != "loss-fkl":
-            entries[name]["over_fkl"] = study.over(name, "loss-fkl", seeds, scores)
-    write_result(f"kinds_{study.task.name}.json", {"tokens": TOKENS, **scores.size, "rows": entries})
+    write_merged(study.task.name, scores.size, scores.answer_tokens, entries)
 
 
 def main() -> None:
@@ -232,13 +221,15 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=[*rows(0, 0)], help="all of the task if left out")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--bench", action="store_true", help="bench what is trained, and nothing else")
-    parser.add_argument("--collect", action="store_true", help="write the result file, and nothing else")
+    parser.add_argument("--collect", action="store_true", help="add to the result file, and nothing else")
     options = parser.parse_args()
     study = Study(TASKS[options.task](options.folder), options.output)
     names = list(options.rows or study.task.rows)
     if options.collect:
         return collect(study, names, options.seeds)
     study.root.mkdir(parents=True, exist_ok=True)
+    if not options.bench:
+        study.task.prepare()
     for seed in options.seeds:
         for name in names:
             if options.bench:

@@ -106,9 +106,11 @@ def over_lines(tasks: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
         rows = _rows(task)
         for engine, where in ENGINES.items():
             for name, base in pairs:
-                seeds = zip(rows[name]["seeds"], rows[base]["seeds"], strict=False)
-                key = f"{engine}-0"
-                both = [(a[key], b[key]) for a, b in seeds if key in a and key in b]
+                benches = [
+                    {seed["seed"]: seed[f"{engine}-0"] for seed in rows[row]["seeds"] if f"{engine}-0" in seed}
+                    for row in (name, base)
+                ]
+                both = [(own, benches[1][seed]) for seed, own in benches[0].items() if seed in benches[1]]
                 if both:
                     whole = [a["speedup"]["mean"] / b["speedup"]["mean"] for a, b in both]
                     rest = [a["speedup_after_first_token"] / b["speedup_after_first_token"] for a, b in both]
