@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.method_rows import DEPTH_BUDGET
 from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
+from benchmarks.studies.student_rows import Answers
+from benchmarks.studies.student_runs import SCALES, Study, prepare_teacher
+from benchmarks.studies.student_tasks import TASKS as STUDENT_TASKS
 from benchmarks.support.paths import target_file
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
 from specdistill.report.progress import TerminalProgress
@@ -102,7 +105,7 @@ class Task:
     """Temperatures of the benches."""
     before: str | None = None
     """The target before it was fine-tuned."""
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[], object] = lambda: None
     """Makes its prompts, answers and labels where they are missing."""
 
     @property
@@ -132,19 +135,21 @@ class Task:
 
 
 def mails(folder: Path) -> Task:
-    """Mails to JSON, in the folder that students.py prepared."""
+    """Mails to JSON, for a target that is fine-tuned on them."""
+    study = Study(StudyFolder(folder), replace(STUDENT_TASKS["mails"], adapter=None), SCALES["cpu"], "cpu")
     budget = {"steps": 100, "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 160, "heldout_prompts": 4}
     return Task(
         name="mails",
-        target=str(folder / "teacher"),
-        prompts=str(folder / "train.jsonl"),
-        heldout=folder / "heldout.jsonl",
-        labels=folder / "labels",
-        answers=folder / "answers",
+        target=str(study.teacher),
+        prompts=str(study.folder.prompts("train")),
+        heldout=study.folder.prompts("heldout"),
+        labels=study.labels,
+        answers=study.stored(Answers.TARGET),
         budget=budget,
         stage_steps=120,
         rows=tuple(rows(0, 0)),
         before=str(target_file()),
+        prepare=lambda: prepare_teacher(study),
     )
 
 
@@ -189,4 +194,4 @@ def open_chat(folder: Path) -> Task:
 
 
 TASKS = {"mails": mails, "code": code, "open": open_chat}
-"""Name -> the task in a folder of students.py (its folder `mails`), methods.py or self_prompts.py."""
+"""Name -> the task in a folder of its own, of methods.py or of self_prompts.py."""

@@ -4,7 +4,8 @@
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR --bench    (alone on the machine)
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR --collect  (adds to results/kinds_TASK.json)
 
-`mails` goes on in the folder `mails` of students.py, `code` in that of methods.py, `open` in that of self_prompts.py.
+`mails` and `code` make what they need in FOLDER, `open` goes on in that of self_prompts.py. A folder of methods.py does
+for `code`.
 
 1. Cuts of 2 and 4 layers with a head of 8192 ids learn to guess one token: the starts.
 2. From each start a parallel draft and, for the same processor time, an ordinary one are trained further by forward KL
@@ -216,7 +217,7 @@ def collect(study: Study, names: list[str], seeds: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[*TASKS])
-    parser.add_argument("folder", type=Path, help="of the study that the task goes on from")
+    parser.add_argument("folder", type=Path, help="of prompts, answers and labels")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", nargs="*", choices=[*rows(0, 0)], help="all of the task if left out")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.studies.folders import StudyFolder, has_weights, is_finished
+from benchmarks.studies.student_results import SCORES_FILE, SECONDS_FILE
 from benchmarks.studies.student_rows import FORWARD_KL, ROWS, Answers
 from benchmarks.studies.student_tasks import Task
 from benchmarks.support.commands import run_command
@@ -23,13 +24,13 @@ from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
 from specdistill.evaluation.acceptance import ALPHA_RULES, alpha_sums, score
 from specdistill.files.atomic import write_text
-from specdistill.models import LanguageModel, load_model
+from specdistill.models import LanguageModel, load, load_model
+from specdistill.models.adapters import save_merged
 from specdistill.models.gguf import convert
 from specdistill.models.pair import resolve_device
 from specdistill.progress import Quiet
 from specdistill.report.progress import TerminalProgress
 
-SECONDS_FILE = "seconds.json"
 SMALL_TEACHER = 8
 """Layers of the small teacher: the warmed-up student of this depth."""
 COPIES = 4
@@ -166,13 +167,7 @@ class Study:
 def prepare(study: Study, depths: Sequence[int]) -> None:
     """Prompts, teacher, its answers, cuts, warmed-up students, and the small teacher's answers."""
     folder, scale = study.folder, study.scale
-    folder.root.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(("finetuning", "train", "heldout"), 1):
-        study.task.write_records(folder.prompts(name), getattr(scale, name), number)
-    steps = max(2, round(study.task.teacher_steps * scale.teacher_share))
-    original = convert(target_file())
-    study.train(study.teacher, original, target_file(), "finetuning", steps, method="sft", learning_rate=2e-4)
-    seconds = {"answers_seconds": study.answer(study.teacher, Answers.TARGET, COPIES), "labels_seconds": study.label()}
+    seconds = prepare_teacher(study)
     for depth in sorted({*depths, SMALL_TEACHER}):
         if not has_weights(folder.cut(depth)):
             shape = ["--layers", str(depth), "--choose", "even", "--vocab-keep", str(scale.vocab_keep)]
@@ -193,6 +188,27 @@ def prepare(study: Study, depths: Sequence[int]) -> None:
     facts |= {"teacher_copies": COPIES, "small_teacher_layers": SMALL_TEACHER, "small_teacher_copies": copies}
     facts |= {name: round(value, 1) for name, value in seconds.items()}
     write_text(study.facts, json.dumps(facts))
+
+
+def prepare_teacher(study: Study) -> dict[str, float]:
+    """Prompts, teacher, its answers and their labels; returns what the last two took, in seconds."""
+    folder, scale = study.folder, study.scale
+    folder.root.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("finetuning", "train", "heldout"), 1):
+        study.task.write_records(folder.prompts(name), getattr(scale, name), number)
+    make_teacher(study)
+    return {"answers_seconds": study.answer(study.teacher, Answers.TARGET, COPIES), "labels_seconds": study.label()}
+
+
+def make_teacher(study: Study) -> None:
+    """Fine-tunes the teacher, or merges a committed adapter."""
+    base, adapter = convert(target_file()), study.task.adapter
+    if adapter is not None:
+        if not has_weights(study.teacher):
+            save_merged(load_model(load.find(str(adapter), "target", print, str(base)), "target"), study.teacher)
+        return
+    steps = max(2, round(study.task.teacher_steps * study.scale.teacher_share))
+    study.train(study.teacher, base, target_file(), "finetuning", steps, method="sft", learning_rate=2e-4)
 
 
 def small_copies(study: Study) -> int:
@@ -253,8 +269,8 @@ class Judge:
         ]
 
     def judge(self, model_directory: Path) -> None:
-        """Writes scores.json beside a model: column -> score per prompt, rule -> sums of alpha and of tokens."""
-        file = model_directory / "scores.json"
+        """Writes SCORES_FILE beside a model: column -> score per prompt, rule -> sums of alpha and of tokens."""
+        file = model_directory / SCORES_FILE
         if file.exists():
             return
         model = load_model(str(model_directory), "draft", device=self._device)

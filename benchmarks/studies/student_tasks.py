@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.studies import service_mail, word_problems
+from benchmarks.support.paths import MAIL_ADAPTER
 from specdistill.data.prompts import Prompt
 
 _NUMBER = re.compile(r"-?\d+")
@@ -59,6 +60,9 @@ class Task:
     """Column -> score of one answer; the first is the task's own."""
     max_new_tokens: int
     teacher_steps: int
+    """Steps of the fine-tuning that makes the teacher, where it is no committed adapter."""
+    adapter: Path | None = None
+    """The teacher as an adapter of SmolLM2."""
 
 
 TASKS = {
@@ -69,6 +73,7 @@ TASKS = {
         {"exact match": mail_score, "fields right": mail_fields},
         max_new_tokens=160,
         teacher_steps=120,
+        adapter=MAIL_ADAPTER,
     ),
     "problems": Task(
         "problems",

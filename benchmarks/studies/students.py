@@ -3,12 +3,13 @@
     python benchmarks/studies/students.py --output DIR               (both tasks; resumable: finished parts are kept)
     python benchmarks/studies/students.py --output DIR --workers 8   (so many runs side by side)
     python benchmarks/studies/students.py --output DIR --scale cpu   (a quarter of the size, for two cores)
-    python benchmarks/studies/students.py --output DIR --collect     (compares, writes results/students.json)
+    python benchmarks/studies/students.py --output DIR --collect     (compares, adds to results/students.json)
 
 Two tasks: customers' mails to JSON, with one right answer (`service_mail.py`), and arithmetic word problems, with
 several right ways (`word_problems.py`). For each:
 
-1. SmolLM2-135M-Instruct is fine-tuned: the teacher. It answers the training prompts four times, sampled.
+1. The teacher is SmolLM2-135M-Instruct, fine-tuned; for mails by the committed adapter. It answers the training
+   prompts four times, sampled.
 2. Students of 4 and 8 of its layers are cut out and warmed up by forward KL on those answers, from stored
    labels: the start.
 3. From the start every row of `student_rows.py` goes on with equally many steps, three seeds each; `offline-equal-time`
@@ -31,17 +32,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.folders import StudyFolder
+from benchmarks.studies.student_results import SCORES_FILE, merged_task, seed_entry
 from benchmarks.studies.student_rows import ROWS, StudentRow
 from benchmarks.studies.student_runs import SCALES, SECONDS_FILE, Judge, Study, prepare, timed_after, train_row
 from benchmarks.studies.student_tasks import TASKS
 from benchmarks.support.paths import RESULTS
 from benchmarks.support.results import write_result_to
-from specdistill.evaluation.statistics import paired_difference, ratio
 
 DEPTHS, SEEDS = (4, 8), (0, 1, 2)
 WAIT_SECONDS = 20
@@ -49,35 +48,6 @@ WAIT_SECONDS = 20
 SLOW_FIRST = ("skd", "gkd-reward", "gkd-1", "gkd-1-fkl", "gkd-1-rkl", "gkd-0.5")
 Job = tuple[str, str, int, int]
 """Task, row, depth, seed."""
-Sums = dict[str, np.ndarray]
-"""Column or rule -> sum and number per prompt, [2, prompts]."""
-
-
-def read_sums(model: Path) -> Sums:
-    """Reads the scores that `Judge` wrote beside a model."""
-    stored = json.loads((model / "scores.json").read_text())
-    scores = {name: np.array([values, np.ones(len(values))]) for name, values in stored["scores"].items()}
-    return scores | {f"alpha, {rule}": np.array(sums) for rule, sums in stored["alpha"].items()}
-
-
-def added(seeds: list[Sums], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One column of several seeds, prompt by prompt: prompts are what is resampled."""
-    sums, counts = np.sum([seed[name] for seed in seeds], axis=0)
-    return sums, counts
-
-
-def entry(runs: list[Path], start: Sums | None) -> dict[str, Any]:
-    """A row of the result: means with intervals, seed by seed, and over the start."""
-    seeds = [read_sums(run) for run in runs]
-    found: dict[str, Any] = {"seeds": len(seeds)}
-    times = [run / SECONDS_FILE for run in runs]
-    found["seconds"] = [round(json.loads(time.read_text()), 1) for time in times if time.exists()]
-    found["mean"] = {name: ratio(*added(seeds, name)).to_json() for name in seeds[0]}
-    found["by_seed"] = {name: [ratio(*seed[name]).mean for seed in seeds] for name in seeds[0]}
-    if start is not None:
-        over = {name: paired_difference(added(seeds, name), added([start] * len(seeds), name)) for name in start}
-        found["over_start"] = {name: difference.to_json() for name, difference in over.items()}
-    return found
 
 
 def settings_of(row: StudentRow, study: Study) -> dict[str, Any]:
@@ -88,23 +58,23 @@ def settings_of(row: StudentRow, study: Study) -> dict[str, Any]:
 
 
 def collect(studies: list[Study], output: Path) -> None:
-    """Writes the result of everything that is trained and scored; needs no model."""
-    result: dict[str, Any] = {"tasks": {}}
+    """Adds everything that is trained and scored to the result; needs no model."""
+    result = json.loads(output.read_text()) if output.exists() else {"tasks": {}}
     for study in studies:
         if not study.facts.exists():
             continue
-        facts = json.loads(study.facts.read_text())
-        task: dict[str, Any] = facts | {"scale": vars(study.scale), "teacher": entry([study.teacher], None)}
-        for depth in (depth for depth in DEPTHS if (study.start(depth) / "scores.json").exists()):
-            start = study.start(depth)
-            rows: dict[str, Any] = {"start": entry([start], None)}
+        facts = json.loads(study.facts.read_text()) | {"scale": vars(study.scale)}
+        trained: dict[int, dict[str, Any]] = {}
+        for depth in (depth for depth in DEPTHS if (study.start(depth) / SCORES_FILE).exists()):
+            rows: dict[str, Any] = {"start": {"seeds": [seed_entry(study.start(depth), 0)]}}
             for name, row in ROWS.items():
-                runs = [study.run(name, depth, seed) for seed in SEEDS]
-                runs = [run for run in runs if (run / "scores.json").exists()]
-                if runs:
-                    rows[name] = {"settings": settings_of(row, study)} | entry(runs, read_sums(start))
-            task[f"students of {depth} layers"] = rows
-        result["tasks"][study.task.name] = task
+                runs = {seed: study.run(name, depth, seed) for seed in SEEDS}
+                seeds = [seed_entry(run, seed) for seed, run in runs.items() if (run / SCORES_FILE).exists()]
+                if seeds:
+                    rows[name] = {"settings": settings_of(row, study), "seeds": seeds}
+            trained[depth] = rows
+        before = result["tasks"].get(study.task.name)
+        result["tasks"][study.task.name] = merged_task(facts, study.teacher, trained, before)
     write_result_to(output, result)
 
 
@@ -132,7 +102,7 @@ def work(studies: list[Study], jobs: list[Job]) -> int:
             study = by_name[task]
             run = study.run(row, depth, seed)
             with claimed(run) as mine:
-                if not mine or (run / "scores.json").exists():
+                if not mine or (run / SCORES_FILE).exists():
                     continue
                 try:
                     if not ready(study, row, depth, seed):
@@ -191,7 +161,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="runs side by side; 0: all in this process")
     parser.add_argument("--prepare", action="store_true", help="make teachers, answers and starts, and nothing else")
     parser.add_argument("--trained", action="store_true", help="the preparation is done already")
-    parser.add_argument("--collect", action="store_true", help="write the result file and nothing else")
+    parser.add_argument("--collect", action="store_true", help="add to the result file and nothing else")
     parser.add_argument("--result", type=Path, default=RESULTS / "students.json")
     options = parser.parse_args()
     scale = SCALES[options.scale]
