@@ -200,8 +200,9 @@ def _bench_entry(report: BenchReport, engine: str) -> dict[str, Any]:
             "round_cost": report.round_cost[str(report.num_draft_tokens)],
             "speedup": report.speedup,
         }
-    plain, drafted = (report.latency(side)["time_per_output_token"] for side in ("baseline", "speculative"))
-    found["speedup_after_first_token"] = plain / drafted
+    plain, drafted = (report.latency(side) for side in ("baseline", "speculative"))
+    found["speedup_after_first_token"] = plain["time_per_output_token"] / drafted["time_per_output_token"]
+    found["first_token_seconds"] = [plain["time_to_first_token"], drafted["time_to_first_token"]]
     copies = {name: way["speedup"] for name, way in report.baselines.items() if way.get("speedup")}
     return found | ({"copies": copies} if copies else {})
 

@@ -108,6 +108,20 @@ def said_by(folder, output, **settings):
     return said.lines
 
 
+def test_an_untrained_cut_is_told_to_learn_one_token_first(folder, tmp_path):
+    cut = write_folder(tmp_path / "models", {"draft": make_model(layers=1, seed=9, vocab_size=72)}) / "draft"
+    few = {"draft": str(cut)} | FEW | {"steps": 1, "eval_every": 1}
+
+    def hints(name, **settings):
+        return [line for line in said_by(folder, tmp_path / name, **few | settings) if line.startswith("hint:")]
+
+    assert hints("trained") == []
+    (cut / "init_draft.json").write_text("{}")
+    assert hints("ordinary", parallel=0) == []
+    (hint,) = hints("cut")
+    assert "train it without --parallel first" in hint
+
+
 def test_guesses_that_no_answer_is_long_enough_for_are_refused():
     with pytest.raises(ConfigError, match="--parallel 40 exceeds --max-new-tokens 12: guesses from 13 on would never"):
         any_config(**FEW | {"parallel": 40, "max_new_tokens": 12})

@@ -9,6 +9,7 @@ from specdistill.decoding.expanded_pass import prove_expanded, refuse_parallel_s
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.errors import ConfigError
 from specdistill.models import LanguageModel, ModelPair
+from specdistill.models.checkpoint import is_fresh_cut
 from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import choose_mask_token, install_mask_token
 from specdistill.models.pair import FoundPair
@@ -90,6 +91,11 @@ def install_proven(pair: ModelPair, start: ParallelStart, say: Callable[[str], N
     prove_expanded(pair.draft, f"--draft {pair.draft.name}")
     start.install(pair.draft)
     start.announce(say)
+    if is_fresh_cut(pair.draft):
+        say(
+            f"hint: {pair.draft.name} has not been trained yet, and --parallel learns far sooner from a draft that "
+            "guesses one token well: train it without --parallel first, then its output with it"
+        )
 
 
 def _text(source: ModelSource, mask_id: int) -> str:
