@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.studies.kind_rows import LOSS_STEPS, TOKENS
-from benchmarks.studies.kind_scores import LONGEST, Rounds
+from benchmarks.studies.kind_scores import Rounds
 from benchmarks.studies.seed_results import Seed, merged_seeds, numbers_of, text_of
 from benchmarks.support.paths import RESULTS
 from benchmarks.support.results import load_result, write_result
@@ -55,9 +55,9 @@ def write_merged(task: str, size: dict[str, int], answer_tokens: np.ndarray, row
 
 def _tokens_per_call(drafted: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
     """Draft length -> tokens per target call of all seeds that have theirs, with the interval over prompts."""
-    found = {}
-    for length in map(str, range(1, LONGEST + 1)):
-        rounds = [numbers_of(seed["rounds"][length]) for seed in seeds if "rounds" in seed]
+    found, scored = {}, [seed["rounds"] for seed in seeds if "rounds" in seed]
+    for length in scored[0]:
+        rounds = [numbers_of(one[length]) for one in scored]
         together = ratio(drafted * len(rounds), np.sum(rounds, axis=0)).to_json()
         found[length] = together | {"by_seed": [ratio(drafted, one).mean for one in rounds]}
     return found

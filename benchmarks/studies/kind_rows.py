@@ -17,7 +17,7 @@ from benchmarks.support.paths import target_file
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
 from specdistill.report.progress import TerminalProgress
 
-TOKENS, LOSS_STEPS = 8, 36
+TOKENS, LOSS_STEPS = 8, 28
 """Tokens that a parallel draft guesses, and steps of the rows that compare losses."""
 HEAD = "head"
 """In the place of a cut's number of layers."""

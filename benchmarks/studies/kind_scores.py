@@ -48,18 +48,18 @@ class TokensPerCall:
         """Tokens of each answer, [prompts]."""
         return np.array([len(answer.answer_ids) for answer in self._answers])
 
-    def score_once(self, run: Path) -> Rounds:
-        """Scores one draft; reads the scores where they exist."""
+    def score_once(self, run: Path, longest: int) -> Rounds:
+        """Scores one draft for lengths up to `longest`; reads the scores where they exist."""
         file = run / "rounds.json"
         if not file.exists():
             draft = load_pair(self._task.target, str(run), say=lambda text: None).draft
-            records = self._records(draft)
-            rounds = {length: predicted_tau(records, "greedy", length)[1].tolist() for length in range(1, LONGEST + 1)}
+            records = self._records(draft, longest)
+            rounds = {length: predicted_tau(records, "greedy", length)[1].tolist() for length in range(1, longest + 1)}
             write_text(file, json.dumps(rounds))
         return {int(length): np.array(rounds) for length, rounds in json.loads(file.read_text()).items()}
 
-    def _records(self, draft: LanguageModel) -> list[PromptAcceptance]:
+    def _records(self, draft: LanguageModel, depths: int) -> list[PromptAcceptance]:
         if isinstance(draft, HeadModel):
-            return score(self._target, draft, self._answers, GREEDY, depths=LONGEST)
+            return score(self._target, draft, self._answers, GREEDY, depths=depths)
         # The answers are the target's argmax, so its distributions would add nothing.
-        return score_draft(draft, self._answers, greedy=True, depths=LONGEST)
+        return score_draft(draft, self._answers, greedy=True, depths=depths)

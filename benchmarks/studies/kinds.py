@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.folders import has_weights, is_finished
 from benchmarks.studies.kind_results import rounds_text, write_merged
-from benchmarks.studies.kind_rows import BENCHED, HEAD, KEPT_IDS, TASKS, Row, Task, rows
-from benchmarks.studies.kind_scores import TokensPerCall
+from benchmarks.studies.kind_rows import BENCHED, HEAD, KEPT_IDS, LOSS_STEPS, TASKS, TOKENS, Row, Task, rows
+from benchmarks.studies.kind_scores import LONGEST, TokensPerCall
 from benchmarks.studies.runs import bench_result, cut_once, train_once
 from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.commands import run_command
@@ -173,7 +173,8 @@ class Study:
             history = read_history(self.run(name, seed))
             one = {"seed": seed} | self._read(name, seed) | {"tokens_trained": history[-1]["tokens_seen"]}
             one["heldout"] = [_curve_point(at) for at in history]
-            one["rounds"] = rounds_text(scores.score_once(self.run(name, seed)))
+            longest = TOKENS if row.steps == LOSS_STEPS else LONGEST
+            one["rounds"] = rounds_text(scores.score_once(self.run(name, seed), longest))
             for engine in ("specdistill", "vllm"):
                 for temperature in self.task.temperatures:
                     path = self.report(name, seed, engine, temperature)

@@ -105,7 +105,7 @@ def over_lines(tasks: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
     for task in tasks:
         rows = _rows(task)
         for engine, where in ENGINES.items():
-            for name, base in pairs:
+            for name, base in (pair for pair in pairs if rows.keys() >= set(pair)):
                 benches = [
                     {seed["seed"]: seed[f"{engine}-0"] for seed in rows[row]["seeds"] if f"{engine}-0" in seed}
                     for row in (name, base)

@@ -56,7 +56,7 @@ def known_drafts() -> list[dict[str, Any]]:
         chat | {"layers": 4, "points": open_points()},
         *(
             one | {"kind": "parallel", "layers": n, "points": [parallel_point(one["job"], n)]}
-            for one in (mails,)
+            for one in (mails, code)
             for n in (2, 4)
         ),
     ]

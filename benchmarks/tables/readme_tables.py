@@ -70,7 +70,10 @@ PARALLEL_OVER_SINGLE = (("parallel-2", "single-2"), ("parallel-4", "single-4"))
 PARALLEL_TABLES: Tables = {
     "kinds-mails": partial(kind_tables.calls_table, "mails"),
     "kinds-mails-speed": partial(kind_tables.speed_table, "mails"),
-    "parallel-over": partial(kind_tables.over_lines, ("mails",), PARALLEL_OVER_SINGLE),
+    "kinds-code": partial(kind_tables.calls_table, "code"),
+    "kinds-code-speed": partial(kind_tables.speed_table, "code"),
+    "parallel-losses": kind_tables.losses_table,
+    "parallel-over": partial(kind_tables.over_lines, ("mails", "code"), PARALLEL_OVER_SINGLE),
 }
 PAGES: tuple[tuple[str, Tables], ...] = (
     ("README.md", README_TABLES),

@@ -19,6 +19,8 @@ from specdistill.serving.engines import Opened, engines
 from specdistill.serving.speculation import Speculation, another_length
 
 _WARM_UP = "Say hello."
+"""Asked first, again and again in one prompt until it is as long as the prompts: some engines prepare themselves for a
+length when they first meet it. No real prompt is, since engines keep what they read."""
 
 
 def time_engines(
@@ -40,8 +42,7 @@ def time_engines(
     remark = too_few_batches(len(encoded), size)
     if remark is not None:
         progress.say(remark)
-    warm_up = in_chat(Prompt("warm-up", ({"role": "user", "content": _WARM_UP},)), config.chat, "warm-up")
-    greeting = [encode(warm_up, target.tokenizer)]
+    greeting = [_greeting(config, target, encoded)]
     every: list[Engine] = [opened.plain, opened.drafting, *opened.baselines.values()]
     for engine in every:
         counts = engine.answer(greeting, sampling, 8, [0]).speculation
@@ -69,6 +70,21 @@ def time_engines(
                 stop(error)
                 return runs, None
     return runs, None
+
+
+def _greeting(config: BenchConfig, target: LanguageModel, encoded: list[list[int]]) -> list[int]:
+    """Token ids of the warm-up: about as many as half of the prompts have, and no more."""
+
+    def ids(times: int) -> list[int]:
+        content = " ".join([_WARM_UP] * times)
+        return encode(
+            in_chat(Prompt("warm-up", ({"role": "user", "content": content},)), config.chat, "warm-up"),
+            target.tokenizer,
+        )
+
+    once, twice = len(ids(1)), len(ids(2))
+    usual = sorted(map(len, encoded))[len(encoded) // 2]
+    return ids(1 + max(0, usual - once) // max(1, twice - once))
 
 
 def time_again(
