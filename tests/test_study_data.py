@@ -1,4 +1,4 @@
-"""The made-up data of the studies: the same for a seed, right by construction, and not the same for two seeds."""
+"""The studies' made-up data: the same for a seed, right by construction, and not the same for two seeds. Their rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from specdistill import TrainConfig
 
 STUDIES = Path(__file__).parents[1] / "benchmarks/studies"
 
@@ -70,3 +72,20 @@ def test_a_seed_is_a_set(name):
     assert script.records(50, 1) == script.records(60, 1)[:50]
     one, other = ({record["prompt"] for record in script.records(500, seed)} for seed in (1, 3))
     assert len(one) >= 498 and len(one & other) <= 2
+
+
+@pytest.mark.parametrize("study", ["kinds", "students", "methods", "drifted"])
+def test_a_row_is_a_run_that_train_draft_takes(study, monkeypatch):
+    """A row that is refused would end a study of a night in the middle."""
+    monkeypatch.syspath_prepend(STUDIES.parents[1])
+    from benchmarks.studies import drifted_rows, kind_rows, method_rows, student_rows
+
+    rows = {
+        "kinds": kind_rows.rows(1, 1),
+        "students": student_rows.ROWS,
+        "methods": method_rows.METHOD_ROWS,
+        "drifted": drifted_rows.DRIFTED_ROWS,
+    }
+    for name, row in rows[study].items():
+        config = TrainConfig.flat(target="target", draft="draft", output=name, **row.settings)
+        assert config.method == row.settings["method"], name

@@ -17,7 +17,7 @@ from benchmarks.support.paths import target_file
 from specdistill import AnnotateConfig, GenerateConfig, annotate, generate
 from specdistill.report.progress import TerminalProgress
 
-TOKENS, LOSS_STEPS = 8, 28
+TOKENS, LOSS_STEPS = 8, 48
 """Tokens that a parallel draft guesses, and steps of the rows that compare losses."""
 HEAD = "head"
 """In the place of a cut's number of layers."""
@@ -48,8 +48,8 @@ ORDINARY = {"method": "distillspec", "target_fraction": 1.0}
 PARALLEL = ORDINARY | {"parallel": TOKENS}
 
 
-def _loss(labelled: bool = True, **settings: Any) -> Row:
-    return Row(4, PARALLEL | settings, "start-4", LOSS_STEPS, labelled=labelled)
+def _loss(**settings: Any) -> Row:
+    return Row(4, PARALLEL | settings, "start-4", LOSS_STEPS)
 
 
 def rows(start_steps: int, stage_steps: int) -> dict[str, Row]:
@@ -69,7 +69,7 @@ def rows(start_steps: int, stage_steps: int) -> dict[str, Row]:
         },
         "cold-4": Row(4, PARALLEL, as_long_as=both),
         "loss-fkl": _loss(),
-        "loss-ce": _loss(labelled=False, method="seqkd"),
+        "loss-ce": Row(4, {"method": "seqkd", "parallel": TOKENS}, "start-4", LOSS_STEPS, labelled=False),
         "loss-jsd": _loss(divergence="jsd"),
         "loss-tvd": _loss(divergence="tvd"),
         "loss-lk_lambda": _loss(divergence="lk_lambda"),

@@ -17,6 +17,7 @@ from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
 from specdistill.errors import ConfigError, ServerError
 from specdistill.serving import speculation
+from specdistill.serving.served_engine import ServedEngine
 from specdistill.serving.server_process import ServerProcess, free_port
 from specdistill.serving.speculation import Speculation
 
@@ -81,6 +82,21 @@ def test_a_servers_own_counters_are_what_was_predicted(files, models, owner, bat
     predicted = acceptance.predicted_mean_acceptance_length[GAMMA]
     assert economics.predicted_speedup[GAMMA] == pytest.approx(predicted / economics.round_cost[GAMMA])
     assert economics.cost_ratio is None and economics.verify_cost == {}
+
+
+def test_the_warm_up_is_as_long_as_the_usual_prompt(files, models, tmp_path, monkeypatch):
+    target, draft = models
+    asked, answer = [], ServedEngine.answer
+    record = lambda self, prompts, *given: (asked.append(prompts), answer(self, prompts, *given))[1]  # noqa: E731
+    monkeypatch.setattr(ServedEngine, "answer", record)
+    words = [{"prompt": " ".join(["w1 w2 w3 w4"] * times)} for times in (1, 20, 24, 50)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in words))
+    with FakeVllm(target) as plain, FakeVllm(target, draft=draft) as drafting:
+        bench(config(files, plain, drafting, prompts=str(tmp_path / "prompts.jsonl"), max_new_tokens=8))
+    (first,), (second,), *timed = asked
+    usual = sorted(len(prompts[0]) for prompts in timed[::2])[2]
+    assert first == second and usual / 2 < len(first) <= usual
+    assert not any(first[:20] == prompts[0][:20] for prompts in timed)
 
 
 def test_positions_are_the_counters_of_the_decoder(files, models):
