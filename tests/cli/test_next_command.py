@@ -69,7 +69,15 @@ def test_answers_and_labels_name_the_training_that_takes_them(last_line, folder)
     made = {"DRAFT": "draft", "draft": "from-answers"}
     last_line(*(made.get(word, word) for word in named[1:]))
     named = last_line("annotate", "--target", "target", "--rollouts", "answers", "--top-k", "8", "--output", "labels")
-    assert named[1:] == [*training, "--soft-labels", "labels", "--output", "draft"]
+    # Labels answer the prompts that their answers were made for, and no others.
+    assert named[1:] == [*training, "--prompts", "prompts.jsonl", "--soft-labels", "labels", "--output", "draft"]
+    made = {"DRAFT": "draft", "draft": "from-labels"}
+    last_line(*(made.get(word, word) for word in named[1:]))
+    written = "from-answers-of-its-own"
+    training += ["--prompts", "prompts.jsonl"]
+    last_line("train-draft", *chosen, "--draft", "draft", "--output", written)
+    named = last_line("annotate", "--target", "target", "--rollouts", f"{written}/rollouts", "--output", "its-labels")
+    assert named[1:] == [*training, "--soft-labels", "its-labels", "--output", "draft"]
 
 
 def test_every_command_says_it():

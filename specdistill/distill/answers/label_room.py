@@ -62,6 +62,11 @@ def planned_features(
         return None
     count = families.num_layers(shell.config)
     families.decoder_layers(shell.base_model, shell.config)
+    if settings.feature_layers is None and count < 2:
+        raise ConfigError(
+            f"--features: --target {source.name} has {count} layer, and a head reads three hidden states, for which 2 "
+            "layers are needed; leave --features away"
+        )
     layers = settings.feature_layers or default_aux_layers(count)
     if not all(0 <= layer <= count for layer in layers):
         asked = " ".join(map(str, layers))
