@@ -59,12 +59,15 @@ def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
         config: The run's settings.
         same_tokenizer: Whether the draft has the target's tokenizer; only transformers drafts with another one.
     """
-    if config.draft == config.target:
+    same, parallel = config.draft == config.target, config.parallel_draft.wanted
+    if same and not parallel:
         # A model that was tuned is no draft of what it was: see how it answers.
-        scorer = () if config.sequences.scorer is None else ("--scorer", config.sequences.scorer)
+        sequences = config.sequences
+        scorer = ("--scorer", sequences.scorer) if sequences.judges_text else ()
         words = *unseen_prompts(config.prompts), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
         return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
-    beside = ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
+    # A target that guesses several tokens has nothing to be compared with.
+    beside = () if same else ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
     words = "--draft", config.output, *beside, *unseen_prompts(config.prompts), "--html", f"{config.output}.html"
     return command("bench", *_shared(config), *words)
 

@@ -123,6 +123,16 @@ CASES = [
         "generate --target d --threads 1 --prompts NEW_PROMPTS --temperature 0 --scorer json --output d-answers",
     ),
     (
+        next_command.after_train_draft(
+            TrainConfig.flat(target="T", draft="T", output="d", method="sft", prompts="p.jsonl")
+        ),
+        "generate --target d --prompts NEW_PROMPTS --temperature 0 --output d-answers",
+    ),
+    (
+        next_command.after_train_draft(TrainConfig.flat(target="T", draft="T", output="d", parallel=4)),
+        "bench --target T --draft d --html d.html",
+    ),
+    (
         next_command.after_generate(GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")),
         "train-draft --target T --draft DRAFT --rollouts matched/target --output draft",
     ),
