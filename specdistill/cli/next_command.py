@@ -6,8 +6,10 @@ Words in capitals stand for what only the user knows, such as DRAFT or NEW_PROMP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specdistill.settings.checks import flag
 from specdistill.settings.command_line import PROJECT, changed_flags, command, unseen_prompts
 from specdistill.settings.parts import Config, defaults
 
@@ -45,8 +47,8 @@ def after_generate(config: GenerateConfig) -> str:
 
 
 def after_annotate(config: AnnotateConfig) -> str:
-    """Trains on the labels."""
-    words = "--draft", "DRAFT", *_prompts(config), "--soft-labels", config.output, "--output", "draft"
+    """Trains on the labels, on the prompts that their answers were made for."""
+    words = "--draft", "DRAFT", *_answered(config), "--soft-labels", config.output, "--output", "draft"
     return command("train-draft", *_shared(config), *words)
 
 
@@ -57,12 +59,15 @@ def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
         config: The run's settings.
         same_tokenizer: Whether the draft has the target's tokenizer; only transformers drafts with another one.
     """
-    if config.draft == config.target:
+    same, parallel = config.draft == config.target, config.parallel_draft.wanted
+    if same and not parallel:
         # A model that was tuned is no draft of what it was: see how it answers.
-        scorer = () if config.sequences.scorer is None else ("--scorer", config.sequences.scorer)
+        sequences = config.sequences
+        scorer = ("--scorer", sequences.scorer) if sequences.judges_text else ()
         words = *unseen_prompts(config.prompts), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
         return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
-    beside = ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
+    # A target that guesses several tokens has nothing to be compared with.
+    beside = () if same else ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
     words = "--draft", config.output, *beside, *unseen_prompts(config.prompts), "--html", f"{config.output}.html"
     return command("bench", *_shared(config), *words)
 
@@ -115,6 +120,22 @@ def _own_head(target: str) -> str:
 def _prompts(config: InitDraftConfig | GenerateConfig | AnnotateConfig) -> tuple[str, ...]:
     """The same prompts, where others than the default's were named."""
     return () if config.prompts == defaults(type(config))["prompts"] else ("--prompts", config.prompts)
+
+
+def _answered(config: AnnotateConfig) -> list[str]:
+    """Flags of the prompts whose answers were labelled, as the directory of the answers names them."""
+    if config.rollouts is None:
+        return list(_prompts(config))
+    from specdistill.files import run_settings
+
+    usual, words = defaults(type(config)), list[str]()
+    # train-draft keeps its answers in a folder of its output.
+    directories = Path(config.rollouts), Path(config.rollouts).parent
+    made = next((run_settings.read(directory) for directory in directories if run_settings.exists(directory)), {})
+    for name, value in made.items():
+        if (name == "prompts" or name.startswith("self_")) and value not in (None, usual.get(name)):
+            words += [flag(name), str(value)]
+    return words
 
 
 def _shared(config: Config, *left_out: str) -> list[str]:

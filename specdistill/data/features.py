@@ -91,9 +91,19 @@ def are_whole(shard: Path, rows: Sequence[AnswerRow], hidden_size: int) -> bool:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes what a kill left of a file that was being written; nobody else may write there."""
-    for path in (directory / _FOLDER).glob(".*.tmp"):
+    """Removes files that nobody can use; nobody else may write there.
+
+    These are halves that a kill left, states without the file that says whose they are, and, where no answer is
+    labelled yet, all states: the settings may have changed since.
+    """
+    folder = directory / _FOLDER
+    for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+    if not any(directory.glob("*.parquet")):
+        (folder / _TARGET).unlink(missing_ok=True)
+    if not (folder / _TARGET).is_file():
+        for path in folder.glob("*.npy"):
+            path.unlink(missing_ok=True)
 
 
 class FeatureWriter:
@@ -120,11 +130,16 @@ class FeatureWriter:
             name: Of the prompt, for the message.
 
         Raises:
-            DataError: A number is too large for float16.
+            DataError: A number is too large for float16, or none at all.
         """
         for part in (states.aux, states.predicting):
             narrow = part.detach().to("cpu", self._dtype)
-            if self._dtype == torch.float16 and not bool(narrow.isfinite().all()):
+            if not bool(narrow.isfinite().all()):
+                if not bool(part.isfinite().all()):
+                    raise DataError(
+                        f"a hidden state of prompt {name!r} is not finite, as the target computes it in "
+                        f"{str(part.dtype).removeprefix('torch.')}; set another --dtype"
+                    )
                 most = float(part.abs().max())
                 raise DataError(
                     f"a hidden state of prompt {name!r} reaches {most:.3g}, more than float16 holds; set --features "
@@ -197,10 +212,12 @@ def read_states_of(directory: Path) -> StatesOf | None:
     """Whose states a directory of labels holds; None where it holds none.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is damaged, or missing beside states.
     """
     path = directory / _FOLDER / _TARGET
     if not path.is_file():
+        if any(path.parent.glob("*.npy")):
+            raise DataError(f"{path} is missing; {_AGAIN}")
         return None
     try:
         with safe_open(path, "pt") as file:
@@ -218,9 +235,12 @@ def target_tensors(directory: Path) -> dict[str, Tensor]:
 def _open(path: Path) -> np.ndarray:
     """The file's numbers, of which nothing is read yet. Not kept open: a set may have more files than a process may."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(f"{path} can't be read ({first_line(error)}); {_AGAIN}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.str not in _STORED.values():
+        raise DataError(f"{path} holds no hidden states; {_AGAIN}")
+    return found
 
 
 def _total(rows: Sequence[AnswerRow]) -> int:

@@ -69,7 +69,15 @@ def test_answers_and_labels_name_the_training_that_takes_them(last_line, folder)
     made = {"DRAFT": "draft", "draft": "from-answers"}
     last_line(*(made.get(word, word) for word in named[1:]))
     named = last_line("annotate", "--target", "target", "--rollouts", "answers", "--top-k", "8", "--output", "labels")
-    assert named[1:] == [*training, "--soft-labels", "labels", "--output", "draft"]
+    # Labels answer the prompts that their answers were made for, and no others.
+    assert named[1:] == [*training, "--prompts", "prompts.jsonl", "--soft-labels", "labels", "--output", "draft"]
+    made = {"DRAFT": "draft", "draft": "from-labels"}
+    last_line(*(made.get(word, word) for word in named[1:]))
+    written = "from-answers-of-its-own"
+    training += ["--prompts", "prompts.jsonl"]
+    last_line("train-draft", *chosen, "--draft", "draft", "--output", written)
+    named = last_line("annotate", "--target", "target", "--rollouts", f"{written}/rollouts", "--output", "its-labels")
+    assert named[1:] == [*training, "--soft-labels", "its-labels", "--output", "draft"]
 
 
 def test_every_command_says_it():
@@ -113,6 +121,16 @@ CASES = [
             )
         ),
         "generate --target d --threads 1 --prompts NEW_PROMPTS --temperature 0 --scorer json --output d-answers",
+    ),
+    (
+        next_command.after_train_draft(
+            TrainConfig.flat(target="T", draft="T", output="d", method="sft", prompts="p.jsonl")
+        ),
+        "generate --target d --prompts NEW_PROMPTS --temperature 0 --output d-answers",
+    ),
+    (
+        next_command.after_train_draft(TrainConfig.flat(target="T", draft="T", output="d", parallel=4)),
+        "bench --target T --draft d --html d.html",
     ),
     (
         next_command.after_generate(GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")),

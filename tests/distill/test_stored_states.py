@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,7 @@ from specdistill.distill.reproduce import reproduce
 from specdistill.distill.training.checkpoints import newest_step
 from specdistill.distill.training.head_loss import HeadLoss
 from specdistill.distill.training.head_start import check_head
-from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
+from specdistill.errors import ConfigError, DataError, IncompatibleModelsError, OutputError, SpecdistillError
 from specdistill.models.pair import find_pair
 from specdistill.settings.parts import defaults
 
@@ -131,8 +132,11 @@ def test_a_disk_without_room_is_found_before_the_target_is_loaded(folder, tmp_pa
     labels = sum(len(row["answer_ids"]) for row in read_rollouts(folder / "answers")) * 34
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, labels + 10_000))
     monkeypatch.setattr("specdistill.models.load.load_model", lambda *_, **__: pytest.fail("the target was loaded"))
-    with pytest.raises(OutputError, match="or leave --features away and train the head with the target in memory"):
+    room = r"may take \d\.\d\d MB more, but .* has 0\.0\d MB free; .* or leave --features away and train the head with the target"
+    with pytest.raises(OutputError, match=room) as caught:
         annotate(annotate_config(folder, tmp_path / "out", features="auto"))
+    needed, there = re.findall(r"\d\.\d\d", str(caught.value))
+    assert float(needed) > float(there)
     # What is there already needs no more room.
     monkeypatch.setattr(label_room, "feature_file_bytes", lambda path: 10**9)
     with pytest.raises(pytest.fail.Exception, match="the target was loaded"):
@@ -304,7 +308,7 @@ def test_states_of_another_target_are_refused(folder, tmp_path, change):
     assert "is another model; name that target, or annotate again with this one" in line
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "other"])
+@pytest.mark.parametrize("damage", ["missing", "short", "other", "nothing", "archive", "float64"])
 def test_states_that_do_not_fit_their_answers_are_refused(folder, tmp_path, damage):
     shutil.copytree(folder / "labels", tmp_path / "labels")
     path = tmp_path / "labels" / "features" / find_shards(folder / "labels")[1].with_suffix(".npy").name
@@ -312,6 +316,13 @@ def test_states_that_do_not_fit_their_answers_are_refused(folder, tmp_path, dama
         path.unlink()
     elif damage == "short":
         path.write_bytes(path.read_bytes()[:-64])
+    elif damage == "nothing":
+        path.write_bytes(b"")
+    elif damage == "archive":
+        with path.open("wb") as file:
+            np.savez(file, np.zeros(3))
+    elif damage == "float64":
+        np.save(path, np.load(path).astype(np.float64))
     else:
         np.save(path, np.load(path)[:-1])
     with pytest.raises(DataError, match=r"train-00001\.npy .*; the same 'specdistill annotate' completes it"):
@@ -319,6 +330,58 @@ def test_states_that_do_not_fit_their_answers_are_refused(folder, tmp_path, dama
     # The remedy works: a shard without its states is made again.
     annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
     assert files_of(tmp_path / "labels") == files_of(folder / "labels")
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_lost_embedding_of_the_target_is_written_again(folder, tmp_path, damage):
+    """Whose the states beside it are is unknown then: they are made again, too."""
+    shutil.copytree(folder / "labels", tmp_path / "labels")
+    path = tmp_path / "labels" / "features" / "target.safetensors"
+    stale = path.with_name("train-00001.npy")
+    np.save(stale, np.zeros_like(np.load(stale)))
+    if damage == "short":
+        path.write_bytes(path.read_bytes()[:-64])
+        with pytest.raises(DataError, match=r"remove it, and the same 'specdistill annotate' completes it"):
+            train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
+    path.unlink()
+    with pytest.raises(DataError, match=r"target\.safetensors is missing; the same 'specdistill annotate' completes it"):
+        train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
+    annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
+    assert files_of(tmp_path / "labels") == files_of(folder / "labels")
+
+
+def test_other_layers_may_follow_a_command_that_was_killed_before_its_first_shard(folder, tmp_path):
+    other = annotate_config(folder, tmp_path / "labels", features="auto", feature_layers=(2, 4, 6))
+    annotate(other)
+    for shard in (tmp_path / "labels").glob("*.parquet"):
+        shard.unlink()
+    annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
+    assert files_of(tmp_path / "labels") == files_of(folder / "labels")
+    train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
+
+
+def test_a_state_that_is_no_number_is_refused(folder, tmp_path, monkeypatch):
+    from specdistill.distill.answers import label_writer
+
+    original = label_writer.text_states
+
+    def spoiled(*arguments):
+        states = original(*arguments)
+        states[0].aux[0, 0] = float("inf")
+        return states
+
+    monkeypatch.setattr(label_writer, "text_states", spoiled)
+    for features in ("bfloat16", "float16"):
+        with pytest.raises(DataError, match="is not finite, as the target computes it in float32; set another --dtype"):
+            annotate(annotate_config(folder, tmp_path / features, features=features))
+
+
+def test_a_target_of_one_layer_has_no_states_for_a_head(folder, tmp_path):
+    target = str(save(make_model(layers=1), tmp_path / "one"))
+    with pytest.raises(ConfigError, match="has 1 layer, and a head reads three hidden states"):
+        annotate(annotate_config(folder, tmp_path / "labels", features="auto", target=target))
+    with pytest.raises(IncompatibleModelsError, match="this one has 1 layer: it was made for another target"):
+        train(folder, tmp_path / "out", target=target, **RUN)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def planned_features(
         return None
     count = families.num_layers(shell.config)
     families.decoder_layers(shell.base_model, shell.config)
+    if settings.feature_layers is None and count < 2:
+        raise ConfigError(
+            f"--features: --target {source.name} has {count} layer, and a head reads three hidden states, for which 2 "
+            "layers are needed; leave --features away"
+        )
     layers = settings.feature_layers or default_aux_layers(count)
     if not all(0 <= layer <= count for layer in layers):
         asked = " ".join(map(str, layers))
@@ -119,7 +124,7 @@ def plan_room(
     )
     if labels > free:
         raise OutputError(
-            f"the labels may take {labels / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free; lower --top-k, or "
+            f"the labels may take {_size(labels)}, but {output} has {_size(free)} free; lower --top-k, or "
             "take --labels sampled"
         )
     if features is None:
@@ -136,8 +141,13 @@ def plan_room(
     missing = labels + states + outer - feature_file_bytes(output)
     if missing > free:
         raise OutputError(
-            f"labels and states may take {missing / 1e9:.1f} GB more, but {output} has {free / 1e9:.1f} GB free; label "
+            f"labels and states may take {_size(missing)} more, but {output} has {_size(free)} free; label "
             "fewer answers, name an --output with more room, or leave --features away and train the head with the "
             "target in memory"
         )
     return each
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit in which two numbers that differ look different."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

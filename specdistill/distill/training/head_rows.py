@@ -35,6 +35,8 @@ def head_rows(head: Eagle3Head, batch: Batch, steps: int) -> HeadRows:
     counts = (lengths - 1).clamp(min=0)
     # Position of the prompt's last token; rows without an answer have no round anyway.
     first = (batch.response_mask.int().argmax(1) - 1).clamp(min=0)
+    # No answer of the batch is long enough for more.
+    steps = min(steps, max(1, int(counts.max())))
     states = unrolled_states(head, batch.input_ids, batch.aux, Anchors(first, counts), steps)
     before = lengths.cumsum(0) - lengths
     rounds = torch.arange(states[0].shape[1], device=lengths.device)

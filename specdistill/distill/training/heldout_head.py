@@ -36,6 +36,10 @@ class HeadHeldOut(ParallelHeldOut):
         steps: Draft tokens of a round.
     """
 
+    _FLAG = "--unroll"
+    # An answer's first token is the target's, from its pass over the prompt.
+    _FIRST = 1
+
     def __init__(
         self,
         states: TargetStates,

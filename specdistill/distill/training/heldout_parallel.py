@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ class ParallelHeldOut:
         num_tokens: Tokens that the draft guesses per pass (K).
     """
 
+    _FLAG: ClassVar[str] = "--parallel"
+    """Flag that sets the number of guesses."""
+    _FIRST: ClassVar[int] = 0
+    """First token of an answer that a draft of this kind guesses."""
+
     def __init__(
         self,
         answers: Sequence[Example],
@@ -61,16 +67,17 @@ class ParallelHeldOut:
         self._says, self._sampling, self._num_tokens = says, sampling, num_tokens
         self._rule = "greedy" if sampling.greedy else rule
         # No answer of so few tokens is guessed at from further away.
-        self._deepest = min(num_tokens, max(len(one.answer_ids) for one in answers))
+        longest = max(len(one.answer_ids) for one in answers)
+        self._deepest = min(num_tokens, max(1, longest - self._FIRST))
         self._answers = [dataclasses.replace(one, masks=every_mask(len(one.answer_ids), num_tokens)) for one in answers]
 
     def warn(self, say: Callable[[str], None]) -> None:
         """Says which guesses no held-out answer is long enough for."""
         if self._deepest < self._num_tokens:
             say(
-                f"warning: --parallel {self._num_tokens}, but no held-out answer has more than {self._deepest} tokens: "
-                f"guesses from {self._deepest + 1} on are not measured, and not trained by answers of that length; "
-                f"lower --parallel to {self._deepest}, or train on longer answers"
+                f"warning: {self._FLAG} {self._num_tokens}, but no held-out answer has more than "
+                f"{self._deepest + self._FIRST} tokens: guesses from {self._deepest + 1} on are not measured, and not "
+                f"trained by answers of that length; lower {self._FLAG} to {self._deepest}, or train on longer answers"
             )
 
     @property
@@ -89,7 +96,7 @@ class ParallelHeldOut:
         rounds = np.array([expected_rounds(table, self._num_tokens) for table in tables])
         sums: dict[str, Sums] = {TOKENS_PER_CALL: (tokens, rounds)}
         for depth in range(1, self._deepest + 1):
-            guessed = [table[: max(0, len(table) - depth + 1), depth - 1] for table in tables]
+            guessed = [table[self._FIRST : max(0, len(table) - depth + 1), depth - 1] for table in tables]
             sums[depth_name(depth)] = (
                 np.array([rates.sum() for rates in guessed]),
                 np.array([float(len(rates)) for rates in guessed]),

@@ -38,7 +38,7 @@ class ParallelStart:
         if mask_id >= self.rows:
             say(
                 f"warning: no id of the vocabulary is free, so the draft gets row {mask_id} beyond the target's "
-                f"{self.rows}: specdistill runs it, engines that want equal vocabularies (vLLM, llama.cpp) refuse it; "
+                f"{self.rows}: specdistill runs it, and vLLM, which takes drafts of the target's size only, refuses it; "
                 "--mask-token names an id that your texts never hold"
             )
 

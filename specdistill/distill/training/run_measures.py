@@ -80,6 +80,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
     if isinstance(pair.draft, HeadModel):
         settings = rollouts.sampling, inputs.rule, inputs.objective, inputs.target.states
         base, guesses = head_scorers(pair.target, pair.draft, answers, *settings)
+        guesses.warn(inputs.progress.say)
         # Alone it writes nothing that could be judged.
         return HeldOutMeasures(base, (), inputs.watch, guesses)
     base = heldout_scorer(

@@ -140,6 +140,11 @@ def read_layers(config: PretrainedConfig, num_target_layers: int, where: str) ->
     named = getattr(config, AUX_KEY, None) or _nested(config).get(AUX_KEY)
     if named and not (isinstance(named, list | tuple) and len(named) == 3 and all(type(k) is int for k in named)):
         raise ModelError(f"{where}/config.json: {AUX_KEY} must be three whole numbers, got {named!r}; {_AGAIN}")
+    if not named and num_target_layers < 2:
+        raise IncompatibleModelsError(
+            f"{where} reads three hidden states of its target, and this one has {num_target_layers} layer: it was made "
+            "for another target"
+        )
     layers = tuple(named or default_aux_layers(num_target_layers))
     if min(layers) < 0 or max(layers) > num_target_layers:
         raise IncompatibleModelsError(

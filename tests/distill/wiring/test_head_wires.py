@@ -14,6 +14,7 @@ from specdistill.data import Provenance
 from specdistill.data.batch import collate
 from specdistill.decoding import Sampling
 from specdistill.distill.target.head_states import HeadStates
+from specdistill.distill.training import head_rows as head_rows_module
 from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.head_settings import HeadSettings
 from specdistill.distill.training.heldout_head import head_scorers
@@ -39,7 +40,7 @@ def models():
 
 
 def objective_of(**settings):
-    return any_config(unroll=STEPS, unroll_weights=DECAY, **settings).for_draft(True)[0]
+    return any_config(**({"unroll": STEPS, "unroll_weights": DECAY} | settings)).for_draft(True)[0]
 
 
 def loss_of(target, draft, examples, **settings):
@@ -152,11 +153,42 @@ def test_tokens_per_call_are_those_of_the_rounds(models, rule):
                 "argmax_draft": p[full.argmax()],
             }
             alphas.append(float(overlap[rule]))
-    tokens, rounds = depths.sums(draft)["tokens_per_call"]
+    sums = depths.sums(draft)
+    tokens, rounds = sums["tokens_per_call"]
     assert tokens.tolist() == [5, 1]
+    for depth in range(1, STEPS + 1):
+        # Nobody guesses an answer's first token, which is no guess that failed.
+        guessed = [table[1 : max(0, len(table) - depth + 1), depth - 1] for table in chances.values()]
+        kept, counts = sums[f"acceptance_at_{depth}"]
+        assert counts.tolist() == [len(rates) for rates in guessed] == [6 - depth, max(0, 2 - depth)]
+        assert kept.tolist() == pytest.approx([float(rates.sum()) for rates in guessed], rel=1e-4)
     expected = [expected_rounds(table.numpy(), STEPS) for table in chances.values()]
     assert rounds.tolist() == pytest.approx(expected, rel=1e-4)
     assert base.means(base.score(draft))[rule] == pytest.approx(sum(alphas) / len(alphas), rel=1e-4)
+
+
+def test_steps_beyond_the_longest_answer_are_said_and_not_computed(models, monkeypatch):
+    target, draft = models
+    steps_run, original = [], head_rows_module.unrolled_states
+
+    def counting(*arguments):
+        steps_run.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(head_rows_module, "unrolled_states", counting)
+    deep = objective_of(unroll=50)
+    _, depths = head_scorers(target, draft, EXAMPLES[:2], Sampling(), "sampled", deep)
+    said = []
+    depths.warn(said.append)
+    (line,) = said
+    assert "--unroll 50, but no held-out answer has more than 6 tokens: guesses from 6 on" in line
+    assert "lower --unroll to 5" in line
+    assert list(depths.sums(draft)) == depths.names == ["tokens_per_call", *(f"acceptance_at_{k}" for k in range(1, 6))]
+    shallow = head_scorers(target, draft, EXAMPLES[:2], Sampling(), "sampled", objective_of(unroll=5))[1]
+    for name, (kept, counts) in shallow.sums(draft).items():
+        assert depths.sums(draft)[name][0].tolist() == pytest.approx(kept.tolist())
+        assert depths.sums(draft)[name][1].tolist() == pytest.approx(counts.tolist())
+    assert max(steps_run) == 5
 
 
 def test_micro_batches_add_up_to_the_whole(models):
