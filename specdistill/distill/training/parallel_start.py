@@ -38,8 +38,8 @@ class ParallelStart:
         if mask_id >= self.rows:
             say(
                 f"warning: no id of the vocabulary is free, so the draft gets row {mask_id} beyond the target's "
-                f"{self.rows}: specdistill runs it, and vLLM, which takes drafts of the target's size only, refuses it; "
-                "--mask-token names an id that your texts never hold"
+                f"{self.rows}: specdistill runs it, and vLLM, which takes drafts of the target's size only, refuses "
+                "it; --mask-token names an id that your texts never hold"
             )
 
 
