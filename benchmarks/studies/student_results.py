@@ -12,7 +12,7 @@ from benchmarks.studies.seed_results import Seed, merged_seeds, numbers_of, text
 from specdistill.evaluation.statistics import paired_difference, ratio
 
 SECONDS_FILE = "seconds.json"
-"""What training a model took."""
+"""Seconds that the training of a model took."""
 SCORES_FILE = "scores.json"
 """Scores of a model's answers and sums of alpha, prompt by prompt."""
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
