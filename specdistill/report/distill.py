@@ -92,4 +92,4 @@ def annotation_lines(summary: AnnotateSummary) -> None:
         f"(at most {summary.planned_bytes_per_token:.0f} were planned)"
     )
     if summary.feature_bytes:
-        print(f"{summary.feature_bytes / 1e6:.1f} MB of states for a head")
+        print(f"{summary.feature_bytes / 1e6:.1f} MB of states for a head, with the target's embedding and output head")

@@ -13,6 +13,7 @@ from specdistill.serving.head_files import OwnHead, claim
 _KINDS = {"gpt2": "BPE", "llama": "SPM", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
 """`tokenizer.ggml.model` -> kind of vocabulary."""
 _SIZES = {
+    "hidden_size": "embedding_length",
     "max_position_embeddings": "context_length",
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",

@@ -111,10 +111,11 @@ def _made_for(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
     """Refuses a head that reads states of another size."""
     sizes = draft.config.get("target_hidden_size") or draft.config.get("backbone_hidden_size")
     made_for = draft.whole_config.get("backbone_hidden_size") or sizes or draft.config.get("hidden_size")
-    if made_for != target.config.get("hidden_size"):
+    own = target.config.get("hidden_size")
+    if own is not None and made_for != own:
         verdict.refusals.append(
-            f"the head reads hidden states of {made_for} numbers, and the target's have "
-            f"{target.config.get('hidden_size')}: it was trained for another target"
+            f"the head reads hidden states of {made_for} numbers, and the target's have {own}: it was trained for "
+            "another target"
         )
 
 

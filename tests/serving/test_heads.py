@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 
+import gguf
 import pytest
 import torch
 from fake_vllm import FakeVllm
@@ -114,6 +115,21 @@ def test_each_engines_refusals(files, tmp_path, edit, engine, reason):
         config.write_text(json.dumps(json.loads(config.read_text()) | edit.get(name, {})))
     found = verdicts(str(tmp_path / "target"), str(tmp_path / "head"))[engine]
     assert len(found.refusals) == 1 and reason in found.refusals[0]
+
+
+@pytest.mark.parametrize(("width", "loads"), [(32, True), (None, True), (48, False)])
+def test_a_head_of_a_gguf_target(files, tmp_path, width, loads):
+    """Its hidden size stands in the file's header."""
+    writer = gguf.GGUFWriter(tmp_path / "target.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{number}" for number in range(65)])
+    if width is not None:
+        writer.add_embedding_length(width)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    verdict = verdicts(str(tmp_path / "target.gguf"), str(files / "head"))["llama.cpp"]
+    assert verdict.loads == loads
+    assert loads or "reads hidden states of 32 numbers, and the target's have 48" in verdict.refusals[0]
 
 
 @pytest.mark.parametrize(
