@@ -132,7 +132,8 @@ def test_a_disk_without_room_is_found_before_the_target_is_loaded(folder, tmp_pa
     labels = sum(len(row["answer_ids"]) for row in read_rollouts(folder / "answers")) * 34
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, labels + 10_000))
     monkeypatch.setattr("specdistill.models.load.load_model", lambda *_, **__: pytest.fail("the target was loaded"))
-    room = r"may take \d\.\d\d MB more, but .* has 0\.0\d MB free; .* or leave --features away and train the head with"
+    room = r"may take \d\.\d\d MB more, but .* has 0\.0\d MB free; .* "
+    room += "or leave --features away and train the head with the target in memory"
     with pytest.raises(OutputError, match=room) as caught:
         annotate(annotate_config(folder, tmp_path / "out", features="auto"))
     needed, there = re.findall(r"\d\.\d\d", str(caught.value))
@@ -344,7 +345,8 @@ def test_a_lost_embedding_of_the_target_is_written_again(folder, tmp_path, damag
         with pytest.raises(DataError, match=r"remove it, and the same 'specdistill annotate' completes it"):
             train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
     path.unlink()
-    with pytest.raises(DataError, match=r"target\.safetensors is missing; the same 'specdistill annotate' completes"):
+    remedy = r"target\.safetensors is missing; the same 'specdistill annotate' completes it"
+    with pytest.raises(DataError, match=remedy):
         train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
     annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
     assert files_of(tmp_path / "labels") == files_of(folder / "labels")
