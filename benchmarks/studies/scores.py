@@ -25,7 +25,7 @@ from specdistill.models import LanguageModel, load_model
 from specdistill.progress import Quiet
 
 PromptSums = dict[str, np.ndarray]
-"""Rule -> sum of alpha and number of tokens, [2, prompts]."""
+"""Rule, or another column -> its sum and number per prompt, of alpha and tokens for a rule; [2, prompts]."""
 ANSWERS_SEED = 1234
 
 
@@ -86,20 +86,20 @@ def size_of(answers: Sequence[Example]) -> dict[str, int]:
 
 def alpha(seeds: Sequence[PromptSums]) -> dict[str, Any]:
     """Rule -> mean alpha of several seeds together, with its interval over prompts."""
-    return {rule: ratio(*_summed(seeds, rule)).to_json() for rule in ALPHA_RULES}
+    return {rule: ratio(*summed(seeds, rule)).to_json() for rule in ALPHA_RULES}
 
 
 def alpha_by_seed(seeds: Sequence[PromptSums]) -> dict[str, list[float]]:
     """Rule -> mean alpha of each seed."""
-    return {rule: [ratio(*_summed([seed], rule)).mean for seed in seeds] for rule in ALPHA_RULES}
+    return {rule: [ratio(*summed([seed], rule)).mean for seed in seeds] for rule in ALPHA_RULES}
 
 
 def alpha_over(seeds: Sequence[PromptSums], base: Sequence[PromptSums]) -> dict[str, Any]:
     """Rule -> paired difference of alpha over equally many seeds of a base."""
-    return {rule: paired_difference(_summed(seeds, rule), _summed(base, rule)).to_json() for rule in ALPHA_RULES}
+    return {rule: paired_difference(summed(seeds, rule), summed(base, rule)).to_json() for rule in ALPHA_RULES}
 
 
-def _summed(seeds: Sequence[PromptSums], rule: str) -> tuple[np.ndarray, np.ndarray]:
+def summed(seeds: Sequence[PromptSums], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Sums over seeds, prompt by prompt: prompts are what is resampled."""
-    alphas, tokens = np.sum([seed[rule] for seed in seeds], axis=0)
-    return alphas, tokens
+    sums, numbers = np.sum([seed[column] for seed in seeds], axis=0)
+    return sums, numbers

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.scores import PromptSums, summed
 from benchmarks.studies.seed_results import Seed, merged_seeds, numbers_of, text_of
 from specdistill.evaluation.statistics import paired_difference, ratio
 
@@ -15,8 +16,6 @@ SECONDS_FILE = "seconds.json"
 """Seconds that the training of a model took."""
 SCORES_FILE = "scores.json"
 """Scores of a model's answers and sums of alpha, prompt by prompt."""
-Columns = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Score or rule -> sums and numbers per prompt, [prompts] each."""
 
 
 def seed_entry(model: Path, seed: int) -> Seed:
@@ -69,22 +68,16 @@ def _row(seeds: list[Seed], tokens: np.ndarray, start: list[Seed] | None) -> dic
     columns = [_columns(seed, tokens) for seed in seeds]
     found: dict[str, Any] = {"mean": {}, "by_seed": {}, "over_start": {}}
     for name in columns[0]:
-        together = _together([one[name] for one in columns])
+        together = summed(columns, name)
         found["mean"][name] = ratio(*together).to_json()
         found["by_seed"][name] = [ratio(*one[name]).mean for one in columns]
         if start is not None:
-            base = _columns(start[0], tokens)[name]
+            base = summed([_columns(start[0], tokens)], name)
             found["over_start"][name] = paired_difference(together, base).to_json()
     return {name: value for name, value in found.items() if value} | {"seeds": seeds}
 
 
-def _together(seeds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """One column of several seeds, prompt by prompt: prompts are what is resampled."""
-    sums, numbers = np.sum(seeds, axis=0)
-    return sums, numbers
-
-
-def _columns(seed: Seed, tokens: np.ndarray) -> Columns:
+def _columns(seed: Seed, tokens: np.ndarray) -> PromptSums:
     scores = {name: numbers_of(text) for name, text in seed["scores"].items()}
-    alpha = {f"alpha, {rule}": (numbers_of(text), tokens) for rule, text in seed["alpha"].items()}
-    return {name: (values, np.ones(len(values))) for name, values in scores.items()} | alpha
+    alpha = {f"alpha, {rule}": np.array([numbers_of(text), tokens]) for rule, text in seed["alpha"].items()}
+    return {name: np.array([values, np.ones(len(values))]) for name, values in scores.items()} | alpha

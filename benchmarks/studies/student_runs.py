@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from benchmarks.studies.folders import StudyFolder, has_weights, is_finished
+from benchmarks.studies.scores import answers_once
 from benchmarks.studies.student_results import SCORES_FILE, SECONDS_FILE
 from benchmarks.studies.student_rows import FORWARD_KL, ROWS, Answers
 from benchmarks.studies.student_tasks import Task
 from benchmarks.support.commands import run_command
 from benchmarks.support.paths import target_file
 from specdistill import AnnotateConfig, GenerateConfig, TrainConfig, annotate, generate, train_draft
-from specdistill.data import Example, Provenance
+from specdistill.data import Example
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
@@ -260,13 +261,7 @@ class Judge:
         self.prompts = load_prompts(str(study.folder.prompts("heldout")))
         self._encoded = [encode(prompt, self._target.tokenizer) for prompt in self.prompts]
         file = study.folder.heldout_answers
-        if not file.exists():
-            written = self._write(self._target, Sampling())
-            write_text(file, json.dumps([list(answer.answer_ids) for answer in written]))
-        self._answers = [
-            Example(prompt.id, tuple(prompt_ids), tuple(ids), (int(Provenance.TARGET),) * len(ids))
-            for prompt, prompt_ids, ids in zip(self.prompts, self._encoded, json.loads(file.read_text()), strict=True)
-        ]
+        self._answers = answers_once(file, self.prompts, self._encoded, lambda: self._write(self._target, Sampling()))
 
     def judge(self, model_directory: Path) -> None:
         """Writes SCORES_FILE beside a model: column -> score per prompt, rule -> sums of alpha and of tokens."""

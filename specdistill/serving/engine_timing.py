@@ -19,8 +19,8 @@ from specdistill.serving.engines import Opened, engines
 from specdistill.serving.speculation import Speculation, another_length
 
 _WARM_UP = "Say hello."
-"""Asked first, again and again in one prompt until it is as long as the prompts: some engines prepare themselves for a
-length when they first meet it. No real prompt is, since engines keep what they read."""
+"""Repeated in one prompt until that is as long as the usual one: some engines prepare themselves when they first meet a
+long prompt. A prompt of the user's own would not do, since engines keep what they have read."""
 
 
 def time_engines(
@@ -73,7 +73,8 @@ def time_engines(
 
 
 def _greeting(config: BenchConfig, target: LanguageModel, encoded: list[list[int]]) -> list[int]:
-    """Token ids of the warm-up: about as many as half of the prompts have, and no more."""
+    """Token ids of the warm-up: about as many as the median prompt has, and no more unless that is shorter than one
+    greeting."""
 
     def ids(times: int) -> list[int]:
         content = " ".join([_WARM_UP] * times)

@@ -87,7 +87,11 @@ def test_a_servers_own_counters_are_what_was_predicted(files, models, owner, bat
 def test_the_warm_up_is_as_long_as_the_usual_prompt(files, models, tmp_path, monkeypatch):
     target, draft = models
     asked, answer = [], ServedEngine.answer
-    record = lambda self, prompts, *given: (asked.append(prompts), answer(self, prompts, *given))[1]  # noqa: E731
+
+    def record(self, prompts, *given):
+        asked.append(prompts)
+        return answer(self, prompts, *given)
+
     monkeypatch.setattr(ServedEngine, "answer", record)
     words = [{"prompt": " ".join(["w1 w2 w3 w4"] * times)} for times in (1, 20, 24, 50)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in words))
