@@ -33,9 +33,9 @@ from specdistill.distill.processes.ranks import ALONE
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.step import StepRunner, guesses_by_depth
 from specdistill.evaluation.statistics import ratio
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.mask_token import install_mask_token
-from specdistill.models.parallel import ParallelDrafting
 
 TOKENS, BATCH, PROMPT, ANSWER = 8, 4, 64, 128
 TARGET = Shape("target", 576, 30, 9, 3, 64, 1536, 49152, tied=True)

@@ -1,4 +1,4 @@
-"""The draft that guesses several tokens in one pass, each behind a mask token of its own (see `models.parallel`).
+"""The draft that guesses several tokens in one pass behind mask tokens, as `files.parallel_drafting` describes it.
 
 One pass per round reads the tokens that were kept since the last one, then as many mask tokens as tokens are wanted
 beyond the first. Each proposal is drawn from its own row, so it does not depend on the other proposals. The cache

@@ -91,7 +91,7 @@ class SpeculativeDecoder:
     Args:
         target: The model whose distribution the output follows.
         draft: Proposes tokens: a model with the target's vocabulary, which drafts in one pass if it is a parallel draft
-            (`models.parallel`), or another kind of draft.
+            (`files.parallel_drafting`), or another kind of draft.
         num_draft_tokens: Tokens proposed per verification (gamma), or a `DraftLength` that decides before each round.
         sampling: Temperature and filters, the same for target and draft.
         rule: `greedy` at temperature 0. Above it `sampled`, `block` (exact too, with at least as many accepted tokens

@@ -24,11 +24,11 @@ from specdistill.distill.training.packing import allow_packing
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.step import guesses_by_depth
 from specdistill.files import run_settings
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import ModelPair, load_pair
 from specdistill.models.head_draft import HeadModel
 from specdistill.models.mask_token import install_mask_token
 from specdistill.models.pair import find_pair
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.settings.parts import pick
 from specdistill.settings.sampling import Sampling
 from specdistill_kernels import SoftLabels

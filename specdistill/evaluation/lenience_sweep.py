@@ -24,10 +24,10 @@ from specdistill.evaluation.measured import Models
 from specdistill.evaluation.report import LenienceRow
 from specdistill.evaluation.sections import counted_section, latency_section
 from specdistill.evaluation.statistics import Estimate, ratio
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel
 from specdistill.models.eagle3 import is_head
 from specdistill.models.load import ModelSource
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress
 
 EXACT = 1.0

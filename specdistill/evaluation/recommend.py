@@ -11,7 +11,7 @@ from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of
 from specdistill.evaluation.recommendation import AGAIN, MORE_PROMPTS, NO_TRAINING, Recommendation, way_name
 from specdistill.evaluation.statistics import FEWEST_UNITS, Estimate
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.settings.command_line import changed_flags, command, new_prompts
 
 _METHODS = {

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
 from specdistill.files import checkpoint_files
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import families, load
 from specdistill.models.eagle3 import Eagle3Head, load_head
 from specdistill.models.eagle3.described import described, names_head, read_config
 from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load_errors import why_not
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.quiet import quiet_transformers
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdistill.files.adapters import Adapter
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import families, output_head
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.stop_ids import eos_ids
 
 LONG_TEXT = 2048

@@ -23,11 +23,11 @@ from transformers.utils import logging as transformers_logging
 from specdistill.errors import ModelError, first_line
 from specdistill.files import checkpoint_files
 from specdistill.files.adapters import Adapter
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import adapters, families, gguf, memory, multimodal, quantised, stop_ids, vocabulary, weights
 from specdistill.models.hub_files import cached
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load_errors import out_of_reach, why_not
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.quiet import quiet_bars, quiet_hub, quiet_transformers
 
 

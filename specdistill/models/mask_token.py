@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from specdistill.errors import ConfigError
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import vocabulary
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load import ModelSource
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.models.stop_ids import eos_ids, stored_generation_config
 
 _RESERVED = re.compile(r"reserv|unused|dummy|placeholder|extra_id|control_\d|special_\d", re.IGNORECASE)

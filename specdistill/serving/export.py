@@ -10,11 +10,11 @@ from pathlib import Path
 
 from specdistill.errors import ModelError, OutputError
 from specdistill.files import atomic, locks, run_settings
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import find_pair
-from specdistill.models.parallel import ParallelDrafting
 from specdistill.progress import Progress, Quiet
 from specdistill.serving import draft_flags, gguf_writer
 from specdistill.serving.engine_table import Drafting

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.serving.check_config import PlannedServer
 from specdistill.serving.engine_table import Drafting
 from specdistill.serving.model_files import ModelFiles

@@ -19,7 +19,7 @@ from specdistill.decoding.free_drafts import FreeDraft, FreeThenModel
 from specdistill.decoding.lookup import VllmNgram
 from specdistill.decoding.parallel_draft import ParallelDraft, draft_of
 from specdistill.decoding.sampling import Keys
-from specdistill.models.parallel import ParallelDrafting as Facts
+from specdistill.files.parallel_drafting import ParallelDrafting as Facts
 
 GREEDY = Sampling(temperature=0.0)
 SEEDS = list(range(len(PROMPTS)))

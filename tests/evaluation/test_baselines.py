@@ -30,7 +30,7 @@ from specdistill.evaluation.recommend import TimedWay, recommend, same_answers, 
 from specdistill.evaluation.recommendation import AGAIN
 from specdistill.evaluation.report_baselines import Baseline
 from specdistill.evaluation.statistics import Estimate
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 
 NGRAM = partial(VllmNgram, 2, 3)
 COSTS = Costs(1.0, 0.25, {1: 1.0, 2: 1.1, 3: 1.3, 4: 1.6})

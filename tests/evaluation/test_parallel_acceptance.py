@@ -16,7 +16,7 @@ from specdistill.evaluation import acceptance, parallel_states
 from specdistill.evaluation.acceptance import predicted_tau, score, score_draft
 from specdistill.evaluation.parallel_states import guessing_states
 from specdistill.evaluation.rounds import by_start, expected_rounds
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -10,8 +10,8 @@ from tiny_models import make_config, make_model, save
 from transformers import AutoConfig, XLMConfig
 
 from specdistill.errors import ModelError
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import load_model
-from specdistill.models.parallel import ParallelDrafting
 
 
 def test_it_survives_saving_and_loading(tmp_path):

@@ -193,6 +193,19 @@ def test_the_command_prints_json_and_takes_less_than_five_seconds(target, tmp_pa
     assert found == {"vllm": False, "sglang": False, "llama.cpp": True, "transformers": True, "tensorrt-llm": False}
 
 
+def test_the_command_reads_files_without_torch(target, tmp_path):
+    """Its seconds were those of importing torch and transformers."""
+    draft = model(tmp_path / "draft", vocab_size=70)
+    code = f"""
+import sys
+from specdistill.cli import main
+main(["check", "--target", {target!r}, "--draft", {draft!r}])
+print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("role", ["target", "draft"])
 @pytest.mark.parametrize(
     ("spoil", "text"), [(cut, "is incomplete: it has"), (lose_a_shard, "model-2.safetensors, which")]

@@ -10,7 +10,7 @@ from tiny_models import make_model, save
 
 from specdistill import load_model
 from specdistill.cli import main
-from specdistill.models.parallel import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.serving import draft_flags, engine_models
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig

@@ -9,7 +9,8 @@ from tiny_models import make_model
 
 from specdistill.decoding import Sampling, generate_plain
 from specdistill.decoding.parallel_draft import ParallelDrafting
-from specdistill.models import LanguageModel, parallel
+from specdistill.files import parallel_drafting
+from specdistill.models import LanguageModel
 
 MASK = 66
 """Beyond the 65 ids of the tiny tokenizer; the models' 72 rows of embedding hold it."""
@@ -20,7 +21,7 @@ ANSWER = 36
 def make_parallel(family: str = "llama", *, mask_id: int = MASK, trained: int | None = None, **settings):
     """A random model that drafts in one pass."""
     model = make_model(family, **{"vocab_size": 72} | settings)
-    parallel.ParallelDrafting(mask_id, trained).write_to(model.config)
+    parallel_drafting.ParallelDrafting(mask_id, trained).write_to(model.config)
     return model
 
 

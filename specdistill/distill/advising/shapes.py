@@ -15,12 +15,12 @@ from specdistill.distill.cutting.head import HEAD_IDS
 from specdistill.distill.cutting.layer_search import even_layers
 from specdistill.errors import ConfigError, ModelError, first_line
 from specdistill.evaluation.advice import HEAD, INDEPENDENT, PARALLEL
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, cut_draft, families
 from specdistill.models.eagle3 import head_from_target
 from specdistill.models.eagle3.start import check_target
 from specdistill.models.head_draft import as_draft
 from specdistill.models.mask_token import install_mask_token
-from specdistill.models.parallel import ParallelDrafting
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specdistill.errors import ConfigError
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models.mask_token import embedding_weight
-from specdistill.models.parallel import ParallelDrafting
 
 
 def check_installed() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from specdistill.decoding.expanded_pass import prove_expanded, refuse_parallel_states
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.errors import ConfigError
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.checkpoint import is_fresh_cut
 from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import choose_mask_token, install_mask_token
 from specdistill.models.pair import FoundPair
-from specdistill.models.parallel import ParallelDrafting
 
 
 @dataclass(frozen=True)

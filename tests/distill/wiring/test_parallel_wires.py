@@ -23,8 +23,8 @@ from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.distill.training.step import guesses_by_depth
 from specdistill.evaluation.acceptance import predicted_tau, score
 from specdistill.evaluation.answer_states import answer_hidden_states
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models.mask_token import install_mask_token
-from specdistill.models.parallel import ParallelDrafting
 from specdistill_kernels import SoftLabels
 
 MASK, TOKENS = 2, 3

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from specdistill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
 """Keys of config.json that name the mask token, in vLLM 0.32's order; we write `pard_token`."""
