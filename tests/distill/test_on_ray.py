@@ -95,6 +95,22 @@ def test_a_shard_that_cannot_be_written_ends_the_run_with_one_line():
     with pytest.raises(SpecdistillError, match="no space left on device") as error:
         on_ray.write_shards(Failing, (), range(3), address="local", workers=1, on_done=lambda done: None)
     assert "\n" not in str(error.value)
+    assert not ray.is_initialized(), "the cluster that the run began ends with it"
+    # A thread that fetched ahead would outlive the run and start a cluster when it next asks for something.
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("ray", "iter"))]
+
+
+def test_a_cluster_of_the_callers_own_stays():
+    # Defined here: workers can't import this file, so it has to travel whole.
+    class Counting:
+        def write(self, number):
+            return number
+
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    done = []
+    on_ray.write_shards(Counting, (), range(1, 4), address="local", workers=1, on_done=done.append)
+    assert sorted(done) == [1, 2, 3]
+    assert ray.is_initialized()
 
 
 def test_no_cluster_is_said(folder, tmp_path):

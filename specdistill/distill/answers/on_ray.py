@@ -61,6 +61,7 @@ def write_shards(
     import ray.data
     import ray.exceptions
 
+    began = not ray.is_initialized()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": True}
     try:
         with _own_sigterm():
@@ -83,13 +84,18 @@ def write_shards(
         compute=ray.data.ActorPoolStrategy(size=workers),
     )
     try:
-        for row in done.iter_rows():
-            if row["error"]:
-                raise SpecdistillError(f"a Ray worker failed: {row['error']}; the same command goes on where it was")
-            on_done(int(row["done"]))
+        # Fetching ahead is left to a thread that outlives a failed run, and that would then start a cluster of its own.
+        batches: Any = done.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy")
+        for batch in batches:
+            if error := str(batch["error"][0]):
+                raise SpecdistillError(f"a Ray worker failed: {error}; the same command goes on where it was")
+            on_done(int(batch["done"][0]))
     except ray.exceptions.RayError as error:
         reason = first_line(error)
         raise SpecdistillError(f"Ray gave up: {reason}; the same command goes on where it was") from error
+    finally:
+        if began:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
