@@ -92,7 +92,7 @@ def every_mask(answer: int, num_tokens: int, anchors: Sequence[int] | None = Non
 def drop_masks(masks: Sequence[int], keep: float, least: float, seed: str) -> tuple[int, ...]:
     """Drops masks so that each depth keeps a smaller share of them, and no mask without those before it.
 
-    Of the masks i of all anchors the share max(keep ** i, least) stays.
+    Of the masks i of all anchors the share max(keep ** i, least) stays, on average over seeds however few there are.
 
     Args:
         masks: Number of masks behind each anchor.
@@ -103,14 +103,15 @@ def drop_masks(masks: Sequence[int], keep: float, least: float, seed: str) -> tu
     Returns:
         Number of masks that each anchor keeps.
     """
-    order = list(range(len(masks)))
-    random.Random(seed).shuffle(order)
-    kept, alive = [0] * len(masks), [anchor for anchor in order if masks[anchor] > 0]
-    for depth in range(1, max(masks, default=0) + 1):
-        there = sum(count >= depth for count in masks)
-        # Those that go on are among those that kept the depth before, in the one order that was drawn.
-        alive = [anchor for anchor in alive if masks[anchor] >= depth]
-        alive = alive[: round(there * max(keep**depth, least))]
-        for anchor in alive:
-            kept[anchor] = depth
+    draw = random.Random(seed)
+    order = [anchor for anchor, count in enumerate(masks) if count > 0]
+    draw.shuffle(order)
+    shift = draw.random()
+    shares = [max(keep**depth, least) for depth in range(1, max(masks, default=0) + 1)]
+    kept = [0] * len(masks)
+    for rank, anchor in enumerate(order):
+        # Evenly spread over [0, 1), and as likely anywhere: a share of less than one mask is one mask in some steps,
+        # where rounding would leave the far guesses of short answers out of all of them.
+        place = (rank + shift) / len(order)
+        kept[anchor] = sum(place < share for share in shares[: masks[anchor]])
     return tuple(kept)

@@ -47,6 +47,16 @@ def test_dropping_keeps_the_share_of_each_depth(keep, least):
     assert all(after <= count for after, count in zip(kept, before, strict=True))
 
 
+@pytest.mark.parametrize("masks", [every_mask(5, 8), every_mask(9, 8), every_mask(48, 8, anchors=[1, 10, 19, 28, 37])])
+def test_the_far_guesses_of_a_few_anchors_are_trained_in_some_steps(masks):
+    """A share of less than half a mask must not be rounded to none in every step."""
+    steps = [drop_masks(masks, 0.5, 0.1, str(step)) for step in range(4000)]
+    for depth in range(1, max(masks) + 1):
+        there = sum(count >= depth for count in masks) * len(steps)
+        stay = sum(count >= depth for kept in steps for count in kept)
+        assert stay / there == pytest.approx(max(0.5**depth, 0.1), abs=0.02), depth
+
+
 def test_dropping_costs_a_small_constant():
     """Published settings at 8 tokens: 3.4 rows a token, where all masks would be 8."""
     assert sum(drop_masks(every_mask(1000, 8), 0.7, 0.2, "s")) / 1000 == pytest.approx(2.37, abs=0.02)
