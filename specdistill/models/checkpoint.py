@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from specdistill.files import atomic
-from specdistill.files.parallel_drafting import MASK_KEYS, ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import families, vocabulary
 from specdistill.models.eagle3 import save_head
 from specdistill.models.head_draft import HeadModel
@@ -45,14 +44,6 @@ CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
 def is_fresh_cut(draft: LanguageModel) -> bool:
     """Whether the draft comes directly from init-draft. Training writes to another directory, without the record."""
     return draft.directory is not None and (draft.directory / CUT_RECORD_FILE).is_file()
-
-
-def is_new_parallel(draft: LanguageModel) -> bool:
-    """Whether a parallel draft guessed one token per pass where it was loaded: its config.json names no mask token."""
-    if draft.parallel is None or draft.directory is None:
-        return False
-    file = draft.directory / "config.json"
-    return file.is_file() and not set(MASK_KEYS) & set(json.loads(file.read_text()))
 
 
 def save_draft(

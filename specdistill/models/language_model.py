@@ -52,6 +52,8 @@ class LanguageModel:
     """Packed copy of the output head that is used in its place; see `packed.pack`."""
     one_by_one: bool = False
     """Whether a parallel draft is used as an ordinary one, which takes a pass for each token."""
+    learns_to_guess: bool = False
+    """Whether a run has just made a parallel draft of it: where it was loaded, it guessed one token per pass."""
     proof: object | None = field(default=None, repr=False)
     """Result of `decoding.proof` for this model; None before it was made."""
     step_runner: Any = field(default=None, repr=False)

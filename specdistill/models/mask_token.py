@@ -98,6 +98,7 @@ def install_mask_token(draft: LanguageModel, drafting: ParallelDrafting, rows: i
     """
     model, mask_id = draft.model, drafting.mask_id
     before = draft.parallel
+    draft.learns_to_guess = before is None
     drafting.write_to(model.config)
     wanted = max(rows, mask_id + 1)
     if draft.head_weight.shape[0] < wanted:

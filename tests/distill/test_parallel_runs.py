@@ -15,10 +15,14 @@ from specdistill import train_draft
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.target.place import Stored
 from specdistill.distill.training.anchors import Anchored
+from specdistill.distill.training.settings import OptimiserSettings
+from specdistill.distill.training.step import learning_rate
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
 from specdistill.evaluation.to_json import finite
 from specdistill.files import run_settings
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import load_model
+from specdistill.models.mask_token import install_mask_token
 
 # A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
 FREE = 65
@@ -50,6 +54,17 @@ def test_a_trained_draft_takes_a_fresh_cuts_rate_until_it_guesses_in_parallel(fo
     on = train(folder, tmp_path / "on", draft=str(tmp_path / "first"), **few)
     ordinary = train(folder, tmp_path / "ordinary", draft=str(folder / "draft"), **few | {"parallel": 0})
     assert [summary.learning_rate for summary in (first, on, ordinary)] == [1.5e-3, 3e-4, 3e-4]
+
+
+def test_a_draft_from_the_hub_takes_that_rate_too():
+    """Its files are in the hub's cache, so no directory of it is known."""
+    draft = make_model(layers=1, vocab_size=72)
+    assert draft.directory is None
+    rates = []
+    for tokens in (2, 3):
+        install_mask_token(draft, ParallelDrafting(FREE, tokens), 72)
+        rates.append(learning_rate(OptimiserSettings(), draft))
+    assert rates == [1.5e-3, 3e-4], "a parallel draft that is trained on has learned to guess already"
 
 
 @pytest.mark.parametrize("draft", ["draft", "tied"])
@@ -178,9 +193,10 @@ def test_each_step_drops_other_masks(folder, tmp_path):
     assert {one.masks for one in everything.examples} == {(2, 1, 0)}
 
 
-def test_lora_trains_the_masks_embedding_and_no_other(folder, tmp_path):
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lora_trains_the_masks_embedding_and_no_other(folder, tmp_path, decay):
     pytest.importorskip("peft")
-    train(folder, tmp_path / "out", lora_rank=2, keep="last", **FEW)
+    train(folder, tmp_path / "out", lora_rank=2, weight_decay=decay, keep="last", **FEW)
     before, after = (load_file(place / "model.safetensors") for place in (folder / "draft", tmp_path / "out"))
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1).nonzero().flatten()
     assert changed.tolist() == [FREE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,22 @@ def add_adapters(model: PreTrainedModel, rank: int, parallel: ParallelDrafting |
         _train_row(embedding_weight(model), parallel.mask_id)
 
 
+def trained_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters as an optimiser's groups.
+
+    Where adapters are trained, what is beside them is an embedding of which one row learns: no weight decay, which
+    would shrink its frozen rows.
+    """
+    parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    if not has_adapters(network):
+        return [{"params": list(parameters.values())}]
+    adapters = [each for name, each in parameters.items() if "lora_" in name]
+    rows = [each for name, each in parameters.items() if "lora_" not in name]
+    return [{"params": adapters}, *([{"params": rows, "weight_decay": 0.0}] if rows else [])]
+
+
 def _train_row(weight: Tensor, row: int) -> None:
-    """Lets one row of a frozen weight learn: the gradient of all others is 0, and so is AdamW's step."""
+    """Lets one row of a frozen weight learn: the gradient of all others is 0, and so is AdamW's step without decay."""
     only = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
     only[row] = 1
     weight.requires_grad_(True)

@@ -18,13 +18,14 @@ from specdistill.data.batch import Batch, Example, Provenance, collate, join_sof
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
+from specdistill.distill.training import lora
 from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.held_signals import held_signals
 from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages, select_tokens
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.models import LanguageModel, ModelPair
-from specdistill.models.checkpoint import is_fresh_cut, is_new_parallel
+from specdistill.models.checkpoint import is_fresh_cut
 from specdistill_kernels import SoftLabels
 
 _PRECISIONS: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -128,10 +129,8 @@ class StepRunner:
         self.shards = Shards(loss, ranks, pair.draft if shards_draft and ranks.world > 1 else None)
         if self.shards.sharded:
             self._claim_root(loss)
-        parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=learning_rate(settings, pair.draft), weight_decay=settings.weight_decay, fused=True
-        )
+        groups, rate = lora.trained_groups(loss), learning_rate(settings, pair.draft)
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=settings.weight_decay, fused=True)
         if self.shards.sharded:
             # It needs no wrapper: its own hooks sum gradients.
             self._loss, self.optimizer = loss, self._accelerator.prepare(optimizer)
@@ -287,7 +286,7 @@ def learning_rate(settings: OptimiserSettings, draft: LanguageModel) -> float:
     """
     if settings.learning_rate:
         return settings.learning_rate
-    much = is_fresh_cut(draft) or is_new_parallel(draft) or settings.lora_rank
+    much = is_fresh_cut(draft) or draft.learns_to_guess or settings.lora_rank
     tiny, small, large = (1.5e-3, 5e-4, 1e-4) if much else (3e-4, 1e-4, 1e-5)
     return tiny if draft.num_parameters < 100e6 else small if draft.num_parameters < 300e6 else large
 
