@@ -150,6 +150,11 @@ class TrainConfig(Config):
             raise ConfigError(
                 "--enough-alpha and --tolerated-drop judge the first token alone; with --parallel set both to 0"
             )
+        if self.watch == "loss":
+            raise ConfigError(
+                "--watch loss would be that of a parallel draft's first guess alone; leave --watch away, and tokens "
+                "per target call decide, or take alpha"
+            )
         self.parallel_draft.require_room(self._longest_answer)
         if self.parallel_draft.parallel_confidence and not self.objective.needs_target:
             raise ConfigError(

@@ -120,6 +120,11 @@ class PlannedTraining:
         at_least(self, 1, "label_top_k", "batch_size", "micro_batch_size")
         at_least(self, 0, "parallel")
         within_one(self, "parallel_keep", "parallel_keep_least")
+        # As train-draft refuses them.
+        if self.parallel == 1:
+            raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
+        if self.parallel_keep == 0:
+            raise ConfigError("--parallel-keep must be above 0")
         needs(self, self.parallel > 0, "--parallel", "parallel_keep", "parallel_keep_least")
 
     @property

@@ -228,6 +228,7 @@ REFUSED = {
     "online": ({"parallel": 4, "method": "online", "online": "x"}, "single tokens"),
     "reward": ({"parallel": 4, "reward": "m:f"}, "--parallel goes without --reward"),
     "watch": ({"watch": "tokens_per_call"}, "--watch tokens_per_call needs --parallel"),
+    "loss": ({"parallel": 4, "watch": "loss"}, "--watch loss would be that of a parallel draft's first guess alone"),
     "preset": ({"parallel": 4, "preset": "adapt"}, "with --parallel set both to 0"),
     "confidence": ({"parallel": 4, "parallel_confidence": True, "method": "seqkd"}, "cross entropy looks at none"),
 }
