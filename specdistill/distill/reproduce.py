@@ -14,6 +14,7 @@ from specdistill.distill.methods import METHODS
 from specdistill.distill.target.head_states import states_for
 from specdistill.distill.target.place import Stored
 from specdistill.distill.target.stored_states import StoredStates, stored_outer_weights, stored_states
+from specdistill.distill.training import lora
 from specdistill.distill.training.checkpoints import trained
 from specdistill.distill.training.guard_rails import LABELS_FILE, SEQUENCES_FILE, WEIGHTS_FILE
 from specdistill.distill.training.head_loss import build_loss
@@ -117,6 +118,8 @@ def _pair(
         mask_id = json.loads((directory / SEQUENCES_FILE).read_text())["mask_token"]
         drafting = ParallelDrafting(mask_id, settings["parallel"])
         install_mask_token(pair.draft, drafting, pair.target.head_weight.shape[0])
+    if settings.get("lora_rank"):
+        lora.add_adapters(pair.draft.model, settings["lora_rank"], pair.draft.parallel if parallel else None)
     weights = load_file(directory / WEIGHTS_FILE)
     with torch.no_grad():
         for name, parameter in trained(pair.draft.model).items():

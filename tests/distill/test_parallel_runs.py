@@ -212,10 +212,13 @@ def test_text_that_the_draft_writes(folder, tmp_path, settings):
     assert run.summary is not None and run.summary.after["tokens_per_call"] >= 1
 
 
-def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"lora_rank": 2, "parallel": 0}])
+def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch, settings):
+    if settings:
+        pytest.importorskip("peft")
     values = spoil_loss(monkeypatch, 2)
     with pytest.raises(SpecdistillError, match="loss inf"):
-        train(folder, tmp_path / "out", **FEW)
+        train(folder, tmp_path / "out", **FEW | settings)
     monkeypatch.undo()
     loss, _ = reproduce(tmp_path / "out" / "failed-step-000002")
     assert loss == pytest.approx(values[1], rel=1e-5)
