@@ -24,6 +24,7 @@ from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import Labeller
 from specdistill.distill.training.measures import Sums
 from specdistill.distill.training.parallel_rows import Guesses, guessing_rows
+from specdistill.errors import DataError
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
@@ -49,6 +50,9 @@ class ParallelHeldOut:
         sampling: How they were sampled.
         rule: Acceptance rule of the server: greedy, sampled or argmax_draft.
         num_tokens: Tokens that the draft guesses per pass (K).
+
+    Raises:
+        DataError: No answer has a token that a draft could guess.
     """
 
     _FLAG: ClassVar[str] = "--parallel"
@@ -68,6 +72,11 @@ class ParallelHeldOut:
         self._rule = "greedy" if sampling.greedy else rule
         # No answer of so few tokens is guessed at from further away.
         longest = max(len(one.answer_ids) for one in answers)
+        if longest < 2:
+            raise DataError(
+                "every held-out answer of the target ends with its first token, which comes from its pass over the "
+                "prompt: there is nothing to draft; look at OUTPUT/heldout, and take prompts with longer answers"
+            )
         self._deepest = min(num_tokens, max(1, longest - self._FIRST))
         self._answers = [dataclasses.replace(one, masks=every_mask(len(one.answer_ids), num_tokens)) for one in answers]
 

@@ -21,6 +21,7 @@ from specdistill.distill.training.heldout_parallel import ParallelHeldOut, Targe
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.distill.training.step import guesses_by_depth
+from specdistill.errors import DataError
 from specdistill.evaluation.acceptance import predicted_tau, score
 from specdistill.evaluation.answer_states import answer_hidden_states
 from specdistill.files.parallel_drafting import ParallelDrafting
@@ -247,6 +248,14 @@ def test_depths_that_no_held_out_answer_reaches_are_named_and_left_out(models):
     assert all(counts.sum() > 0 for _, counts in sums.values())
     ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 4).warn(lines.append)
     assert len(lines) == 1
+
+
+def test_answers_of_one_token_leave_nothing_to_draft():
+    """Tokens per target call would be 0 / 0, and no draft better than the start."""
+    ends = [example((3, 5, 4), (1,)), example((3, 4), (1,))]
+    with pytest.raises(DataError, match="ends with its first token, .* nothing to draft; look at OUTPUT/heldout"):
+        ParallelHeldOut(ends, [], Sampling(), "sampled", 3)
+    ParallelHeldOut([*ends, EXAMPLES[0]], [], Sampling(), "sampled", 3)
 
 
 @pytest.mark.parametrize("rule", ["greedy", "sampled", "argmax_draft"])
