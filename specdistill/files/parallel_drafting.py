@@ -44,7 +44,7 @@ class ParallelDrafting:
 
         Raises:
             ModelError: The mask token has no row in the embedding, two keys name different ones, or the number of
-                tokens is below 1.
+                tokens is below 2: train-draft takes no fewer.
         """
         named = {key: getattr(config, key) for key in MASK_KEYS if _names_mask(config, key)}
         if not named:
@@ -60,9 +60,9 @@ class ParallelDrafting:
                 f"{rows - 1}; correct it, or remove it to draft one token per pass"
             )
         trained = getattr(config, TRAINED_KEY, None)
-        if trained is not None and (not _is_int(trained) or trained < 1):
+        if trained is not None and (not _is_int(trained) or trained < 2):
             raise ModelError(
-                f"{where} has {TRAINED_KEY} {trained!r} in its config.json, which must be 1 or more; correct or remove "
+                f"{where} has {TRAINED_KEY} {trained!r} in its config.json, which must be 2 or more; correct or remove "
                 "it"
             )
         return cls(mask_id, trained)

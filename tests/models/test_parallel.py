@@ -60,6 +60,10 @@ def test_writing_leaves_one_name_only(tmp_path):
             "different mask tokens in its config.json: pard_token 3, ptd_token_id 4",
         ),
         ({"pard_token": 3, "parallel_draft_tokens": 0}, "parallel_draft_tokens 0 in its config.json"),
+        (
+            {"pard_token": 3, "parallel_draft_tokens": 1},
+            "parallel_draft_tokens 1 in its config.json, which must be 2 or more",
+        ),
     ],
 )
 def test_impossible_values_are_refused_before_weights_are_read(tmp_path, keys, said):

@@ -253,7 +253,7 @@ def test_depths_that_no_held_out_answer_reaches_are_named_and_left_out(models):
 def test_answers_of_one_token_leave_nothing_to_draft():
     """Tokens per target call would be 0 / 0, and no draft better than the start."""
     ends = [example((3, 5, 4), (1,)), example((3, 4), (1,))]
-    with pytest.raises(DataError, match="ends with its first token, .* nothing to draft; look at OUTPUT/heldout"):
+    with pytest.raises(DataError, match=r"ends with its first token, .* nothing to draft; look at OUTPUT/heldout"):
         ParallelHeldOut(ends, [], Sampling(), "sampled", 3)
     ParallelHeldOut([*ends, EXAMPLES[0]], [], Sampling(), "sampled", 3)
 
