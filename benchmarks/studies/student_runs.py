@@ -23,7 +23,7 @@ from specdistill.data import Example
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
-from specdistill.evaluation.acceptance import ALPHA_RULES, alpha_sums, score
+from specdistill.evaluation.acceptance import ALPHA_RULES, HiddenCache, alpha_sums, score
 from specdistill.files.atomic import write_text
 from specdistill.models import LanguageModel, load, load_model
 from specdistill.models.adapters import save_merged
@@ -63,7 +63,7 @@ class Scale:
 SCALES = {
     "study": Scale(2000, 512, 128, 1.0, 250, 60, 16, 0, 8),
     # For two CPU cores and some nights.
-    "cpu": Scale(1000, 256, 64, 1.0, 100, 30, 8, 8192, 256),
+    "cpu": Scale(1000, 256, 64, 1.0, 250, 30, 8, 8192, 256),
     # Proves in minutes that every part runs; its numbers mean nothing.
     "try": Scale(16, 12, 4, 0.01, 2, 2, 2, 8192, 8),
 }
@@ -262,6 +262,7 @@ class Judge:
         self._encoded = [encode(prompt, self._target.tokenizer) for prompt in self.prompts]
         file = study.folder.heldout_answers
         self._answers = answers_once(file, self.prompts, self._encoded, lambda: self._write(self._target, Sampling()))
+        self._states: HiddenCache = {}
 
     def judge(self, model_directory: Path) -> None:
         """Writes SCORES_FILE beside a model: column -> score per prompt, rule -> sums of alpha and of tokens."""
@@ -274,7 +275,7 @@ class Judge:
             name: [column(prompt, text) for prompt, text in zip(self.prompts, texts, strict=True)]
             for name, column in self._study.task.scores.items()
         }
-        records = score(self._target, model, self._answers, Sampling())
+        records = score(self._target, model, self._answers, Sampling(), target_cache=self._states)
         sums = {rule: [column.tolist() for column in alpha_sums(records, rule)] for rule in ALPHA_RULES}
         write_text(file, json.dumps({"scores": columns, "alpha": sums, "first_answers": texts[:4]}))
         means = {name: round(sum(values) / len(values), 3) for name, values in columns.items()}
