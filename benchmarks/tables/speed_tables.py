@@ -43,8 +43,8 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
-def lossless_line() -> str:
-    result = load_result("lossless.json")
+def lossless_line(file: str = "lossless.json") -> str:
+    result = load_result(file)
     outcome = "identical in all of them" if result["identical"] else f"{len(result['differences'])} differences"
     return (
         f"{result['prompts']} prompts x draft lengths {result['draft_lengths'][0]} to {result['draft_lengths'][-1]}, "
@@ -112,6 +112,19 @@ def packed_step_table() -> str:
             over = "" if name == "padded" else interval_cell(row["over_padded"], places=2)
             speed, memory = f"{row['tokens_per_second']:.1f}", f"{row['peak_above_held_mib']:,} MiB"
             lines.append(table_row([kind, name, f"{row['padding']:.0%}", speed, over, memory]))
+    return "\n".join(lines)
+
+
+def parallel_step_table() -> str:
+    """Steps of a parallel draft against an ordinary one, by what is dropped."""
+    result = load_result("parallel_step.json")
+    titles = ["text", "step", "guesses per token", "tokens of text per second, against an ordinary step"]
+    lines = [table_row([*titles, "memory above what is held"]), "|---" * (len(titles) + 1) + "|"]
+    for kind in ("fresh", "known"):
+        for name, row in result[f"{kind} text"].items():
+            over = "1" if name == "ordinary" else interval_cell(row["over_ordinary"], places=2)
+            memory = f"{row['peak_above_held_mib']:,.0f} MiB"
+            lines.append(table_row([kind, name, f"{row['guesses_per_token']:.1f}", over, memory]))
     return "\n".join(lines)
 
 

@@ -62,15 +62,7 @@ def write_shards(
     import ray.exceptions
 
     began = not ray.is_initialized()
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": True}
-    try:
-        with _own_sigterm():
-            if address == "local":
-                ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-            else:
-                ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError) as error:
-        raise SpecdistillError(f"--ray {address}: no cluster there ({first_line(error)})") from error
+    _connect(address, workers)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -96,6 +88,20 @@ def write_shards(
     finally:
         if began:
             ray.shutdown()
+
+
+def _connect(address: str, workers: int) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": True}
+    try:
+        with _own_sigterm():
+            if address == "local":
+                ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError) as error:
+        raise SpecdistillError(f"--ray {address}: no cluster there ({first_line(error)})") from error
 
 
 @contextlib.contextmanager
