@@ -72,6 +72,7 @@ PARALLEL_TABLES: Tables = {
     "kinds-mails-speed": partial(kind_tables.speed_table, "mails"),
     "kinds-code": partial(kind_tables.calls_table, "code"),
     "kinds-code-speed": partial(kind_tables.speed_table, "code"),
+    "parallel-step": speed_tables.parallel_step_table,
     "parallel-losses": kind_tables.losses_table,
     "parallel-lossless": partial(speed_tables.lossless_line, "lossless_parallel.json"),
     "parallel-over": partial(kind_tables.over_lines, ("mails", "code"), PARALLEL_OVER_SINGLE),

@@ -122,7 +122,7 @@ def parallel_step_table() -> str:
     lines = [table_row([*titles, "memory above what is held"]), "|---" * (len(titles) + 1) + "|"]
     for kind in ("fresh", "known"):
         for name, row in result[f"{kind} text"].items():
-            over = "1" if name == "ordinary" else interval_cell(row["over_ordinary"], places=2)
+            over = "1" if name == "ordinary" else f"{row['over_ordinary']['mean']:.2f}"
             memory = f"{row['peak_above_held_mib']:,.0f} MiB"
             lines.append(table_row([kind, name, f"{row['guesses_per_token']:.1f}", over, memory]))
     return "\n".join(lines)
