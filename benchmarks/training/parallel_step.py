@@ -1,6 +1,6 @@
 """A training step of a parallel draft (PARD) against an ordinary one: tokens of text per second, and memory.
 
-    python benchmarks/training/parallel_step.py        (about 6 minutes; nothing else may run meanwhile)
+    python benchmarks/training/parallel_step.py        (about 7 minutes; nothing else may run meanwhile)
 
 Target and draft have SmolLM2-135M's shapes (30 layers, and 4 for the draft) and random weights, so nothing is
 downloaded; float32, one thread, 4 answers of 128 tokens behind prompts of 64, forward KL. Tokens are those of the

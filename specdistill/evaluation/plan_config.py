@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, needs, within_one
+from specdistill.settings.checks import at_least, check_parallel, needs
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
 _MOST_EPOCHS = 1_000_000
@@ -118,13 +118,7 @@ class PlannedTraining:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "label_top_k", "batch_size", "micro_batch_size")
-        at_least(self, 0, "parallel")
-        within_one(self, "parallel_keep", "parallel_keep_least")
-        # As train-draft refuses them.
-        if self.parallel == 1:
-            raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
-        if self.parallel_keep == 0:
-            raise ConfigError("--parallel-keep must be above 0")
+        check_parallel(self)
         needs(self, self.parallel > 0, "--parallel", "parallel_keep", "parallel_keep_least")
 
     @property

@@ -37,6 +37,22 @@ def within_one(config: object, *names: str) -> None:
             raise ConfigError(f"{flag(name)} must be in [0, 1], got {getattr(config, name)}")
 
 
+def above_zero(config: object, *names: str) -> None:
+    """Raises ConfigError for the first named setting that is 0; None passes."""
+    for name in names:
+        if getattr(config, name) == 0:
+            raise ConfigError(f"{flag(name)} must be above 0")
+
+
+def check_parallel(config: Any) -> None:
+    """Raises ConfigError for tokens or shares of masks that no parallel draft can be trained with."""
+    at_least(config, 0, "parallel")
+    within_one(config, "parallel_keep", "parallel_keep_least")
+    if config.parallel == 1:
+        raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
+    above_zero(config, "parallel_keep")
+
+
 def check_seed(seed: int) -> None:
     """Raises ConfigError for a --seed that some generator of random numbers would refuse."""
     if not 0 <= seed <= LARGEST_SEED:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdistill.distill.training.parallel_settings import ParallelLoss
-from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, needs, within_one
+from specdistill.settings.checks import above_zero, at_least, needs, within_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,7 @@ class HeadSettings:
     def __post_init__(self) -> None:
         at_least(self, 1, "unroll")
         within_one(self, "unroll_weights")
-        if self.unroll_weights == 0:
-            raise ConfigError("--unroll-weights must be above 0")
+        above_zero(self, "unroll_weights")
 
     def refuse_idle(self) -> None:
         """Refuses settings of heads for another draft."""

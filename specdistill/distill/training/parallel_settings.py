@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, needs, within_one
+from specdistill.settings.checks import above_zero, at_least, check_parallel, needs, within_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,10 @@ class ParallelSettings:
     token is seldom reached (PARD-2)."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "parallel", *(["mask_token"] if self.mask_token is not None else []))
-        within_one(self, "parallel_keep", "parallel_keep_least", "parallel_weights")
-        if self.parallel == 1:
-            raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
-        for name in ("parallel_keep", "parallel_weights"):
-            if getattr(self, name) == 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0")
+        check_parallel(self)
+        at_least(self, 0, *(["mask_token"] if self.mask_token is not None else []))
+        within_one(self, "parallel_weights")
+        above_zero(self, "parallel_weights")
         others = ("mask_token", "anchors", "parallel_keep", "parallel_keep_least", "parallel_weights")
         needs(self, self.wanted, "--parallel", *others, "parallel_confidence")
 
