@@ -94,6 +94,7 @@ TOGETHER = {
         "top_p": {"top_p": 0.9},
     },
     "plan": {
+        "parallel": {"parallel": 8},
         "parallel_keep": {"parallel": 8, "parallel_keep": 0.7},
         "parallel_keep_least": {"parallel": 8, "parallel_keep_least": 0.2},
         "gpu": CARD,

@@ -291,7 +291,7 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
 
     def rates(directory):
         sizes = (42_000_000, 135_000_000, 1_000_000_000)
-        drafts = [SimpleNamespace(directory=directory, num_parameters=size, parallel=None) for size in sizes]
+        drafts = [SimpleNamespace(directory=directory, num_parameters=size, learns_to_guess=False) for size in sizes]
         return [learning_rate(free.optimiser, draft) for draft in drafts]
 
     assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
