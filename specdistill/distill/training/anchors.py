@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -26,14 +27,37 @@ class Anchored(Wrapped):
         draft: A parallel draft; it is asked where its rounds begin.
         settings: Anchors, and how many masks are kept.
         seed: Random seed of the run.
+        say: Where it is said, once, that text holds the mask token.
     """
 
-    def __init__(self, source: Source, draft: LanguageModel, settings: ParallelSettings, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        draft: LanguageModel,
+        settings: ParallelSettings,
+        seed: int,
+        say: Callable[[str], None],
+    ) -> None:
         super().__init__(source)
-        self._draft, self._settings, self._seed = draft, settings, seed
+        self._draft, self._settings, self._seed, self._say = draft, settings, seed, say
+        self._warned = False
 
     def next_batch(self, step: int) -> list[Example]:
-        return [self._with_masks(example, step) for example in super().next_batch(step)]
+        examples = super().next_batch(step)
+        self._warn(examples)
+        return [self._with_masks(example, step) for example in examples]
+
+    def _warn(self, examples: list[Example]) -> None:
+        """Prompts are checked before the mask token is chosen; answers come later."""
+        drafting = self._draft.parallel
+        assert drafting is not None, "a parallel draft's anchors"
+        if self._warned or not any(drafting.mask_id in example.answer_ids for example in examples):
+            return
+        self._warned = True
+        self._say(
+            f"warning: answers hold token {drafting.mask_id}, which is this draft's mask token: it learns to guess "
+            "behind real text as behind a mask; --mask-token names an id that they never hold"
+        )
 
     def _with_masks(self, example: Example, step: int) -> Example:
         settings, length = self._settings, len(example.answer_ids)

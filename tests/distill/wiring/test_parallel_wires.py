@@ -8,18 +8,19 @@ import pytest
 import torch
 from by_hand import LOSSES, close
 from tiny_models import make_model
-from tiny_runs import any_config, example, gradient
+from tiny_runs import Said, any_config, example, gradient
 
 from specdistill.data import Provenance
 from specdistill.data.batch import collate, join_soft_labels
 from specdistill.data.mask_tokens import every_mask
 from specdistill.data.soft_labels import likeliest
 from specdistill.decoding import Sampling
+from specdistill.distill.sequences.sources import Source
 from specdistill.distill.target.hidden_states import TargetStates
-from specdistill.distill.training.anchors import round_starts
+from specdistill.distill.training.anchors import Anchored, round_starts
 from specdistill.distill.training.heldout_parallel import ParallelHeldOut, TargetSays, target_says
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
-from specdistill.distill.training.parallel_settings import ParallelLoss
+from specdistill.distill.training.parallel_settings import ParallelLoss, ParallelSettings
 from specdistill.distill.training.step import guesses_by_depth
 from specdistill.errors import DataError
 from specdistill.evaluation.acceptance import predicted_tau, score
@@ -135,6 +136,20 @@ def test_a_mask_token_beyond_the_tokenizers_ids_is_trained_away():
     assert float(loss_of(target, draft, EXAMPLES).loss.detach()) == close(LOSSES["fkl"](p, q).mean().item())
     (of_head,) = torch.autograd.grad(loss_of(target, draft, EXAMPLES).loss, draft.head_weight)
     assert of_head[mask].abs().max() > 0 and not of_head[mask + 1 :].any()
+
+
+def test_answers_that_hold_the_mask_token_are_said_once(models):
+    class Text(Source):
+        def next_batch(self, step):
+            return [example((3, 5), (6, 7, 8)), example((3, 5), (6, *((MASK,) if step else ()), 8))]
+
+    said = Said()
+    text = Anchored(Text(), models[1], ParallelSettings(parallel=TOKENS), 0, said.say)
+    text.next_batch(0)
+    assert not said.lines
+    assert [one.masks for step in (1, 2) for one in text.next_batch(step)]
+    (line,) = said.lines
+    assert f"answers hold token {MASK}, which is this draft's mask token" in line and "--mask-token" in line
 
 
 def test_cross_entropy_predicts_the_text(models):
