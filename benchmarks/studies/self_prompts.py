@@ -27,23 +27,21 @@ from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.prompt_kinds import shares
 from benchmarks.studies.runs import cut_once, train_once
 from benchmarks.studies.scores import PromptSums, Scores, alpha, alpha_by_seed, alpha_over
+from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_own_answers
 from benchmarks.support.history import read_history
 from benchmarks.support.paths import target_file
 from benchmarks.support.results import write_result
-from specdistill import GenerateConfig, generate
 from specdistill.data.prompts import load_prompts
 from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.models import load_model
 from specdistill.report.progress import TerminalProgress
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.self_prompts import SelfPromptSettings
 
-MAX_NEW_TOKENS, LAYERS = 48, 4
-SELF = SelfPromptSettings(self_max_tokens=96)
+LAYERS = 4
 COUNTED = "self:1000"
 ROWS: dict[str, dict[str, Any]] = {
     "builtin": {"prompts": "builtin:train"},
-    "self": {"prompts": "self:920", "self_max_tokens": SELF.self_max_tokens},
+    "self": OWN,
 }
 ANSWERS = {"builtin": 12, "self": 1}
 """Answers per prompt, equally many in all."""
@@ -60,23 +58,10 @@ def answers_of(folder: StudyFolder, row: str) -> Path:
 
 def prepare(folder: StudyFolder) -> None:
     """The held-out prompts, the cut and both sets of answers, each where it is missing."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    heldout = [
-        {"id": prompt.id, "messages": prompt.messages, "category": prompt.category}
-        for prompt in load_prompts("builtin:heldout")
-    ]
-    folder.prompts("heldout").write_text("".join(json.dumps(row) + "\n" for row in heldout))
+    write_heldout(folder.prompts("heldout"))
     cut_once(str(target_file()), folder.cut(LAYERS), "--layers", str(LAYERS))
     for row, prompts in ROWS.items():
-        config = GenerateConfig.flat(
-            target=str(target_file()),
-            output=str(answers_of(folder, row)),
-            rollouts_per_prompt=ANSWERS[row],
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=64,
-            **prompts,
-        )
-        generate(config, TerminalProgress())
+        write_own_answers(answers_of(folder, row), prompts, ANSWERS[row])
 
 
 def written_prompts() -> dict[str, Any]:
