@@ -3,7 +3,9 @@
 Beside a labelled shard NAME.parquet lies features/NAME.npy, [rows, hidden]. For each answer of the shard, in order, it
 holds the states that a head reads, one row for each of its layers at each token of prompt and answer, and then the
 states that predict the answer's tokens, as `TargetStates` gives them. NumPy has no bfloat16: its bits are stored as
-uint16. features/target.safetensors holds the target's embedding and output head, and whose states these are.
+uint16. Behind the numbers, where NumPy does not look, stands a hash of whose states of which texts they are: a file of
+another set or shard may have the same size. features/target.safetensors holds the target's embedding and output head,
+and whose states these are.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ STATES = 3
 _FOLDER, _TARGET, _KEY = "features", "target.safetensors", "specdistill"
 _STORED = {torch.float16: "<f2", torch.bfloat16: "<u2", torch.float32: "<f4"}
 _AGAIN = "the same 'specdistill annotate' completes it"
+_HASH_BYTES = 16
 
 
 class TextStates(NamedTuple):
@@ -82,10 +85,12 @@ def feature_file_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in (directory / _FOLDER).glob("[!.]*"))
 
 
-def are_whole(shard: Path, rows: Sequence[AnswerRow], hidden_size: int) -> bool:
-    """Whether the states of a labelled shard are there."""
+def are_whole(shard: Path, rows: Sequence[AnswerRow], states_of: StatesOf) -> bool:
+    """Whether the states of a labelled shard are there, and are this target's of these answers."""
+    path = features_of(shard)
     try:
-        return features_of(shard).is_file() and _open(features_of(shard)).shape == (_total(rows), hidden_size)
+        whole = path.is_file() and _open(path).shape == (_total(rows), states_of.hidden_size)
+        return whole and _belongs(path, _owner(states_of, rows))
     except DataError:
         return False
 
@@ -112,13 +117,13 @@ class FeatureWriter:
     Args:
         file: Opened for writing.
         rows: The shard's answers, in the order in which they will come.
-        hidden_size: Numbers of a state.
+        states_of: Whose states they are.
         dtype: Number format: float16, bfloat16 or float32.
     """
 
-    def __init__(self, file: BinaryIO, rows: Sequence[AnswerRow], hidden_size: int, dtype: torch.dtype) -> None:
-        self._file, self._dtype = file, dtype
-        shape = _total(rows), hidden_size
+    def __init__(self, file: BinaryIO, rows: Sequence[AnswerRow], states_of: StatesOf, dtype: torch.dtype) -> None:
+        self._file, self._dtype, self._owner = file, dtype, _owner(states_of, rows)
+        shape = _total(rows), states_of.hidden_size
         header: dict[str, Any] = {"descr": _STORED[dtype], "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
 
@@ -148,6 +153,10 @@ class FeatureWriter:
             bits = narrow.view(torch.uint16) if self._dtype == torch.bfloat16 else narrow
             self._file.write(bits.contiguous().numpy().tobytes())
 
+    def finish(self) -> None:
+        """Writes whose states these were, behind the last one."""
+        self._file.write(self._owner)
+
 
 class FeatureStore:
     """Reads stored states by the text that they belong to; nothing is held in memory.
@@ -155,25 +164,31 @@ class FeatureStore:
     Args:
         shards: Labelled shards.
         rows: Their rows in order, with prompt_ids and answer_ids.
-        hidden_size: Numbers of a state.
+        states_of: Whose states they are.
 
     Raises:
-        DataError: States are missing, damaged or of other answers.
+        DataError: States are missing, damaged, of other answers or of another target.
     """
 
-    def __init__(self, shards: Sequence[Path], rows: Sequence[AnswerRow], hidden_size: int) -> None:
+    def __init__(self, shards: Sequence[Path], rows: Sequence[AnswerRow], states_of: StatesOf) -> None:
         self._places: dict[bytes, tuple[Path, int]] = {}
         start = 0
         for shard in shards:
             path, count, at = features_of(shard), parquet.num_rows(shard), 0
-            for row in rows[start : start + count]:
+            own = rows[start : start + count]
+            for row in own:
                 self._places[_key(row["prompt_ids"], row["answer_ids"])] = path, at
                 at += _num_rows(row["prompt_ids"], row["answer_ids"])
             found = _open(path).shape
-            if found != (at, hidden_size):
+            if found != (at, states_of.hidden_size):
                 raise DataError(
                     f"{path} holds {' x '.join(map(str, found))} numbers, and the answers of {shard.name} have {at} x "
-                    f"{hidden_size}; {_AGAIN}"
+                    f"{states_of.hidden_size}; {_AGAIN}"
+                )
+            if not _belongs(path, _owner(states_of, own)):
+                raise DataError(
+                    f"{path} holds hidden states of other answers, of another target or of other layers than "
+                    f"{shard.name} has; {_AGAIN}"
                 )
             start += count
 
@@ -241,6 +256,22 @@ def _open(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray) or found.dtype.str not in _STORED.values():
         raise DataError(f"{path} holds no hidden states; {_AGAIN}")
     return found
+
+
+def _owner(states_of: StatesOf, rows: Sequence[AnswerRow]) -> bytes:
+    """Hash of whose states of which texts a shard's are."""
+    whose = json.dumps([states_of.content, states_of.layers, states_of.hidden_size])
+    keys = b"".join(_key(row["prompt_ids"], row["answer_ids"]) for row in rows)
+    return hashlib.blake2b(whose.encode() + keys, digest_size=_HASH_BYTES).digest()
+
+
+def _belongs(path: Path, owner: bytes) -> bool:
+    """Whether a file that `_open` takes ends with this hash, or with its numbers, as those of older versions do."""
+    numbers = _open(path)
+    end = getattr(numbers, "offset", 0) + numbers.nbytes
+    with path.open("rb") as file:
+        file.seek(end)
+        return file.read() in (b"", owner)
 
 
 def _total(rows: Sequence[AnswerRow]) -> int:

@@ -42,6 +42,7 @@ from specdistill.distill.training.checkpoints import newest_step
 from specdistill.distill.training.head_loss import HeadLoss
 from specdistill.distill.training.head_start import check_head
 from specdistill.errors import ConfigError, DataError, IncompatibleModelsError, OutputError, SpecdistillError
+from specdistill.files import parquet
 from specdistill.models.pair import find_pair
 from specdistill.settings.parts import defaults
 
@@ -331,6 +332,41 @@ def test_states_that_do_not_fit_their_answers_are_refused(folder, tmp_path, dama
     # The remedy works: a shard without its states is made again.
     annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
     assert files_of(tmp_path / "labels") == files_of(folder / "labels")
+
+
+@pytest.mark.parametrize("whose", ["target", "layers", "answers"])
+def test_states_of_another_set_are_refused(folder, tmp_path, whose):
+    """A file of the same size, of a copied or mixed-up directory."""
+    shutil.copytree(folder / "labels", tmp_path / "labels")
+    shards = find_shards(tmp_path / "labels")
+    name = f"features/{shards[1].stem}.npy"
+    if whose == "answers":
+        # As many tokens of other answers: the same rows in another order.
+        rows = [{**row} for row in parquet.read(shards[1])]
+        turned = tmp_path / "turned"
+        turned.mkdir()
+        parquet.write(turned / "train-00000.parquet", rows[::-1])
+        annotate(annotate_config(folder, tmp_path / "other", rollouts=str(turned), features="auto"))
+        shutil.copy(tmp_path / "other" / "features" / "train-00000.npy", tmp_path / "labels" / name)
+    else:
+        other = save(make_model(layers=7, seed=3), tmp_path / "target") if whose == "target" else folder / "target"
+        given = {"target": str(other)} if whose == "target" else {"feature_layers": (1, 2, 3)}
+        annotate(annotate_config(folder, tmp_path / "other", features="auto", **given))
+        shutil.copy(tmp_path / "other" / name, tmp_path / "labels" / name)
+    with pytest.raises(DataError, match=r"train-00001\.npy holds hidden states of other answers.*'specdistill annotate'"):
+        train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
+    annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
+    assert files_of(tmp_path / "labels") == files_of(folder / "labels")
+
+
+def test_states_without_a_hash_are_still_read(folder, tmp_path):
+    """As version 0.1's first sets had them."""
+    shutil.copytree(folder / "labels", tmp_path / "labels")
+    for path in (tmp_path / "labels" / "features").glob("*.npy"):
+        np.save(path, np.load(path))
+    train(folder, tmp_path / "old", soft_labels=str(tmp_path / "labels"), **RUN)
+    train(folder, tmp_path / "new", soft_labels=str(folder / "labels"), **RUN)
+    assert same_weights(tmp_path / "old", tmp_path / "new")
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])

@@ -95,7 +95,7 @@ class LabelWriter:
         # A shard of a set that has grown since lacks its last answers, and is written again.
         if not path.exists() or parquet.num_rows(path) != len(rows):
             return False
-        return self._features is None or are_whole(path, rows, self._features.states_of.hidden_size)
+        return self._features is None or are_whole(path, rows, self._features.states_of)
 
     def _labelled(self, path: Path, rows: Sequence[AnswerRow]) -> list[parquet.Row]:
         """The rows with their labels; a head's states are on the disk before the shard that they belong to."""
@@ -109,8 +109,9 @@ class LabelWriter:
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 dtype = feature_dtype(planned.dtype, target.head_weight.dtype)
-                features = FeatureWriter(file, rows, states_of.hidden_size, dtype)
+                features = FeatureWriter(file, rows, states_of, dtype)
                 labelled.extend(label_rows(self._config, target, rows, self._seen, features, states_of.layers))
+                features.finish()
 
         atomic.write_with(features_of(path), write)
         return labelled

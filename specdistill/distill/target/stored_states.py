@@ -128,5 +128,6 @@ def stored_states(directory: Path, target: LanguageModel) -> StoredStates:
         directory: --soft-labels.
         target: With its embedding and output head.
     """
-    shards = find_shards(directory)
-    return StoredStates(FeatureStore(shards, LabelStore(shards).rows(), target.head_weight.shape[1]), target)
+    shards, states_of = find_shards(directory), read_states_of(directory)
+    assert states_of is not None, "check_states comes first"
+    return StoredStates(FeatureStore(shards, LabelStore(shards).rows(), states_of), target)
