@@ -6,8 +6,9 @@ from specdistill.decoding.self_prompts import Weights, prompts_file
 from specdistill.distill.config import TrainConfig
 from specdistill.distill.sequences.run_prompts import RunPrompts
 from specdistill.distill.target import itself
-from specdistill.distill.target.place import Stored
+from specdistill.distill.target.place import Served, Stored
 from specdistill.distill.training.callbacks import check_trackers
+from specdistill.distill.training.head_start import refuse_server
 from specdistill.models import load
 from specdistill.progress import Progress
 
@@ -22,6 +23,8 @@ def check_before_loading(config: TrainConfig, progress: Progress) -> RunPrompts:
             load.check_exists(name, role)
     if not config.teaches_itself:
         itself.refuse_same_name(config.target, config.draft)
+    if isinstance(config.place, Served):
+        refuse_server(config.draft)
     config.place.check(objective.kind, objective.temperature, config.sampling.temperature, config.chat)
     if config.parallel_draft.parallel_confidence and isinstance(config.place, Stored):
         config.place.require_likeliest("--parallel-confidence")

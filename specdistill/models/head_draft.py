@@ -101,20 +101,22 @@ def find_draft(name: str, role: str, target: load.ModelSource, say: Callable[[st
         return found
 
 
+def says_head(file: Path) -> bool:
+    """Whether a config.json is there and is that of a head; of one that can't be read `load.find` says what is wrong."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and names_head(content.get("architectures"))
+
+
 def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSource | None:
     """The head of a directory, or of a hub id whose files are here already; None for anything else."""
     path = Path(name)
     file = (
         path / "config.json" if path.is_dir() else None if path.exists() else cached(name, "config.json", ask_hub=False)
     )
-    if file is None or not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        # `load.find` says what is wrong with it.
-        return None
-    if not isinstance(content, dict) or not names_head(content.get("architectures")):
+    if file is None or not says_head(file):
         return None
     config = read_config(file.parent, f"--{role} {name}")
     tokenizer = target.tokenizer

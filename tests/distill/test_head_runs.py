@@ -156,6 +156,9 @@ def test_settings_that_no_head_goes_with_are_refused(folder, settings, message):
 def test_a_run_refuses_before_it_loads_or_writes(folder, tmp_path):
     with pytest.raises(ConfigError, match="is an EAGLE-3 head, which is trained whole"):
         train(folder, tmp_path / "out", lora_rank=2)
+    # Nothing listens there, and it is not waited for.
+    with pytest.raises(ConfigError, match="which no server gives; leave --target-server away"):
+        train(folder, tmp_path / "out", target_server="http://127.0.0.1:9", server_patience=60)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="--unroll 2 has no effect here: it goes with a --draft that is an EAGLE-3"):
         train(folder, tmp_path / "out", draft=str(folder / "small"), unroll=2)

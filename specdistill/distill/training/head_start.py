@@ -9,6 +9,7 @@ from typing import Any
 from specdistill.distill.target.stored_states import check_states
 from specdistill.errors import ConfigError
 from specdistill.models.eagle3 import is_head
+from specdistill.models.head_draft import says_head
 from specdistill.models.pair import FoundPair
 
 _NOT_WITH_HEADS = {
@@ -30,6 +31,16 @@ _NOT_WITH_HEADS = {
 _WATCHED = ("auto", "alpha", "tokens_per_call")
 
 
+def refuse_server(draft: str) -> None:
+    """Refuses a server as the target of a draft whose files are here and say head, before the server is waited for.
+
+    Raises:
+        ConfigError: They do.
+    """
+    if says_head(Path(draft) / "config.json"):
+        raise ConfigError(_refusal(draft, "target_server"))
+
+
 def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether a run's draft is a head; refuses settings that don't go with one. Needs no weights.
 
@@ -46,9 +57,9 @@ def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defau
     if not is_head(found.draft.config):
         return False
     where = f"--draft {found.draft.name} is an EAGLE-3 head"
-    for name, why in _NOT_WITH_HEADS.items():
+    for name in _NOT_WITH_HEADS:
         if settings[name] != defaults[name]:
-            raise ConfigError(f"{where}, which {why}; leave --{name.replace('_', '-')} away")
+            raise ConfigError(_refusal(found.draft.name, name))
     if settings["soft_labels"] is not None:
         check_states(Path(settings["soft_labels"]), found)
     fraction = settings["target_fraction"]
@@ -63,3 +74,7 @@ def check_head(found: FoundPair, method: str, settings: Mapping[str, Any], defau
     if settings["enough_alpha"] or settings["tolerated_drop"]:
         raise ConfigError(f"{where}: --enough-alpha and --tolerated-drop judge other drafts; set both to 0")
     return True
+
+
+def _refusal(draft: str, name: str) -> str:
+    return f"--draft {draft} is an EAGLE-3 head, which {_NOT_WITH_HEADS[name]}; leave --{name.replace('_', '-')} away"
