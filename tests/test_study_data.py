@@ -89,3 +89,38 @@ def test_a_row_is_a_run_that_train_draft_takes(study, monkeypatch):
     for name, row in rows[study].items():
         config = TrainConfig.flat(target="target", draft="draft", output=name, **row.settings)
         assert config.method == row.settings["method"], name
+
+
+def _student(folder, scores):
+    """A scored model of four prompts."""
+    folder.mkdir()
+    alpha = {"greedy": [[score * 2 for score in scores], [4] * 4]}
+    (folder / "scores.json").write_text(json.dumps({"scores": {"right": scores}, "alpha": alpha}))
+    return folder
+
+
+def test_seeds_are_compared_with_the_start_that_they_went_on_from(tmp_path):
+    """Another machine that goes on from the result file has to train the start again, and gets another one."""
+    from benchmarks.studies.student_results import merged_task, seed_entry
+
+    def collected(name, start, seeds, before):
+        place = tmp_path / name
+        place.mkdir()
+        rows = {"start": {"seeds": [seed_entry(_student(place / "start", start), 0)]}}
+        found = [seed_entry(_student(place / f"sft-{seed}", scores), seed) for seed, scores in seeds.items()]
+        rows["sft"] = {"settings": {}, "seeds": found}
+        task = merged_task({}, teacher, {4: rows}, before)
+        return json.loads(json.dumps(task))
+
+    teacher = _student(tmp_path / "teacher", [1, 1, 1, 1])
+    low, high = [0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]
+    first = collected("first", low, {0: [0.2] * 4, 1: [0.2] * 4}, None)
+    both = collected("second", high, {2: [0.7] * 4}, first)["students of 4 layers"]
+    assert first["students of 4 layers"]["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
+    # The mean of the rows is 1.1 / 3 and that of their starts 0.5 / 3; with one start for all it would be -0.13 or 0.37.
+    assert both["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
+    assert [seed["start"] for seed in both["sft"]["seeds"]] == [0, 0, 1]
+    assert both["start"]["by_seed"]["right"] == [0, 0.5]
+    again = collected("third", high, {seed: [0.7] * 4 for seed in range(3)}, {**first, "students of 4 layers": both})
+    left = again["students of 4 layers"]
+    assert left["start"]["by_seed"]["right"] == [0.5] and left["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)

@@ -16,6 +16,8 @@ SECONDS_FILE = "seconds.json"
 """Seconds that the training of a model took."""
 SCORES_FILE = "scores.json"
 """Scores of a model's answers and sums of alpha, prompt by prompt."""
+SAME_DRAFT = ("scores", "alpha")
+"""Facts that two trainings of one draft share."""
 
 
 def seed_entry(model: Path, seed: int) -> Seed:
@@ -53,26 +55,44 @@ def merged_task(
     task = known | facts | {"alpha_tokens": text_of(tokens), "teacher": _row([seed_entry(teacher, 0)], tokens, None)}
     for depth, rows in trained.items():
         title = f"students of {depth} layers"
-        merged = dict(known.get(title, {}))
-        for name, row in rows.items():
-            old = merged.get(name, {"seeds": []})["seeds"]
-            seeds = merged_seeds(old, row["seeds"], ("scores", "alpha"))
-            start = None if name == "start" else merged["start"]["seeds"]
-            merged[name] = {key: value for key, value in row.items() if key != "seeds"} | _row(seeds, tokens, start)
-        task[title] = merged
+        task[title] = _merged_depth(known.get(title, {}), rows, tokens)
     return task
 
 
-def _row(seeds: list[Seed], tokens: np.ndarray, start: list[Seed] | None) -> dict[str, Any]:
-    """Means with intervals, seed by seed, and over the start."""
+def _merged_depth(known: dict[str, Any], rows: dict[str, Any], tokens: np.ndarray) -> dict[str, Any]:
+    """Rows of one depth. Each seed is compared with its own start: another machine may have trained its own again."""
+    (own,) = rows["start"]["seeds"]
+    starts = {start["seed"]: start for start in known.get("start", {"seeds": []})["seeds"]}
+    same = [number for number, start in starts.items() if all(start[key] == own[key] for key in SAME_DRAFT)]
+    here = same[0] if same else max(starts, default=-1) + 1
+    starts[here] = starts.get(here, {}) | own | {"seed": here}
+    merged = dict(known)
+    for name in [name for name in rows if name != "start"]:
+        old = merged.get(name, {"seeds": []})["seeds"]
+        seeds = merged_seeds(old, [seed | {"start": here} for seed in rows[name]["seeds"]], SAME_DRAFT)
+        merged[name] = {key: value for key, value in rows[name].items() if key != "seeds"}
+        merged[name] |= _row(seeds, tokens, starts)
+    others = [row["seeds"] for name, row in merged.items() if name != "start"]
+    used = {here} | {_start_of(seed) for seeds in others for seed in seeds}
+    merged["start"] = _row([starts[number] for number in sorted(used)], tokens, None)
+    return merged
+
+
+def _start_of(seed: Seed) -> int:
+    """Number of the start that a seed went on from; files of one start don't name it."""
+    return seed.get("start", 0)
+
+
+def _row(seeds: list[Seed], tokens: np.ndarray, starts: dict[int, Seed] | None) -> dict[str, Any]:
+    """Means with intervals, seed by seed, and over the seeds' starts, by number."""
     columns = [_columns(seed, tokens) for seed in seeds]
     found: dict[str, Any] = {"mean": {}, "by_seed": {}, "over_start": {}}
     for name in columns[0]:
         together = summed(columns, name)
         found["mean"][name] = ratio(*together).to_json()
         found["by_seed"][name] = [ratio(*one[name]).mean for one in columns]
-        if start is not None:
-            base = summed([_columns(start[0], tokens)], name)
+        if starts is not None:
+            base = summed([_columns(starts[_start_of(seed)], tokens) for seed in seeds], name)
             found["over_start"][name] = paired_difference(together, base).to_json()
     return {name: value for name, value in found.items() if value} | {"seeds": seeds}
 
