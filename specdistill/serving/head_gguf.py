@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdistill.errors import ModelError
 from specdistill.files import atomic
@@ -70,7 +71,7 @@ def write(draft: HeadModel, served: Path, output: Path, kind: str) -> None:
         factors = gguf_writer.rope_factors(head.config)
         if factors is not None:
             writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", factors)
-        for name, tensor in _tensors(draft):
+        for name, tensor in _tensors(draft, len(tokens)):
             data, stored = gguf_writer.encoded(tensor.float().numpy(), kind)
             writer.add_tensor(f"{_NAMES[name]}.weight", data, raw_dtype=stored)
         if len(head.draft_ids) != len(tokens):
@@ -83,12 +84,15 @@ def write(draft: HeadModel, served: Path, output: Path, kind: str) -> None:
     atomic.write_with(output, fill)
 
 
-def _tensors(draft: HeadModel) -> list[tuple[str, Tensor]]:
-    """(name without `.weight`, tensor), with queries and keys in llama.cpp's order."""
+def _tensors(draft: HeadModel, tokens: int) -> list[tuple[str, Tensor]]:
+    """(name without `.weight`, tensor), with queries and keys in llama.cpp's order, and an embedding of so many rows."""
     config, found = draft.head.config, []
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in draft.head.state_dict().items():
         stem = name.removesuffix(".weight")
         last = stem.rpartition(".")[2]
+        if stem == "embed_tokens":
+            # llama.cpp loads only as many rows as the file has tokens; padding is no text.
+            tensor = pad(tensor[:tokens], (0, 0, 0, max(0, tokens - len(tensor))))
         found.append((stem, gguf_writer.paired(tensor, heads[last]) if last in heads else tensor))
     return found

@@ -19,6 +19,7 @@ from specdistill.models.eagle3 import load_head
 
 AUX = "eagle_aux_hidden_state_layer_ids"
 LAYERS = "must be three whole numbers, got"
+TWO_MAPS = "its d2t and its t2d name other ids"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ CASES = {
     "ids below zero": (other("d2t", lambda ids: ids - 10), "its d2t names id -10, and its config.json has 65 ids"),
     "ids beyond the vocabulary": (other("d2t", lambda ids: ids + 65), "its d2t names id 129"),
     "an id twice": (other("d2t", lambda ids: 5 - torch.arange(len(ids))), "its d2t names an id for two rows"),
+    "ids of other tokens": (other("d2t", lambda ids: ids + (torch.arange(len(ids)) == 13)), TWO_MAPS),
+    "a mask of other tokens": (other("t2d", lambda mask: mask.roll(1)), TWO_MAPS),
     "no fc": (without("fc.weight"), "holds no fc.weight, which an EAGLE-3 head has"),
     "no output head": (without("lm_head.weight"), "holds no lm_head.weight"),
     "no attention": (without("midlayer.self_attn.q_proj.weight"), "holds no midlayer.self_attn.q_proj.weight"),

@@ -70,6 +70,17 @@ def test_an_own_embedding_and_a_scaled_rope_are_written(served, tmp_path):
     assert "d2t" not in tensors, "all ids are proposed, in their order"
 
 
+@pytest.mark.parametrize("tokens", [65, 70, 80])
+def test_an_own_embedding_has_a_row_for_each_token_of_the_served_file(tmp_path, monkeypatch, tokens):
+    """llama.cpp loads no other; a checkpoint's vocabulary is often padded, and a .gguf file's may end elsewhere."""
+    monkeypatch.setattr(gguf_writer, "served_tokenizer", lambda draft, file: ({}, [f"t{id_}" for id_ in range(tokens)]))
+    draft = make_head(make_model(layers=7, vocab_size=70), own_embedding=True)
+    fields, tensors = written(draft, tmp_path)
+    rows, own = tensors["token_embd.weight"].data, draft.head.embed_tokens.weight.detach().numpy()
+    assert rows.shape == (tokens, 32) and fields["eagle3.vocab_size"] == tokens
+    assert np.array_equal(rows[:70], own[:tokens]) and not rows[70:].any()
+
+
 def test_ids_beyond_the_served_tokenizer_are_refused(served, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_writer, "served_tokenizer", lambda draft, file: ({}, ["t"] * 40))
     with pytest.raises(ModelError, match=r"proposes id 64, and the tokenizer of .* ends at 39"):

@@ -105,14 +105,15 @@ def read_ids(directory: Path, config: LlamaConfig, where: str) -> Tensor:
     """The target's id of each row of the output head, int64 [draft_vocab_size], in the file's order.
 
     Raises:
-        ModelError: `d2t` is missing, is of another size, or names ids that don't exist or come twice.
+        ModelError: `d2t` is missing, is of another size, or names ids that don't exist, come twice or are not those of
+            `t2d`.
     """
     fields: Any = config
     rows, vocab_size = int(fields.draft_vocab_size), int(fields.vocab_size)
     if rows == vocab_size:
         return torch.arange(rows)
     with safe_open(directory / WEIGHTS, "pt") as file:
-        offsets = file.get_tensor("d2t") if "d2t" in file.keys() else None  # noqa: SIM118 (no mapping)
+        offsets, mask = (file.get_tensor(name) if name in file.keys() else None for name in _IDS)  # noqa: SIM118
     if offsets is None or offsets.shape != (rows,):
         raise ModelError(f"{where} has {rows} rows of {vocab_size} ids and no d2t that names each row's; {_AGAIN}")
     ids = offsets.to(torch.int64) + torch.arange(rows)
@@ -122,6 +123,9 @@ def read_ids(directory: Path, config: LlamaConfig, where: str) -> Tensor:
         raise ModelError(f"{where}: its d2t names id {wrong}, and its config.json has {vocab_size} ids; {_AGAIN}")
     if len(ids.unique()) != rows:
         raise ModelError(f"{where}: its d2t names an id for two rows; {_AGAIN}")
+    # Ids that exist are no proof: a damaged map proposes other tokens than were learnt, and all that shows is low alpha.
+    if mask is not None and mask.shape == (vocab_size,) and not torch.equal(mask.nonzero()[:, 0], ids.sort().values):
+        raise ModelError(f"{where}: its d2t and its t2d name other ids; {_AGAIN}")
     return ids
 
 
