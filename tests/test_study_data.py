@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from specdistill import TrainConfig
@@ -124,3 +125,27 @@ def test_seeds_are_compared_with_the_start_that_they_went_on_from(tmp_path):
     again = collected("third", high, {seed: [0.7] * 4 for seed in range(3)}, {**first, "students of 4 layers": both})
     left = again["students of 4 layers"]
     assert left["start"]["by_seed"]["right"] == [0.5] and left["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
+
+
+def test_losses_are_compared_over_the_seeds_that_both_have(tmp_path, monkeypatch):
+    """A machine may have trained other seeds of each, and older ones have no target calls."""
+    from benchmarks.studies import kind_results
+    from benchmarks.support import results
+
+    for module in (kind_results, results):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    answers = np.array([9.0, 9.0, 17.0])
+
+    def row(seeds, calls):
+        rounds = {str(length): " ".join(map(str, calls)) for length in (1, kind_results.TOKENS)}
+        one = {"steps": kind_results.LOSS_STEPS, "tokens_trained": 1, "rounds": rounds}
+        return {"steps": kind_results.LOSS_STEPS, "seeds": [{"seed": seed} | one for seed in seeds]}
+
+    def written(rows):
+        kind_results.write_merged("mails", {"heldout_prompts": 3}, answers, rows)
+        return json.loads((tmp_path / "kinds_mails.json").read_text())["rows"]
+
+    found = written({"loss-fkl": row([0], [4, 4, 8]), "loss-tvd": row([1], [2, 2, 4])})
+    assert "over_fkl" not in found["loss-tvd"]
+    over = written({"loss-fkl": row([1], [4, 4, 8])})["loss-tvd"]["over_fkl"]
+    assert over["mean"] == pytest.approx(32 / 8 - 32 / 16) and over["seeds"] == 1

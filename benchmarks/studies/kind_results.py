@@ -51,7 +51,9 @@ def write_merged(task: str, size: dict[str, int], answer_tokens: np.ndarray, row
         merged[row]["tokens_per_call"] = calls if more else known
     for row, entry in merged.items():
         if row != "loss-fkl" and "loss-fkl" in merged and entry["steps"] == LOSS_STEPS:
-            entry["over_fkl"] = _over(drafted, entry["seeds"], merged["loss-fkl"]["seeds"])
+            over = _over(drafted, entry["seeds"], merged["loss-fkl"]["seeds"])
+            # What is left out here is no longer of the seeds that stand beside it.
+            merged[row] = {key: value for key, value in entry.items() if key != "over_fkl"} | over
     write_result(name, {"tokens": TOKENS, **size, "answer_tokens": text_of(answer_tokens), "rows": merged})
 
 
@@ -66,8 +68,13 @@ def _tokens_per_call(drafted: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
 
 
 def _over(drafted: np.ndarray, seeds: list[Seed], base: list[Seed]) -> dict[str, Any]:
-    """Tokens per call at K minus those of another row, over the seeds that both have."""
-    own, others = ({seed["seed"]: numbers_of(seed["rounds"][str(TOKENS)]) for seed in side} for side in (seeds, base))
+    """`over_fkl`: tokens per call at K minus those of another row, over the seeds that both have; nothing without any."""
+    own, others = (
+        {seed["seed"]: numbers_of(seed["rounds"][str(TOKENS)]) for seed in side if "rounds" in seed}
+        for side in (seeds, base)
+    )
     both = [number for number in own if number in others]
+    if not both:
+        return {}
     sums = [(drafted * len(both), np.sum([side[number] for number in both], axis=0)) for side in (own, others)]
-    return paired_difference(*sums).to_json() | {"seeds": len(both)}
+    return {"over_fkl": paired_difference(*sums).to_json() | {"seeds": len(both)}}
