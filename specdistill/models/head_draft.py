@@ -180,13 +180,16 @@ def as_draft(head: Eagle3Head, target: LanguageModel, name: str) -> HeadModel:
         name: For reports and messages.
 
     Raises:
-        IncompatibleModelsError: It proposes ids that the target's tokenizer lacks.
+        IncompatibleModelsError: It proposes ids that the target lacks.
     """
-    if int(head.draft_ids.max()) >= target.vocab_size:
+    kept = head.draft_ids < target.vocab_size
+    if int(head.draft_ids.max()) >= target.head_weight.shape[0] or not bool(kept.any()):
         raise IncompatibleModelsError(
-            f"{name} proposes id {int(head.draft_ids.max())}, and the tokenizer of {target.name} ends at "
-            f"{target.vocab_size - 1}: it was made for another target"
+            f"{name} proposes id {int(head.draft_ids.max())}, and the ids of {target.name} end at "
+            f"{target.head_weight.shape[0] - 1}: it was made for another target"
         )
+    # As for any draft, what the target's tokenizer lacks is never proposed: a head of all ids has those of padding too.
+    head.keep_ids(kept)
     head.use_embedding(cast(Tensor, target.model.get_input_embeddings().weight))
     return HeadModel(head, target.tokenizer, name, None, target.vocab_size, kept_ids=head.draft_ids)
 

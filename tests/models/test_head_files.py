@@ -15,7 +15,7 @@ from tiny_runs import prompt_rows, write_rows
 from specdistill.cli import main
 from specdistill.models import load_pair
 from specdistill.models.checkpoint import save_draft
-from specdistill.models.eagle3 import load_head
+from specdistill.models.eagle3 import load_head, save_head
 
 AUX = "eagle_aux_hidden_state_layer_ids"
 LAYERS = "must be three whole numbers, got"
@@ -164,3 +164,25 @@ def test_a_head_without_files_of_its_own_takes_the_targets_tokenizer(folder, tmp
         if file.name not in ("config.json", "model.safetensors"):
             file.unlink()
     assert load_pair(str(folder / "target"), str(place), device="cpu").draft.kept_ids.tolist() == IDS
+
+
+def test_a_head_of_all_ids_proposes_no_padding(tmp_path):
+    """A checkpoint's vocabulary is often longer than its tokenizer's; such heads were taken for another target's."""
+    target = make_model(layers=7, vocab_size=70)
+    save(target, tmp_path / "target")
+    (tmp_path / "head").mkdir()
+    save_head(make_head(make_model(layers=7, vocab_size=70), range(65)).head, tmp_path / "head", 7)
+    whole = load_file(tmp_path / "head" / "model.safetensors")
+    del whole["d2t"], whole["t2d"]
+    own = whole["lm_head.weight"]
+    # Ids of padding would win every round.
+    whole["lm_head.weight"] = torch.cat([own, own[:5] * 100])
+    save_file(whole, tmp_path / "head" / "model.safetensors")
+    loaded = load_pair(str(tmp_path / "target"), str(tmp_path / "head"), device="cpu")
+    assert loaded.draft.kept_ids.tolist() == list(range(65))
+    assert torch.equal(loaded.draft.head_weight, own)
+    (tmp_path / "again").mkdir()
+    save_draft(loaded.draft, loaded.target, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert torch.equal(again["lm_head.weight"], own) and again["t2d"].tolist() == [True] * 65 + [False] * 5
+    assert load_pair(str(tmp_path / "target"), str(tmp_path / "again"), device="cpu").draft.head.draft_vocab_size == 65

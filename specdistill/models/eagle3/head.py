@@ -137,6 +137,20 @@ class Eagle3Head(PreTrainedModel):
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         return query, key, value
 
+    def keep_ids(self, kept: Tensor) -> None:
+        """Drops all other rows of the output head.
+
+        Args:
+            kept: bool [draft_vocab_size], some of them true.
+        """
+        if bool(kept.all()):
+            return
+        rows, self.draft_ids = self.lm_head.weight[kept], self.draft_ids[kept]
+        self.lm_head = nn.Linear(rows.shape[1], len(rows), bias=False, device=rows.device, dtype=rows.dtype)
+        with torch.no_grad():
+            self.lm_head.weight.copy_(rows)
+        self.draft_vocab_size = self.config.draft_vocab_size = len(self.draft_ids)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., draft_vocab_size] of `forward`'s result; column c stands for the id `draft_ids[c]`."""
         return self.lm_head(self.norm(hidden))
