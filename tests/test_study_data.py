@@ -118,13 +118,14 @@ def test_seeds_are_compared_with_the_start_that_they_went_on_from(tmp_path):
     first = collected("first", low, {0: [0.2] * 4, 1: [0.2] * 4}, None)
     both = collected("second", high, {2: [0.7] * 4}, first)["students of 4 layers"]
     assert first["students of 4 layers"]["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
-    # The mean of the rows is 1.1 / 3 and that of their starts 0.5 / 3; with one start for all it would be -0.13 or 0.37.
+    # The rows' mean is 1.1 / 3 and that of their starts 0.5 / 3; with one start for all it would be -0.13 or 0.37.
     assert both["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
     assert [seed["start"] for seed in both["sft"]["seeds"]] == [0, 0, 1]
     assert both["start"]["by_seed"]["right"] == [0, 0.5]
     again = collected("third", high, {seed: [0.7] * 4 for seed in range(3)}, {**first, "students of 4 layers": both})
     left = again["students of 4 layers"]
-    assert left["start"]["by_seed"]["right"] == [0.5] and left["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
+    assert left["start"]["by_seed"]["right"] == [0.5]
+    assert left["sft"]["over_start"]["right"]["mean"] == pytest.approx(0.2)
 
 
 def test_losses_are_compared_over_the_seeds_that_both_have(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def _tokens_per_call(drafted: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
 
 
 def _over(drafted: np.ndarray, seeds: list[Seed], base: list[Seed]) -> dict[str, Any]:
-    """`over_fkl`: tokens per call at K minus those of another row, over the seeds that both have; nothing without any."""
+    """`over_fkl`: tokens per call at K minus those of another row, over the seeds that both have; {} without any."""
     own, others = (
         {seed["seed"]: numbers_of(seed["rounds"][str(TOKENS)]) for seed in side if "rounds" in seed}
         for side in (seeds, base)

@@ -102,7 +102,7 @@ def find_draft(name: str, role: str, target: load.ModelSource, say: Callable[[st
 
 
 def says_head(file: Path) -> bool:
-    """Whether a config.json is there and is that of a head; of one that can't be read `load.find` says what is wrong."""
+    """Whether a config.json is there and is that of a head; `load.find` says what is wrong with a damaged one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

@@ -85,7 +85,7 @@ def write(draft: HeadModel, served: Path, output: Path, kind: str) -> None:
 
 
 def _tensors(draft: HeadModel, tokens: int) -> list[tuple[str, Tensor]]:
-    """(name without `.weight`, tensor), with queries and keys in llama.cpp's order, and an embedding of so many rows."""
+    """(name without `.weight`, tensor): queries and keys in llama.cpp's order, an embedding of `tokens` rows."""
     config, found = draft.head.config, []
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in draft.head.state_dict().items():

@@ -353,7 +353,7 @@ def test_states_of_another_set_are_refused(folder, tmp_path, whose):
         given = {"target": str(other)} if whose == "target" else {"feature_layers": (1, 2, 3)}
         annotate(annotate_config(folder, tmp_path / "other", features="auto", **given))
         shutil.copy(tmp_path / "other" / name, tmp_path / "labels" / name)
-    with pytest.raises(DataError, match=r"train-00001\.npy holds hidden states of other answers.*'specdistill annotate'"):
+    with pytest.raises(DataError, match=r"train-00001\.npy holds hidden states of other answers.*specdistill annotate"):
         train(folder, tmp_path / "out", soft_labels=str(tmp_path / "labels"), **RUN)
     annotate(annotate_config(folder, tmp_path / "labels", features="auto"))
     assert files_of(tmp_path / "labels") == files_of(folder / "labels")

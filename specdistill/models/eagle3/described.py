@@ -123,7 +123,7 @@ def read_ids(directory: Path, config: LlamaConfig, where: str) -> Tensor:
         raise ModelError(f"{where}: its d2t names id {wrong}, and its config.json has {vocab_size} ids; {_AGAIN}")
     if len(ids.unique()) != rows:
         raise ModelError(f"{where}: its d2t names an id for two rows; {_AGAIN}")
-    # Ids that exist are no proof: a damaged map proposes other tokens than were learnt, and all that shows is low alpha.
+    # A damaged map may name ids that exist: the head proposes others than it learnt, and only alpha shows it.
     if mask is not None and mask.shape == (vocab_size,) and not torch.equal(mask.nonzero()[:, 0], ids.sort().values):
         raise ModelError(f"{where}: its d2t and its t2d name other ids; {_AGAIN}")
     return ids

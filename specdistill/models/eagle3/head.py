@@ -149,7 +149,8 @@ class Eagle3Head(PreTrainedModel):
         self.lm_head = nn.Linear(rows.shape[1], len(rows), bias=False, device=rows.device, dtype=rows.dtype)
         with torch.no_grad():
             self.lm_head.weight.copy_(rows)
-        self.draft_vocab_size = self.config.draft_vocab_size = len(self.draft_ids)
+        config: Any = self.config
+        self.draft_vocab_size = config.draft_vocab_size = len(self.draft_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., draft_vocab_size] of `forward`'s result; column c stands for the id `draft_ids[c]`."""
