@@ -6,7 +6,7 @@ from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.results import load_result
 from benchmarks.tables.cells import interval_cell, range_cell, table_row
 
-RESULTS_PAGE = "docs/results.md"
+RESULTS_PAGE, PARALLEL_PAGE = "docs/results.md", "docs/parallel.md"
 
 
 def front_sentence() -> str:
@@ -49,9 +49,13 @@ def results_table() -> str:
         ("plain torch's memory over ours, 4096 tokens", f"{saved:.1f}", loss),
         (stored, interval_cell(labels["over_online"]["sampled"], "+"), "stored-labels"),
     )
-    lines = ["| | measured |", "|---|---|"]
-    lines += [table_row([f"[{label}]({RESULTS_PAGE}#{anchor})", value]) for label, value, anchor in rows]
-    return "\n".join(lines)
+    cells = [[f"[{label}]({RESULTS_PAGE}#{anchor})", value] for label, value, anchor in rows]
+    parallel = [
+        seed["vllm-0"]["speedup"]["mean"] for seed in load_result("kinds_mails.json")["rows"]["parallel-4"]["seeds"]
+    ]
+    title = f"[a parallel draft for that job in vLLM: speed-up, {len(parallel)} seeds]({PARALLEL_PAGE}#mails-to-json)"
+    cells.insert(1, [title, range_cell(parallel, 2)])
+    return "\n".join(["| | measured |", "|---|---|", *map(table_row, cells)])
 
 
 def kernels_lines() -> str:
