@@ -92,6 +92,10 @@ def _meanings(kind: type) -> dict[str, str]:
     return meanings
 
 
+def _plural(text: str) -> str:
+    return text.replace("list of", "lists of", 1) if text.startswith("list of") else f"{text}s"
+
+
 def _named(hint: object) -> tuple[str, type | None]:
     """A type in words, and the dataclass in it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -100,10 +104,10 @@ def _named(hint: object) -> tuple[str, type | None]:
         return f"{text} or null", leaf
     if origin is dict:
         text, leaf = _named(arguments[1])
-        return f"object of {text}s", leaf
+        return f"object of {_plural(text)}", leaf
     if origin is list:
         text, leaf = _named(arguments[0])
-        return f"list of {text}s", leaf
+        return f"list of {_plural(text)}", leaf
     if origin is tuple:
         return "[low, high]" if len(arguments) == 2 else "[first batch, last batch, draft tokens]", None
     assert isinstance(hint, type)
