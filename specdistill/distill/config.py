@@ -148,7 +148,8 @@ class TrainConfig(Config):
             raise ConfigError("--parallel goes without --reward and --reference, which judge single tokens or answers")
         if self.presets.judges_start:
             raise ConfigError(
-                "--enough-alpha and --tolerated-drop judge the first token alone; with --parallel set both to 0"
+                "--enough-alpha and --tolerated-drop, which --preset adapt sets, judge the first token alone; with "
+                "--parallel set both to 0"
             )
         if self.watch == "loss":
             raise ConfigError(
