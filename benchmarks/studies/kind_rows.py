@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.method_rows import DEPTH_BUDGET
 from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
-from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_own_answers
+from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_target_answers
 from benchmarks.studies.student_rows import Answers
 from benchmarks.studies.student_runs import SCALES, Study, prepare_teacher
 from benchmarks.studies.student_tasks import TASKS as STUDENT_TASKS
@@ -174,11 +174,10 @@ def code(root: Path) -> Task:
 def open_chat(folder: Path) -> Task:
     """SmolLM2 as it is on prompts that it writes itself, half an hour for each draft."""
     labels, answers, heldout = folder / "labels-self", folder / "answers-self", folder / "heldout.jsonl"
-    budget = {"steps": 500, "batch_size": 8, "max_new_tokens": MAX_NEW_TOKENS, "heldout_prompts": 8}
 
     def prepare() -> None:
         write_heldout(heldout)
-        write_own_answers(answers, OWN, 1)
+        write_target_answers(answers, OWN, 1)
         shape = {"output": str(labels), "rollouts": str(answers), "threads": 1, "labels": "top-k", "top_k": 64}
         annotate(AnnotateConfig.flat(target=str(target_file()), **shape), TerminalProgress())
 
@@ -189,7 +188,13 @@ def open_chat(folder: Path) -> Task:
         heldout=heldout,
         labels=labels,
         answers=answers,
-        budget=budget | {"self_max_tokens": SELF.self_max_tokens},
+        budget={
+            "steps": 500,
+            "batch_size": 8,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "heldout_prompts": 8,
+            "self_max_tokens": SELF.self_max_tokens,
+        },
         stage_steps=400,
         rows=("start-4", "parallel-4", "single-4", "head", "head-skd"),
         temperatures=(0, 1),

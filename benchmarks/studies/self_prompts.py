@@ -27,7 +27,7 @@ from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.prompt_kinds import shares
 from benchmarks.studies.runs import cut_once, train_once
 from benchmarks.studies.scores import PromptSums, Scores, alpha, alpha_by_seed, alpha_over
-from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_own_answers
+from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_target_answers
 from benchmarks.support.history import read_history
 from benchmarks.support.paths import target_file
 from benchmarks.support.results import write_result
@@ -61,7 +61,7 @@ def prepare(folder: StudyFolder) -> None:
     write_heldout(folder.prompts("heldout"))
     cut_once(str(target_file()), folder.cut(LAYERS), "--layers", str(LAYERS))
     for row, prompts in ROWS.items():
-        write_own_answers(answers_of(folder, row), prompts, ANSWERS[row])
+        write_target_answers(answers_of(folder, row), prompts, ANSWERS[row])
 
 
 def written_prompts() -> dict[str, Any]:

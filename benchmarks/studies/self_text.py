@@ -28,7 +28,7 @@ def write_heldout(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in heldout))
 
 
-def write_own_answers(answers: Path, prompts: dict[str, Any], per_prompt: int) -> None:
+def write_target_answers(answers: Path, prompts: dict[str, Any], per_prompt: int) -> None:
     """Writes the target's sampled answers to prompts, where they are missing.
 
     Args:

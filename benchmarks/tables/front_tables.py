@@ -6,7 +6,7 @@ from benchmarks.support.bench_report import BenchReport
 from benchmarks.support.results import load_result
 from benchmarks.tables.cells import interval_cell, range_cell, table_row
 
-RESULTS_PAGE, PARALLEL_PAGE = "docs/results.md", "docs/parallel.md"
+RESULTS_PAGE = "docs/results.md"
 
 
 def front_sentence() -> str:
@@ -22,7 +22,7 @@ def front_sentence() -> str:
 
 
 def results_table() -> str:
-    """One number a row, linked to its section of docs/results.md."""
+    """One number a row, linked to its section of the docs."""
     engines = load_result("engines.json")["temperatures"]["0.0"]
     general = BenchReport.committed("smollm2_greedy.json")
     peers = load_result("decoder_peers.json")["batch_1"]["0"]["4"]["over_peers"]["specdistill-trimmed"]["transformers"]
@@ -32,30 +32,32 @@ def results_table() -> str:
     (large,) = [case for case in losses if (case["tokens"], case["vocab"]) == (4096, 49152)]
     exact, labels = load_result("lossless.json"), load_result("soft_labels.json")["rows"]["drawn-64"]
     lengths = f"{exact['draft_lengths'][0]} to {exact['draft_lengths'][-1]}"
-    job, loss = "one-narrow-job-in-real-engines", "the-loss-on-a-cpu"
+    job, training = f"{RESULTS_PAGE}#one-narrow-job-in-real-engines", f"{RESULTS_PAGE}#a-training-step"
+    loss = f"{RESULTS_PAGE}#the-loss-on-a-cpu"
     saved = large["peak_mib"]["plain"] / large["peak_mib"]["specdistill"]
     chat = f"a general model in open chat: speed-up, **{general.verdict}**"
     differing = f"differing answers, {exact['prompts']} prompts, {lengths} draft tokens"
     stored = f"stored labels of {labels['bytes_per_token']:.0f} bytes a token: change of acceptance"
     decoder = "our decoder over transformers', 4 draft tokens, packed weights, trimmed head"
-    rows = (
-        ("one narrow job in vLLM: speed-up", interval_cell(engines["vllm"]["speedup"], places=2), job),
-        ("the same draft in llama.cpp: speed-up", interval_cell(engines["llama-cpp"]["speedup"], places=2), job),
-        (chat, interval_cell(general.speedup, places=2), "a-general-model-as-it-is"),
-        (differing, str(len(exact["differences"])), "exact-greedy-output"),
-        (decoder, interval_cell(peers, places=2), "the-decoder"),
-        ("a training step over TRL's GKD, tokens per second", interval_cell(step, places=2), "a-training-step"),
-        ("Liger's loss on a CPU, time over ours", liger, loss),
-        ("plain torch's memory over ours, 4096 tokens", f"{saved:.1f}", loss),
-        (stored, interval_cell(labels["over_online"]["sampled"], "+"), "stored-labels"),
-    )
-    cells = [[f"[{label}]({RESULTS_PAGE}#{anchor})", value] for label, value, anchor in rows]
     parallel = [
         seed["vllm-0"]["speedup"]["mean"] for seed in load_result("kinds_mails.json")["rows"]["parallel-4"]["seeds"]
     ]
-    title = f"[a parallel draft for that job in vLLM: speed-up, {len(parallel)} seeds]({PARALLEL_PAGE}#mails-to-json)"
-    cells.insert(1, [title, range_cell(parallel, 2)])
-    return "\n".join(["| | measured |", "|---|---|", *map(table_row, cells)])
+    guesses = f"a parallel draft for that job in vLLM: speed-up, {len(parallel)} seeds"
+    rows = (
+        ("one narrow job in vLLM: speed-up", interval_cell(engines["vllm"]["speedup"], places=2), job),
+        (guesses, range_cell(parallel, 2), "docs/parallel.md#mails-to-json"),
+        ("the same draft in llama.cpp: speed-up", interval_cell(engines["llama-cpp"]["speedup"], places=2), job),
+        (chat, interval_cell(general.speedup, places=2), f"{RESULTS_PAGE}#a-general-model-as-it-is"),
+        (differing, str(len(exact["differences"])), f"{RESULTS_PAGE}#exact-greedy-output"),
+        (decoder, interval_cell(peers, places=2), f"{RESULTS_PAGE}#the-decoder"),
+        ("a training step over TRL's GKD, tokens per second", interval_cell(step, places=2), training),
+        ("Liger's loss on a CPU, time over ours", liger, loss),
+        ("plain torch's memory over ours, 4096 tokens", f"{saved:.1f}", loss),
+        (stored, interval_cell(labels["over_online"]["sampled"], "+"), f"{RESULTS_PAGE}#stored-labels"),
+    )
+    lines = ["| | measured |", "|---|---|"]
+    lines += [table_row([f"[{label}]({link})", value]) for label, value, link in rows]
+    return "\n".join(lines)
 
 
 def kernels_lines() -> str:

@@ -113,7 +113,8 @@ def read_ids(directory: Path, config: LlamaConfig, where: str) -> Tensor:
     if rows == vocab_size:
         return torch.arange(rows)
     with safe_open(directory / WEIGHTS, "pt") as file:
-        offsets, mask = (file.get_tensor(name) if name in file.keys() else None for name in _IDS)  # noqa: SIM118
+        present = set(file.keys())
+        offsets, mask = (file.get_tensor(name) if name in present else None for name in _IDS)
     if offsets is None or offsets.shape != (rows,):
         raise ModelError(f"{where} has {rows} rows of {vocab_size} ids and no d2t that names each row's; {_AGAIN}")
     ids = offsets.to(torch.int64) + torch.arange(rows)
