@@ -12,6 +12,7 @@ from specdistill.distill.model_card import model_card
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built
 from specdistill.distill.sequences.run_prompts import RunPrompts
+from specdistill.distill.training.heldout_parallel import unlearned_guesses
 from specdistill.distill.training.parallel_start import ParallelStart
 from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
@@ -48,10 +49,9 @@ def finish(
         interrupted: Whether Ctrl-C ended it; the trainer has a draft to write then.
     """
     measures, keeper, state = trainer.measures, trainer.keeper, trainer.state
-    output = Path(settings["output"])
+    start, kept, output = keeper.records["start"], keeper.kept, Path(settings["output"])
     if state.kept_step == 0 and not trainer.unmeasured and ranks.is_main:
-        _write_start(pair, parallel, settings["draft"], output)
-    start, kept = keeper.records["start"], keeper.kept
+        _write_start(pair, settings["draft"], output)
     summary = TrainSummary(
         output=str(output),
         steps=state.step,
@@ -77,13 +77,15 @@ def finish(
         answers_cut=built.answers.cut,
         answers_empty=built.answers.empty,
         right_answers=built.right,
+        rule="greedy" if settings["temperature"] == 0 else settings["rule"],
+        **_guesses(trainer, parallel),
     )
     if ranks.is_main:
         atomic.write_text(output / "README.md", model_card(settings, pair, summary))
     return summary
 
 
-def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, output: Path) -> None:
+def _write_start(pair: ModelPair, name: str, output: Path) -> None:
     """Writes the draft as it was before training: the output must be a draft all the same, and an honest one."""
     device = str(pair.draft.device)
     if isinstance(pair.draft, HeadModel):
@@ -91,9 +93,31 @@ def _write_start(pair: ModelPair, parallel: ParallelStart | None, name: str, out
         start = load_head_model(source, "draft", pair.target, device, torch.float32)
     else:
         start = load.load_model(name, "draft", device=device, dtype=torch.float32)
-    if parallel is not None:
-        parallel.install(start)
     save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
+
+
+def _guesses(trainer: DraftTrainer, parallel: ParallelStart | None) -> dict[str, Any]:
+    """The summary's `tokens_per_pass` and `unlearned`; empty for an ordinary draft.
+
+    Args:
+        trainer: After training.
+        parallel: How the draft was made to guess several tokens; None for an ordinary draft.
+    """
+    if parallel is None:
+        return {}
+    wanted = parallel.drafting.trained_tokens or 1
+    if trainer.unmeasured:
+        return {"tokens_per_pass": wanted}
+    if trainer.state.kept_step:
+        unlearned = unlearned_guesses(trainer.measures.means(trainer.keeper.kept))
+        return {"tokens_per_pass": wanted, "unlearned": unlearned}
+    if parallel.before is not None:
+        return {"tokens_per_pass": parallel.before.trained_tokens or wanted}
+    unlearned = (
+        "no guess behind a mask token was learned: what is written is the ordinary draft that the run began with, "
+        f"which guesses one token per pass; train longer (--steps), then it guesses {wanted}"
+    )
+    return {"unlearned": unlearned}
 
 
 def _why(trainer: DraftTrainer) -> str:

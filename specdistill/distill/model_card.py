@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specdistill.evaluation.statistics import Estimate
-from specdistill.evaluation.summaries import OTHER_MEASURES, TrainSummary, measure_label
+from specdistill.evaluation.summaries import TrainSummary, measure_label
 from specdistill.models import ModelPair
 from specdistill.models.eagle3 import Eagle3Head
 from specdistill.models.head_draft import HeadModel
@@ -156,12 +156,12 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         kept_step=summary.kept_step,
         why=summary.why,
         watched=summary.watched,
-        disagreement="" if summary.disagreement is None else f"\nBeware: {summary.disagreement}.\n",
+        disagreement="".join(f"\nBeware: {each}.\n" for each in (summary.unlearned, summary.disagreement) if each),
         others=_others(summary),
         preset=_preset(summary),
         steps=summary.steps,
-        engine=_engine_settings(settings, is_head),
-        guesses=_guesses(settings),
+        engine=_engine_settings(settings, summary, is_head),
+        guesses=_guesses(summary.tokens_per_pass),
         learning_rate=summary.learning_rate,
     )
 
@@ -182,24 +182,23 @@ def _head_paragraph(head: Eagle3Head) -> str:
     )
 
 
-def _engine_settings(settings: Mapping[str, Any], is_head: bool) -> str:
+def _engine_settings(settings: Mapping[str, Any], summary: TrainSummary, is_head: bool) -> str:
     """JSON of vLLM's --speculative-config."""
     if is_head:
         tokens = settings["unroll"]
         return json.dumps({"method": "eagle3", "model": settings["output"], "num_speculative_tokens": tokens})
-    tokens = settings["parallel"]
+    in_parallel = summary.tokens_per_pass > 1 and summary.unlearned is None
     drafting: dict[str, object] = {"method": "draft_model", "model": settings["output"]}
-    drafting |= {"num_speculative_tokens": tokens or 4}
-    return json.dumps(drafting | ({"parallel_drafting": True} if tokens else {}))
+    drafting |= {"num_speculative_tokens": summary.tokens_per_pass if in_parallel else 4}
+    return json.dumps(drafting | ({"parallel_drafting": True} if in_parallel else {}))
 
 
-def _guesses(settings: Mapping[str, Any]) -> str:
+def _guesses(tokens: int) -> str:
     """Paragraph on the tokens that a parallel draft guesses per pass; empty for an ordinary one."""
-    tokens = settings["parallel"]
     return (
         f"\nA parallel draft (PARD): it guesses up to {tokens} tokens in one pass behind mask tokens (`pard_token` in "
         "config.json), and serves as an ordinary draft too.\n"
-        if tokens
+        if tokens > 1
         else ""
     )
 
@@ -230,8 +229,7 @@ def _others(summary: TrainSummary) -> str:
     names = [name for name in summary.before if measure_label(name) is not None]
     if not names:
         return ""
-    own = {"score": f"{OTHER_MEASURES['score']} (`{summary.scorer}`)"}
-    rows = "\n".join(_row(summary, name, own.get(name) or measure_label(name) or name) for name in names)
+    rows = "\n".join(_row(summary, name, summary.row_label(name) or name) for name in names)
     head = "| on the same prompts | before | after | paired difference [95 % interval] |\n|---|---|---|---|"
     return f"\n{head}\n{rows}\n"
 

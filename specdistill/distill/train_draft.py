@@ -176,7 +176,7 @@ def _load(
     prompts.say_split(config.recipe, config.sequences, place, progress.say)
     prompts.warn(found, pair.target, progress.say)
     if parallel is not None:
-        install_proven(pair, parallel, progress.say)
+        install_proven(pair, parallel, config.objective.kind, progress.say)
     if config.optimiser.lora_rank:
         lora.add_adapters(pair.draft.model, config.optimiser.lora_rank, pair.draft.parallel if parallel else None)
     if config.on_policy.capture_steps:

@@ -15,10 +15,13 @@ OTHER_MEASURES = {
     "reward": "reward of its own sampled answers",
     "loss": "loss per token",
     "tokens_per_call": "tokens per target call",
+    "tokens_per_call_one_by_one": "tokens per target call, guessed one per pass",
 }
 """Held-out numbers beside alpha, for people; those of `depth_name` are not among them."""
 TOKENS_PER_CALL = "tokens_per_call"
 """Tokens per target call of a parallel draft at the K that it is trained for, bonus included."""
+ONE_BY_ONE = "tokens_per_call_one_by_one"
+"""The same of the draft used as an ordinary one, which takes a pass for each of the K tokens."""
 _DEPTH = "acceptance_at_"
 
 
@@ -124,6 +127,18 @@ class TrainSummary:
     """Answers without text, which were left out."""
     right_answers: RightAnswers | None = None
     """Right answers among best-of-n's samples; None where no scorer tells right from wrong."""
+    rule: str | None = None
+    """Acceptance rule of the numbers that depend on one: --rule, or greedy at temperature 0."""
+    tokens_per_pass: int = 1
+    """Tokens that the written draft guesses in one pass."""
+    unlearned: str | None = None
+    """Warning that a run with --parallel has not learned to guess several tokens; None where it has."""
+
+    def row_label(self, name: str) -> str | None:
+        """As `measure_label`, with the scorer or the rule that the number holds under."""
+        label = measure_label(name)
+        under = {"score": self.scorer, "reward": None, "loss": None}.get(name, self.rule)
+        return label if label is None or under is None else f"{label} ({under})"
 
     def to_json(self) -> dict[str, Any]:
         """The summary for summary.json; numbers that don't exist are None."""

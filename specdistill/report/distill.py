@@ -9,7 +9,6 @@ from specdistill.evaluation.summaries import (
     GenerateSummary,
     RightAnswers,
     TrainSummary,
-    measure_label,
 )
 from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate
@@ -24,10 +23,7 @@ def training_table(summary: TrainSummary) -> None:
         table.add_column(name, justify="left" if name in ("rule", "of") else "right")
     for name, gain in summary.gain.items():
         before, after = summary.before[name], summary.after[name]
-        label = measure_label(name) or name
-        if name == "score":
-            label += f" ({summary.scorer})"
-        table.add_row(label, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
+        table.add_row(summary.row_label(name) or name, f"{before:.3f}", f"{after:.3f}", estimate(gain, sign="+"))
     console.print(table)
     if summary.caveat is not None:
         console.print(summary.caveat, soft_wrap=True)
@@ -38,8 +34,9 @@ def training_table(summary: TrainSummary) -> None:
         console.print(summary.verdict, soft_wrap=True)
     if summary.kept_step == 0 and summary.steps:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    if summary.disagreement is not None:
-        console.print(f"warning: {summary.disagreement}", soft_wrap=True)
+    for warning in (summary.unlearned, summary.disagreement):
+        if warning is not None:
+            console.print(f"warning: {warning}", soft_wrap=True)
     kept = f"step {summary.kept_step} of {summary.steps} kept: {summary.why}"
     console.print(f"draft: {summary.output} ({kept})", soft_wrap=True)
 

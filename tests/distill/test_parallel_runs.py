@@ -12,9 +12,11 @@ from tiny_models import make_model, make_tokenizer
 from tiny_runs import Said, any_config, history, same_weights, spoil_loss, train, train_config, write_folder
 
 from specdistill import train_draft
+from specdistill.distill import ending
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.target.place import Stored
 from specdistill.distill.training.anchors import Anchored
+from specdistill.distill.training.heldout_parallel import unlearned_guesses
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.distill.training.step import learning_rate
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
@@ -23,6 +25,7 @@ from specdistill.files import run_settings
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import load_model
 from specdistill.models.mask_token import install_mask_token
+from specdistill.report.distill import training_table
 
 # A vocabulary of 65 ids, and heads of 72 rows: the first row of padding is free.
 FREE = 65
@@ -73,8 +76,8 @@ def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_pa
     config = config_of(tmp_path / "out")
     assert (config["pard_token"], config["parallel_draft_tokens"], config["vocab_size"]) == (FREE, 3, 72)
     assert summary.watched == "tokens per target call"
-    names = ["greedy", "sampled", "argmax_draft", "tokens_per_call", *(f"acceptance_at_{depth}" for depth in (1, 2, 3))]
-    assert list(summary.after) == names
+    names = ["tokens_per_call", "tokens_per_call_one_by_one", *(f"acceptance_at_{depth}" for depth in (1, 2, 3))]
+    assert list(summary.after) == ["greedy", "sampled", "argmax_draft", *names]
     entries = history(tmp_path / "out")
     assert entries[-1]["watched"] == "heldout_tokens_per_call"
     assert entries[-1]["heldout_tokens_per_call"] == pytest.approx(summary.after["tokens_per_call"])
@@ -90,7 +93,45 @@ def test_the_best_draft_is_the_one_with_most_tokens_per_call(folder, tmp_path):
     entries = history(tmp_path / "out")
     best = max(entries, key=lambda entry: entry["heldout_tokens_per_call"])
     assert summary.best_step == best["step"] == 0
-    assert config_of(tmp_path / "out")["pard_token"] == FREE, "the start that is written is a parallel draft as well"
+
+
+def test_a_start_that_is_kept_stays_the_ordinary_draft_that_it_was(folder, tmp_path, capsys):
+    """It was written with `pard_token`, and served as a parallel draft whose masks had learned nothing."""
+    settings = FEW | {"draft": str(folder / "draft"), "learning_rate": 1e-30}
+    summary = train(folder, tmp_path / "out", **settings)
+    assert summary.kept_step == 0
+    assert same_weights(folder / "draft", tmp_path / "out")
+    assert not {"pard_token", "parallel_draft_tokens"} & set(config_of(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "parallel_drafting" not in card and "A parallel draft" not in card
+    training_table(summary)
+    for text in (card, capsys.readouterr().out):
+        assert "no guess behind a mask token was learned" in text and "one token per pass" in text
+
+
+def test_a_parallel_start_that_is_kept_guesses_as_many_tokens_as_before(folder, tmp_path):
+    train(folder, tmp_path / "first", draft=str(folder / "draft"), **FEW | {"keep": "last"})
+    again = FEW | {"draft": str(tmp_path / "first"), "learning_rate": 1e-30, "parallel": 2}
+    summary = train(folder, tmp_path / "again", **again)
+    assert summary.kept_step == 0
+    assert config_of(tmp_path / "again")["parallel_draft_tokens"] == 3
+    assert (summary.tokens_per_pass, summary.unlearned) == (3, None)
+    assert '"num_speculative_tokens": 3, "parallel_drafting": true' in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_guesses_that_are_not_learned_yet_are_not_served(folder, tmp_path, monkeypatch):
+    """A run whose second guess was right 5 % of the time was reported as a gain, and served at K."""
+    numbers = {"tokens_per_call": 1.8, "tokens_per_call_one_by_one": 2.6, "acceptance_at_1": 0.8}
+    assert unlearned_guesses(numbers | {"acceptance_at_2": 0.4}) is None
+    assert unlearned_guesses(numbers) is None, "no held-out answer is long enough for a second guess"
+    warning = unlearned_guesses(numbers | {"acceptance_at_2": 0.39})
+    assert warning is not None and "acceptance 0.390 at depth 2, 0.800 at depth 1" in warning
+    assert "2.60 tokens per target call against 1.80" in warning
+    monkeypatch.setattr(ending, "unlearned_guesses", lambda means: warning)
+    summary = train(folder, tmp_path / "out", draft=str(folder / "draft"), **FEW | {"keep": "last"})
+    assert (summary.tokens_per_pass, summary.unlearned) == (3, warning)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Beware: {warning}." in card and '"num_speculative_tokens": 4}' in card
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -135,6 +176,21 @@ def test_an_untrained_cut_is_told_to_learn_one_token_first(folder, tmp_path):
     assert hints("ordinary", parallel=0) == []
     (hint,) = hints("cut")
     assert "train it without --parallel first" in hint
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "tvd", "fkl", "lk_lambda"])
+def test_bounded_divergences_are_said_to_be_slow(folder, tmp_path, divergence):
+    few = FEW | {"steps": 1, "eval_every": 1, "divergence": divergence}
+    hints = [line for line in said_by(folder, tmp_path / "out", **few) if "--divergence fkl learns them sooner" in line]
+    assert len(hints) == (divergence in ("jsd", "tvd"))
+
+
+def test_masks_that_are_kept_less_than_the_least_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"--parallel-keep 0.05 is below --parallel-keep-least 0.1, .* lower the least"
+    ):
+        any_config(**FEW | {"parallel_keep": 0.05})
+    any_config(**FEW | {"parallel_keep": 0.05, "parallel_keep_least": 0.05})
 
 
 def test_guesses_that_no_answer_is_long_enough_for_are_refused():

@@ -39,6 +39,7 @@ class HeadHeldOut(ParallelHeldOut):
     _FLAG = "--unroll"
     # An answer's first token is the target's, from its pass over the prompt.
     _FIRST = 1
+    _GOES_ONE_BY_ONE = False
 
     def __init__(
         self,

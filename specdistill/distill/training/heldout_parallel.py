@@ -9,7 +9,7 @@ would do, wherever it begins.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from specdistill.distill.training.parallel_rows import Guesses, guessing_rows
 from specdistill.errors import DataError
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.rounds import expected_rounds
-from specdistill.evaluation.summaries import TOKENS_PER_CALL, depth_name
+from specdistill.evaluation.summaries import ONE_BY_ONE, TOKENS_PER_CALL, depth_name
 from specdistill.models import LanguageModel
 
 
@@ -59,6 +59,8 @@ class ParallelHeldOut:
     """Flag that sets the number of guesses."""
     _FIRST: ClassVar[int] = 0
     """First token of an answer that a draft of this kind guesses."""
+    _GOES_ONE_BY_ONE: ClassVar[bool] = True
+    """Whether it can be served one token per pass as well."""
 
     def __init__(
         self,
@@ -80,8 +82,10 @@ class ParallelHeldOut:
         self._deepest = min(num_tokens, max(1, longest - self._FIRST))
         self._answers = [dataclasses.replace(one, masks=every_mask(len(one.answer_ids), num_tokens)) for one in answers]
 
-    def warn(self, say: Callable[[str], None]) -> None:
-        """Says which guesses no held-out answer is long enough for."""
+    def announce(self, say: Callable[[str], None]) -> None:
+        """Says which rule the numbers hold under, and which guesses no held-out answer is long enough for."""
+        other = "; vLLM's default is --rule argmax_draft" if self._rule == "sampled" else ""
+        say(f"tokens per call and acceptance by depth: {self._num_tokens} draft tokens, rule {self._rule}{other}")
         if self._deepest < self._num_tokens:
             say(
                 f"warning: {self._FLAG} {self._num_tokens}, but no held-out answer has more than "
@@ -92,7 +96,8 @@ class ParallelHeldOut:
     @property
     def names(self) -> list[str]:
         """Names of the numbers, in order."""
-        return [TOKENS_PER_CALL, *(depth_name(depth) for depth in range(1, self._deepest + 1))]
+        tokens = [TOKENS_PER_CALL, ONE_BY_ONE] if self._GOES_ONE_BY_ONE else [TOKENS_PER_CALL]
+        return [*tokens, *(depth_name(depth) for depth in range(1, self._deepest + 1))]
 
     @torch.no_grad()
     def sums(self, draft: LanguageModel) -> dict[str, Sums]:
@@ -104,6 +109,10 @@ class ParallelHeldOut:
         tokens = np.array([max(0, len(table) - 1) for table in tables], dtype=float)
         rounds = np.array([expected_rounds(table, self._num_tokens) for table in tables])
         sums: dict[str, Sums] = {TOKENS_PER_CALL: (tokens, rounds)}
+        if self._GOES_ONE_BY_ONE:
+            # Its first guess of a token is the same whatever round that falls in.
+            rounds = np.array([expected_rounds(table[:, 0], self._num_tokens) for table in tables])
+            sums[ONE_BY_ONE] = (tokens, rounds)
         for depth in range(1, self._deepest + 1):
             guessed = [table[self._FIRST : max(0, len(table) - depth + 1), depth - 1] for table in tables]
             sums[depth_name(depth)] = (
@@ -135,6 +144,21 @@ class ParallelHeldOut:
             return (logits.argmax(-1) == labels).float()
         log_q = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
         return (log_q - log_p.to(log_q)).clamp(max=0).exp()
+
+
+def unlearned_guesses(means: Mapping[str, float]) -> str | None:
+    """Warns of a draft whose second guess is kept less than half as often as its first; None for any other.
+
+    Args:
+        means: Its held-out numbers.
+    """
+    if depth_name(2) not in means or means[depth_name(2)] >= means[depth_name(1)] / 2:
+        return None
+    return (
+        f"guesses from the second on are hardly learned yet: acceptance {means[depth_name(2)]:.3f} at depth 2, "
+        f"{means[depth_name(1)]:.3f} at depth 1; train longer (--steps), and serve it one token per pass until then, "
+        f"{means[ONE_BY_ONE]:.2f} tokens per target call against {means[TOKENS_PER_CALL]:.2f}"
+    )
 
 
 def target_says(

@@ -64,6 +64,11 @@ class ParallelSettings:
         above_zero(self, "parallel_weights")
         others = ("mask_token", "anchors", "parallel_keep", "parallel_keep_least", "parallel_weights")
         needs(self, self.wanted, "--parallel", *others, "parallel_confidence")
+        if self.parallel_keep < self.parallel_keep_least:
+            raise ConfigError(
+                f"--parallel-keep {self.parallel_keep:g} is below --parallel-keep-least {self.parallel_keep_least:g}, "
+                "which every depth keeps anyway: lower the least too"
+            )
 
     def require_room(self, longest: int | None) -> None:
         """Refuses guesses further ahead than any answer is long.

@@ -15,6 +15,9 @@ from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import choose_mask_token, install_mask_token
 from specdistill.models.pair import FoundPair
 
+_SLOW_FOR_MASKS = ("jsd", "tvd")
+"""Divergences with which masks learned little in the study's steps."""
+
 
 @dataclass(frozen=True)
 class ParallelStart:
@@ -25,6 +28,8 @@ class ParallelStart:
     """Rows of the target's head."""
     token: str
     """Text of the mask token, for people; empty where the tokenizer has none."""
+    before: ParallelDrafting | None
+    """How the draft guessed before the run; None for an ordinary draft."""
 
     def install(self, draft: LanguageModel) -> None:
         """Makes a loaded model such a draft, in place."""
@@ -62,8 +67,8 @@ def plan_parallel(
         ModelError: The draft has recurrent layers.
     """
     where = f"--{found.draft_role} {found.draft.name}"
+    already = ParallelDrafting.of_config(found.draft.config, where)
     if not settings.wanted:
-        already = ParallelDrafting.of_config(found.draft.config, where)
         if already is not None:
             tokens = already.trained_tokens or "K"
             say(
@@ -79,11 +84,18 @@ def plan_parallel(
         )
     used = {number for ids in encoded for number in ids}
     mask_id = choose_mask_token(found.target, found.draft, settings.mask_token, used)
-    return ParallelStart(ParallelDrafting(mask_id, settings.parallel), found.target.rows, _text(found.target, mask_id))
+    drafting = ParallelDrafting(mask_id, settings.parallel)
+    return ParallelStart(drafting, found.target.rows, _text(found.target, mask_id), already)
 
 
-def install_proven(pair: ModelPair, start: ParallelStart, say: Callable[[str], None]) -> None:
+def install_proven(pair: ModelPair, start: ParallelStart, divergence: str, say: Callable[[str], None]) -> None:
     """Proves that the pair's draft can be trained in one pass over many guesses, and makes it a parallel draft.
+
+    Args:
+        pair: Target and draft.
+        start: How the draft is to guess.
+        divergence: What the run minimises.
+        say: Where hints go.
 
     Raises:
         ModelError: Its family can't.
@@ -95,6 +107,11 @@ def install_proven(pair: ModelPair, start: ParallelStart, say: Callable[[str], N
         say(
             f"hint: {pair.draft.name} has not been trained yet, and --parallel learns far sooner from a draft that "
             "guesses one token well: train it without --parallel first, then its output with it"
+        )
+    if divergence in _SLOW_FOR_MASKS:
+        say(
+            f"hint: --divergence {divergence} is bounded and gives a guess that is all wrong little gradient, so that "
+            "masks learn slowly; --divergence fkl learns them sooner (docs/parallel.md)"
         )
 
 

@@ -80,7 +80,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
     if isinstance(pair.draft, HeadModel):
         settings = rollouts.sampling, inputs.rule, inputs.objective, inputs.target.states
         base, guesses = head_scorers(pair.target, pair.draft, answers, *settings)
-        guesses.warn(inputs.progress.say)
+        guesses.announce(inputs.progress.say)
         # Alone it writes nothing that could be judged.
         return HeldOutMeasures(base, (), inputs.watch, guesses)
     base = heldout_scorer(
@@ -120,7 +120,7 @@ def _guesses(inputs: MeasureInputs, answers: Sequence[Example]) -> ParallelHeldO
         states = TargetStates(inputs.pair.target, guidance=inputs.rollouts.guidance, lockstep=inputs.shares_target)
         says = target_says(inputs.pair.target, answers, sampling, states)
     guesses = ParallelHeldOut(answers, says, sampling, inputs.rule, parallel.tokens)
-    guesses.warn(inputs.progress.say)
+    guesses.announce(inputs.progress.say)
     return guesses
 
 

@@ -179,8 +179,8 @@ def test_steps_beyond_the_longest_answer_are_said_and_not_computed(models, monke
     deep = objective_of(unroll=50)
     _, depths = head_scorers(target, draft, EXAMPLES[:2], Sampling(), "sampled", deep)
     said = []
-    depths.warn(said.append)
-    (line,) = said
+    depths.announce(said.append)
+    _, line = said
     assert "--unroll 50, but no held-out answer has more than 6 tokens: guesses from 6 on" in line
     assert "lower --unroll to 5" in line
     assert list(depths.sums(draft)) == depths.names == ["tokens_per_call", *(f"acceptance_at_{k}" for k in range(1, 6))]

@@ -242,8 +242,10 @@ def test_the_watched_numbers_are_those_that_bench_predicts(models, rule, tempera
     says = target_says(target, EXAMPLES, sampling, TargetStates(target))
     sums = ParallelHeldOut(EXAMPLES, says, sampling, rule, TOKENS).sums(draft)
     records = score(target, draft, EXAMPLES, sampling, depths=TOKENS)
-    for found, wanted in zip(sums["tokens_per_call"], predicted_tau(records, rule, TOKENS), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5)
+    ordinary = score(target, dataclasses.replace(draft, one_by_one=True), EXAMPLES, sampling)
+    for name, of in (("tokens_per_call", records), ("tokens_per_call_one_by_one", ordinary)):
+        for found, wanted in zip(sums[name], predicted_tau(of, rule, TOKENS), strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
     for depth in (1, 2, 3):
         wanted = [record.token_acceptance[rule][: record.num_tokens - depth + 1, depth - 1] for record in records]
         assert sums[f"acceptance_at_{depth}"][0] == pytest.approx([rates.sum() for rates in wanted], rel=1e-5)
@@ -255,14 +257,16 @@ def test_depths_that_no_held_out_answer_reaches_are_named_and_left_out(models):
     sampling, lines = Sampling(temperature=1.0), []
     says = target_says(target, EXAMPLES, sampling, TargetStates(target))
     deep = ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 9)
-    deep.warn(lines.append)
-    (line,) = lines
+    deep.announce(lines.append)
+    rule, line = lines
+    assert "9 draft tokens, rule sampled" in rule and "--rule argmax_draft" in rule
     assert "no held-out answer has more than 4 tokens: guesses from 5 on are not measured" in line
     sums = deep.sums(draft)
-    assert deep.names == list(sums) == ["tokens_per_call", *(f"acceptance_at_{depth}" for depth in (1, 2, 3, 4))]
+    names = ["tokens_per_call", "tokens_per_call_one_by_one", *(f"acceptance_at_{depth}" for depth in (1, 2, 3, 4))]
+    assert deep.names == list(sums) == names
     assert all(counts.sum() > 0 for _, counts in sums.values())
-    ParallelHeldOut(EXAMPLES, says, sampling, "sampled", 4).warn(lines.append)
-    assert len(lines) == 1
+    ParallelHeldOut(EXAMPLES, says, sampling, "argmax_draft", 4).announce(lines.append)
+    assert lines[2:] == ["tokens per call and acceptance by depth: 4 draft tokens, rule argmax_draft"]
 
 
 def test_answers_of_one_token_leave_nothing_to_draft():
