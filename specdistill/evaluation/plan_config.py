@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, check_parallel, needs
+from specdistill.settings.checks import a_share, at_least, check_parallel, needs
 from specdistill.settings.parts import ESSENTIALS, Config, box
 
 _MOST_EPOCHS = 1_000_000
@@ -161,9 +161,7 @@ class PlannedMachine:
     def __post_init__(self) -> None:
         at_least(self, 1, "decode_batch")
         at_least(self, 0, "gpu_tflops", "gpu_bandwidth", "gpu_memory")
-        for name in ("utilisation", "decode_utilisation"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be in (0, 1], got {getattr(self, name)}")
+        a_share(self, "utilisation", "decode_utilisation")
 
     @property
     def custom(self) -> tuple[float, float, float]:

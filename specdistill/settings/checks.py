@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specdistill.errors import ConfigError
@@ -37,20 +37,20 @@ def within_one(config: object, *names: str) -> None:
             raise ConfigError(f"{flag(name)} must be in [0, 1], got {getattr(config, name)}")
 
 
-def above_zero(config: object, *names: str) -> None:
-    """Raises ConfigError for the first named setting that is 0; None passes."""
+def a_share(config: object, *names: str) -> None:
+    """Raises ConfigError for the first named setting outside (0, 1]; None passes."""
     for name in names:
-        if getattr(config, name) == 0:
-            raise ConfigError(f"{flag(name)} must be above 0")
+        if getattr(config, name) is not None and not 0 < getattr(config, name) <= 1:
+            raise ConfigError(f"{flag(name)} must be in (0, 1], got {getattr(config, name)}")
 
 
 def check_parallel(config: Any) -> None:
     """Raises ConfigError for tokens or shares of masks that no parallel draft can be trained with."""
     at_least(config, 0, "parallel")
-    within_one(config, "parallel_keep", "parallel_keep_least")
+    a_share(config, "parallel_keep")
+    within_one(config, "parallel_keep_least")
     if config.parallel == 1:
         raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
-    above_zero(config, "parallel_keep")
 
 
 def check_seed(seed: int) -> None:
@@ -88,6 +88,23 @@ def usable(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{flag(name)} is empty; give it a value, or leave it out")
             if "\0" in text:
                 raise ConfigError(f"{flag(name)} holds a zero byte, got {text!r}")
+
+
+def chosen(settings: Mapping[str, Any], choices: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses values that are not among a setting's own. The command line does so before; Python code comes here.
+
+    Args:
+        settings: Every setting by its flat name.
+        choices: The values of each setting that has a fixed list of them.
+
+    Raises:
+        ConfigError: Names the first such setting.
+    """
+    for name, known in choices.items():
+        for value in settings[name] if isinstance(settings[name], list) else [settings[name]]:
+            if value not in known:
+                listed = ", ".join(str(one) for one in known if one is not None)
+                raise ConfigError(f"{flag(name)} must be one of {listed}, got {value!r}")
 
 
 def needs(part: Any, condition: bool, what: str, *names: str) -> None:

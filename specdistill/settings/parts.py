@@ -36,6 +36,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.usable(self.to_flat(), defaults(type(self)))
+        checks.chosen(self.to_flat(), _choices(type(self)))
 
     @classmethod
     def flat(cls, **settings: Any) -> Self:
@@ -98,6 +99,27 @@ def _owners(config: type) -> dict[str, str | None]:
             assert name not in owners, f"{config.__name__} has two settings {name}"
             owners[name] = None if part is None else field.name
     return owners
+
+
+@functools.cache
+def _choices(config: type) -> dict[str, tuple[Any, ...]]:
+    """Flat name of each setting with a fixed list of values -> those values."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, part in _owners(config).items():
+        values = _literals(typing.get_type_hints(config if part is None else _parts(config)[part])[name])
+        if values:
+            found[name] = values
+    return found
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """Every value of a type that is made of literals; empty for a type that takes other values too."""
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    if hint is type(None):
+        return (None,)
+    parts = [_literals(inner) for inner in typing.get_args(hint) if inner is not Ellipsis]
+    return tuple(value for values in parts for value in values) if all(parts) else ()
 
 
 def defaults(config: type[Config]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, check_temperature, needs
+from specdistill.settings.checks import a_share, at_least, check_temperature, needs
 
 
 class SamplingArguments(TypedDict):
@@ -38,8 +38,7 @@ class Sampling:
     def __post_init__(self) -> None:
         at_least(self, 0, "temperature", "top_k")
         check_temperature(self, "temperature")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p must be in (0, 1], got {self.top_p}")
+        a_share(self, "top_p")
         if not 0 <= self.min_p < 1:
             raise ConfigError(f"--min-p must be in [0, 1), got {self.min_p}")
 

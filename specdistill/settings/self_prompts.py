@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import COLDEST, LARGEST_SEED, needs
+from specdistill.settings.checks import COLDEST, LARGEST_SEED, a_share, needs
 from specdistill.settings.scoring import TEXT_SCORERS
 
 Half = Literal["train", "heldout"]
@@ -70,8 +70,7 @@ class SelfPromptSettings:
             raise ConfigError(
                 f"--self-temperature must be at least {COLDEST}, got {self.self_temperature}: at 0 all prompts are one"
             )
-        if not 0 < self.self_top_p <= 1:
-            raise ConfigError(f"--self-top-p must be in (0, 1], got {self.self_top_p}")
+        a_share(self, "self_top_p")
         if self.self_max_tokens is not None and self.self_max_tokens < 2:
             raise ConfigError(f"--self-max-tokens must be at least 2, got {self.self_max_tokens}")
         if not 0 <= self.self_seed <= LARGEST_SEED:

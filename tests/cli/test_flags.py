@@ -10,8 +10,9 @@ import yaml
 from cyclopts import App
 from flag_table import flag_table
 
-from specdistill import TrainConfig
+from specdistill import AnnotateConfig, BenchConfig, ExportConfig, PlanConfig, TrainConfig
 from specdistill.cli import app, main
+from specdistill.errors import ConfigError
 
 TABLE = json.loads((Path(__file__).parent / "flags.json").read_text())
 REQUIRED = {
@@ -246,6 +247,27 @@ def test_flags_win_over_the_file(parse, command):
     overridden = overridden or {"target_params": "30B"}
     flat = parse(command, *as_flags(overridden), file=REQUIRED[command]).to_flat()
     assert {key: flat[key] for key in REQUIRED[command]} == REQUIRED[command] | overridden
+
+
+@pytest.mark.parametrize(
+    ("config", "command", "settings", "known"),
+    [
+        (TrainConfig, "train-draft", {"divergence": "forward_kl"}, "auto, fkl, rkl"),
+        (TrainConfig, "train-draft", {"method": "kd"}, "supervised-kd"),
+        (PlanConfig, "plan", {"labels": "kept"}, "stored"),
+        (AnnotateConfig, "annotate", {"features": "int8"}, "bfloat16"),
+        (ExportConfig, "export", {"format": "onnx"}, "sglang"),
+        (BenchConfig, "bench", {"engine": "vllm", "engine_baselines": ["ngram", "medusa"]}, "suffix"),
+    ],
+)
+def test_a_value_of_no_list_is_refused_in_python_too(config, command, settings, known):
+    """The command line knows the lists; from Python an unknown divergence was a traceback at the first step."""
+    *_, wrong = settings
+    value = settings[wrong][-1] if isinstance(settings[wrong], list) else settings[wrong]
+    with pytest.raises(ConfigError) as refused:
+        config.flat(**REQUIRED[command] | settings)
+    assert str(refused.value).startswith(f"--{wrong.replace('_', '-')} must be one of ")
+    assert known in str(refused.value) and str(refused.value).endswith(f"got {value!r}")
 
 
 def test_a_preset_fills_in_what_neither_flags_nor_the_file_set(parse):

@@ -282,7 +282,7 @@ def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch, sett
 
 REFUSED = {
     "one": ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
-    "keep": ({"parallel": 4, "parallel_keep": 0.0}, "--parallel-keep must be above 0"),
+    "keep": ({"parallel": 4, "parallel_keep": 0.0}, r"--parallel-keep must be in \(0, 1\], got 0.0"),
     "alone": ({"anchors": "rounds"}, "--anchors rounds has no effect here: it goes with --parallel"),
     "online": ({"parallel": 4, "method": "online", "online": "x"}, "single tokens"),
     "reward": ({"parallel": 4, "reward": "m:f"}, "--parallel goes without --reward"),

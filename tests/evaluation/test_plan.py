@@ -219,7 +219,7 @@ def test_the_command(tmp_path, capsys):
         ({"gpu_tflops": 100.0}, "--gpu custom goes with"),
         ({"labels": "stored", "on_policy_fraction": 0.5}, "use --labels live"),
         ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
-        ({"parallel": 4, "parallel_keep": 0.0}, "--parallel-keep must be above 0"),
+        ({"parallel": 4, "parallel_keep": 0.0}, r"--parallel-keep must be in \(0, 1\], got 0.0"),
         ({"epochs": 0.0}, "--epochs must be above 0"),
         ({"utilisation": 0.0}, "--utilisation must be in"),
         ({"target_resident_params": "1B"}, "must be at least --target-params"),

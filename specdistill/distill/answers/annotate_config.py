@@ -39,8 +39,6 @@ class LabelSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "top_k", "draws")
-        if self.labels not in ("top-k", "sampled"):
-            raise ConfigError(f"unknown --labels {self.labels!r}; choose top-k or sampled")
         check_temperature(self, "temperature")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, got {self.temperature}: at 0 every label is one id")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdistill.distill.training.parallel_settings import ParallelLoss
-from specdistill.settings.checks import above_zero, at_least, needs, within_one
+from specdistill.settings.checks import a_share, at_least, needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,7 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "unroll")
-        within_one(self, "unroll_weights")
-        above_zero(self, "unroll_weights")
+        a_share(self, "unroll_weights")
 
     def refuse_idle(self) -> None:
         """Refuses settings of heads for another draft."""

@@ -9,7 +9,7 @@ from specdistill.distill.methods import Method
 from specdistill.distill.training.head_settings import UnrolledLoss
 from specdistill.distill.training.parallel_settings import ParallelLoss
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import at_least, check_temperature, needs, within_one
+from specdistill.settings.checks import a_share, at_least, check_temperature, needs, within_one
 from specdistill.settings.sampling import Sampling
 
 
@@ -51,8 +51,7 @@ class LossSettings:
         at_least(self, 0, "loss_temperature", "eta")
         check_temperature(self, "loss_temperature")
         within_one(self, "beta", "ce_weight", "distill_weight")
-        if not 0 < self.select_fraction <= 1:
-            raise ConfigError(f"--select-fraction must be in (0, 1], got {self.select_fraction}")
+        a_share(self, "select_fraction")
 
     def kind(self, method: Method) -> str:
         """Name of the divergence that is minimised, `ce` for cross entropy."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specdistill.errors import ConfigError
-from specdistill.settings.checks import above_zero, at_least, check_parallel, needs, within_one
+from specdistill.settings.checks import a_share, at_least, check_parallel, needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,7 @@ class ParallelSettings:
     def __post_init__(self) -> None:
         check_parallel(self)
         at_least(self, 0, *(["mask_token"] if self.mask_token is not None else []))
-        within_one(self, "parallel_weights")
-        above_zero(self, "parallel_weights")
+        a_share(self, "parallel_weights")
         others = ("mask_token", "anchors", "parallel_keep", "parallel_keep_least", "parallel_weights")
         needs(self, self.wanted, "--parallel", *others, "parallel_confidence")
         if self.parallel_keep < self.parallel_keep_least:
