@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from specdistill.evaluation.advice import UNKNOWN, CountedAnswers, Option, TimedHere, option_name
+from specdistill.evaluation.disturbed import disturbed_checks
 from specdistill.evaluation.known_results import KnownResults
 
 _LEAST_COVERED = 0.95
-_DISTURBED = 1.2
-"""A pass over fewer tokens that takes so many times as long as a wider one was timed beside other work."""
 
 
 def unknowns(
@@ -61,19 +60,7 @@ def _costs(timed: TimedHere) -> list[str]:
         "what a round costs in your server: steps were timed in this decoder, and engines differ; bench --engine "
         "measures there"
     ]
-    pair = _out_of_order(timed.verify_cost)
-    if pair is not None:
-        lines.append(
-            f"what a round costs here: checking {pair[0]} tokens took longer than checking {pair[1]}, so that other "
-            "work disturbed the times; run this again on a quiet machine"
-        )
+    remark = disturbed_checks(timed.verify_cost)
+    if remark is not None:
+        lines.append(f"what a round costs here: {remark}; run this again on a quiet machine")
     return lines
-
-
-def _out_of_order(verify_cost: Mapping[int, float]) -> tuple[int, int] | None:
-    """Two widths of which the smaller one took much longer; None where times grow as they should."""
-    for narrow, cost in verify_cost.items():
-        for wide, other in verify_cost.items():
-            if wide > narrow and cost > _DISTURBED * other:
-                return narrow, wide
-    return None

@@ -21,9 +21,7 @@ from specdistill.report.wording import (
     guidance_lines,
     lenience_name,
     number,
-    prediction_warning,
     score_rows,
-    speed_warning,
     target_cell,
     target_cost,
     target_rows,
@@ -46,6 +44,7 @@ from specdistill.report.wording_samples import (
     visible,
 )
 from specdistill.report.wording_verdict import tokens, verdict
+from specdistill.report.wording_warnings import prediction_warning, speed_warning
 
 
 def html_report(report: Report) -> str:

@@ -28,9 +28,7 @@ from specdistill.report.wording import (
     lenience_name,
     lossless_line,
     number,
-    prediction_warning,
     score_rows,
-    speed_warning,
     target_cell,
     target_cost,
     target_rows,
@@ -42,6 +40,7 @@ from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import depth_lines
 from specdistill.report.wording_verdict import tokens, verdict
+from specdistill.report.wording_warnings import prediction_warning, speed_warning
 
 
 def bench_tables(report: Report, show: int = 0) -> None:

@@ -25,7 +25,7 @@ pytest.importorskip("xllamacpp", reason="make test-engines runs these in vLLM's 
 from specdistill import BenchConfig, ExportConfig, InitDraftConfig, TrainConfig, bench, export, init_draft, train_draft
 from specdistill.data.prompts import encode_all, load_prompts
 from specdistill.models import LanguageModel
-from specdistill.report.wording import prediction_warning
+from specdistill.report.wording_warnings import prediction_warning
 
 GAMMA, TOKENS = 3, 40
 EXAMPLE = Path(__file__).parents[2] / "examples/verify_in_vllm.py"

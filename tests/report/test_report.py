@@ -7,11 +7,15 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from bench_report import DIFFERENT, OTHER_TARGET, RULES, category, example_report, spread, spreads
 
+from specdistill.evaluation.advice import TimedHere
+from specdistill.evaluation.advice_unknown import unknowns
 from specdistill.evaluation.experts import ExpertCosts
+from specdistill.evaluation.known_results import KnownResults
 from specdistill.evaluation.report_acceptance import Prediction
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary
@@ -243,3 +247,17 @@ def test_costs_that_can_not_be_right_are_said(report, capsys, low, cost, said):
     shown = [capsys.readouterr().out, html.unescape(html_report(report))]
     ending = ": other work ran on this machine meanwhile"
     assert [(said or "") + ending in text for text in shown] == [said is not None] * 2
+
+
+@pytest.mark.parametrize(("narrow", "wide", "said"), [(1.9, 1.3, True), (1.4, 1.3, False), (1.3, 1.9, False)])
+def test_checks_that_cost_less_with_more_tokens_are_said_as_advise_says_them(report, capsys, narrow, wide, said):
+    """Beyond what noise explains, more tokens can't be cheaper to check than fewer."""
+    economics = replace(report.economics, verify_cost={1: 1.0, 2: narrow, 3: wide})
+    bench_tables(replace(report, economics=economics))
+    shown = capsys.readouterr().out, html.unescape(html_report(replace(report, economics=economics)))
+    words = "checking 2 tokens took longer than checking 3, so that other work disturbed the times"
+    assert [words in text for text in shown] == [said] * 2
+    timed = TimedHere(target_step_seconds=1.0, verify_cost=economics.verify_cost, context=8, kinds={})
+    counted = SimpleNamespace(answers=8, head_covers=None)
+    lines = unknowns([], counted, timed, KnownResults(jobs={}, drafts=[]), [], True)
+    assert any(words in line for line in lines) == said
