@@ -2,7 +2,7 @@
 
 # Without `from __future__ import annotations`: `BenchConfig` inherits these fields in another module, where cyclopts
 # could not evaluate annotations that are strings.
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import abspath
 from typing import Annotated, Literal
 
@@ -16,11 +16,12 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, needs
 from specdistill.settings.guidance import GuidanceSettings
 from specdistill.settings.machine import Machine
-from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
+from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, Unasked, box
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 
-_LONGEST_DRAFT = 256
+LONGEST_DRAFT = 256
+"""Most draft tokens that a bench covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ class AcceptanceSettings:
     lenience_sweep: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = ()
     """Also measure the rule lenient with each of these values, such as 0.9 0.7 0.5, beside the exact rule: speed-up,
     acceptance, changed tokens. Needs --temperature above 0; each value decodes all timed prompts once more."""
-    max_draft_tokens: int = 8
-    """Longest draft length that costs and predictions cover."""
+    max_draft_tokens: int = Unasked(8)
+    """Longest draft length that costs and predictions cover. Left out, it is 8, or more where --num-draft-tokens is, or
+    the number of tokens that a parallel draft was trained to guess."""
     draft_length: Literal["fixed", "confidence", "auto"] = "fixed"
     """How the decoder chooses the length of each draft. fixed: always --num-draft-tokens. confidence: up to that many
     (0: --max-draft-tokens), until the draft is unsure. auto: the length that pays most by measured costs and the
@@ -58,8 +60,8 @@ class AcceptanceSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_draft_tokens")
-        if self.max_draft_tokens > _LONGEST_DRAFT:
-            raise ConfigError(f"--max-draft-tokens must be at most {_LONGEST_DRAFT}, got {self.max_draft_tokens}")
+        if self.max_draft_tokens > LONGEST_DRAFT:
+            raise ConfigError(f"--max-draft-tokens must be at most {LONGEST_DRAFT}, got {self.max_draft_tokens}")
         if (self.rule == "lenient") != (self.lenience < 1) or not 0 < self.lenience <= 1:
             raise ConfigError("--rule lenient and --lenience go together; the lenience must be in (0, 1)")
         # A YAML file gives a list.
@@ -214,9 +216,8 @@ class MeasureConfig(Config):
         self.self_prompts.check(self.prompts, "heldout", answers_read((self.score.scorer,), None))
         at_least(self, 0, "num_prompts", "num_draft_tokens")
         at_least(self, 2, "max_new_tokens")
-        longest, rule = self.acceptance.max_draft_tokens, self.acceptance.rule
-        if self.num_draft_tokens > longest:
-            raise ConfigError(f"--num-draft-tokens {self.num_draft_tokens} exceeds --max-draft-tokens {longest}")
+        self._cover_length()
+        rule = self.acceptance.rule
         if self.acceptance.lenience_sweep and self.sampling.greedy:
             raise ConfigError("--lenience-sweep needs --temperature above 0, where tokens are accepted by chance")
         if rule != "auto" and (rule == "greedy") != self.sampling.greedy:
@@ -229,6 +230,17 @@ class MeasureConfig(Config):
             raise ConfigError("--compare-target compares plain targets; leave --guidance and --pack away")
         if self.json is not None and self.html is not None and abspath(self.json) == abspath(self.html):
             raise ConfigError(f"--json and --html both name {self.json}; choose two files")
+
+    def _cover_length(self) -> None:
+        """Raises --max-draft-tokens to --num-draft-tokens where it was left out."""
+        length, longest = self.num_draft_tokens, self.acceptance.max_draft_tokens
+        if length <= longest:
+            return
+        if not isinstance(longest, Unasked):
+            raise ConfigError(f"--num-draft-tokens {length} exceeds --max-draft-tokens {longest}")
+        if length > LONGEST_DRAFT:
+            raise ConfigError(f"--num-draft-tokens must be at most {LONGEST_DRAFT}, got {length}")
+        object.__setattr__(self, "acceptance", replace(self.acceptance, max_draft_tokens=Unasked(length)))
 
     @property
     def drafter(self) -> str:

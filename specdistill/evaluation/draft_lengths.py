@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from specdistill.decoding import AutoLength, ConfidenceLength
 from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.proof import INSTEAD, prove
-from specdistill.evaluation.config import AcceptanceSettings
+from specdistill.evaluation.config import LONGEST_DRAFT, AcceptanceSettings, MeasureConfig
 from specdistill.evaluation.measured import Models
+from specdistill.files.parallel_drafting import ParallelDrafting
+from specdistill.models.eagle3 import is_head
+from specdistill.models.load import ModelSource
+from specdistill.settings.parts import Unasked
+
+
+def for_drafts(
+    config: MeasureConfig, draft: ModelSource, compared: Sequence[ModelSource], say: Callable[[str], None]
+) -> MeasureConfig:
+    """Covers the lengths that parallel drafts were trained for, and says which of them is asked for more.
+
+    Args:
+        config: The settings.
+        draft: The draft of --draft.
+        compared: Those of --compare.
+        say: Gets a line for each draft that is asked for more tokens than it was trained to guess.
+
+    Returns:
+        The settings, with a higher --max-draft-tokens where none was set and a draft was trained for more.
+    """
+    named = [("--draft", draft), *(("--compare", source) for source in compared)]
+    found = {f"{flag} {source.name}": _parallel(source, flag) for flag, source in named}
+    drafts = {name: parallel for name, parallel in found.items() if parallel is not None}
+    if not config.in_one_pass:
+        return config
+    for name, parallel in drafts.items():
+        beyond = parallel.beyond(config.num_draft_tokens, "this bench")
+        if beyond is not None:
+            say(f"BEWARE: {name}: {beyond}")
+    longest = config.acceptance.max_draft_tokens
+    trained = min(LONGEST_DRAFT, max((parallel.trained_tokens or 0 for parallel in drafts.values()), default=0))
+    if trained <= longest or not isinstance(longest, Unasked):
+        return config
+    return config.replace(max_draft_tokens=Unasked(trained))
+
+
+def _parallel(source: ModelSource, flag: str) -> ParallelDrafting | None:
+    return None if is_head(source.config) else ParallelDrafting.of_config(source.config, f"{flag} {source.name}")
 
 
 def steps_are_real(models: Models) -> bool:

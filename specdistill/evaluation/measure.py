@@ -71,6 +71,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
     refuse_lenience_sweep(config, found.draft)
     refuse_own_answers(config, found.draft)
     other, beside = find_other_target(config, found, progress), find_compared(config, found.target, progress)
+    config = draft_lengths.for_drafts(config, found.draft, beside, progress.say)
     room = found.max_context - config.max_new_tokens
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     models = _load(config, found, progress)

@@ -24,6 +24,9 @@ class ModelFacts:
     mask_id: int | None = None
     """Id of the mask token of a parallel draft, which guesses all tokens of a round in one pass; absent for others, and
     where it was used one token per pass."""
+    parallel_draft_tokens: int | None = None
+    """Number of tokens that a parallel draft was trained to guess in one pass, by its config.json; absent like
+    `mask_id`, and where that does not say."""
     kind: str | None = None
     """How a draft proposes that is no plain language model: `ngram`, `suffix`, `mtp`, `eagle3`, ...; absent for one."""
 

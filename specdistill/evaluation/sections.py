@@ -31,6 +31,7 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         adapter_of=None if model.adapter is None else model.adapter.base,
         head_size=None if model.kept_ids is None else len(model.kept_ids),
         mask_id=None if model.parallel is None else model.parallel.mask_id,
+        parallel_draft_tokens=None if model.parallel is None else model.parallel.trained_tokens,
         kind="eagle3" if isinstance(model, HeadModel) else None,
     )
 

@@ -67,6 +67,17 @@ class ParallelDrafting:
             )
         return cls(mask_id, trained)
 
+    def beyond(self, asked: int, asker: str) -> str | None:
+        """Says that more tokens are asked for than it was trained to guess; None where they are not.
+
+        Args:
+            asked: Draft tokens per verification.
+            asker: Who asks for them, such as `this bench`.
+        """
+        if self.trained_tokens is None or asked <= self.trained_tokens:
+            return None
+        return trained_for(self.trained_tokens, asked, asker)
+
     def write_to(self, config: PretrainedConfig) -> None:
         """Writes it into a model's configuration, in place."""
         self.remove_from(config)
@@ -80,6 +91,17 @@ class ParallelDrafting:
         for key in (*MASK_KEYS, TRAINED_KEY):
             if _names_mask(config, key):
                 delattr(config, key)
+
+
+def trained_for(trained: int, asked: int, asker: str) -> str:
+    """Says that a draft was trained for another number of tokens.
+
+    Args:
+        trained: Tokens that it was trained to guess.
+        asked: Draft tokens per verification.
+        asker: Who asks for them, such as `this launch`.
+    """
+    return f"the draft was trained to guess {trained} tokens in one pass, and {asker} asks for {asked}"
 
 
 def _names_mask(config: PretrainedConfig | SimpleNamespace, key: str) -> bool:

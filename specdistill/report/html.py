@@ -44,7 +44,7 @@ from specdistill.report.wording_samples import (
     visible,
 )
 from specdistill.report.wording_verdict import tokens, verdict
-from specdistill.report.wording_warnings import prediction_warning, speed_warning
+from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
 
 
 def html_report(report: Report) -> str:
@@ -95,6 +95,7 @@ def _cautions(report: Report) -> list[str]:
     remarks = [
         prediction_warning(report),
         speed_warning(report),
+        *length_warnings(report),
         *(entry.remark for entry in report.training_prompts or ()),
     ]
     return [remark for remark in remarks if remark is not None]

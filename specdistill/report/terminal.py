@@ -40,7 +40,7 @@ from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import depth_lines
 from specdistill.report.wording_verdict import tokens, verdict
-from specdistill.report.wording_warnings import prediction_warning, speed_warning
+from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -159,7 +159,8 @@ def _positions(console: Console, report: Report) -> None:
         f"accepted/proposed {estimate(acceptance.acceptance_rate)}",
         soft_wrap=True,
     )
-    _beware(console, prediction_warning(report))
+    for warning in (prediction_warning(report), *length_warnings(report)):
+        _beware(console, warning)
 
 
 def _beware(console: Console, warning: str | None) -> None:

@@ -6,6 +6,7 @@ import math
 
 from specdistill.evaluation.disturbed import disturbed_checks
 from specdistill.evaluation.report import Report
+from specdistill.files.parallel_drafting import trained_for
 
 _SURPRISING = 0.05
 """Relative distance of an engine's counter from the prediction that chance and the ends of answers don't explain."""
@@ -28,6 +29,19 @@ def prediction_warning(report: Report) -> str | None:
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
+
+
+def length_warnings(report: Report) -> list[str]:
+    """Parallel drafts that guess more tokens here than they were trained to guess."""
+    drafts, asked = {"": report.draft}, report.setup.num_draft_tokens
+    if report.compare is not None:
+        drafts[f"--compare {report.compare.draft.name}: "] = report.compare.draft
+    trained = {name: facts.parallel_draft_tokens for name, facts in drafts.items()}
+    return [
+        f"{name}{trained_for(number, asked, 'this bench')}; no mask was trained for the guesses beyond"
+        for name, number in trained.items()
+        if number is not None and asked > number
+    ]
 
 
 def speed_warning(report: Report) -> str | None:

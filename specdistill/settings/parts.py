@@ -31,6 +31,10 @@ def box(title: str | Group) -> Parameter:
     return Parameter(name="*", group=title if isinstance(title, Group) else Group.create_ordered(title, sort_key=1))
 
 
+class Unasked(int):
+    """A default number that the models may raise: the same number from a user is an `int`, and stays."""
+
+
 class Config:
     """Base of the commands' configurations: a frozen dataclass whose fields are settings and parts."""
 
@@ -64,15 +68,23 @@ class Config:
 
     def to_flat(self) -> dict[str, Any]:
         """Every setting by its flat name, ready for YAML: tuples become lists."""
-        values: dict[str, Any] = {}
-        for name, part in _owners(type(self)).items():
-            value = getattr(self if part is None else getattr(self, part), name)
-            values[name] = list(value) if isinstance(value, tuple) else value
-        return values
+        return {name: _plain(value) for name, value in self._values().items()}
+
+    def _values(self) -> dict[str, Any]:
+        """Every setting by its flat name, as it is."""
+        owners = _owners(type(self)).items()
+        return {name: getattr(self if part is None else getattr(self, part), name) for name, part in owners}
 
     def replace(self, **settings: Any) -> Self:
         """A copy with other values for some settings, by their flat names."""
-        return type(self).flat(**(self.to_flat() | settings))
+        return type(self).flat(**(self._values() | settings))
+
+
+def _plain(value: Any) -> Any:
+    """A setting as YAML holds it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return int(value) if isinstance(value, Unasked) else value
 
 
 def pick(part: type, settings: dict[str, Any]) -> Any:

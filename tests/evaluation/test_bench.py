@@ -189,7 +189,8 @@ def test_prompts_are_spread_over_categories():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"num_draft_tokens": 9}, "exceeds --max-draft-tokens"),
+        ({"num_draft_tokens": 9, "max_draft_tokens": 8}, "exceeds --max-draft-tokens"),
+        ({"num_draft_tokens": 257}, "--num-draft-tokens must be at most 256"),
         ({"max_new_tokens": 1}, "--max-new-tokens must be at least 2"),
         ({"temperature": -1.0}, "--temperature"),
         ({"rule": "sampled"}, "does not go with"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +22,12 @@ from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.rounds import expected_rounds
 from specdistill.evaluation.samples import make_sample
 from specdistill.evaluation.statistics import Estimate
+from specdistill.files.parallel_drafting import trained_for
+from specdistill.progress import Quiet
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
+from specdistill.serving import parallel_gates
+from specdistill.settings.parts import Unasked
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +171,76 @@ def test_a_walk_with_copies_by_hand():
     assert found.cost == pytest.approx(1.2 + (1.2 + 0.5 * 1.1 + plain) + drafting)
     assert isinstance(costs.drafting, DraftCosts) and expected_rounds(table, 2) > 2
     assert acceptance.ALPHA_RULES[0] == "greedy"
+
+
+class Said(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def trained_for_12(files):
+    """The draft of --draft with another number in its config.json."""
+    folder = files / "twelve"
+    if not folder.exists():
+        shutil.copytree(files / "draft", folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"parallel_draft_tokens": 12}))
+    return "twelve"
+
+
+@pytest.mark.parametrize(
+    ("flags", "longest"),
+    [
+        ({}, 12),
+        ({"max_draft_tokens": 8}, 8),
+        ({"max_draft_tokens": 3}, 3),
+        ({"num_draft_tokens": 14}, 14),
+        ({"one_by_one": True}, 8),
+    ],
+)
+def test_the_lengths_that_a_draft_was_trained_for_are_covered(files, flags, longest):
+    """Unless --max-draft-tokens says less: then that is obeyed, 8 too."""
+    given = {"prompts": str(files / "prompts.jsonl"), "raw_prompts": True, "max_new_tokens": 20, "num_prompts": 2}
+    flags = {"latency_prompts": 1, "baselines": "none", "num_draft_tokens": 2} | flags
+    places = {"target": str(files / "target"), "draft": str(files / trained_for_12(files))}
+    found = measure_draft(BenchConfig.flat(**given, **places, **flags))
+    assert max(found.economics.predicted_speedup) == longest
+    assert max(found.acceptance.predicted_mean_acceptance_length) == longest
+
+
+def test_a_compared_draft_is_covered_too(files):
+    given = {"prompts": str(files / "prompts.jsonl"), "raw_prompts": True, "max_new_tokens": 20, "num_prompts": 2}
+    places = {"target": str(files / "target"), "draft": str(files / "draft")}
+    config = BenchConfig.flat(**given, **places, compare=str(files / trained_for_12(files)), latency_prompts=1)
+    assert max(measure_draft(config).economics.predicted_speedup) == 12
+    # A copy of settings keeps that nobody asked for 8, and YAML gets a plain number.
+    assert isinstance(config.replace(seed=1).acceptance.max_draft_tokens, Unasked)
+    assert type(config.to_flat()["max_draft_tokens"]) is int
+
+
+@pytest.mark.parametrize(("length", "said"), [(7, True), (5, False), (3, False)])
+def test_more_tokens_than_were_trained_are_said_once(files, capsys, length, said):
+    """In the words of check: before the work, and once in the report."""
+    progress = Said()
+    given = {"prompts": str(files / "prompts.jsonl"), "raw_prompts": True, "max_new_tokens": 20, "num_prompts": 2}
+    places = {"target": str(files / "target"), "draft": str(files / "draft")}
+    found = measure_draft(BenchConfig.flat(**given, **places, num_draft_tokens=length, latency_prompts=1), progress)
+    words = f"the draft was trained to guess 5 tokens in one pass, and this bench asks for {length}"
+    assert sum(words in line for line in progress.lines) == said
+    bench_tables(found)
+    assert capsys.readouterr().out.count(words) == said and html_report(found).count(words) == said
+    assert found.to_json()["draft"]["parallel_draft_tokens"] == 5
+
+
+def test_check_says_it_in_the_same_words():
+    model = SimpleNamespace(name="d", is_gguf=False, config={"vocab_size": 72, "pard_token": MASK})
+    model.config["parallel_draft_tokens"] = 5
+    verdict = SimpleNamespace(engine="vllm", refusals=[], warnings=[])
+    parallel_gates.remark([verdict], SimpleNamespace(vocab_size=72), model, SimpleNamespace(num_draft_tokens=7))
+    (line,) = verdict.warnings
+    assert line.startswith(trained_for(5, 7, "this launch") + ";")
