@@ -8,6 +8,7 @@ from specdistill.decoding import AutoLength, ConfidenceLength
 from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.proof import INSTEAD, prove
+from specdistill.errors import ConfigError
 from specdistill.evaluation.config import LONGEST_DRAFT, AcceptanceSettings, MeasureConfig
 from specdistill.evaluation.measured import Models
 from specdistill.files.parallel_drafting import ParallelDrafting
@@ -29,10 +30,20 @@ def for_drafts(
 
     Returns:
         The settings, with a higher --max-draft-tokens where none was set and a draft was trained for more.
+
+    Raises:
+        ConfigError: --one-by-one, and none of the drafts is a parallel one.
+        ModelError: A draft's config.json contradicts itself.
     """
     named = [("--draft", draft), *(("--compare", source) for source in compared)]
     found = {f"{flag} {source.name}": _parallel(source, flag) for flag, source in named}
     drafts = {name: parallel for name, parallel in found.items() if parallel is not None}
+    if config.acceptance.one_by_one and not drafts:
+        one, none = ("draft is", "it") if len(found) == 1 else ("drafts are", "none of them")
+        raise ConfigError(
+            f"--one-by-one is for parallel drafts, and the {one} ordinary: {none} names no mask token (pard_token) in "
+            "config.json, and takes a pass for each token anyway; leave it out"
+        )
     if not config.in_one_pass:
         return config
     for name, parallel in drafts.items():

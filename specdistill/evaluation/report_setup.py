@@ -77,6 +77,8 @@ class Setup:
     """Value of --chat-template-kwargs, as JSON text; absent without one."""
     raw_prompts: bool | None = None
     """Present, and true, with --raw-prompts: no chat template was used."""
+    one_by_one: bool | None = None
+    """Present, and true, with --one-by-one: parallel drafts guessed one token per pass."""
     guidance: float | None = None
     """Weight of the target's guidance; present with --guidance. The plain target is then the guided one too."""
     negative_prompt: str | None = None

@@ -80,6 +80,7 @@ def setup_section(
         prompt_source=config.prompts,
         chat_template_kwargs=config.chat.chat_template_kwargs,
         raw_prompts=config.chat.raw_prompts or None,
+        one_by_one=config.acceptance.one_by_one or None,
         guidance=config.guided.guidance or None,
         negative_prompt=config.guided.negative_prompt,
     )

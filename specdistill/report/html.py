@@ -33,7 +33,7 @@ from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
 from specdistill.report.wording_leaderboard import leader, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines, drafting_cost
+from specdistill.report.wording_parallel import depth_lines, drafting_cost, one_by_one_lines
 from specdistill.report.wording_samples import (
     is_blank,
     rejected_text,
@@ -72,6 +72,7 @@ def html_report(report: Report) -> str:
         expert_line=expert_line(report),
         drafting_cost=drafting_cost(report),
         depth_lines=depth_lines(report),
+        one_by_one=one_by_one_lines(report.setup),
         experts=expert_rows(report),
         target_rows=target_rows(report),
         target_cost=target_cost(report),

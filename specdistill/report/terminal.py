@@ -38,7 +38,7 @@ from specdistill.report.wording import (
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines
+from specdistill.report.wording_parallel import depth_lines, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
 from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
 
@@ -96,7 +96,7 @@ def _headline(console: Console, report: Report) -> None:
         f"{setup.device}, {setup.threads} threads{engine}",
         soft_wrap=True,
     )
-    for remark in (*chat_lines(setup), *guidance_lines(setup), *training_lines(report)):
+    for remark in (*chat_lines(setup), *one_by_one_lines(setup), *guidance_lines(setup), *training_lines(report)):
         console.print(remark, soft_wrap=True)
     partial = report.partial
     if partial is not None:

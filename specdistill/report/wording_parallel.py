@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specdistill.evaluation.report import Report
+from specdistill.evaluation.report_setup import Setup
 
 
 def depth_lines(report: Report) -> list[str]:
@@ -14,6 +15,13 @@ def depth_lines(report: Report) -> list[str]:
     mask = report.draft.mask_id
     way = "a head on the target's states" if mask is None else f"guessed in one pass behind mask token {mask}"
     return [f"{way}; alpha by depth ({rule}): {values}"]
+
+
+def one_by_one_lines(setup: Setup) -> list[str]:
+    """How parallel drafts were used, where that was set."""
+    if not setup.one_by_one:
+        return []
+    return ["parallel drafts: used as ordinary ones, which guess one token per pass (--one-by-one)"]
 
 
 def drafting_cost(report: Report) -> str:

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from parallel_drafts import MASK, PROMPTS, guesses, make_parallel, taught_pair
-from tiny_models import save
+from tiny_models import make_model, save
 
 from specdistill import BenchConfig
+from specdistill.cli import app
 from specdistill.data.prompt import Prompt
 from specdistill.decoding import Sampling, SpeculativeDecoder
 from specdistill.decoding.costs import Costs, DraftCosts
@@ -122,8 +123,12 @@ def test_samples_show_the_guess_of_the_round():
     assert rejected
 
 
-def test_one_by_one_is_the_ordinary_draft(files):
+def test_one_by_one_is_the_ordinary_draft(files, capsys):
     found = bench(files, one_by_one=True)
+    words = "used as ordinary ones, which guess one token per pass (--one-by-one)"
+    bench_tables(found)
+    assert words in capsys.readouterr().out and words in html_report(found)
+    assert found.to_json()["setup"]["one_by_one"] is True
     assert found.draft.mask_id is None and found.economics.draft_pass_cost is None
     assert found.acceptance.alpha_by_depth is None and "a draft step costs" in found.economics.why
     assert found.acceptance.predicted_mean_acceptance_length[3] == pytest.approx(
@@ -181,6 +186,26 @@ class Said(Quiet):
 
     def say(self, line):
         self.lines.append(line)
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_one_by_one_is_refused_where_every_draft_is_ordinary(files, monkeypatch, compared):
+    """Before weights are read; one parallel draft is enough."""
+    if not (files / "plain").exists():
+        save(make_model(layers=1, seed=5), files / "plain")
+        save(make_model(layers=1, seed=6), files / "plain-too")
+    found = bench(files, "plain", one_by_one=True, num_prompts=2, compare=(str(files / "bad"),))
+    assert [row.draft.rsplit("/", 1)[1] for row in found.leaderboard] and found.setup.one_by_one
+    monkeypatch.setattr("specdistill.evaluation.measure.load_pair", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=r"--one-by-one is for parallel drafts, .* leave it out"):
+        bench(files, "plain", one_by_one=True, compare=(str(files / "plain-too"),) if compared else ())
+
+
+@pytest.mark.parametrize(("flags", "kind"), [(["--rule", "greedy"], Unasked), (["--max-draft-tokens", "8"], int)])
+def test_the_command_line_tells_a_default_from_an_8_that_was_asked_for(flags, kind):
+    words = ["bench", "--target", "t", "--draft", "d", *flags]
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert type(bound.arguments["config"].acceptance.max_draft_tokens) is kind
 
 
 def trained_for_12(files):
