@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from specdistill.decoding.costs import Costs, DraftCosts
 from specdistill.evaluation.acceptance import PromptAcceptance, alpha_sums, predicted_tau
 from specdistill.evaluation.report_leaderboard import LeaderboardRow
-from specdistill.evaluation.report_setup import ModelFacts
+from specdistill.evaluation.report_setup import PARALLEL, ModelFacts
 from specdistill.evaluation.statistics import paired_difference, ratio
 
 
@@ -33,7 +33,8 @@ def leaderboard_section(
     num_draft_tokens: int,
     longest: int,
 ) -> list[LeaderboardRow] | None:
-    """`leaderboard` of the report, the highest predicted speed-up first, then the highest alpha.
+    """`leaderboard` of the report, the highest predicted speed-up first, then the most tokens per target
+    call, then the highest alpha.
 
     Args:
         draft: The draft of --draft.
@@ -61,22 +62,38 @@ def leaderboard_section(
                 ),
             )
         )
-    return sorted(rows, key=lambda row: (-(row.predicted_speedup or 0), -row.alpha.mean))
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: LeaderboardRow) -> tuple[float, float, float]:
+    """Alpha comes last: it is that of the first guess only, where a draft's guesses depend on the round."""
+    return -(row.predicted_speedup or 0), -row.predicted_mean_acceptance_length.mean, -row.alpha.mean
 
 
 def _row(draft: ComparedDraft, costs: Costs | None, rule: str, num_draft_tokens: int, longest: int) -> LeaderboardRow:
     speedups: dict[int, float] = {}
+    tokens, step, round_cost = ratio(*predicted_tau(draft.records, rule, num_draft_tokens)), None, None
+    if draft.costs is not None:
+        step = None if draft.facts.kind == PARALLEL else draft.costs.step
     if costs is not None and draft.costs is not None:
+        round_cost = _round_cost(draft.costs, costs, num_draft_tokens, tokens.mean)
         for length in range(1, longest + 1):
             tau = ratio(*predicted_tau(draft.records, rule, length)).mean
-            speedups[length] = tau / (draft.costs.of_round(length, tau) + costs.verify_cost[length + 1])
+            speedups[length] = tau / _round_cost(draft.costs, costs, length, tau)
     best = max(speedups, key=lambda length: speedups[length]) if speedups else None
     return LeaderboardRow(
         draft=draft.facts.name,
+        kind=draft.facts.kind,
         parameters=draft.facts.parameters,
         alpha=ratio(*alpha_sums(draft.records, rule)),
-        predicted_mean_acceptance_length=ratio(*predicted_tau(draft.records, rule, num_draft_tokens)),
-        cost_ratio=None if draft.costs is None else draft.costs.step,
+        predicted_mean_acceptance_length=tokens,
+        cost_ratio=step,
+        round_cost=round_cost,
         best_num_draft_tokens=best,
         predicted_speedup=None if best is None else speedups[best],
     )
+
+
+def _round_cost(draft: DraftCosts, costs: Costs, length: int, tokens_per_call: float) -> float:
+    """Time of drafting so many tokens and their check, in plain target steps."""
+    return draft.of_round(length, tokens_per_call) + costs.verify_cost[length + 1]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PARALLEL, HEAD = "parallel", "eagle3"
+"""Kinds of drafts that our decoder runs, besides those that take a pass for each token. The guess of a token depends on
+where its round started, and alpha is that of the first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
@@ -28,7 +32,13 @@ class ModelFacts:
     """Number of tokens that a parallel draft was trained to guess in one pass, by its config.json; absent like
     `mask_id`, and where that does not say."""
     kind: str | None = None
-    """How a draft proposes that is no plain language model: `ngram`, `suffix`, `mtp`, `eagle3`, ...; absent for one."""
+    """How a draft proposes that does not take a pass of a plain language model for each token: `parallel`, `ngram`,
+    `suffix`, `mtp`, `eagle3`, ...; absent for one that does."""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a language model, ordinary or parallel, that can be scored."""
+        return self.kind in (None, PARALLEL)
 
 
 @dataclass(frozen=True, kw_only=True)

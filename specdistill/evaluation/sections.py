@@ -15,7 +15,7 @@ from specdistill.evaluation.config import MeasureConfig
 from specdistill.evaluation.latency import TimedRun, speedup_of, time_and_tokens
 from specdistill.evaluation.report import Comparison, Difference, GreedyDifference, Latency, Lossless, Speed
 from specdistill.evaluation.report_acceptance import CategoryScores, CountedAcceptance, ScoredAcceptance
-from specdistill.evaluation.report_setup import ModelFacts, Setup
+from specdistill.evaluation.report_setup import HEAD, PARALLEL, ModelFacts, Setup
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.models import LanguageModel
 from specdistill.models.head_draft import HeadModel
@@ -32,8 +32,14 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         head_size=None if model.kept_ids is None else len(model.kept_ids),
         mask_id=None if model.parallel is None else model.parallel.mask_id,
         parallel_draft_tokens=None if model.parallel is None else model.parallel.trained_tokens,
-        kind="eagle3" if isinstance(model, HeadModel) else None,
+        kind=_kind(model),
     )
+
+
+def _kind(model: LanguageModel) -> str | None:
+    if isinstance(model, HeadModel):
+        return HEAD
+    return None if model.parallel is None else PARALLEL
 
 
 def setup_section(

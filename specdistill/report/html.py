@@ -30,10 +30,10 @@ from specdistill.report.wording import (
 )
 from specdistill.report.wording_baselines import baseline_rows, overlap_line
 from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
-from specdistill.report.wording_leaderboard import leader, leaderboard_table
+from specdistill.report.wording_leaderboard import leader, leaderboard_remarks, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines, drafting_cost, one_by_one_lines
+from specdistill.report.wording_parallel import depth_lines, drafting_cost, first_guess_line, one_by_one_lines
 from specdistill.report.wording_samples import (
     is_blank,
     rejected_text,
@@ -67,6 +67,7 @@ def html_report(report: Report) -> str:
         settings=to_json(report.setup),
         plots=all_plots(report),
         alphas=alpha_rows(report),
+        first_guess=first_guess_line(report),
         scores=score_rows(report),
         compared_score=compared_score(report),
         expert_line=expert_line(report),
@@ -82,6 +83,7 @@ def html_report(report: Report) -> str:
         baselines=baseline_rows(report),
         overlap=overlap_line(report),
         leaderboard=leaderboard_table(report),
+        leaderboard_remarks=leaderboard_remarks(report),
         leader=leader(report.leaderboard) if report.leaderboard else "",
         load_heads=HEADS,
         load_lines=load_lines(report),

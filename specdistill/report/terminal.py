@@ -38,7 +38,7 @@ from specdistill.report.wording import (
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines, one_by_one_lines
+from specdistill.report.wording_parallel import depth_lines, first_guess_line, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
 from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
 
@@ -123,6 +123,9 @@ def _alpha_table(console: Console, report: Report) -> None:
             cells += [estimate(row.other), estimate(row.difference, sign="+")]
         table.add_row(*cells, row.meaning)
     console.print(table)
+    line = first_guess_line(report)
+    if line is not None:
+        console.print(line, soft_wrap=True)
 
 
 def _targets(console: Console, report: Report) -> None:

@@ -6,15 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from specdistill.evaluation.report import Report
-from specdistill.report.wording_leaderboard import leader, leaderboard_table
+from specdistill.report.wording_leaderboard import leader, leaderboard_remarks, leaderboard_table
+
+_WIDE = 110
+"""Columns of a terminal from which on the whole table fits."""
 
 
 def print_leaderboard(console: Console, report: Report) -> None:
     """Prints the leaderboard of --compare."""
-    lines = leaderboard_table(report, compact=True)
+    lines = leaderboard_table(report, compact=True, wide=console.width >= _WIDE)
     if not lines or not report.leaderboard:
         return
-    table = Table(title="drafts on the same answers, costs in plain target steps")
+    table = Table(title="drafts on the same answers")
     for name in lines[0]:
         # A long path goes on in the next line, and leaves numbers whole.
         is_name = name == "draft"
@@ -22,4 +25,5 @@ def print_leaderboard(console: Console, report: Report) -> None:
     for line in lines[1:]:
         table.add_row(*line)
     console.print(table)
-    console.print(leader(report.leaderboard), soft_wrap=True)
+    for line in (*leaderboard_remarks(report), leader(report.leaderboard)):
+        console.print(line, soft_wrap=True)

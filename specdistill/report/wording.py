@@ -198,7 +198,7 @@ def unscored(report: Report) -> str:
     """Why there is no alpha."""
     if report.partial is not None:
         return ENDED
-    if report.draft.kind is None:
+    if report.draft.is_model:
         return UNSCORED
     return f"alpha: unknown, for {report.draft.kind} is no draft model that could be scored; what follows was counted"
 

@@ -31,8 +31,8 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
     drafted = report.acceptance.predicted_mean_acceptance_length.get(length)
     speed = economics.predicted_speedup.get(length)
     timed = estimate(report.latency.speedup, 2) if report.latency.is_timed else ""
-    kind = report.draft.kind
-    own = "the draft" if kind is None else f"{kind} (--method)"
+    draft = report.draft
+    own = "the draft" if draft.is_model else f"{draft.kind} (--method)"
     rows = [BaselineRow("draft", own, str(length), number(drafted, 3), "", _known(speed), timed)]
     for name, baseline in report.baselines.items():
         share = baseline.proposed_share

@@ -6,14 +6,18 @@ from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_leaderboard import LeaderboardRow
 from specdistill.evaluation.statistics import Estimate
 from specdistill.report.wording import estimate, number
+from specdistill.report.wording_verdict import tokens
 
 _COLUMNS = {
     "draft": lambda row: row.draft,
+    "kind": lambda row: row.kind or "",
     "parameters": lambda row: f"{row.parameters / 1e6:.1f}M",
-    "alpha [95 %]": lambda row: estimate(row.alpha),
-    "minus --draft": lambda row: _signed(row.alpha_minus_draft),
+    "alpha [95 %]": lambda row: estimate(row.alpha) + _star(row),
+    "alpha minus --draft": lambda row: _signed(row.alpha_minus_draft),
     "tokens per call, predicted": lambda row: estimate(row.predicted_mean_acceptance_length),
+    "tokens minus --draft": lambda row: _signed(row.tokens_minus_draft),
     "draft step": lambda row: _number(row.cost_ratio, 3),
+    "round": lambda row: _number(row.round_cost, 2),
     "best length": lambda row: "" if row.best_num_draft_tokens is None else str(row.best_num_draft_tokens),
     "speed-up, predicted": lambda row: _number(row.predicted_speedup, 2),
     "tokens per call, counted": lambda row: (
@@ -27,36 +31,83 @@ _COLUMNS = {
 
 _COMPACT = {
     "draft": lambda row: row.draft,
-    "alpha": lambda row: number(row.alpha.mean, 3),
-    "minus --draft": lambda row: "" if row.speedup is not None else _signed(row.alpha_minus_draft, 2),
+    "alpha": lambda row: number(row.alpha.mean, 3) + _star(row),
+    "alpha minus --draft": lambda row: "" if row.speedup is not None else _signed(row.alpha_minus_draft, 2),
     "tokens": lambda row: number((row.mean_acceptance_length or row.predicted_mean_acceptance_length).mean),
-    "step": lambda row: _number(row.cost_ratio, 2),
+    "minus --draft": lambda row: "" if row.speedup is not None else _signed(row.tokens_minus_draft, 2),
+    "round": lambda row: _number(row.round_cost, 2),
     "predicted": lambda row: _best(row),
     "speed-up": lambda row: "" if row.speedup is None else estimate(row.speedup, 2),
     "its minus": lambda row: _signed(row.speedup_minus_draft, 2),
 }
-"""The same for 80 columns: the other intervals are in the JSON and on the page."""
+"""The same for a terminal: the other intervals are in the JSON and on the page."""
+_WIDE_ONLY = "alpha minus --draft"
+"""The column that 80 columns have no room for: tokens per call and costs decide, and hold for drafts of all kinds."""
 
 
-def leaderboard_table(report: Report, *, compact: bool = False) -> list[tuple[str, ...]]:
-    """Names of the columns, then a line per draft; columns without any cell are left out. Empty without --compare."""
-    columns = _COMPACT if compact else _COLUMNS
+def leaderboard_table(report: Report, *, compact: bool = False, wide: bool = True) -> list[tuple[str, ...]]:
+    """Names of the columns, then a line per draft; columns without any cell are left out. Empty without --compare.
+
+    Args:
+        report: The report.
+        compact: Whether most intervals are left out, as for a terminal.
+        wide: Whether a compact table may be wider than 80 columns.
+    """
+    columns = dict(_COMPACT if compact else _COLUMNS)
+    if compact and not wide:
+        del columns[_WIDE_ONLY]
     lines = [tuple(cell(row) for cell in columns.values()) for row in report.leaderboard or []]
     filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
     return [tuple(line[place] for place in filled) for line in (tuple(columns), *lines)] if lines else []
 
 
+def leaderboard_remarks(report: Report) -> list[str]:
+    """How to read the table, in sentences."""
+    rows, length = report.leaderboard or [], report.setup.num_draft_tokens
+    remarks = []
+    if any(row.round_cost is not None for row in rows):
+        way = "in one pass or in a step each" if any(row.kind for row in rows) else "in a step each"
+        remarks.append(
+            f"tokens: per target call with {tokens(length, 'draft')}; round: drafting {'it' if length == 1 else 'them'} "
+            f"{way}, and checking, in plain target steps"
+        )
+    if any(row.kind for row in rows):
+        remarks.append(
+            "* alpha of a round's first guess only, and later guesses are accepted less: compare drafts of different "
+            "kinds by tokens and round"
+        )
+    return remarks
+
+
 def leader(rows: list[LeaderboardRow]) -> str:
-    """The first draft in a sentence, and whether its lead over --draft is more than chance."""
+    """The first draft in a sentence, and whether its lead over --draft is more than chance.
+
+    Drafts whose guesses depend on the round are compared by tokens per call and costs: alpha is of the first guess.
+    """
     first = rows[0]
     what = "measured" if first.speedup is not None else "predicted"
     paired = first.speedup_minus_draft if first.speedup is not None else first.alpha_minus_draft
     if paired is None:
         return f"--draft is the fastest of them, as {what}"
+    fastest = f"the fastest as {what} is {first.draft}"
+    if first.speedup is None and any(row.kind for row in rows):
+        return fastest + _lead_of_kinds(first, next((row for row in rows if row.tokens_minus_draft is None), None))
     unit = "speed-up" if first.speedup is not None else "alpha"
     is_clear = paired.has_interval and paired.low > 0
     certain = "more than chance" if is_clear else "no more than chance may give"
-    return f"the fastest as {what} is {first.draft}: {unit} {estimate(paired, sign='+')} over --draft, {certain}"
+    return f"{fastest}: {unit} {estimate(paired, sign='+')} over --draft, {certain}"
+
+
+def _lead_of_kinds(first: LeaderboardRow, own: LeaderboardRow | None) -> str:
+    words = f": tokens per target call {_signed(first.tokens_minus_draft)} against --draft"
+    if own is None or own.round_cost is None or first.round_cost is None:
+        return words
+    return f"{words}, and a round takes it {first.round_cost:.2f} target steps where --draft takes {own.round_cost:.2f}"
+
+
+def _star(row: LeaderboardRow) -> str:
+    """Marks an alpha that is that of a round's first guess only."""
+    return "*" if row.kind else ""
 
 
 def _best(row: LeaderboardRow) -> str:

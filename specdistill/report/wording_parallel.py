@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import Setup
+from specdistill.report.wording_names import short_names
 
 
 def depth_lines(report: Report) -> list[str]:
@@ -15,6 +16,18 @@ def depth_lines(report: Report) -> list[str]:
     mask = report.draft.mask_id
     way = "a head on the target's states" if mask is None else f"guessed in one pass behind mask token {mask}"
     return [f"{way}; alpha by depth ({rule}): {values}"]
+
+
+def first_guess_line(report: Report) -> str | None:
+    """Drafts whose alpha is that of a round's first guess; None where there are none."""
+    names, drafts = short_names(report), []
+    if report.acceptance.alpha_by_depth:
+        drafts.append(names.draft)
+    if report.compare is not None and report.compare.draft.kind is not None:
+        drafts.append(str(names.compare))
+    if not drafts:
+        return None
+    return f"alpha of {' and '.join(drafts)}: of a round's first guess only; later guesses are accepted less"
 
 
 def one_by_one_lines(setup: Setup) -> list[str]:

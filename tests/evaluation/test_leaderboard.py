@@ -206,19 +206,39 @@ def row(name, predicted, difference=None):
 
 
 def test_numbers_are_whole_in_80_columns(monkeypatch, capsys):
-    """Long names are folded; an engine's rows have speeds in place of steps."""
+    """Long names are folded; an engine's rows have speeds in place of rounds; alpha's differences need more columns."""
     monkeypatch.setenv("COLUMNS", "80")
     one = row("/a/very/long/path/to/a/directory/of/drafts/x", 1.3, Estimate(-0.123, -0.2, -0.05))
-    ours = replace(one, cost_ratio=0.21, best_num_draft_tokens=4)
+    tokens = Estimate(0.456, 0.4, 0.5)
+    ours = replace(one, kind="parallel", round_cost=1.21, best_num_draft_tokens=4, tokens_minus_draft=tokens)
     bench_tables(replace(example_report(), leaderboard=[ours, row("d", 1.2)]))
     printed = capsys.readouterr().out
-    assert all(text in printed for text in ("-0.12 [-0.20, -0.05]", "0.21", "1.30 at 4", "0.500"))
+    assert all(text in printed for text in ("+0.46 [+0.40, +0.50]", "1.21", "1.30 at 4", "0.500*"))
+    assert "-0.12 [-0.20, -0.05]" not in printed
+    monkeypatch.setenv("COLUMNS", "120")
+    bench_tables(replace(example_report(), leaderboard=[ours, row("d", 1.2)]))
+    printed = capsys.readouterr().out
+    assert "-0.12 [-0.20, -0.05]" in printed and "+0.46 [+0.40, +0.50]" in printed
+    monkeypatch.setenv("COLUMNS", "80")
     engine = replace(
         one, predicted_speedup=None, speedup=Estimate(1.1, 1.0, 1.2), speedup_minus_draft=Estimate(0.2, 0.1, 0.3)
     )
     bench_tables(replace(example_report(), leaderboard=[engine]))
     printed = capsys.readouterr().out
     assert "1.10 [1.00, 1.20]" in printed and "+0.20 [+0.10, +0.30]" in printed and "-0.12" not in printed
+
+
+def test_a_leader_of_another_kind_is_compared_by_tokens_and_round():
+    """Its alpha is of the first guess only, and it may lead with fewer tokens per call, by cheaper rounds."""
+    own = replace(row("d", 1.2), round_cost=2.2)
+    ahead = replace(
+        row("x", 1.3, Estimate(-0.1, -0.2, -0.05)), kind="parallel", round_cost=1.2,
+        tokens_minus_draft=Estimate(-0.2, -0.3, -0.1),
+    )  # fmt: skip
+    assert leader([ahead, own]) == (
+        "the fastest as predicted is x: tokens per target call -0.200 [-0.300, -0.100] against --draft, and a round "
+        "takes it 1.20 target steps where --draft takes 2.20"
+    )
 
 
 def test_the_leader_in_words():
@@ -236,7 +256,7 @@ def test_the_leader_in_words():
         "draft",
         "parameters",
         "alpha [95 %]",
-        "minus --draft",
+        "alpha minus --draft",
         "tokens per call, predicted",
         "speed-up, predicted",
     )

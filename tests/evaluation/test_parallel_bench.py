@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from html import unescape
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from specdistill.files.parallel_drafting import trained_for
 from specdistill.progress import Quiet
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
+from specdistill.report.wording import estimate
 from specdistill.serving import parallel_gates
 from specdistill.settings.parts import Unasked
 
@@ -101,6 +103,27 @@ def test_leaderboard_rows_have_pass_costs(report):
     rows = {row.draft.rsplit("/", 1)[1]: row for row in report.leaderboard}
     assert rows["draft"].predicted_speedup == pytest.approx(max(report.economics.predicted_speedup.values()))
     assert rows["bad"].predicted_speedup < rows["draft"].predicted_speedup
+
+
+def test_kinds_are_compared_by_what_a_round_gives_and_costs(files, capsys, monkeypatch):
+    """An ordinary draft pays a step for each token, a parallel one a pass for all: both rows say what a round costs."""
+    save(make_model(layers=1, seed=5), files / "step-by-step")
+    found = bench(files, compare=(str(files / "step-by-step"),))
+    rows = {row.draft.rsplit("/", 1)[1]: row for row in found.leaderboard}
+    ours, other = rows["draft"], rows["step-by-step"]
+    assert (ours.kind, ours.cost_ratio, other.kind) == ("parallel", None, None) and found.draft.kind == "parallel"
+    assert ours.round_cost == pytest.approx(found.economics.round_cost[3])
+    assert other.round_cost == pytest.approx(3 * other.cost_ratio + found.economics.verify_cost[4])
+    monkeypatch.setenv("COLUMNS", "80")
+    bench_tables(found)
+    said, page = capsys.readouterr().out, html_report(found)
+    difference = estimate(other.tokens_minus_draft, 2, "+")
+    for text in (f"{ours.alpha.mean:.3f}*", f"{ours.round_cost:.2f}", f"{other.round_cost:.2f}", difference):
+        assert text in said, text
+    assert estimate(other.tokens_minus_draft, sign="+") in page
+    words = "with 3 draft tokens; round: drafting them in one pass or in a step each, and checking"
+    for text in (words, "* alpha of a round's first guess only", "raft: of a round's first guess only"):
+        assert text in said and text in unescape(page), text
 
 
 def test_samples_show_the_guess_of_the_round():
