@@ -17,7 +17,8 @@ def disturbed_checks(verify_cost: Mapping[int, float]) -> str | None:
     pair = _out_of_order(verify_cost)
     if pair is None:
         return None
-    return f"checking {pair[0]} tokens took longer than checking {pair[1]}, so that other work disturbed the times"
+    narrow = "1 token" if pair[0] == 1 else f"{pair[0]} tokens"
+    return f"checking {narrow} took longer than checking {pair[1]}, so that other work disturbed the times"
 
 
 def _out_of_order(verify_cost: Mapping[int, float]) -> tuple[int, int] | None:

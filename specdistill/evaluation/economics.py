@@ -71,14 +71,17 @@ class Economics:
     """Draft length -> time of the one pass in which a parallel draft guesses so many tokens, in plain target steps;
     absent for drafts that take a step per token."""
     break_even_alpha: float | None
-    """The alpha at which `setup.num_draft_tokens` neither gains nor loses; null where even a perfect draft would be
-    slower than none."""
+    """The alpha at which `setup.num_draft_tokens` neither gains nor loses, if every token of a round were accepted with
+    it: that of a parallel draft and of a head falls with the token's place, so that tokens per target call decide.
+    Null where even a perfect draft would be slower than none."""
     best_num_draft_tokens: int
     """The length with the highest predicted speed-up, among those whose cost is known."""
     predicted_speedup: dict[int, float]
     """Draft length -> speed-up from its predicted tokens per target call and its cost."""
     perfect_draft_speedup: float
     """The best speed-up over all lengths if every draft token were accepted."""
+    perfect_num_draft_tokens: int | None = None
+    """The length that gives it; absent where nothing was scored or timed."""
     verdict: str
     """`pays`, `does not pay` or `cannot pay`; `undecided` where too few batches were timed for an interval, or more
     was measured than a perfect draft would give; `unknown` where decoding was not timed."""
@@ -142,7 +145,7 @@ def judge(
     )
     if untimed is not None and economics.verdict != "cannot pay":
         speedup = f"{economics.predicted_speedup[num_draft_tokens]:.2f}x with {_drafts(num_draft_tokens)}"
-        perfect = f"a perfect draft would give {economics.perfect_draft_speedup:.2f}x"
+        perfect = _most(economics.perfect_draft_speedup, economics.perfect_num_draft_tokens)
         why = f"predicted {speedup}, not timed, since {untimed}: {facts} ({perfect})"
         economics = replace(economics, verdict="unknown", why=why)
     return replace(
@@ -188,18 +191,20 @@ def judge_rounds(
     is_scored = math.isfinite(alpha)
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
     best = max(predicted, key=lambda gamma: predicted[gamma])
-    cap = max((gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()) if is_scored else float("nan")
+    most = {gamma: (gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()} if is_scored else {}
+    fullest = max(most, key=lambda gamma: most[gamma]) if most else None
+    cap = float("nan") if fullest is None else most[fullest]
     drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
     threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
     needs = _needs_tokens(cost, predicted_tau[num_draft_tokens]) if by_depth else _needs(threshold, alpha)
     timed = _timed(measured, drafts)
-    known = f"{needs} ({_most(cap)})" if is_scored else f"its alpha is unknown, for {unscored}"
+    known = f"{needs} ({_most(cap, fullest)})" if is_scored else f"its alpha is unknown, for {unscored}"
     why = f"{timed}: {facts}; {known}"
     if measured.has_interval and measured.low > cap:
         verdict, why = "undecided", f"{why}; more was measured than that: {_BESIDE}"
     elif cap <= 1:
         verdict = "cannot pay"
-        why = f"even if every token were accepted the best speed-up would be {cap:.2f}x: {facts}"
+        why = f"even if every token were accepted the best speed-up would be {cap:.2f}x{_with(fullest)}: {facts}"
     elif not measured.has_interval:
         verdict, why = "undecided", _too_few(measured, drafts)
     elif measured.low > 1:
@@ -215,6 +220,7 @@ def judge_rounds(
         best_num_draft_tokens=best,
         predicted_speedup=predicted,
         perfect_draft_speedup=cap,
+        perfect_num_draft_tokens=fullest,
         verdict=verdict,
         why=why,
     )
@@ -225,8 +231,12 @@ def _timed(measured: Estimate, drafts: str) -> str:
     return f"measured {measured.mean:.2f}x{interval} with {drafts}"
 
 
-def _most(cap: float) -> str:
-    return f"a perfect draft would give {cap:.2f}x"
+def _most(cap: float, length: int | None) -> str:
+    return f"a perfect draft would give {cap:.2f}x{_with(length)}"
+
+
+def _with(length: int | None) -> str:
+    return "" if length is None else f" with {_drafts(length)}"
 
 
 def _needs(threshold: float | None, alpha: float) -> str:

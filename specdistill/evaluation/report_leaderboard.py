@@ -25,8 +25,8 @@ class LeaderboardRow:
     """Time of its step in plain target steps, timed in turn with them; absent where steps can't be timed, and for a
     parallel draft, which takes one pass for all tokens of a round."""
     round_cost: float | None = None
-    """Time of drafting `setup.num_draft_tokens` tokens, in one pass or a step each, and of checking them, in plain target
-    steps: it compares drafts of all kinds. Absent where steps can't be timed."""
+    """Time of drafting `setup.num_draft_tokens` tokens, in one pass or a step each, and of checking them, in plain
+    target steps: it compares drafts of all kinds. Absent where steps can't be timed."""
     best_num_draft_tokens: int | None = None
     """Its draft length with the highest predicted speed-up; absent likewise."""
     predicted_speedup: float | None = None

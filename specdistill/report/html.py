@@ -33,7 +33,13 @@ from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
 from specdistill.report.wording_leaderboard import leader, leaderboard_remarks, leaderboard_table
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines, drafting_cost, first_guess_line, one_by_one_lines
+from specdistill.report.wording_parallel import (
+    break_even,
+    depth_lines,
+    drafting_cost,
+    first_guess_line,
+    one_by_one_lines,
+)
 from specdistill.report.wording_samples import (
     is_blank,
     rejected_text,
@@ -71,6 +77,7 @@ def html_report(report: Report) -> str:
         scores=score_rows(report),
         compared_score=compared_score(report),
         expert_line=expert_line(report),
+        break_even=break_even(report),
         drafting_cost=drafting_cost(report),
         depth_lines=depth_lines(report),
         one_by_one=one_by_one_lines(report.setup),

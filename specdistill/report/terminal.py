@@ -38,7 +38,7 @@ from specdistill.report.wording import (
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
 from specdistill.report.wording_names import short_names
-from specdistill.report.wording_parallel import depth_lines, first_guess_line, one_by_one_lines
+from specdistill.report.wording_parallel import break_even, depth_lines, first_guess_line, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
 from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
 
@@ -59,7 +59,7 @@ def bench_tables(report: Report, show: int = 0) -> None:
     _targets(console, report)
     _positions(console, report)
     if report.acceptance.by_category:
-        _categories(console, report.acceptance, report.setup.predicting_rule)
+        _categories(console, report.acceptance, report.setup)
     print_buckets(console, report)
     if report.score is not None:
         _scores(console, report, report.score.scorer)
@@ -158,8 +158,8 @@ def _positions(console: Console, report: Report) -> None:
         console.print(line, soft_wrap=True)
     predicted = acceptance.predicted_mean_acceptance_length.get(report.setup.num_draft_tokens)
     console.print(
-        f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {number(predicted, 3)}; "
-        f"accepted/proposed {estimate(acceptance.acceptance_rate)}",
+        f"tokens per target call: {estimate(acceptance.mean_acceptance_length)}, predicted {number(predicted, 3)} with "
+        f"{tokens(report.setup.num_draft_tokens, 'draft')}; accepted/proposed {estimate(acceptance.acceptance_rate)}",
         soft_wrap=True,
     )
     for warning in (prediction_warning(report), *length_warnings(report)):
@@ -171,9 +171,10 @@ def _beware(console: Console, warning: str | None) -> None:
         console.print(Text.assemble(("BEWARE", "bold red"), f": {warning}"), soft_wrap=True)
 
 
-def _categories(console: Console, acceptance: Acceptance, rule: str) -> None:
-    table = Table(title="by category")
-    for name in ("category", "prompts", f"alpha {rule}", "tokens per target call"):
+def _categories(console: Console, acceptance: Acceptance, setup: Setup) -> None:
+    table, rule = Table(title="by category"), setup.predicting_rule
+    predicted = f"tokens per call, predicted with {setup.num_draft_tokens}"
+    for name in ("category", "prompts", f"alpha {rule}", predicted):
         table.add_column(name, justify="left" if name == "category" else "right")
     for name, scores in acceptance.by_category.items():
         numbers = category_alpha(scores, rule), f"{scores.mean_acceptance_length:.3f}"
@@ -258,25 +259,27 @@ def _costs(report: Report) -> list[str]:
     economics, latency, length = report.economics, report.latency, report.setup.num_draft_tokens
     if not economics.predicted_speedup:
         return []
-    predicted, perfect = economics.predicted_speedup[length], economics.perfect_draft_speedup
-    threshold = economics.break_even_alpha
-    needed = "none" if threshold is None else number(threshold, 3)
-    measured = f"speed-up, measured: {estimate(latency.speedup, 2)} with {tokens(length, 'draft')}"
+    predicted, drafts = economics.predicted_speedup[length], tokens(length, "draft")
+    perfect = f"a perfect draft {number(economics.perfect_draft_speedup)}"
+    if economics.perfect_num_draft_tokens is not None:
+        perfect += f" with {tokens(economics.perfect_num_draft_tokens)}"
+    needed = f"break-even alpha {break_even(report)}"
+    measured = f"speed-up, measured: {estimate(latency.speedup, 2)} with {drafts}"
     if economics.cost_ratio is None:
         return [
             measured,
-            f"speed-up, predicted: {number(predicted)}; a perfect draft {number(perfect)}",
-            f"a round of {tokens(length, 'draft')} and their check takes {economics.round_cost[length]:.2f} target "
-            f"steps; break-even alpha {needed}",
+            f"speed-up, predicted: {number(predicted)} with {drafts}; {perfect}",
+            f"a round of {drafts} and their check takes {economics.round_cost[length]:.2f} target steps; {needed}",
         ]
     drafting = f"draft step {economics.cost_ratio:.3f}"
     if economics.draft_pass_cost is not None:
         drafting = f"guessing {tokens(length)} in one pass {economics.draft_pass_cost[length]:.3f}"
+    best = economics.best_num_draft_tokens
     facts = [
-        f"speed-up, predicted: {predicted:.2f}; best with {tokens(economics.best_num_draft_tokens, 'draft')}; "
-        f"a perfect draft {perfect:.2f}",
+        f"speed-up, predicted: {predicted:.2f} with {drafts}; best {economics.predicted_speedup[best]:.2f} with "
+        f"{tokens(best)}; {perfect}",
         f"costs in target steps: {drafting}, checking {length + 1} tokens "
-        f"{economics.verify_cost[length + 1]:.2f}; break-even alpha {needed}",
+        f"{economics.verify_cost[length + 1]:.2f}; {needed}",
     ]
     if not latency.is_timed:
         return facts

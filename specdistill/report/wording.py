@@ -23,6 +23,7 @@ SAMPLED = "lossless: not checked here, where the engine samples; bench --tempera
 UNCOMPARED = "lossless: not checked, for the bench ended before"
 UNDECODED = "lossless: not checked, for decoding was not timed"
 
+
 class AlphaRow(NamedTuple):
     """One line of the alpha table."""
 

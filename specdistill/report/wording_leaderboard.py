@@ -66,10 +66,11 @@ def leaderboard_remarks(report: Report) -> list[str]:
     rows, length = report.leaderboard or [], report.setup.num_draft_tokens
     remarks = []
     if any(row.round_cost is not None for row in rows):
+        them = "it" if length == 1 else "them"
         way = "in one pass or in a step each" if any(row.kind for row in rows) else "in a step each"
         remarks.append(
-            f"tokens: per target call with {tokens(length, 'draft')}; round: drafting {'it' if length == 1 else 'them'} "
-            f"{way}, and checking, in plain target steps"
+            f"tokens: per target call with {tokens(length, 'draft')}; round: drafting {them} {way}, and checking, in "
+            "plain target steps"
         )
     if any(row.kind for row in rows):
         remarks.append(

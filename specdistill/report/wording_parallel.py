@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specdistill.evaluation.report import Report
 from specdistill.evaluation.report_setup import Setup
+from specdistill.report.wording import number
 from specdistill.report.wording_names import short_names
 
 
@@ -15,7 +16,23 @@ def depth_lines(report: Report) -> list[str]:
     values = " ".join(f"{value:.3f}" for value in found[rule])
     mask = report.draft.mask_id
     way = "a head on the target's states" if mask is None else f"guessed in one pass behind mask token {mask}"
-    return [f"{way}; alpha by depth ({rule}): {values}"]
+    lines = [f"{way}; alpha by depth ({rule}): {values}"]
+    if report.acceptance.by_position_conditional:
+        lines.append(
+            "alpha by depth is a mean over every place where a round could start; the conditional acceptance by "
+            "position is of real rounds, and only of those that kept all tokens before"
+        )
+    return lines
+
+
+def break_even(report: Report) -> str:
+    """The alpha that a draft needs; for a draft whose guesses depend on the round with the words what it holds for."""
+    threshold = report.economics.break_even_alpha
+    if threshold is None:
+        return "none"
+    if not report.acceptance.alpha_by_depth:
+        return number(threshold, 3)
+    return f"{number(threshold, 3)}, if every guess of a round had it (this draft's alpha falls with depth)"
 
 
 def first_guess_line(report: Report) -> str | None:

@@ -195,7 +195,7 @@ def test_verdicts():
     for draft_seconds, measured in ((1.5, (1.4, 1.3, 1.5)), (0.1, (2.6, 2.5, 2.7))):
         torn = judged(draft_seconds, {1: 1.9, 2: 2.7}, measured)
         assert torn.verdict == "undecided" and torn.perfect_draft_speedup < measured[1]
-        assert "x); more was measured than that: " in torn.why and "other work ran on this machine" in torn.why
+        assert "); more was measured than that: " in torn.why and "other work ran on this machine" in torn.why
     # "It needs alpha 0.6 and has 0.9" beside "does not pay" is explained.
     dear = judged(0.1, {1: 1.7, 2: 2.2}, (0.8, 0.7, 0.9), alpha=0.9)
     assert "by the costs of single steps it would be 1.38x: reading the prompts counts" in dear.why

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_report import example_report
 from parallel_drafts import MASK, PROMPTS, guesses, make_parallel, taught_pair
 from tiny_models import make_model, save
 
@@ -92,6 +93,36 @@ def test_what_is_said_names_the_pass(report, capsys):
     assert "guessing 3 tokens in one pass" in said and "draft step 0" not in said
     page = html_report(report)
     assert "Guessing 3 tokens in one pass costs" in page and "alpha by depth (greedy)" in page
+
+
+def test_numbers_say_which_draft_length_and_which_guesses_they_are_of(report, capsys):
+    bench_tables(report)
+    said, page = " ".join(capsys.readouterr().out.split()), " ".join(unescape(html_report(report)).split())
+    found = report.economics
+    best, most = found.best_num_draft_tokens, found.perfect_num_draft_tokens
+    assert most in found.predicted_speedup and report.to_json()["economics"]["perfect_num_draft_tokens"] == most
+    tau, speed = report.acceptance.predicted_mean_acceptance_length[3], found.predicted_speedup
+    for text in (
+        f"predicted {tau:.3f} with 3 draft tokens;",
+        f"predicted: {speed[3]:.2f} with 3 draft tokens; best {speed[best]:.2f} with",
+        f"a perfect draft {found.perfect_draft_speedup:.2f} with {most} token",
+    ):
+        assert text in said, text
+    assert f"A perfect draft would give {found.perfect_draft_speedup:.2f} with {most} draft token" in page
+    assert "tokens per target call, predicted with 3 draft tokens" in page
+    assert f"a perfect draft would give {found.perfect_draft_speedup:.2f}x with {most} draft token" in found.why
+    for text in (
+        f"{found.break_even_alpha:.3f}, if every guess of a round had it (this draft's alpha falls with depth)",
+        "alpha by depth is a mean over every place where a round could start; the conditional acceptance by position "
+        "is of real rounds, and only of those that kept all tokens before",
+    ):
+        assert text in said and text in page, text
+
+
+def test_an_ordinary_drafts_break_even_is_of_all_its_tokens(capsys):
+    found = example_report()
+    bench_tables(found)
+    assert "break-even alpha 0.450\n" in capsys.readouterr().out and "falls with depth" not in html_report(found)
 
 
 def test_ngrams_before_a_parallel_draft_are_predicted_as_counted(report):
@@ -179,7 +210,7 @@ def test_economics_by_hand():
     assert found.round_cost == {1: pytest.approx(1.4), 3: pytest.approx(0.6 + 1.4)}
     assert found.predicted_speedup[3] == pytest.approx(1.25) and found.best_num_draft_tokens == 3
     # A perfect draft keeps 3 and reads 4: 4 / (0.8 + 1.4).
-    assert found.perfect_draft_speedup == pytest.approx(4 / 2.2)
+    assert found.perfect_draft_speedup == pytest.approx(4 / 2.2) and found.perfect_num_draft_tokens == 3
     assert "it needs 2.00 tokens per target call and is predicted 2.50" in found.why and found.verdict == "pays"
 
 

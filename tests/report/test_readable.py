@@ -51,7 +51,7 @@ def test_one_draft_token_is_singular(capsys, monkeypatch):
     report = example_report()
     economics = replace(report.economics, best_num_draft_tokens=1)
     text = printed(replace(report, economics=economics), capsys, monkeypatch, 200)
-    assert "best with 1 draft token;" in text and "1 draft tokens" not in text
+    assert "; best 1.05 with 1 token;" in text and "1 draft tokens" not in text
     token = SampleToken(text=" a", by="target", p=0.5, q=0.1, proposed=" b", proposed_p=0.1, proposed_q=0.5)
     sample = Sample(prompt_id="p", category="c", prompt="a", tokens=[token], shortened=False)
     assert sample_counts(sample) == "1 token: 0 from the draft, 1 from the target; 1 draft token rejected"
