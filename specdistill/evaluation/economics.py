@@ -191,15 +191,12 @@ def judge_rounds(
     is_scored = math.isfinite(alpha)
     predicted = {gamma: predicted_tau[gamma] / cost for gamma, cost in round_cost.items()}
     best = max(predicted, key=lambda gamma: predicted[gamma])
-    most = {gamma: (gamma + 1) / cost for gamma, cost in (perfect_cost or round_cost).items()} if is_scored else {}
-    fullest = max(most, key=lambda gamma: most[gamma]) if most else None
-    cap = float("nan") if fullest is None else most[fullest]
+    cap, fullest = _perfect(perfect_cost or round_cost) if is_scored else (float("nan"), None)
     drafts, cost = _drafts(num_draft_tokens), round_cost[num_draft_tokens]
     threshold = break_even_alpha(num_draft_tokens, cost) if is_scored else float("nan")
     needs = _needs_tokens(cost, predicted_tau[num_draft_tokens]) if by_depth else _needs(threshold, alpha)
-    timed = _timed(measured, drafts)
     known = f"{needs} ({_most(cap, fullest)})" if is_scored else f"its alpha is unknown, for {unscored}"
-    why = f"{timed}: {facts}; {known}"
+    why = f"{_timed(measured, drafts)}: {facts}; {known}"
     if measured.has_interval and measured.low > cap:
         verdict, why = "undecided", f"{why}; more was measured than that: {_BESIDE}"
     elif cap <= 1:
@@ -224,6 +221,13 @@ def judge_rounds(
         verdict=verdict,
         why=why,
     )
+
+
+def _perfect(round_cost: Mapping[int, float]) -> tuple[float, int]:
+    """The best speed-up of a draft that is always right, and its length, from the costs of rounds kept whole."""
+    speedups = {gamma: (gamma + 1) / cost for gamma, cost in round_cost.items()}
+    length = max(speedups, key=lambda gamma: speedups[gamma])
+    return speedups[length], length
 
 
 def _timed(measured: Estimate, drafts: str) -> str:
