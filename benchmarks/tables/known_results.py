@@ -50,13 +50,17 @@ def known_drafts() -> list[dict[str, Any]]:
     mails = {"job": "mails", "target": FINE_TUNED} | shared
     code = {"job": "code", "target": AS_IT_IS} | shared
     chat = {"job": "open", "target": AS_IT_IS} | shared
+    drifted, methods = mails | {"study": "drifted.json"}, code | {"study": "methods.json"}
+    kinds = [one | {"study": f"kinds_{one['job']}.json"} for one in (mails, code)]
+    short, long = self_prompts_point(), main_study_point()
     return [
-        *(mails | {"layers": layers, "points": drifted_points(layers)} for layers in DEPTHS),
-        *(code | {"layers": layers, "points": [methods_point(layers)]} for layers in DEPTHS),
-        chat | {"layers": 4, "points": open_points()},
+        *(drifted | {"layers": layers, "points": drifted_points(layers)} for layers in DEPTHS),
+        *(methods | {"layers": layers, "points": [methods_point(layers)]} for layers in DEPTHS),
+        *(chat | {"study": one["source"].partition(",")[0], "layers": 4, "points": [one]} for one in (short, long)),
+        *(one | {"layers": n, "points": ordinary_points(one["study"], n)} for one in kinds for n in (2, 4)),
         *(
-            one | {"kind": "parallel", "layers": n, "points": [parallel_point(one["job"], n)]}
-            for one in (mails, code)
+            one | {"kind": "parallel", "layers": n, "points": [kinds_point(one["study"], f"parallel-{n}")]}
+            for one in kinds
             for n in (2, 4)
         ),
     ]
@@ -86,12 +90,16 @@ def methods_point(layers: int) -> dict[str, Any]:
     return _point(f"methods.json, {name}", tokens, study["heldout_prompts"], study["depths"][name], bench)
 
 
-def open_points() -> list[dict[str, Any]]:
-    """A cut of 4 layers in open chat."""
+def self_prompts_point() -> dict[str, Any]:
+    """A cut of 4 layers in open chat, trained on the built-in prompts."""
     study = load_result("self_prompts.json")
     row = study["rows"]["builtin"]
     tokens = round(sum(row["tokens_trained"]) / row["seeds"])
-    shorter = _point("self_prompts.json, builtin", tokens, study["heldout_prompts"], row, None)
+    return _point("self_prompts.json, builtin", tokens, study["heldout_prompts"], row, None)
+
+
+def main_study_point() -> dict[str, Any]:
+    """A cut of 4 layers in open chat, trained for longer."""
     history = (RESULTS / main_study_result(0, "history.jsonl")).read_text().splitlines()
     greedy, sampled = (
         load_result(main_study_result(0, name))["acceptance"] for name in ("greedy.json", "sampled.json")
@@ -99,25 +107,36 @@ def open_points() -> list[dict[str, Any]]:
     alpha = {rule: (greedy if rule == "greedy" else sampled)["alpha"][rule] for rule in RULES}
     prompts = load_result(main_study_result(0, "greedy.json"))["setup"]["prompts"]
     tokens = json.loads(history[-1])["tokens_seen"]
-    longer = _point(main_study_result(0, "greedy.json"), tokens, prompts, {"alpha": alpha, "seeds": 1}, greedy)
-    return [shorter, longer]
+    return _point(main_study_result(0, "greedy.json"), tokens, prompts, {"alpha": alpha, "seeds": 1}, greedy)
 
 
-def parallel_point(job: str, layers: int) -> dict[str, Any]:
-    """Parallel drafts, made of ordinary ones; under the rule at temperature 0 alone."""
-    study, name = load_result(f"kinds_{job}.json"), f"parallel-{layers}"
+def ordinary_points(file: str, layers: int) -> list[dict[str, Any]]:
+    """Ordinary drafts of the study of kinds, beside which its parallel ones are judged."""
+    rows = load_result(file)["rows"]
+    return [kinds_point(file, name) for name in (f"start-{layers}", f"single-{layers}") if name in rows]
+
+
+def kinds_point(file: str, name: str) -> dict[str, Any]:
+    """A row of the study of kinds, with the training of the draft that it began with; at temperature 0 alone."""
+    study = load_result(file)
     row = study["rows"][name]
-    start = study["rows"][row["start"]]
-    tokens = sum(seed["tokens_trained"] for one in (start, row) for seed in one["seeds"]) / len(row["seeds"])
+    before = 0 if row["start"] is None else _mean_tokens(study["rows"][row["start"]])
     calls = row["tokens_per_call"]
     first = {"mean": calls["1"]["mean"] - 1, "ci95": [end - 1 for end in calls["1"]["ci95"]]}
-    facts = {"source": f"kinds_{job}.json, {name}", "tokens": round(tokens), "seeds": len(row["seeds"])}
+    tokens = round(before + _mean_tokens(row))
+    facts: dict[str, Any] = {"source": f"{file}, {name}", "tokens": tokens, "seeds": len(row["seeds"])}
+    if name.startswith("parallel"):
+        facts["ordinary_tokens"] = round(before)
     by_length = {length: estimate["mean"] for length, estimate in calls.items()}
     return facts | {
         "prompts": study["heldout_prompts"],
         "alpha": {"greedy": first},
         "tokens_per_call": {"greedy": by_length},
     }
+
+
+def _mean_tokens(row: dict[str, Any]) -> float:
+    return sum(seed["tokens_trained"] for seed in row["seeds"]) / len(row["seeds"])
 
 
 def _point(source: str, tokens: int, prompts: int, row: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:

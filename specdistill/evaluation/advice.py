@@ -20,7 +20,8 @@ from specdistill.evaluation.to_json import to_json
 NOTHING, INDEPENDENT, PARALLEL, HEAD = "nothing", "independent", "parallel", "head"
 """Options without a way of copying: the plain target, and kinds of drafts."""
 COUNTED, MEASURED, UNKNOWN, CERTAIN = "counted", "measured for another target", "not known", "certain"
-"""Grounds of an option's speed-up."""
+APART = "measured for another target, in another study"
+"""Grounds of an option's speed-up. `APART` compares with no other draft's: prompts and training of studies differ."""
 
 
 def option_name(name: str) -> str:
@@ -117,17 +118,22 @@ class Elsewhere:
     target_parameters: int
     source: str
     """Result file in benchmarks/results, and entry."""
+    study: str
+    """The result file. Rows of one study compare with each other, rows of two do not."""
     unlike: str | None
     """Why that says nothing of your target; null where target and answers are similar."""
     trained_tokens: int
     """Answer tokens that it was trained on."""
+    ordinary_tokens: int
+    """Those in which a parallel draft was still the ordinary one that it was made of; 0 for other kinds."""
     minutes: float | None
-    """Minutes that so much training takes on this machine, with writing and reading the answers; null where training
-    was not timed."""
+    """Minutes that so much training takes on this machine, with writing and reading the answers, and for a parallel
+    draft with the ordinary training before it; null where training was not timed."""
     in_budget: bool
     """Whether that is within --training-minutes; false where it is not known."""
     alpha: Estimate
-    """Its alpha under the served rule, on its own target."""
+    """Its alpha under the served rule, on its own target; of a parallel draft and a head that of a round's first token
+    alone, since it falls with the token's place."""
     num_draft_tokens: int
     """Draft length that pays most with it here."""
     tokens_per_call: float
@@ -143,8 +149,10 @@ class Option:
     name: str
     """`nothing`, a key of `counted.ways`, or a key of `timed.kinds`."""
     ground: str
-    """Ground of its speed-up: `counted` on your answers, `measured for another target`, `not known`, or `certain`
-    for the plain target."""
+    """Ground of its speed-up: `counted` on your answers, `measured for another target` in the study that the drafts are
+    compared by, `measured for another target, in another study`, `not known`, or `certain` for the plain target."""
+    study: str | None
+    """Result file that the speed-up rests on; null where none does."""
     predicted_speedup: float | None
     """Null where it is not known."""
     num_draft_tokens: int | None
@@ -174,8 +182,9 @@ class Advice:
     timed: TimedHere | None
     """Timed on this machine; null where the steps can't be timed here, or the run ended before."""
     options: list[Option]
-    """Everything that could be served: known speed-ups first, the fastest first; then drafts whose acceptance is not
-    known, those that need the least of it first."""
+    """Everything that could be served: known speed-ups first, the fastest first, those of trained drafts by one study;
+    then drafts that only other studies measured; then those whose acceptance is not known, those that need the least
+    of it first."""
     not_known: list[str]
     """Gaps of this advice, a sentence each."""
     partial: Partial | None = None

@@ -66,6 +66,8 @@ class KnownPoint:
     """Rule -> alpha of a token; of a parallel draft and a head the first of a round."""
     tokens_per_call: Mapping[str, Mapping[int, float]]
     """Rule -> draft length -> tokens per target call, where a bench predicted them."""
+    ordinary_tokens: int = 0
+    """Those of `tokens` in which a parallel draft was still the ordinary one that it was made of."""
 
     def calls(self, rule: str, num_draft_tokens: int, falls: bool) -> float | None:
         """Tokens per target call under a rule: as measured, or from alpha.
@@ -87,6 +89,9 @@ class KnownDraft:
 
     job: str
     """Key of `KnownResults.jobs`."""
+    study: str
+    """Result file. Drafts of one study were trained on the same text and judged on the same prompts; those of two
+    studies were not."""
     target: str
     """The target, for people."""
     target_parameters: int

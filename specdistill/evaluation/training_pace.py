@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +33,34 @@ class TrainingPace:
             return self.text * seconds / for_fresh
         again = 1 / self.trains + (0.0 if self.read_once else 1 / self.reads)
         return self.text + (seconds - for_fresh) / again
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelPace:
+    """Training of a parallel draft: an ordinary draft first, then a run on the same answers that makes it parallel.
+
+    The second run reads the answers that the first one wrote; what the target says of them it has to compute again.
+    """
+
+    ordinary: TrainingPace
+    """The first run."""
+    parallel: TrainingPace
+    """The second run, if it had to write the answers too."""
+
+    def seconds(self, ordinary_tokens: float, parallel_tokens: float) -> float:
+        """Time of both runs on so many answer tokens each."""
+        more = replace(self.parallel, writes=None).seconds(parallel_tokens)
+        if self.ordinary.writes is not None:
+            # Answers that only the second run gets to.
+            fresh = min(parallel_tokens, self.parallel.text) - min(ordinary_tokens, self.ordinary.text)
+            more += max(0.0, fresh) / self.ordinary.writes
+        return self.ordinary.seconds(ordinary_tokens) + more
+
+    def tokens(self, seconds: float) -> float:
+        """Answer tokens of each of the two runs that a budget is enough for, as many in one as in the other."""
+        both = replace(
+            self.ordinary,
+            trains=1 / (1 / self.ordinary.trains + 1 / self.parallel.trains),
+            reads=1 / (1 / self.ordinary.reads + 1 / self.parallel.reads),
+        )
+        return both.tokens(seconds)

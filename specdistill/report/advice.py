@@ -6,7 +6,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specdistill.evaluation.advice import UNKNOWN, Advice, Option, TimedHere, TimedKind, option_name
+from specdistill.evaluation.advice import (
+    APART,
+    INDEPENDENT,
+    MEASURED,
+    UNKNOWN,
+    Advice,
+    Elsewhere,
+    Option,
+    TimedHere,
+    TimedKind,
+    option_name,
+)
 from specdistill.report.console import plain_console
 from specdistill.report.wording import estimate, number
 
@@ -34,18 +45,17 @@ def advice_tables(advice: Advice) -> None:
 
 
 def next_step(advice: Advice) -> str:
-    """The command to type next: of the best option where it pays, else of the draft that needs the least to pay."""
-    chosen = next(iter(_worth_trying(advice)), None)
-    return "" if chosen is None else chosen.next[0]
-
-
-def _worth_trying(advice: Advice) -> list[Option]:
-    """The best option where it pays, and of those whose acceptance is not known the one that needs the least."""
-    best = advice.best
-    found = [best] if best.next and (best.predicted_speedup or 0.0) >= _CLOSE else []
+    """The command to type next: of the best option where it pays, else of a draft that pays by another study, else of
+    the draft that needs the least to pay."""
     kinds = {} if advice.timed is None else advice.timed.kinds
-    able = (one for one in advice.options if one.name in kinds and kinds[one.name].easiest_num_draft_tokens)
-    return found + [one for one in able if one.ground == UNKNOWN][:1]
+    able = [one for one in advice.options if one.name in kinds and kinds[one.name].easiest_num_draft_tokens]
+    worth = [one for one in (advice.best, *(one for one in able if one.ground == APART)) if _pays(one)]
+    worth += [one for one in able if one.ground == UNKNOWN]
+    return worth[0].next[0] if worth else ""
+
+
+def _pays(option: Option) -> bool:
+    return bool(option.next) and (option.predicted_speedup or 0.0) >= _CLOSE
 
 
 def _counted(console: Console, advice: Advice) -> None:
@@ -110,28 +120,63 @@ def _known(console: Console, advice: Advice) -> None:
         return
     budget = _minutes(advice.training_minutes)
     table = Table(title=f"measured for other targets, and what it would bring here; budget {budget}")
-    for name in ("draft", "job there", "tokens", "takes here", "alpha there", "speed-up here", "similar"):
-        table.add_column(name, justify="left" if name in ("draft", "job there", "similar") else "right")
+    # The others are narrow, so that a study's name, which a number rests on, is not cut off in 80 columns.
+    widths = {
+        "draft": 11,
+        "job there, study": None,
+        "tokens": 9,
+        "takes here": 10,
+        "alpha there": 6,
+        "speed-up here": 9,
+    }
+    for name, width in widths.items():
+        justify = "left" if name in ("draft", "job there, study") else "right"
+        table.add_column(name, justify=justify, max_width=width)
     for name, one in rows:
         late = ", too long" if one.minutes is not None and not one.in_budget else ""
         speed = f"{one.predicted_speedup:.2f} with {one.num_draft_tokens}"
-        cells = [option_name(name), one.job, f"{one.trained_tokens:,}", f"{_minutes(one.minutes)}{late}"]
-        table.add_row(*cells, number(one.alpha.mean), speed, "yes" if one.unlike is None else "no")
+        job = one.job if one.unlike is None else f"{one.job} (not similar)"
+        cells = [option_name(name), f"{job}, {_study(one)}", f"{one.trained_tokens:,}"]
+        # One alpha is all that an ordinary draft has; others are accepted less often from token to token.
+        alpha = number(one.alpha.mean) if _is_ordinary(name) else f"{number(one.alpha.mean)} first"
+        table.add_row(*cells, f"{_minutes(one.minutes)}{late}", alpha, speed)
     console.print(table)
+    _explained(console, advice, rows)
     sources = dict.fromkeys(one.source for _, one in rows)
     console.print(f"sources, in benchmarks/results: {'; '.join(sources)}", soft_wrap=True)
     for job, why in dict.fromkeys((one.job, one.unlike) for _, one in rows):
         console.print(f"{job}: {'similar' if why is None else f'not similar, {why}'}", soft_wrap=True)
 
 
+def _study(row: Elsewhere) -> str:
+    return row.study.removesuffix(".json")
+
+
+def _is_ordinary(name: str) -> bool:
+    return name.partition("-")[0] == INDEPENDENT
+
+
+def _explained(console: Console, advice: Advice, rows: list[tuple[str, Elsewhere]]) -> None:
+    """Says how the table's numbers are to be read."""
+    if len({one.study for _, one in rows}) > 1:
+        by = next((one.study for one in advice.options if one.ground == MEASURED), None)
+        ranked = "" if by is None else f"; the order below compares drafts by {by} alone"
+        console.print(
+            f"speed-ups of two studies do not compare, since their prompts and training differ{ranked}", soft_wrap=True
+        )
+    if any(not _is_ordinary(name) for name, _ in rows):
+        console.print("first: alpha of a round's first token alone; later ones are accepted less often", soft_wrap=True)
+    if any(one.ordinary_tokens for _, one in rows):
+        console.print("tokens and time of a parallel draft hold the ordinary training before it", soft_wrap=True)
+
+
 def _order(console: Console, advice: Advice) -> None:
     console.print(Text(f"in this order, with {_minutes(advice.training_minutes)} of training:", "bold"))
-    shown = _worth_trying(advice)
     for place, option in enumerate(advice.options, start=1):
         speed = "" if option.predicted_speedup is None else f" {option.predicted_speedup:.2f}x,"
         heading = (f"{place}. {option_name(option.name)}:", "bold" if place == 1 else "")
         console.print(Text.assemble(heading, f"{speed} {option.ground}: {option.why}"), soft_wrap=True)
-        for line in option.next if option in shown else ():
+        for line in option.next:
             console.print(f"   {line}", soft_wrap=True)
 
 

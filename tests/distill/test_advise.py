@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -102,7 +103,14 @@ def test_the_commands_have_the_users_names(folder, advice):
     assert head.next[1].endswith(" --max-new-tokens 12 --rule greedy --output head-trained")
     assert head.next[2] == f"specdistill bench --target {target} --draft head-trained --prompts NEW_PROMPTS"
     (parallel,) = [one for one in advice.options if one.name == "parallel-2"]
-    assert "--layers 2" in parallel.next[0] and " --parallel 8 " in parallel.next[1]
+    begin, ordinary, made, measure = parallel.next
+    assert "--layers 2" in begin and " --draft cut-2 " in ordinary and " --parallel" not in ordinary
+    assert " --draft first-2 " in made and " --rollouts first-2/rollouts --parallel 8 --steps " in made
+    steps = [command.split("--steps ")[1].split()[0] for command in (ordinary, made)]
+    assert steps[0] == steps[1], "as many in each run"
+    assert measure == (
+        f"specdistill bench --target {target} --draft draft-parallel-2 --compare first-2 --prompts NEW_PROMPTS"
+    )
     (ngram,) = [one for one in advice.options if one.name == "ngram"]
     assert ngram.next[0].startswith(f"specdistill bench --target {target} --engine vllm --method ngram ")
     assert f"--prompts {prompts} --num-prompts 8 --max-new-tokens 12" in ngram.next[0]
@@ -135,8 +143,9 @@ def test_the_minutes_hold_all_answers_that_training_would_write(folder, monkeypa
     texts.clear()
     given = advise(settings(folder, answers="given", cut_layers=(1,)))
     assert texts == [10 * 3] * 3
-    trained = [option.next[1] for option in given.options if option.name in KINDS]
-    assert len(trained) == 3 and all(" --method supervised-kd " in command for command in trained)
+    trained = [command for option in given.options for command in option.next if " train-draft " in command]
+    assert len(trained) == 4 and all(" --method supervised-kd " in command for command in trained)
+    assert not any("--rollouts" in command for command in trained)
 
 
 def test_the_commands_run(folder, advice, tmp_path, monkeypatch, capsys):
@@ -147,6 +156,19 @@ def test_the_commands_run(folder, advice, tmp_path, monkeypatch, capsys):
     train[train.index("--steps") + 1] = "2"
     assert main([*train, "--heldout-prompts", "2"]) == 0, capsys.readouterr().err
     assert (tmp_path / "head-trained" / "model.safetensors").is_file()
+
+
+def test_the_commands_of_a_parallel_draft_run(folder, advice, tmp_path, monkeypatch, capsys):
+    """An ordinary draft first; the second run takes the answers of the first one."""
+    monkeypatch.chdir(tmp_path)
+    (parallel,) = [one for one in advice.options if one.name == "parallel-1"]
+    begin, *runs = (command.split()[1:] for command in parallel.next[:3])
+    assert main([*begin, "--calibration-prompts", "4", "--calibration-tokens", "6"]) == 0, capsys.readouterr().err
+    for words in runs:
+        words[words.index("--steps") + 1] = "2"
+        assert main([*words, "--heldout-prompts", "2"]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "draft-parallel-1/config.json").read_text())["parallel_draft_tokens"] == 8
+    assert not (tmp_path / "draft-parallel-1/rollouts").exists()
 
 
 def test_training_is_timed_as_it_would_be(folder, monkeypatch):
@@ -198,7 +220,22 @@ def test_the_command_says_what_rests_on_what(folder, tmp_path, capsys):
     assert "sources, in benchmarks/results: " in printed and "drifted.json, fkl-2" in printed
     assert "mails to JSON: not similar, your target is 1,945 times smaller" in printed
     assert "\nnext: specdistill " in printed
+    table = printed[printed.index("measured for other targets") : printed.index("sources, in ")]
+    assert all(f" {study} " in table for study in ("drifted", "kinds_mails", "kinds_code", "methods"))
+    assert re.search(r"│ +0\.79 │.*\n.*│ +first │", table), "of a parallel draft"
+    # The whole table is there in 80 columns.
+    assert all(line.rstrip().endswith(("┓", "┃", "┩", "│", "┘")) for line in table.splitlines() if line[:1] in "┏┃┡│└")
+    assert "first: alpha of a round's first token alone; later ones are accepted less often" in printed
+    assert "tokens and time of a parallel draft hold the ordinary training before it" in printed
+    assert "speed-ups of two studies do not compare, since their prompts and training differ" in printed
+    # Every option is followed by the commands that make it.
+    options = re.split(r"\n(?=\d+\. )", printed[printed.index("in this order") :].partition("\njson: ")[0])[1:]
+    for text in options:
+        heading, *commands = text.splitlines()
+        assert bool(commands) == ("the plain target" not in heading), heading
+        assert all(line.startswith("   specdistill ") for line in commands)
     written = json.loads((tmp_path / "a.json").read_text())
+    assert len(written["options"]) == len(options) > len(KINDS)
     assert list(written)[:6] == ["schema", "target", "setup", "training_minutes", "counted", "timed"]
     assert set(written["counted"]["ways"]["suffix"]["mean_acceptance_length"]) == {"mean", "ci95"}
     assert written["options"][0]["predicted_speedup"] >= 1 and "partial" not in written

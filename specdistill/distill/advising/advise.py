@@ -20,7 +20,8 @@ from specdistill.distill.advising.speeds import step_speeds
 from specdistill.distill.cutting.kept_ids import most_used_ids
 from specdistill.errors import SHORTER_TEXTS, SpecdistillError, out_of_memory_named, smaller_batch
 from specdistill.evaluation.advice import Advice
-from specdistill.evaluation.advice_options import Timed, timed_kind
+from specdistill.evaluation.advice_known import Timed
+from specdistill.evaluation.advice_options import timed_kind
 from specdistill.evaluation.answer_kind import answer_kind
 from specdistill.evaluation.interruption import Interruption
 from specdistill.evaluation.measure import timed_context
@@ -152,7 +153,7 @@ def _time(shape: Shape, found: Found, progress: Progress, stop: Interruption) ->
     with stop.optional(where):
         speeds = step_speeds(found.target, draft, found.examples, config.drafts.unroll)
         kind = replace(found.timed[shape.name].kind, training_tokens_per_second=speeds.trains)
-        found.timed[shape.name] = Timed(kind, costs, found.pace(shape.kind, speeds))
+        found.timed[shape.name] = Timed(kind, costs, found.pace(shape, speeds))
         found.reads = speeds.reads if found.reads is None else found.reads
 
 

@@ -12,10 +12,12 @@ from specdistill.decoding.costs import Costs
 from specdistill.distill.advising.answers import FoundAnswers
 from specdistill.distill.advising.commands import Commands
 from specdistill.distill.advising.config import TARGET, AdviseConfig
+from specdistill.distill.advising.shapes import Shape
 from specdistill.distill.advising.speeds import StepSpeeds
 from specdistill.distill.sequences.settings import SequenceSettings
-from specdistill.evaluation.advice import HEAD, Advice, CountedAnswers, TimedHere
-from specdistill.evaluation.advice_options import Here, Timed, make_options
+from specdistill.evaluation.advice import HEAD, INDEPENDENT, PARALLEL, Advice, CountedAnswers, TimedHere
+from specdistill.evaluation.advice_known import Here, Pace, Timed
+from specdistill.evaluation.advice_options import make_options
 from specdistill.evaluation.advice_unknown import unknowns
 from specdistill.evaluation.answer_kind import AnswerKind
 from specdistill.evaluation.baseline_settings import BaselineSettings
@@ -24,7 +26,7 @@ from specdistill.evaluation.known_results import known_results
 from specdistill.evaluation.overlap import overlap
 from specdistill.evaluation.plan_sizes import KEPT_STATES
 from specdistill.evaluation.sections import model_facts, setup_section
-from specdistill.evaluation.training_pace import TrainingPace
+from specdistill.evaluation.training_pace import ParallelPace, TrainingPace
 from specdistill.models import LanguageModel
 
 
@@ -74,13 +76,23 @@ class Found:
     def _mean_tokens(self) -> float:
         return self.tokens / len(self.examples)
 
-    def pace(self, kind: str, speeds: StepSpeeds) -> TrainingPace:
-        """How long training takes.
+    def pace(self, shape: Shape, speeds: StepSpeeds) -> Pace | None:
+        """How long training takes; None for a parallel draft whose ordinary training before it was not timed.
 
         Args:
-            kind: Of the draft.
+            shape: The draft.
             speeds: Of a step of it.
         """
+        own = self._own_pace(shape.kind, speeds)
+        if shape.kind != PARALLEL:
+            return own
+        asked = INDEPENDENT, shape.layers
+        first = next((one.pace for one in self.timed.values() if (one.kind.kind, one.kind.layers) == asked), None)
+        if first is None or isinstance(first, ParallelPace):
+            return None
+        return ParallelPace(ordinary=first, parallel=own)
+
+    def _own_pace(self, kind: str, speeds: StepSpeeds) -> TrainingPace:
         # The target would write as many answers to a prompt as train-draft asks for.
         answers = self.prompts * (SequenceSettings().rollouts_per_prompt if self.config.answers == TARGET else 1)
         text = answers * self._mean_tokens
