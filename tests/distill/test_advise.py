@@ -166,7 +166,7 @@ def test_the_commands_of_a_parallel_draft_run(folder, advice, tmp_path, monkeypa
     assert main([*begin, "--calibration-prompts", "4", "--calibration-tokens", "6"]) == 0, capsys.readouterr().err
     for words in runs:
         words[words.index("--steps") + 1] = "2"
-        assert main([*words, "--heldout-prompts", "2"]) == 0, capsys.readouterr().err
+        assert main([*words, "--heldout-prompts", "2", "--keep", "last"]) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "draft-parallel-1/config.json").read_text())["parallel_draft_tokens"] == 8
     assert not (tmp_path / "draft-parallel-1/rollouts").exists()
 
