@@ -156,7 +156,7 @@ class TrainConfig(Config):
                 "--watch loss would be that of a parallel draft's first guess alone; leave --watch away, and tokens "
                 "per target call decide, or take alpha"
             )
-        self.parallel_draft.require_room(self._longest_answer)
+        checks.within_answers(self.parallel_draft.parallel, self._longest_answer, "--max-new-tokens")
         if self.parallel_draft.parallel_confidence and not self.objective.needs_target:
             raise ConfigError(
                 "--parallel-confidence weighs by the target's probabilities, and cross entropy looks at none; choose a "

@@ -53,6 +53,24 @@ def check_parallel(config: Any) -> None:
         raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
 
 
+def within_answers(parallel: int, longest: int | None, limit: str) -> None:
+    """Refuses guesses of a parallel draft further ahead than any answer is long.
+
+    Args:
+        parallel: Tokens that it guesses in one pass.
+        longest: Most tokens of an answer; None where that is not known.
+        limit: The flag that sets it.
+
+    Raises:
+        ConfigError: There are such guesses.
+    """
+    if longest is not None and parallel > longest:
+        raise ConfigError(
+            f"--parallel {parallel} exceeds {limit} {longest}: guesses from {longest + 1} on would never be trained; "
+            f"lower --parallel, or raise {limit}"
+        )
+
+
 def check_seed(seed: int) -> None:
     """Raises ConfigError for a --seed that some generator of random numbers would refuse."""
     if not 0 <= seed <= LARGEST_SEED:

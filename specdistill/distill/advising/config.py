@@ -10,7 +10,7 @@ from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig, ServedSampling
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, check_seed
+from specdistill.settings.checks import at_least, check_seed, within_answers
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
 from specdistill.settings.self_prompts import SelfPromptSettings
@@ -116,6 +116,7 @@ class AdviseConfig(Config):
         at_least(self, 0, "num_prompts")
         if not self.training_minutes > 0:
             raise ConfigError(f"--training-minutes must be above 0, got {self.training_minutes}")
+        within_answers(self.drafts.parallel, self.max_new_tokens, "--max-new-tokens")
         # Refuses what bench would refuse, in the same words.
         _ = self.as_bench
 

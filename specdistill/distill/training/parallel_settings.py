@@ -69,21 +69,6 @@ class ParallelSettings:
                 "which every depth keeps anyway: lower the least too"
             )
 
-    def require_room(self, longest: int | None) -> None:
-        """Refuses guesses further ahead than any answer is long.
-
-        Args:
-            longest: Most tokens of an answer; None where that is not known.
-
-        Raises:
-            ConfigError: There are such guesses.
-        """
-        if longest is not None and self.parallel > longest:
-            raise ConfigError(
-                f"--parallel {self.parallel} exceeds --max-new-tokens {longest}: guesses from {longest + 1} on would "
-                "never be trained; lower --parallel, or raise --max-new-tokens"
-            )
-
     @property
     def wanted(self) -> bool:
         """Whether a parallel draft is trained."""
