@@ -257,7 +257,8 @@ class CutSummary:
     head_size: int | None = None
     """Ids of a trimmed output head; None for the whole vocabulary."""
     head_covers: float | None = None
-    """Share of the target's probability on those ids."""
+    """Share of the target's probability that ids chosen so hold on answers held back from the choice; None where all
+    calibration answers were to one prompt."""
     donor: DonorSummary | None = None
     """None for a cut of the target."""
     kind: str | None = None

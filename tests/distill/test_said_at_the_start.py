@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_runs import cut_config, prompt_rows, standard_models, train_config, write_folder
+import torch
+from tiny_models import make_model
+from tiny_runs import cut_config, example, prompt_rows, standard_models, train_config, write_folder
 
 from specdistill import init_draft, train_draft
+from specdistill.data import Prompt
+from specdistill.decoding import Sampling
+from specdistill.decoding.answers import write_answers
 from specdistill.distill.cutting.kept_ids import head_line
+from specdistill.evaluation.acceptance import answer_hidden_states
+from specdistill.models import load_pair
 from specdistill.progress import Quiet
 
 
@@ -60,14 +67,45 @@ def test_a_head_that_holds_too_little_is_warned_of(folder, tmp_path, settings, z
     summary = init_draft(cut_config(folder, tmp_path / "cut", vocab_keep=4, **settings), progress)
     assert summary.head_covers is not None and summary.head_covers < 0.95
     (line,) = [line for line in progress.said if "trimmed head" in line]
-    assert line.startswith(f"warning: trimmed head: 4 ids hold {summary.head_covers:.2%} of the target's probability;")
+    assert line.startswith(f"warning: trimmed head: 4 ids hold {summary.head_covers:.2%} of the target's probability")
     assert f"Raise --vocab-keep ({zero})" in line
 
 
 def test_a_head_that_holds_enough_is_not(folder, tmp_path):
-    assert head_line(8, 0.95, 3) == "trimmed head: 8 ids hold 95.00% of the target's probability"
-    assert head_line(8, 0.9499, 3).endswith("or --calibration-prompts (3 were used)")
+    answers = [example([5 + number], [6] * 63, name=str(number)) for number in range(8)]
+    held = "on answers held back from the choice (504 tokens)"
+    assert head_line(8, 0.95, answers, 65) == f"trimmed head: 8 ids hold 95.00% of the target's probability {held}"
+    assert head_line(8, 0.9499, answers, 65).endswith("or --calibration-prompts (8 were used)")
+    assert "(441 tokens); these are too few to tell: raise" in head_line(8, 0.95, answers[:7], 65)
+    assert "is unknown; raise --calibration-prompts (1 were used)" in head_line(8, None, answers[:1], 65)
     progress = Lines()
     init_draft(cut_config(folder, tmp_path / "head", layers=None, kind="eagle3"), progress)
-    assert "trimmed head: 65 ids hold 100.00% of the target's probability" in progress.said
+    assert "trimmed head: all 65 ids are kept" in progress.said
     assert not [line for line in progress.said if line.startswith("warning: trimmed")]
+
+
+@pytest.mark.parametrize("kind", ["model", "eagle3"])
+def test_the_share_of_a_trimmed_head_holds_on_fresh_text(tmp_path, kind):
+    """On the answers that chose them, ids of three answers hold nearly all; on others they hold half."""
+    target = make_model(layers=3, scale=6.0)
+    with torch.no_grad():
+        target.model.lm_head.weight.mul_(6)
+    folder = write_folder(tmp_path, {"target": target})
+    settings = {"calibration_prompts": 4, "calibration_tokens": 6, "vocab_keep": 20, "kind": kind}
+    settings |= {"layers": 1, "choose": "even"} if kind == "model" else {"layers": None}
+    progress = Lines()
+    summary = init_draft(cut_config(folder, tmp_path / "cut", **settings), progress)
+    pair = load_pair(str(folder / "target"), str(tmp_path / "cut"), device="cpu")
+    prompts = [Prompt(str(number), ()) for number in range(40)]
+    encoded = [[3, 5 + number, 64 - number, 4] for number in range(40)]
+    fresh = write_answers(pair.target, prompts, encoded, Sampling(), 16, 1, Quiet())
+    held = torch.cat([
+        pair.target.logits(hidden).softmax(-1)[:, pair.draft.kept_ids].sum(-1)
+        for one in fresh
+        for hidden in answer_hidden_states(pair.target, [one], {})
+    ])
+    assert held.mean() < 0.75
+    assert summary.head_covers == pytest.approx(held.mean().item(), abs=0.15)
+    (line,) = [line for line in progress.said if "trimmed head" in line]
+    assert line.startswith("warning") and "held back from the choice (24 tokens)" in line
+

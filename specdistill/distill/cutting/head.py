@@ -56,7 +56,7 @@ def make_head(
         f"head: reads the states after layers {', '.join(map(str, head.aux_layers))}; "
         f"{draft.num_parameters:,} parameters"
     )
-    progress.say(head_line(len(ids), covered, len(prompts), f"0 stands for {HEAD_IDS}"))
+    progress.say(head_line(len(ids), covered, answers, target.vocab_size, f"0 stands for {HEAD_IDS}"))
     save_draft(draft, target, output)
     summary = CutSummary(
         config=config.to_flat(),

@@ -94,7 +94,7 @@ def _make(
     covered = None
     if config.vocab_keep:
         draft.kept_ids, covered = most_used_ids(target, answers, config.vocab_keep, progress)
-        progress.say(head_line(len(draft.kept_ids), covered, len(prompts)))
+        progress.say(head_line(len(draft.kept_ids), covered, answers, target.vocab_size))
     save_draft(draft, target, output)
     summary = CutSummary(
         config=config.to_flat(),
