@@ -99,13 +99,14 @@ def test_the_share_of_a_trimmed_head_holds_on_fresh_text(tmp_path, kind):
     prompts = [Prompt(str(number), ()) for number in range(40)]
     encoded = [[3, 5 + number, 64 - number, 4] for number in range(40)]
     fresh = write_answers(pair.target, prompts, encoded, Sampling(), 16, 1, Quiet())
-    held = torch.cat([
-        pair.target.logits(hidden).softmax(-1)[:, pair.draft.kept_ids].sum(-1)
-        for one in fresh
-        for hidden in answer_hidden_states(pair.target, [one], {})
-    ])
+    held = torch.cat(
+        [
+            pair.target.logits(hidden).softmax(-1)[:, pair.draft.kept_ids].sum(-1)
+            for one in fresh
+            for hidden in answer_hidden_states(pair.target, [one], {})
+        ]
+    )
     assert held.mean() < 0.75
     assert summary.head_covers == pytest.approx(held.mean().item(), abs=0.15)
     (line,) = [line for line in progress.said if "trimmed head" in line]
     assert line.startswith("warning") and "held back from the choice (24 tokens)" in line
-
