@@ -32,6 +32,8 @@ from specdistill.settings.target_context import FLAGS, ContextSettings
 MAY_CHANGE = {
     *("resume", "device", "threads", "output", "report_to"),
     *("target_server", "server_model", "server_concurrency", "server_patience"),
+    # The remedies of a run that ran out of memory; they change no result beyond rounding.
+    *("micro_batch_size", "gradient_checkpointing"),
 }
 """Settings that may change when a run is resumed."""
 

@@ -225,24 +225,24 @@ def _build_trainer(
 
 def _build_measures(run: _Run) -> HeldOutMeasures:
     config, length = run.config, run.config.sequences.max_new_tokens
-    return build_measures(
-        MeasureInputs(
-            pair=run.pair,
-            target=run.target,
-            prompts=run.prompts,
-            encoded=run.heldout,
-            method=config.recipe,
-            settings=config.sequences,
-            rollouts=RolloutSettings(config.sampling, length, config.seed, guidance=run.guidance),
-            objective=run.objective,
-            rule=config.evaluation.rule,
-            watch=run.watch,
-            output=run.output,
-            progress=run.progress,
-            ranks=run.ranks,
-            shares_target=run.shares_target,
-        )
+    inputs = MeasureInputs(
+        pair=run.pair,
+        target=run.target,
+        prompts=run.prompts,
+        encoded=run.heldout,
+        method=config.recipe,
+        settings=config.sequences,
+        rollouts=RolloutSettings(config.sampling, length, config.seed, guidance=run.guidance),
+        objective=run.objective,
+        rule=config.evaluation.rule,
+        watch=run.watch,
+        output=run.output,
+        progress=run.progress,
+        ranks=run.ranks,
+        shares_target=run.shares_target,
+        uses_engine=config.on_policy.uses_engine,
     )
+    return build_measures(inputs)
 
 
 def _build_source(run: _Run, make_engine: MakeEngine | None) -> Built:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import make_model
 from tiny_runs import (
     any_config,
+    before_each_step,
     cut_config,
     generate_config,
     history,
@@ -69,6 +70,17 @@ def test_a_head_is_trained_and_watched_by_tokens_per_call(folder, tmp_path):
 
 
 FEW = {"method": "supervised-kd", "steps": 6, "eval_every": 3, "unroll": 2, "keep": "last"}
+
+
+def test_out_of_memory_names_what_a_head_takes(folder, tmp_path, monkeypatch):
+    def full(step, examples):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        before_each_step(patch, full)
+        with pytest.raises(SpecdistillError, match="--micro-batch-size 4 and --resume.* a lower --unroll or") as error:
+            train(folder, tmp_path / "out", **FEW)
+    assert "--gradient-checkpointing" not in str(error.value)
 
 
 def test_a_head_that_learns_nothing_is_written_as_it_began(folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -29,10 +30,12 @@ from specdistill.distill.config import METHODS
 from specdistill.distill.cutting.layer_search import end_layers, even_layers
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.sequences.build import target_fraction
+from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.training import guard_rails
 from specdistill.distill.training import loss as losses_module
+from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.distill.training.step import learning_rate
-from specdistill.errors import ConfigError, DataError, OutputError, SpecdistillError
+from specdistill.errors import ConfigError, DataError, OutOfMemoryError, OutputError, SpecdistillError
 from specdistill.models import load, load_model
 from specdistill.progress import Quiet
 
@@ -192,9 +195,25 @@ def test_out_of_memory_names_the_knob(folder, tmp_path, monkeypatch):
     def full(step, examples):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory")
 
-    before_each_step(monkeypatch, full)
-    with pytest.raises(SpecdistillError, match=r"--micro-batch-size 4 .*--gradient-checkpointing.*--resume"):
-        train(folder, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        before_each_step(patch, full)
+        with pytest.raises(
+            SpecdistillError, match=r"--micro-batch-size 4 .*--gradient-checkpointing .*--resume"
+        ) as error:
+            train(folder, tmp_path / "out")
+    flags = re.search(r"set (.*) and --resume", str(error.value))[1].split(" or ")
+    assert flags == ["--micro-batch-size 4", "--gradient-checkpointing"]
+    # What is advised is taken.
+    summary = train(folder, tmp_path / "out", resume=True, micro_batch_size=4, gradient_checkpointing=True)
+    assert summary.steps == 8
+
+
+def test_out_of_memory_names_nothing_that_was_done_already():
+    least = OptimiserSettings(micro_batch_size=1, gradient_checkpointing=True)
+    full = "DefaultCPUAllocator: can't allocate memory"
+    with pytest.raises(OutOfMemoryError) as error, guard_rails.out_of_memory_named(least, make_model(layers=1)):
+        raise RuntimeError(full)
+    assert "--micro-batch-size" not in str(error.value) and "--gradient" not in str(error.value)
 
 
 def test_a_falling_held_out_alpha_warns(folder, tmp_path):
@@ -202,10 +221,40 @@ def test_a_falling_held_out_alpha_warns(folder, tmp_path):
     progress = Quiet()
     progress.say = lines.append
     train_draft(train_config(folder, tmp_path / "out", learning_rate=1.0, steps=12, eval_every=2, patience=0), progress)
-    assert any(line.startswith("warning: held-out alpha (sampled): it") for line in lines)
+    (line, *_) = [line for line in lines if line.startswith("warning: held-out alpha (sampled): it")]
+    assert line.endswith("; lower --learning-rate")
     assert guard_rails.worsening([0.3, 0.4, 0.5]) is None and guard_rails.worsening([0.3, 0.2]) is None
     assert guard_rails.worsening([0.3, 0.5, 0.4, 0.35]) == "it got worse in two evaluations running"
     assert guard_rails.worsening([0.3, 0.1, 0.2]) == "it is worse than the start's"
+
+
+def test_the_remedies_are_flags_that_the_method_takes(folder, tmp_path):
+    """Whatever flag a warning names can be given to the same run."""
+    named = {
+        ("distillspec", None, False): "",
+        ("distillspec", None, True): "--target-fraction",
+        ("distillspec", 0.5, False): "--target-fraction",
+        ("gkd", None, False): "--lmbda",
+        ("skd", None, False): "--skd-top-k",
+    }
+    for method in METHODS:
+        settings = SequenceSettings(target_fraction=None)
+        said = guard_rails.worsening_remedy(method, settings, False)
+        for flag in re.findall(r"--([a-z-]+)", said):
+            assert flag == "learning-rate" or flag.replace("-", "_") in METHODS[method].settings
+    for (method, fraction, own), flag in named.items():
+        said = guard_rails.worsening_remedy(method, SequenceSettings(target_fraction=fraction), own)
+        assert said == "lower --learning-rate" if not flag else said.endswith(f" {flag})")
+
+
+def test_a_warning_of_skd_advises_what_skd_takes(folder, tmp_path):
+    lines = []
+    progress = Quiet()
+    progress.say = lines.append
+    settings = {"learning_rate": 1.0, "steps": 8, "eval_every": 2, "patience": 0, "method": "skd"}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    warned = [line for line in lines if line.startswith("warning: held-out alpha (sampled): it")]
+    assert warned and all("--target-fraction" not in line and "--skd-top-k" in line for line in warned)
 
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(folder, tmp_path, monkeypatch):

@@ -12,25 +12,32 @@ from torch import nn
 
 from specdistill import errors
 from specdistill.data.batch import Example
+from specdistill.distill.sequences.build import target_fraction
 from specdistill.distill.sequences.inputs import ROLLOUTS_DIRECTORY
+from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.training.checkpoints import RunState, newest_step, trained
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.files import atomic
 from specdistill.files.run_settings import CONFIG_FILE
+from specdistill.models import LanguageModel
+from specdistill.models.head_draft import HeadModel
 from specdistill.progress import Progress
 
 SEQUENCES_FILE, WEIGHTS_FILE, LABELS_FILE = "sequences.json", "network.safetensors", "labels.safetensors"
 
 
 @contextlib.contextmanager
-def out_of_memory_named(settings: OptimiserSettings) -> Iterator[None]:
-    """Turns running out of memory into one line with the settings that need less."""
-    half = max(1, (settings.micro_batch_size or settings.batch_size) // 2)
-    checkpointing = "" if settings.gradient_checkpointing else ", add --gradient-checkpointing"
-    with errors.out_of_memory_named(
-        f"set --micro-batch-size {half} (the result stays the same){checkpointing}, or lower "
-        "--max-new-tokens; --resume then goes on from the last checkpoint"
-    ):
+def out_of_memory_named(settings: OptimiserSettings, draft: LanguageModel) -> Iterator[None]:
+    """Turns running out of memory into one line with the settings that need less, of those that the draft takes."""
+    answers, same = settings.micro_batch_size or settings.batch_size, []
+    if answers > 1:
+        same.append(f"--micro-batch-size {answers // 2}")
+    is_head = isinstance(draft, HeadModel)
+    if not (is_head or settings.gradient_checkpointing):
+        same.append("--gradient-checkpointing")
+    goes_on = f"set {' or '.join(same)} and --resume: the run goes on from its last checkpoint, with the same result; "
+    less = f"start again with a lower {'--unroll or ' if is_head else ''}--max-new-tokens"
+    with errors.out_of_memory_named(f"{goes_on}or {less}" if same else less):
         yield
 
 
@@ -45,6 +52,24 @@ def worsening(merits: Sequence[float]) -> str | None:
     if len(merits) >= 3 and max(merits[-2:]) < merits[0]:
         return "it is worse than the start's"
     return None
+
+
+def worsening_remedy(method: str, settings: SequenceSettings, own_answers: bool) -> str:
+    """Settings to change where the watched number gets worse; only those that the method takes.
+
+    Args:
+        method: Name of the method.
+        settings: Those of its text.
+        own_answers: Whether something is asked of the draft's own answers, as in `build.target_fraction`.
+    """
+    remedy = "lower --learning-rate"
+    if method == "distillspec" and target_fraction(settings.target_fraction, own_answers) < 1:
+        return f"{remedy}, or let a weak draft learn from the target's answers longer (raise --target-fraction)"
+    if method == "gkd":
+        return f"{remedy}, or train on fewer of the draft's own answers (lower --lmbda)"
+    if method == "skd" and settings.skd_top_k > 1:
+        return f"{remedy}, or let the target replace more of the draft's tokens (lower --skd-top-k)"
+    return remedy
 
 
 def failed_step(output: Path, step: int) -> Path:

@@ -114,8 +114,7 @@ class Keeper:
             return [f"held-out {name} was {merits[0]:.3f} every time: {blind}"]
         if worse is None:
             return []
-        remedy = "lower --learning-rate, or let a weak draft learn from the target longer (--target-fraction)"
-        return [f"held-out {name}: {worse}; {remedy}"]
+        return [f"held-out {name}: {worse}; {self._measures.remedy}"]
 
     def _own_target(self, name: str) -> list[str]:
         """Warns of a draft that is its own target, where that decides anything."""

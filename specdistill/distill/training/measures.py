@@ -157,6 +157,7 @@ class HeldOutMeasures:
         measures: The others.
         watch: `alpha`, or the name of one of the others.
         guesses: Those of a parallel draft; None for any other.
+        remedy: Settings to change where the watched number gets worse, for people.
     """
 
     def __init__(
@@ -165,7 +166,9 @@ class HeldOutMeasures:
         measures: Sequence[Measure] = (),
         watch: str = "alpha",
         guesses: Measures | None = None,
+        remedy: str = "lower --learning-rate",
     ) -> None:
+        self.remedy = remedy
         self._base, self._measures, self._guesses = base, {measure.name: measure for measure in measures}, guesses
         self._others = [*self._measures, *([] if guesses is None else guesses.names)]
         self.measure = base.measure

@@ -18,6 +18,7 @@ from specdistill.distill.sequences.run_prompts import RunPrompts
 from specdistill.distill.sequences.settings import SequenceSettings
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
+from specdistill.distill.training.guard_rails import worsening_remedy
 from specdistill.distill.training.heldout_answers import heldout_answers, heldout_scorer
 from specdistill.distill.training.heldout_head import head_scorers
 from specdistill.distill.training.heldout_parallel import ParallelHeldOut, labels_say, target_says
@@ -55,6 +56,8 @@ class MeasureInputs:
     ranks: Ranks
     shares_target: bool
     """Whether the ranks share the target's weights."""
+    uses_engine: bool
+    """Whether an engine writes the draft's own answers."""
 
 
 def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
@@ -67,6 +70,8 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
         DataError: A prompt is too long for a draft of another tokenizer.
     """
     pair, prompts, rollouts = inputs.pair, inputs.prompts, inputs.rollouts
+    own_answers = inputs.uses_engine or prompts.reward is not None
+    remedy = worsening_remedy(inputs.method.name, inputs.settings, own_answers)
     answers = heldout_answers(
         inputs.target,
         prompts.heldout,
@@ -82,7 +87,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
         base, guesses = head_scorers(pair.target, pair.draft, answers, *settings)
         guesses.announce(inputs.progress.say)
         # Alone it writes nothing that could be judged.
-        return HeldOutMeasures(base, (), inputs.watch, guesses)
+        return HeldOutMeasures(base, (), inputs.watch, guesses, remedy)
     base = heldout_scorer(
         pair,
         inputs.target,
@@ -105,7 +110,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
             measures.append(OwnAnswers(name, judge, prompts.heldout, ids, sampling, length, rollouts.seed))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))
-    return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers))
+    return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers), remedy)
 
 
 def _guesses(inputs: MeasureInputs, answers: Sequence[Example]) -> ParallelHeldOut | None:

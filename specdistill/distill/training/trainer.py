@@ -200,7 +200,7 @@ class DraftTrainer:
             while state.step < steps and not over:
                 state.step += 1
                 self._callbacks.step_begin()
-                with guard_rails.out_of_memory_named(self._optimiser):
+                with guard_rails.out_of_memory_named(self._optimiser, self.draft):
                     with self._shards.gathered():
                         examples = self._source.next_batch(state.step)
                     measurement = self.train_step(examples)
