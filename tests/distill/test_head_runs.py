@@ -78,7 +78,7 @@ def test_out_of_memory_names_what_a_head_takes(folder, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         before_each_step(patch, full)
-        with pytest.raises(SpecdistillError, match="--micro-batch-size 4 and --resume.* a lower --unroll or") as error:
+        with pytest.raises(SpecdistillError, match=r"--micro-batch-size 4 and --resume.* a lower --unroll or") as error:
             train(folder, tmp_path / "out", **FEW)
     assert "--gradient-checkpointing" not in str(error.value)
 
