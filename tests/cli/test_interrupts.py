@@ -222,6 +222,23 @@ def test_ctrl_c_in_generate_says_what_is_there_and_the_same_command_goes_on(fold
     assert main(labels) == 0
 
 
+def test_ctrl_c_before_the_first_file_says_that_nothing_is_kept(folder, tmp_path):
+    output, labels = tmp_path / "answers", tmp_path / "labels"
+    command = ["generate", "--target", str(folder / "target"), "--prompts", str(folder / "prompts.jsonl")]
+    command += ["--output", str(output), "--max-new-tokens", "4"]
+    code, _, errors = stopped(tmp_path, command, "specdistill.distill.answers.shards._answer", 0)
+    assert code == 130 and (
+        f"interrupted; in {output}: no file of answers was finished, and only finished ones are kept; the same command "
+        "starts again (a file holds 64 answers; a lower --shard-size loses less)"
+    ) in errors
+    # What is advised is taken, though the directory is there.
+    assert main([*command, "--shard-size", "10"]) == 0
+    command = ["annotate", "--target", str(folder / "target"), "--rollouts", str(output), "--output", str(labels)]
+    code, _, errors = stopped(tmp_path, command, "specdistill.distill.answers.label_writer.label_rows", 0)
+    assert code == 130 and "no file of labels was finished" in errors
+    assert "starts again (a file holds the answers of one file of --rollouts (generate --shard-size))" in errors
+
+
 @pytest.mark.parametrize("name", ["init-draft", "export"])
 def test_ctrl_c_while_a_draft_is_saved_leaves_no_half_draft(folder, tmp_path, name):
     output = tmp_path / "cut"

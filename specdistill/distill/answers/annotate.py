@@ -75,9 +75,11 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     source = load.find(config.target, "target", progress.say, config.adapter.target_base)
     # Prompts are checked before the output directory is made; stored answers have their own lengths.
     asked = ask(prompts, context, source, source.max_context - (config.max_new_tokens if paths is None else 0))
+    # Labels lie in files as the answers do.
+    size = f"{SHARD_SIZE} answers" if paths is None else "the answers of one file of --rollouts (generate --shard-size)"
     with (
         locks.output_lock(output, progress.say, wanted=ranks.is_main),
-        reported_interrupt(output, "labels", progress),
+        reported_interrupt(output, "labels", size, progress),
     ):
         return _annotate(config, source, paths, asked, counts, output, progress, ranks)
 

@@ -72,7 +72,8 @@ def generate(
     # Prompts are checked before any weights are read.
     asked = ask(prompts, context, found.target, found.max_context - config.max_new_tokens)
     output = Path(config.output)
-    with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", progress):
+    size = f"{config.batches.shard_size} answers; a lower --shard-size loses less"
+    with locks.output_lock(output, progress.say), reported_interrupt(output, "answers", size, progress):
         return _generate(config, found, asked, judge, output, progress, make_engine)
 
 
