@@ -30,7 +30,7 @@ from specdistill.report.wording import (
 )
 from specdistill.report.wording_baselines import baseline_rows, overlap_line
 from specdistill.report.wording_buckets import bucket_rows, bucket_warnings
-from specdistill.report.wording_leaderboard import leader, leaderboard_remarks, leaderboard_table
+from specdistill.report.wording_leaderboard import leader, leaderboard_remarks, leaderboard_table, others_remark
 from specdistill.report.wording_load import HEADS, load_lines, load_remarks, vllm_setting
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import (
@@ -90,6 +90,7 @@ def html_report(report: Report) -> str:
         baselines=baseline_rows(report),
         overlap=overlap_line(report),
         leaderboard=leaderboard_table(report),
+        others=others_remark(report),
         leaderboard_remarks=leaderboard_remarks(report),
         leader=leader(report.leaderboard) if report.leaderboard else "",
         load_heads=HEADS,

@@ -37,6 +37,7 @@ from specdistill.report.wording import (
 )
 from specdistill.report.wording_baselines import baseline_rows, draft_words, overlap_line
 from specdistill.report.wording_buckets import category_alpha
+from specdistill.report.wording_leaderboard import others_remark
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import break_even, depth_lines, first_guess_line, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
@@ -123,6 +124,8 @@ def _alpha_table(console: Console, report: Report) -> None:
             cells += [estimate(row.other), estimate(row.difference, sign="+")]
         table.add_row(*cells, row.meaning)
     console.print(table)
+    if remark := others_remark(report):
+        console.print(remark, soft_wrap=True)
     line = first_guess_line(report)
     if line is not None:
         console.print(line, soft_wrap=True)
@@ -228,7 +231,7 @@ def _experts(console: Console, report: Report) -> None:
 def _baselines(console: Console, report: Report) -> None:
     rows = baseline_rows(report)
     if rows:
-        table = Table(title="drafting without a model beside the draft, on the target's own answers")
+        table = Table(title="the draft and ways to draft without a model, on the target's own answers")
         for name in ("way", "tokens", "tokens/call", "proposed", "predicted", "measured [95 %]"):
             table.add_column(name, justify="left" if name == "way" else "right")
         for row in rows:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+_SEPARATORS = re.compile(r"(?<=[/\\_.:-])")
+"""A name may go on in the next line behind one of these."""
 _BETWEEN = 3
 """Characters between two columns."""
 
@@ -36,3 +39,18 @@ def print_wide(
         for name, cells in rows.items():
             table.add_row(name, *cells[start : start + each])
         console.print(table)
+
+
+def broken(name: str, width: int) -> str:
+    """A name in lines that end behind a separator; only a part that is wider than a line is cut.
+
+    Args:
+        name: A path, or another name without spaces.
+        width: Characters of a line.
+    """
+    lines = [""]
+    for part in _SEPARATORS.split(name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from specdistill.evaluation.recommendation import way_name
 from specdistill.evaluation.report import Report
-from specdistill.evaluation.report_setup import EngineSetup
+from specdistill.evaluation.report_setup import HEAD, EngineSetup
 from specdistill.report.wording import estimate, number
 
 
@@ -31,9 +31,7 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
     drafted = report.acceptance.predicted_mean_acceptance_length.get(length)
     speed = economics.predicted_speedup.get(length)
     timed = estimate(report.latency.speedup, 2) if report.latency.is_timed else ""
-    draft = report.draft
-    own = "the draft" if draft.is_model else f"{draft.kind} (--method)"
-    rows = [BaselineRow("draft", own, str(length), number(drafted, 3), "", _known(speed), timed)]
+    rows = [BaselineRow("draft", _own(report), str(length), number(drafted, 3), "", _known(speed), timed)]
     for name, baseline in report.baselines.items():
         share = baseline.proposed_share
         rows.append(
@@ -48,6 +46,15 @@ def baseline_rows(report: Report) -> list[BaselineRow]:
             )
         )
     return rows
+
+
+def _own(report: Report) -> str:
+    """The draft beside the free ways; a way of an engine goes by its --method, which a head needs nowhere."""
+    draft = report.draft
+    if draft.is_model:
+        return "the draft"
+    # Without a --draft, the method's name stands in its place.
+    return "the head" if draft.kind == HEAD and draft.name != HEAD else f"{draft.kind} (--method)"
 
 
 def _meaning(report: Report, name: str) -> str:

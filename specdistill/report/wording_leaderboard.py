@@ -80,6 +80,16 @@ def leaderboard_remarks(report: Report) -> list[str]:
     return remarks
 
 
+def others_remark(report: Report) -> str | None:
+    """Says below the alphas where those of further drafts stand; None where all are shown."""
+    shown = 1 if report.compare is None else 2
+    others = len(report.leaderboard or []) - shown
+    if others < 1:
+        return None
+    named = "1 other draft of --compare is" if others == 1 else f"{others} other drafts of --compare are"
+    return f"{named} in the table of drafts below"
+
+
 def leader(rows: list[LeaderboardRow]) -> str:
     """The first draft in a sentence, and whether its lead over --draft is more than chance.
 

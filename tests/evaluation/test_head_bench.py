@@ -25,6 +25,7 @@ from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.samples import make_sample
 from specdistill.models.eagle3 import save_head
 from specdistill.report.html import html_report
+from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
 
 taught = functools.cache(taught_pair)
@@ -173,6 +174,10 @@ def test_a_round_costs_its_steps_and_the_check(report):
 def test_what_is_said_names_the_head(report, capsys):
     bench_tables(report)
     said = " ".join(capsys.readouterr().out.split())
+    assert "the draft and ways to draft without a model" in said and "the head" in said
+    for text in (said, html_report(report)):
+        assert "(--method)" not in text
+    assert "<td>the head</td>" in html_report(report)
     assert "a head on the target's states; alpha by depth (greedy): " in said
     assert "a head on the target&#39;s states" in html_report(report) or "head on the target" in html_report(report)
 

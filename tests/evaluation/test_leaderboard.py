@@ -26,6 +26,7 @@ from specdistill.evaluation.statistics import Estimate
 from specdistill.models import load
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
+from specdistill.report.wide_table import broken
 from specdistill.report.wording_leaderboard import leader, leaderboard_table
 
 
@@ -226,6 +227,31 @@ def test_numbers_are_whole_in_80_columns(monkeypatch, capsys):
     bench_tables(replace(example_report(), leaderboard=[engine]))
     printed = capsys.readouterr().out
     assert "1.10 [1.00, 1.20]" in printed and "+0.20 [+0.10, +0.30]" in printed and "-0.12" not in printed
+
+
+def test_a_narrow_terminal_breaks_names_behind_separators(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    paths = [f"/work/drafts/of-the-mail-service/{name}-eagle3-head" for name in ("first", "second")]
+    rows = [replace(row(path, 1.2), round_cost=1.2, best_num_draft_tokens=4) for path in paths]
+    bench_tables(replace(example_report(), leaderboard=rows))
+    table = capsys.readouterr().out.split("drafts on the same answers")[1].split("└")[0]
+    cells = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    names = [cell for cell in cells if cell]
+    assert "".join(names) == "".join(paths) and len(names) > 2
+    assert all(name[-1] in "/-" or name.endswith("head") for name in names)
+    assert broken("averylongword", 5) == "averylongword", "the table cuts it"
+
+
+def test_the_alphas_say_where_further_drafts_stand(capsys):
+    report = example_report()
+    assert report.compare is not None
+    three = replace(report, leaderboard=[row(name, 1.2) for name in "dxy"])
+    bench_tables(three)
+    line = "1 other draft of --compare is in the table of drafts below"
+    assert line in capsys.readouterr().out and line in html_report(three)
+    two = replace(report, leaderboard=three.leaderboard[:2])
+    bench_tables(two)
+    assert "of --compare is in the table" not in capsys.readouterr().out + html_report(two)
 
 
 def test_a_leader_of_another_kind_is_compared_by_tokens_and_round():
