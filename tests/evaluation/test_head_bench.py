@@ -25,7 +25,6 @@ from specdistill.evaluation.measure import measure_draft
 from specdistill.evaluation.samples import make_sample
 from specdistill.models.eagle3 import save_head
 from specdistill.report.html import html_report
-from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
 
 taught = functools.cache(taught_pair)
