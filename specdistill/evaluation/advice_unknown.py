@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specdistill.evaluation.advice import UNKNOWN, CountedAnswers, Option, TimedHere, option_name
+from specdistill.evaluation.advice import (
+    HEAD,
+    INDEPENDENT,
+    PARALLEL,
+    UNKNOWN,
+    CountedAnswers,
+    Option,
+    TimedHere,
+    option_name,
+)
 from specdistill.evaluation.disturbed import disturbed_checks
 from specdistill.evaluation.known_results import KnownResults
 
 _LEAST_COVERED = 0.95
+_KINDS = {INDEPENDENT: "an ordinary draft", PARALLEL: "a parallel draft", HEAD: "an EAGLE-3 head"}
+"""Kind of a timed draft -> its name, for people."""
 
 
 def unknowns(
@@ -32,7 +43,7 @@ def unknowns(
     lines = ["what a step costs: none was timed in this process"] if timed is None else _costs(timed)
     kinds = set() if timed is None else {kind.kind for kind in timed.kinds.values()}
     lines += [
-        f"what a draft of the kind {kind} accepts: none was measured for any target yet"
+        f"what {_KINDS[kind]} accepts: none was measured for any target yet"
         for kind in sorted(kinds)
         if not any(draft.kind == kind for draft in known.drafts)
     ]

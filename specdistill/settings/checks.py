@@ -23,6 +23,15 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def typed(name: str, value: object) -> list[str]:
+    """A setting with its value, in the words that a command line has for it."""
+    if isinstance(value, bool):
+        return [flag(name)] if value else [f"{flag(name)}=false"]
+    if isinstance(value, (list, tuple)):
+        return [flag(name), *map(str, value)]
+    return [flag(name), str(value)]
+
+
 def at_least(config: object, least: float, *names: str) -> None:
     """Raises ConfigError for the first named setting that is not at least `least`, spelled as its flag."""
     for name in names:
@@ -140,4 +149,5 @@ def needs(part: Any, condition: bool, what: str, *names: str) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(part)}
     for name in names:
         if not condition and getattr(part, name) != defaults[name]:
-            raise ConfigError(f"{flag(name)} {getattr(part, name)} has no effect here: it goes with {what}")
+            given = " ".join(typed(name, getattr(part, name)))
+            raise ConfigError(f"{given} has no effect here: it goes with {what}")

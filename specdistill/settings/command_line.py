@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection
 
-from specdistill.settings.checks import flag
+from specdistill.settings.checks import typed
 from specdistill.settings.parts import Config, defaults
 from specdistill.settings.self_prompts import self_source
 
@@ -31,7 +31,7 @@ def changed_flags(config: Config, names: Collection[str]) -> list[str]:
     usual, words = defaults(type(config)), []
     for name, value in config.to_flat().items():
         if name in names and value != usual.get(name):
-            words += [flag(name)] if value is True else [flag(name), str(value)]
+            words += typed(name, value)
     return words
 
 

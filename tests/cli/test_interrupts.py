@@ -228,7 +228,10 @@ def test_ctrl_c_before_the_first_file_says_that_nothing_is_kept(folder, tmp_path
     command += ["--output", str(output), "--max-new-tokens", "4"]
     code, _, errors = stopped(tmp_path, command, "specdistill.distill.answers.shards._answer", 0)
     assert code == 130
-    assert f"interrupted; in {output}: no file of answers was finished, and only finished ones are kept; the same" in errors
+    assert (
+        f"interrupted; in {output}: no file of answers was finished, and only finished ones are kept; the same"
+        in errors
+    )
     assert "command starts again (a file holds 64 answers; a lower --shard-size loses less)" in errors
     # What is advised is taken, though the directory is there.
     assert main([*command, "--shard-size", "10"]) == 0

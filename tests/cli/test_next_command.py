@@ -17,6 +17,7 @@ from specdistill import (
     TrainConfig,
 )
 from specdistill.cli import _COMMANDS, app, main, next_command
+from specdistill.settings.checks import typed
 
 SMALL = {
     "init-draft": "--layers 2 --calibration-prompts 4 --calibration-tokens 8 --probe-steps 1",
@@ -184,3 +185,10 @@ class OwnHead:
 )
 def test_a_target_without_a_draft(own_head, expected):
     assert next_command.after_check(CheckConfig.flat(target="T"), [], own_head) == f"specdistill {expected}"
+
+
+def test_settings_are_printed_as_they_are_typed():
+    """Several values follow their flag, and a switch that is off has no bare value behind it."""
+    assert typed("feature_layers", (1, 2, 3)) == ["--feature-layers", "1", "2", "3"]
+    assert typed("packing", False) == ["--packing=false"] and typed("packing", True) == ["--packing"]
+    assert typed("seed", 0) == ["--seed", "0"]

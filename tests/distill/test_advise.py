@@ -88,7 +88,7 @@ def test_the_options_are_ordered_and_nothing_is_among_them(advice):
     # Nothing was ever measured for a target of some thousand parameters.
     assert {one.ground for one in advice.options if one.name in KINDS} == {"not known"}
     assert all(one.unlike is not None for option in advice.options for one in option.elsewhere)
-    assert any("what a draft of the kind head accepts: none was measured" in line for line in advice.not_known)
+    assert any("what an EAGLE-3 head accepts: none was measured" in line for line in advice.not_known)
 
 
 def test_the_commands_have_the_users_names(folder, advice):

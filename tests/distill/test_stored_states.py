@@ -425,7 +425,7 @@ def test_a_target_of_one_layer_has_no_states_for_a_head(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feature_layers": (1, 2, 3)}, r"--feature-layers \(1, 2, 3\) has no effect here: it goes with --features"),
+        ({"feature_layers": (1, 2, 3)}, r"--feature-layers 1 2 3 has no effect here: it goes with --features"),
         ({"features": "auto", "feature_layers": (1, 2)}, "--feature-layers takes three layers, got 2"),
         (
             {"features": "auto", "target_system": "s.txt"},
