@@ -14,8 +14,7 @@ from specdistill.models.head_draft import HeadModel
 from specdistill.settings.target_context import ContextSettings
 
 _TEMPLATE = """---
-library_name: transformers
-tags: [speculative-decoding, draft-model, specdistill]
+{library}tags: [speculative-decoding, draft-model, specdistill]
 ---
 
 # Draft model for {target}
@@ -58,7 +57,6 @@ temperature 0).
 {caveat}
 Alpha alone does not say whether serving gets faster: that depends on what a draft step costs. Ask
 `specdistill bench --target {target} --draft {output}`.
-
 """
 
 _TEXT = """Mean log-likelihood per byte, in nats, of the target's own answers to {heldout_prompts} held-out prompts
@@ -137,6 +135,8 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
     is_gguf = settings["target"].endswith(".gguf")
     return template.format(
         **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
+        # transformers takes no heads.
+        library="" if is_head else "library_name: transformers\n",
         loss=settings["divergence"],
         served="TARGET" if is_gguf else settings["target"] if pair.target.adapter is None else "merged-target",
         gguf=_GGUF.format(target=settings["target"]) if is_gguf else "",

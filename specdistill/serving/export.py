@@ -78,6 +78,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     check_merging(config, target_source)
     if is_head(draft_source.config):
         written, served = export_head(config, pair, output)
+        _keep_card(config, output)
         engine = "llama.cpp" if config.format == "gguf" else config.format
         return Exported(config.output, written, next(each for each in check(served) if each.engine == engine))
     load.check_loadable(draft_source, "draft", plain=True)
@@ -106,9 +107,23 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     save_draft(draft, target, output)
     # A bench of the exported draft still knows what it was trained on.
     run_settings.copy(Path(config.draft), output)
+    _keep_card(config, output)
     served = served_pair(config, target_source, changes)
     verdicts = check(served)
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
+
+
+def _keep_card(config: ExportConfig, output: Path) -> None:
+    """Takes the draft's model card along, and says in it that this is a copy; does nothing where there is none."""
+    card = Path(config.draft) / "README.md"
+    if config.format == "gguf" or not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    atomic.write_text(
+        output / card.name,
+        f"{text}\n\nThis is a copy of `{config.draft}`, which the text above speaks of; `specdistill export --format "
+        f"{config.format}` wrote it.\n",
+    )
 
 
 def _llama_cpp(config: ExportConfig, target: load.ModelSource, parallel: ParallelDrafting | None) -> Verdict:

@@ -67,6 +67,7 @@ def test_a_head_is_trained_and_watched_by_tokens_per_call(folder, tmp_path):
     assert not torch.equal(trained["fc.weight"], start["fc.weight"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert '"method": "eagle3"' in card and "assistant_model" not in card
+    assert "library_name" not in card and card.startswith("---\ntags: ") and "\n\n\n" not in card
 
 
 FEW = {"method": "supervised-kd", "steps": 6, "eval_every": 3, "unroll": 2, "keep": "last"}

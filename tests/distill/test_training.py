@@ -62,6 +62,7 @@ def test_every_method_runs_and_writes_a_plain_checkpoint(folder, tmp_path, metho
     # Strict JSON: seqkd has no training alpha, and NaN is no number.
     assert "NaN" not in (output / "history.jsonl").read_text()
     card = (output / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "\n\n\n" not in card
     assert f"Method `{method}`" in card and f"{summary.after['greedy']:.3f}" in card
     settings = yaml.safe_load((output / "specdistill.yaml").read_text())
     assert TrainConfig.flat(**settings) == train_config(folder, output, method=method)

@@ -57,6 +57,18 @@ def test_a_directory_has_the_targets_vocabulary_tokenizer_and_length(pair, form,
     torch.testing.assert_close(got[..., :REAL], wanted)
 
 
+@pytest.mark.parametrize("form", ["vllm", "transformers"])
+def test_the_model_card_goes_along(pair, form):
+    (pair / "draft/README.md").write_text("---\ntags: [x]\n---\n\n# A draft\n")
+    assert export(pair, "--format", form, "--output", pair / "out") == 0
+    card = (pair / "out/README.md").read_text()
+    assert card.startswith("---\ntags: [x]\n---\n\n# A draft\n\nThis is a copy of `")
+    assert f"{pair / 'draft'}`" in card and f"export --format {form}`" in card
+    (pair / "draft/README.md").unlink()
+    assert export(pair, "--format", form, "--output", pair / "again") == 0
+    assert not (pair / "again/README.md").exists()
+
+
 def test_transformers_assists_with_it_without_a_word(pair, capsys, caplog):
     out = pair / "out"
     assert export(pair, "--format", "transformers", "--output", out, "--type", "float32") == 0

@@ -161,6 +161,17 @@ def test_a_head_of_an_adapter_is_exported_beside_the_merged_target(files, tmp_pa
     assert not any("--format transformers" in line for each in verdicts(*pair[1::2]).values() for line in each.first)
 
 
+def test_an_export_for_vllm_has_the_heads_own_weights_and_its_card(files, tmp_path):
+    """The docs say that vLLM needs none."""
+    shutil.copytree(files / "head", tmp_path / "head")
+    (tmp_path / "head/README.md").write_text("# A head\n")
+    command = ["export", "--target", str(files / "target"), "--draft", str(tmp_path / "head"), "--format", "vllm"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("head", "out"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (tmp_path / "out/README.md").read_text().startswith("# A head\n\nThis is a copy of `")
+
+
 def asked(files, **settings):
     defaults = {"prompts": str(files / "prompts.jsonl"), "raw_prompts": True, "max_new_tokens": 24}
     named = {"target": str(files / "target"), "draft": str(files / "head"), "engine": "vllm", "num_draft_tokens": 3}
