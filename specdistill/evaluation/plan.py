@@ -21,6 +21,7 @@ from specdistill.evaluation.plan_sizes import (
     TokenCounts,
     accelerator,
     counts_of,
+    largest_micro_batch,
     working_bytes,
 )
 from specdistill.evaluation.to_json import to_json
@@ -34,6 +35,8 @@ class MemoryUse:
     """Bytes while training."""
     fits: bool
     """Whether that leaves 8 % of the accelerator free."""
+    largest_micro_batch: int | None
+    """Largest --micro-batch-size, up to the planned one, with which it fits; null where none does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,6 @@ def plan(config: PlanConfig) -> Plan:
     tokens = counts_of(config)
     answer_tokens = config.training.batch_size * config.text.answer_tokens
     hours = _gpu_hours(config, gpu, tokens)
-    memory = memory_per_gpu(config)
     return Plan(
         settings=config,
         tokens=tokens,
@@ -98,7 +100,7 @@ def plan(config: PlanConfig) -> Plan:
         flops=_flops(config, tokens),
         gpu_hours=hours | {"all": sum(hours.values())},
         wall_hours=sum(hours.values()) / config.gpus,
-        memory_per_gpu={name: MemoryUse(bytes=size, fits=gpu.holds(size)) for name, size in memory.items()},
+        memory_per_gpu={name: _memory_use(config, gpu, name, size) for name, size in memory_per_gpu(config).items()},
         storage=_storage(config, tokens.written),
         assumptions=_assumptions(config),
         kinds=planned_kinds(config, gpu),
@@ -168,6 +170,11 @@ def _assumptions(config: PlanConfig) -> list[str]:
         "prompt token; training keeps them up to 2 GiB and else computes them again in each epoch. Without the target, "
         "stored labels stand in for the first, and for a head its states on disk ('specdistill annotate --features')",
     ]
+
+
+def _memory_use(config: PlanConfig, gpu: Accelerator, strategy: str, size: float) -> MemoryUse:
+    largest = largest_micro_batch(config, gpu, lambda smaller: memory_per_gpu(smaller)[strategy])
+    return MemoryUse(bytes=size, fits=gpu.holds(size), largest_micro_batch=largest)
 
 
 def memory_per_gpu(config: PlanConfig) -> dict[str, float]:

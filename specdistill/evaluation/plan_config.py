@@ -197,6 +197,12 @@ class PlanConfig(Config):
             raise ConfigError("--gpu custom goes with --gpu-tflops, --gpu-bandwidth and --gpu-memory")
         if self.training.labels == "stored" and self.text.on_policy_fraction:
             raise ConfigError("stored labels are of the target's answers, not the draft's own; use --labels live")
+        if self.training.parallel > self.text.answer_tokens:
+            longest = self.text.answer_tokens
+            raise ConfigError(
+                f"--parallel {self.training.parallel} exceeds --answer-tokens {longest}: guesses from {longest + 1} on "
+                "would never be trained; lower --parallel, or raise --answer-tokens"
+            )
         if self.draft >= self.target:
             raise ConfigError(f"a draft of {self.draft_params} is no smaller than its target of {self.target_params}")
         if self.target_resident < self.target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from specdistill.data.features import STATES, feature_bytes
@@ -13,6 +14,7 @@ from specdistill.evaluation.plan_sizes import (
     KEPT_STATES,
     Accelerator,
     TokenCounts,
+    largest_micro_batch,
     loss_bytes,
     state_bytes,
     target_pass_bytes,
@@ -21,8 +23,8 @@ from specdistill.evaluation.plan_sizes import (
     working_bytes,
 )
 
-PARALLEL_TOKENS = 8
-"""Tokens that the parallel draft guesses where --parallel names no number."""
+_PARALLEL_TOKENS = 8
+"""Tokens that the parallel draft guesses where --parallel names no number and answers are long enough."""
 STORED_NUMBER = 2
 """Bytes of a number of a stored state, as 'specdistill annotate --features auto' writes them."""
 
@@ -41,6 +43,8 @@ class PlannedKind:
     """Bytes of one accelerator while training, with the whole target beside the draft."""
     fits: bool
     """Whether that leaves 8 % of the accelerator free."""
+    largest_micro_batch: int | None
+    """Largest --micro-batch-size, up to the planned one, with which it fits; null where none does."""
     state_bytes_per_token: float
     """Bytes of the target's hidden states that training reads for each token of an answer; a head's prompts have some
     too."""
@@ -91,16 +95,20 @@ def planned_kinds(config: PlanConfig, gpu: Accelerator) -> dict[str, PlannedKind
     """Estimates an independent draft of --draft-params, a parallel one of the same size, and a head of the target.
 
     Args:
-        config: The plan; whether labels are stored is left out of account.
+        config: The plan; whether labels are stored is left out of account. Answers of one token have no parallel draft.
         gpu: The accelerator.
     """
     ordinary = {"labels": "live", "parallel": 0, "parallel_keep": 0.5, "parallel_keep_least": 0.1}
-    parallel = {"labels": "live", "parallel": config.training.parallel or PARALLEL_TOKENS}
-    return {
-        "independent": _model(config.replace(**ordinary), gpu),
-        "parallel": _model(config.replace(**parallel), gpu),
-        "head": _head(config, gpu),
-    }
+    guessed = parallel_tokens(config)
+    kinds = {"independent": _model(config.replace(**ordinary), gpu)}
+    if guessed > 1:
+        kinds["parallel"] = _model(config.replace(labels="live", parallel=guessed), gpu)
+    return {**kinds, "head": _head(config, gpu)}
+
+
+def parallel_tokens(config: PlanConfig) -> int:
+    """Tokens that the parallel draft beside the others guesses in one pass; 1 where answers are too short for one."""
+    return config.training.parallel or min(_PARALLEL_TOKENS, config.text.answer_tokens)
 
 
 def _model(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
@@ -113,7 +121,7 @@ def _model(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
         tokens,
         parameters=config.draft,
         flops=6 * config.draft * tokens.trained_with_prompts,
-        working=working_bytes(config),
+        working=working_bytes,
         state_bytes_per_token=one,
         states=written * one,
         disk=label_bytes(config),
@@ -139,7 +147,7 @@ def _head(config: PlanConfig, gpu: Accelerator) -> PlannedKind:
         tokens,
         parameters=size.parameters,
         flops=6 * multiplied,
-        working=head_working_bytes(config),
+        working=head_working_bytes,
         state_bytes_per_token=(STATES + 1) * one,
         states=states,
         disk=label_bytes(config) + feature_bytes(*texts, size.width, STORED_NUMBER) + outer,
@@ -153,17 +161,25 @@ def label_bytes(config: PlanConfig) -> float:
 
 
 def _planned(
-    config: PlanConfig, gpu: Accelerator, tokens: TokenCounts, *, flops: float, working: float, **facts: float
+    config: PlanConfig,
+    gpu: Accelerator,
+    tokens: TokenCounts,
+    *,
+    flops: float,
+    working: Callable[[PlanConfig], float],
+    **facts: float,
 ) -> PlannedKind:
     """Hours and memory from a kind's own counts."""
     kept = facts["states"] <= KEPT_STATES
     target = config.target_resident * config.models.weight_bytes
-    memory = facts["parameters"] * ADAMW_BYTES + target + working + (facts["states"] if kept else 0.0)
+    held = facts["parameters"] * ADAMW_BYTES + target + (facts["states"] if kept else 0.0)
+    memory = held + working(config)
     return PlannedKind(
         labels=gpu.hours(2 * config.target * tokens.labelled, config.machine),
         trains=gpu.hours(flops, config.machine),
         memory=memory,
         fits=gpu.holds(memory),
+        largest_micro_batch=largest_micro_batch(config, gpu, lambda smaller: held + working(smaller)),
         states_are_kept=kept,
         **facts,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from specdistill.evaluation.plan_config import PlanConfig, PlannedMachine, PlannedText
@@ -116,6 +117,27 @@ def counts_of(config: PlanConfig) -> TokenCounts:
     states = config.text.prompts * config.text.rollouts_per_prompt * config.text.answer_tokens * state_bytes(config)
     kept = config.training.labels == "stored" or states <= KEPT_STATES
     return token_counts(config.text, config.training.rows_per_token, labelled_once=kept)
+
+
+def largest_micro_batch(config: PlanConfig, gpu: Accelerator, size_of: Callable[[PlanConfig], float]) -> int | None:
+    """The largest --micro-batch-size, up to the plan's own, with which a run fits; None where none does.
+
+    Args:
+        config: The plan.
+        gpu: The accelerator.
+        size_of: Plan -> bytes of one accelerator while training; more answers at a time never take less.
+    """
+    planned = config.training.micro_batch_size
+    if gpu.holds(size_of(config)):
+        return planned
+    fitting, beyond = 0, planned
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if gpu.holds(size_of(config.replace(micro_batch_size=middle))):
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting or None
 
 
 def state_bytes(config: PlanConfig) -> float:

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from rich.console import Console
 from rich.table import Table
 
 from specdistill.evaluation.plan import MemoryUse, Plan
 from specdistill.evaluation.plan_experts import PlannedExperts
-from specdistill.evaluation.plan_kinds import PARALLEL_TOKENS
+from specdistill.evaluation.plan_kinds import PlannedKind, parallel_tokens
 from specdistill.evaluation.plan_sizes import GIB
 from specdistill.report.console import plain_console
 
 
 def plan_tables(plan: Plan) -> None:
     """Prints a plan."""
-    console, settings = plain_console(), plan.settings
+    console, settings, guessed = plain_console(), plan.settings, plan.settings.training.parallel
     held = settings.models.target_resident_params
     mixture = "" if held is None else f" active of {held} parameters"
     console.print(
-        f"target of {settings.target_params}{mixture}, draft of {settings.draft_params}, {settings.gpus} x "
-        f"{settings.gpu}: {_count(plan.tokens.trained)} answer tokens in {plan.steps:,} steps",
+        f"target of {settings.target_params}{mixture}, {'parallel ' if guessed else ''}draft of {settings.draft_params}"
+        f"{f' that guesses {guessed} tokens in one pass' if guessed else ''}, {settings.gpus} x {settings.gpu}: "
+        f"{_count(plan.tokens.trained)} answer tokens in {plan.steps:,} steps",
+        soft_wrap=True,
     )
+    if guessed:
+        console.print(
+            "an ordinary draft is trained first and made parallel then: that training is not in these numbers, and the "
+            "same command without --parallel plans it",
+            soft_wrap=True,
+        )
     console.print(_work_table(plan))
     console.print(f"wall time on {settings.gpus}: {plan.wall_hours:,.1f} hours")
     console.print(_memory_table(plan.memory_per_gpu))
+    _smaller(console, plan, plan.memory_per_gpu)
     console.print(
         f"stored labels ('specdistill annotate --top-k {settings.training.label_top_k}'): "
         f"{plan.storage.label_bytes_per_token:.0f} bytes a token, {plan.storage.labels / 1e9:,.1f} GB",
     )
     console.print(_kinds_table(plan))
+    if "parallel" in plan.kinds and not guessed:
+        remark = "a parallel draft begins with a trained ordinary one, whose hours come on top of its own"
+        console.print(remark, soft_wrap=True)
+    _smaller(console, plan, plan.kinds)
     if plan.experts is not None:
         console.print(_expert_table(plan.experts))
     for line in plan.assumptions:
@@ -48,7 +64,7 @@ def _kinds_table(plan: Plan) -> Table:
     settings = plan.settings
     names = {
         "independent": f"independent, {settings.draft_params}",
-        "parallel": f"parallel, {settings.training.parallel or PARALLEL_TOKENS} tokens",
+        "parallel": f"parallel, {parallel_tokens(settings)} tokens",
         "head": f"EAGLE-3 head, {settings.head.unroll} steps",
     }
     table = Table(title="kinds of drafts, trained on this text with the target in memory")
@@ -66,6 +82,15 @@ def _kinds_table(plan: Plan) -> Table:
     table.add_row("GB of the target's states", *states)
     table.add_row("GB on disk without the target", *(f"{kind.disk / 1e9:,.1f}" for kind in kinds))
     return table
+
+
+def _smaller(console: Console, plan: Plan, uses: Mapping[str, MemoryUse] | Mapping[str, PlannedKind]) -> None:
+    """Says which of the runs that don't fit would with fewer answers at a time; nothing where none would."""
+    able = {name: use.largest_micro_batch for name, use in uses.items() if not use.fits and use.largest_micro_batch}
+    if able:
+        named = "; ".join(f"{name} with {count}" for name, count in able.items())
+        planned = plan.settings.training.micro_batch_size
+        console.print(f"hint: these fit with a --micro-batch-size below {planned}: {named}", soft_wrap=True)
 
 
 def _expert_table(experts: PlannedExperts) -> Table:

@@ -20,12 +20,13 @@ class PlannedServer:
     """Positions that the server will be started with; 0 takes the target's own."""
     tensor_parallel: int = 1
     """GPUs that share each model in the server."""
-    num_draft_tokens: int = 4
-    """Draft tokens in the launch commands; 'specdistill bench' finds the best number."""
+    num_draft_tokens: int = 0
+    """Draft tokens in the launch commands; 'specdistill bench' finds the best number. 0 takes the number that a parallel
+    draft was trained to guess, and 4 for any other draft."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "tensor_parallel", "num_draft_tokens")
-        at_least(self, 0, "max_model_len")
+        at_least(self, 1, "tensor_parallel")
+        at_least(self, 0, "max_model_len", "num_draft_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from specdistill.models.checkpoint import save_draft
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import find_pair
 from specdistill.progress import Progress, Quiet
-from specdistill.serving import draft_flags, gguf_writer
+from specdistill.serving import draft_flags, gguf_writer, parallel_gates
 from specdistill.serving.engine_table import Drafting
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
@@ -98,7 +98,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
-        return Exported(config.output, changes, _llama_cpp(config, target_source))
+        return Exported(config.output, changes, _llama_cpp(config, target_source, draft))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
     if config.files.type != "auto":
         draft = dataclasses.replace(draft, stored_dtype=DTYPES[config.files.type])
@@ -111,9 +111,10 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
 
-def _llama_cpp(config: ExportConfig, target: load.ModelSource) -> Verdict:
+def _llama_cpp(config: ExportConfig, target: load.ModelSource, draft: LanguageModel) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
-    command = draft_flags.command("llama.cpp", config.served_gguf, Drafting(draft=config.output, num_draft_tokens=4))
+    drafting = Drafting(draft=config.output, num_draft_tokens=parallel_gates.usual_length(draft.parallel))
+    command = draft_flags.command("llama.cpp", config.served_gguf, drafting)
     verdict = Verdict("llama.cpp", "argmax_draft", shlex.join(command))
     if target.adapter is not None:
         verdict.warnings.append(

@@ -39,12 +39,13 @@ def check(config: CheckConfig) -> list[Verdict]:
     target, draft = adapter_commands.as_written(
         read(config.target, "target", config.adapter.target_base), read(config.draft, "draft")
     )
+    server = parallel_gates.with_length(config.server, draft)
     if draft.draft_kind is not None:
-        verdicts = head_gates.verdicts(target, draft, config.server)
+        verdicts = head_gates.verdicts(target, draft, server)
     else:
         gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
-        verdicts = [gate(target, draft, config.server) for gate in gates]
-        parallel_gates.remark(verdicts, target, draft, config.server)
+        verdicts = [gate(target, draft, server) for gate in gates]
+        parallel_gates.remark(verdicts, target, draft, server)
     damaged = [damage for damage in (target.damage("target"), draft.damage("draft")) if damage is not None]
     damaged += head_gates.incomplete(draft)
     for verdict in verdicts:
@@ -53,7 +54,7 @@ def check(config: CheckConfig) -> list[Verdict]:
         verdict.first.extend(adapter_commands.preparation(verdict.engine, config, target, draft))
     if target.adapter is None or draft.draft_kind is not None:
         return verdicts
-    beside = adapter_commands.with_lora(target.adapter, draft.name, config.server.num_draft_tokens)
+    beside = adapter_commands.with_lora(target.adapter, draft.name, server.num_draft_tokens)
     return [replace(each, alternative=beside) if each.engine == "vllm" else each for each in verdicts]
 
 

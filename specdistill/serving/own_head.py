@@ -9,7 +9,7 @@ from typing import Literal
 from specdistill.errors import ModelError
 from specdistill.serving import draft_flags
 from specdistill.serving.check_config import CheckConfig
-from specdistill.serving.engine_table import Drafting
+from specdistill.serving.engine_table import DEFAULT_LENGTH, Drafting
 from specdistill.serving.model_files import ModelFiles, read
 
 
@@ -42,7 +42,7 @@ def find_own_head(config: CheckConfig) -> OwnHeadVerdict:
         ModelError: The configuration can't be read.
     """
     target = read(config.target, "target", config.adapter.target_base)
-    return _verdict(target, config.server.num_draft_tokens)
+    return _verdict(target, config.server.num_draft_tokens or DEFAULT_LENGTH)
 
 
 def require_own_head(target: str) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.serving.check_config import PlannedServer
-from specdistill.serving.engine_table import Drafting
+from specdistill.serving.engine_table import DEFAULT_LENGTH, Drafting
 from specdistill.serving.model_files import ModelFiles
 from specdistill.serving.verdict import Verdict
 
@@ -25,6 +25,25 @@ def parallel_of(draft: ModelFiles) -> ParallelDrafting | None:
     return (
         None if draft.is_gguf else ParallelDrafting.of_config(SimpleNamespace(**draft.config), f"--draft {draft.name}")
     )
+
+
+def usual_length(parallel: ParallelDrafting | None) -> int:
+    """Draft tokens of a launch where the user names none: those that a parallel draft was trained to guess.
+
+    Args:
+        parallel: How the draft guesses in one pass; None for any other draft.
+    """
+    return DEFAULT_LENGTH if parallel is None else parallel.trained_tokens or DEFAULT_LENGTH
+
+
+def with_length(server: PlannedServer, draft: ModelFiles) -> PlannedServer:
+    """The server with its number of draft tokens settled. A head guesses in a way of its own, mask token or not.
+
+    Raises:
+        ModelError: The draft's config.json contradicts itself.
+    """
+    parallel = parallel_of(draft) if draft.draft_kind is None else None
+    return dataclasses.replace(server, num_draft_tokens=server.num_draft_tokens or usual_length(parallel))
 
 
 def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:

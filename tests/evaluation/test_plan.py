@@ -209,6 +209,50 @@ def test_the_command(tmp_path, capsys):
     )
 
 
+BY_THE_WAY = "an ordinary draft is trained first and made parallel then: that training is not in these numbers"
+
+
+def test_a_parallel_plan_says_that_it_is_one_and_what_comes_before(capsys):
+    words = ["plan", "--target-params", "8B", "--draft-params", "1B", "--gpus", "1"]
+    assert main([*words, "--parallel", "8"]) == 0
+    header, before, *_ = capsys.readouterr().out.splitlines()
+    assert header.startswith("target of 8B, parallel draft of 1B that guesses 8 tokens in one pass, 1 x h100: ")
+    assert before == f"{BY_THE_WAY}, and the same command without --parallel plans it"
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("target of 8B, draft of 1B, 1 x h100: ") and BY_THE_WAY not in printed
+    assert "a parallel draft begins with a trained ordinary one, whose hours come on top of its own" in printed
+
+
+def test_where_fewer_answers_at_a_time_would_fit(capsys):
+    words = ["plan", "--target-params=8B", "--draft-params=1B", "--gpus=1", "--parallel=8", "--micro-batch-size"]
+    config = {"target_params": "8B", "draft_params": "1B", "gpus": 1, "parallel": 8}
+    planned = plan(settings(**config, micro_batch_size=32))
+    whole = planned.memory_per_gpu["whole (--shard none)"]
+    assert not whole.fits and whole.largest_micro_batch is not None and 1 <= whole.largest_micro_batch < 32
+    at, above = (
+        plan(settings(**config, micro_batch_size=whole.largest_micro_batch + more)).memory_per_gpu[
+            "whole (--shard none)"
+        ]
+        for more in (0, 1)
+    )
+    assert at.fits and not above.fits and planned.kinds["parallel"].largest_micro_batch == whole.largest_micro_batch
+    assert main([*words, "32"]) == 0
+    hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint: ")]
+    assert [hint.partition(" with ")[0] for hint in hints] == ["hint: these fit"] * 2
+    assert f"below 32: whole (--shard none) with {whole.largest_micro_batch}; " in hints[0]
+    assert hints[1].endswith(f"below 32: parallel with {whole.largest_micro_batch}")
+    assert main([*words, "8"]) == 0 and "hint: " not in capsys.readouterr().out, "all fits"
+    # Weights alone are too large for one accelerator: fewer answers are no remedy.
+    hopeless = plan(settings(gpus=1)).memory_per_gpu["whole (--shard none)"]
+    assert not hopeless.fits and hopeless.largest_micro_batch is None
+
+
+def test_answers_shorter_than_the_usual_round():
+    assert plan(settings(answer_tokens=5)).kinds["parallel"].trains > 0
+    assert list(plan(settings(answer_tokens=1)).kinds) == ["independent", "head"]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -220,6 +264,7 @@ def test_the_command(tmp_path, capsys):
         ({"labels": "stored", "on_policy_fraction": 0.5}, "use --labels live"),
         ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
         ({"parallel": 4, "parallel_keep": 0.0}, r"--parallel-keep must be in \(0, 1\], got 0.0"),
+        ({"parallel": 9, "answer_tokens": 8}, "--parallel 9 exceeds --answer-tokens 8: guesses from 9 on would never"),
         ({"epochs": 0.0}, "--epochs must be above 0"),
         ({"utilisation": 0.0}, "--utilisation must be in"),
         ({"target_resident_params": "1B"}, "must be at least --target-params"),

@@ -58,7 +58,7 @@ COMMANDS = {
             "draft": None,
             "max_model_len": 0,
             "tensor_parallel": 1,
-            "num_draft_tokens": 4,
+            "num_draft_tokens": 0,
             "json": None,
             "target_base": None,
         },

@@ -12,6 +12,7 @@ from tiny_models import make_config, make_model, make_tokenizer, save
 from transformers import AutoModelForCausalLM
 
 from specdistill.cli import main
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import load_model
 from specdistill.models.vocabulary import save_kept_ids
 
@@ -158,6 +159,23 @@ def test_a_gguf_holds_the_draft(family, kind, smollm2, gguf_path, tmp_path, monk
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
     # A second run overwrites nothing.
     assert main(["export", *arguments]) == 2
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize(("trained", "drafted"), [(None, 4), (8, 8), (2, 2)])
+def test_the_launch_of_a_gguf_drafts_what_a_parallel_draft_was_trained_for(
+    trained, drafted, smollm2, gguf_path, tmp_path, capsys
+):
+    config = make_config("llama", layers=1, vocab_size=smollm2.vocab_size, tied=True, hidden=64)
+    config.head_dim = 16
+    if trained is not None:
+        ParallelDrafting(smollm2.vocab_size - 1, trained).write_to(config)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "draft")
+    smollm2.tokenizer.save_pretrained(tmp_path / "draft")
+    arguments = ["--draft", str(tmp_path / "draft"), "--format", "gguf", "--output", str(tmp_path / "draft.gguf")]
+    arguments += ["--target", str(smollm2.directory), "--target-gguf", str(gguf_path)]
+    assert main(["export", *arguments]) == 0
+    assert f" --spec-draft-n-max {drafted}\n" in capsys.readouterr().out
 
 
 @pytest.mark.smollm2

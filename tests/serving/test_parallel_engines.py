@@ -31,13 +31,15 @@ def launched(command: str) -> dict[str, object]:
 
 
 def test_check_starts_vllm_in_one_pass_and_says_what_the_others_do(pair):
-    asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "draft"), num_draft_tokens=8)
+    asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "draft"))
     found = {verdict.engine: verdict for verdict in check(asked)}
     assert all(verdict.loads for verdict in found.values())
-    assert launched(found["vllm"].command)["parallel_drafting"] is True and not found["vllm"].warnings
+    assert launched(found["vllm"].command)["parallel_drafting"] is True
+    assert launched(found["vllm"].command)["num_speculative_tokens"] == 8, "what it was trained for"
+    assert not found["vllm"].warnings
     for name in ("sglang", "llama.cpp", "transformers", "tensorrt-llm"):
         assert f"behind mask token {MASK}, which this launch does not use" in found[name].warnings[0]
-    asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "draft"))
+    asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "draft"), num_draft_tokens=4)
     (warning,) = next(verdict for verdict in check(asked) if verdict.engine == "vllm").warnings
     assert "trained to guess 8 tokens in one pass, and this launch asks for 4" in warning
 
@@ -46,7 +48,8 @@ def test_an_ordinary_draft_is_launched_as_before(pair):
     save(make_model(layers=1, vocab_size=72), pair / "plain")
     asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "plain"))
     found = {verdict.engine: verdict for verdict in check(asked)}
-    assert "parallel_drafting" not in launched(found["vllm"].command)
+    launch = launched(found["vllm"].command)
+    assert "parallel_drafting" not in launch and launch["num_speculative_tokens"] == 4
     assert not any(verdict.warnings for verdict in found.values())
 
 
@@ -88,6 +91,7 @@ def test_an_export_keeps_the_mask_token(pair, form, capsys):
     assert exported.parallel == ParallelDrafting(MASK, 8)
     if form == "vllm":
         assert f"mask token {MASK} is kept" in said and '"parallel_drafting": true' in said
+        assert '"num_speculative_tokens": 8' in said and "trained to guess" not in said
     else:
         assert f"mask token {MASK} is not used: this engine drafts one token per pass" in said
 
