@@ -27,10 +27,6 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-AUX_KEY = "eagle_aux_hidden_state_layer_ids"
-"""Key of config.json for the target's layers that are read, in vLLM's counting. Left out for the usual ones: engines
-count differently where it is there (SGLang adds 1), and agree where it is not."""
-
 
 class Eagle3Head(PreTrainedModel):
     """A one-layer draft over [embedding of the next token; feature], with an output head of its own.
