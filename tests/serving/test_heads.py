@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model, save
 
 from specdistill.cli import main
+from specdistill.errors import ConfigError
 from specdistill.models import load_pair
 from specdistill.models.eagle3 import save_head
 from specdistill.progress import Quiet
@@ -178,6 +179,28 @@ def test_a_head_is_recognised_by_itself(files):
     assert engine_models.recognised(plain) is plain
     ours = asked(files, engine="specdistill", engine_baselines=("ngram",))
     assert engine_models.recognised(ours) is ours
+
+
+def test_transformers_bench_of_a_head_is_one_line_before_models(files, capsys, monkeypatch):
+    monkeypatch.setattr("specdistill.models.load.load_model", None)
+    words = ["bench", "--target", str(files / "target"), "--draft", str(files / "head"), "--engine", "transformers"]
+    assert main([*words, "--prompts", str(files / "prompts.jsonl")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "is a head (eagle3), which --engine transformers can't assist with; leave --engine away" in error
+
+
+def test_a_head_of_the_hub_is_refused_too(files, monkeypatch):
+    """Its config.json is known once it was found."""
+    monkeypatch.setattr(engine_models, "_head_kind", lambda draft: None)
+    config = asked(files, engine="transformers", engine_baselines=("ngram",))
+    with pytest.raises(ConfigError, match="can't assist with"):
+        engine_models.find(engine_models.recognised(config), print)
+
+
+@pytest.mark.parametrize("method", ["eagle", "mtp", "dflash"])
+def test_a_method_of_other_heads_is_refused(files, method):
+    with pytest.raises(ConfigError, match=rf"is a head \(eagle3\), which --method {method} does not take; set --method"):
+        engine_models.recognised(asked(files, method=method))
 
 
 @contextlib.contextmanager
