@@ -22,7 +22,9 @@ from specdistill.evaluation.report import TargetComparison
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import alphas, alphas_at_1, difference, model_facts
 from specdistill.evaluation.statistics import ratio
-from specdistill.models import load, stop_ids, vocabulary
+from specdistill.models import families, load, stop_ids, vocabulary
+from specdistill.models.eagle3 import is_head
+from specdistill.models.eagle3.described import read_layers
 from specdistill.models.pair import FoundPair
 from specdistill.progress import Progress
 
@@ -34,7 +36,7 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
 
     Raises:
         ModelError: It can't be found or loaded, or ends no answers.
-        IncompatibleModelsError: Its tokenizer is another one.
+        IncompatibleModelsError: Its tokenizer is another one, or it lacks what the draft, a head, reads.
     """
     if config.second.compare_target is None:
         return None
@@ -44,6 +46,8 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
         raise IncompatibleModelsError(
             f"--{ROLE} {source.name} has another tokenizer than --target {target.name}; name a target with the same one"
         )
+    if is_head(found.draft.config):
+        _check_states(source, found)
     stop_ids.check_stop_ids(source.name, ROLE, source.location, source.config, source.tokenizer)
     load.check_loadable(source, ROLE)
     needed = found.max_context
@@ -52,6 +56,24 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
             f"--{ROLE} {source.name} takes {source.max_context} tokens, the pair {needed}; name one of the same length"
         )
     return source
+
+
+def _check_states(source: load.ModelSource, found: FoundPair) -> None:
+    """Refuses a second target without the hidden states that a head reads of the first one."""
+    draft, first = found.draft, families.num_layers(found.target.config)
+    where, layers = f"--{found.draft_role} {draft.name}", families.num_layers(source.config)
+    read = read_layers(draft.config, first, where)
+    if max(read) > layers:
+        raise IncompatibleModelsError(
+            f"--{ROLE} {source.name} has {layers} layers, and the head {where} reads the states after layers "
+            f"{', '.join(map(str, read))}; name another form of --target {found.target.name}, which has {first}"
+        )
+    width, wanted = source.config.hidden_size, found.target.config.hidden_size
+    if width != wanted:
+        raise IncompatibleModelsError(
+            f"--{ROLE} {source.name} has hidden states of {width} numbers, and the head {where} reads {wanted}; name "
+            f"another form of --target {found.target.name}"
+        )
 
 
 @dataclass(frozen=True)
