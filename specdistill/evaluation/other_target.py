@@ -7,8 +7,12 @@ the distributions differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
@@ -22,9 +26,10 @@ from specdistill.evaluation.report import TargetComparison
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import alphas, alphas_at_1, difference, model_facts
 from specdistill.evaluation.statistics import ratio
-from specdistill.models import families, load, stop_ids, vocabulary
+from specdistill.models import LanguageModel, families, load, stop_ids, vocabulary
 from specdistill.models.eagle3 import is_head
 from specdistill.models.eagle3.described import read_layers
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.pair import FoundPair
 from specdistill.progress import Progress
 
@@ -105,6 +110,19 @@ class OtherTarget:
         )
 
 
+@contextlib.contextmanager
+def _embedding_of(other: LanguageModel, models: Models) -> Iterator[None]:
+    """Lets a head without an embedding of its own read the second target's, as a server of that target would."""
+    if not isinstance(models.draft, HeadModel):
+        yield
+        return
+    models.draft.head.use_embedding(cast(Tensor, other.model.get_input_embeddings().weight))
+    try:
+        yield
+    finally:
+        models.draft.head.use_embedding(cast(Tensor, models.target.model.get_input_embeddings().weight))
+
+
 def score_other_target(
     source: load.ModelSource,
     config: MeasureConfig,
@@ -134,7 +152,7 @@ def score_other_target(
         scores = []
         for examples, whose in ((written, "its answers"), (answers, "the target's")):
             title = f"scoring {models.draft.name} against {ROLE}, {whose}"
-            with progress.task(title, len(examples), "answers") as task:
+            with _embedding_of(other, models), progress.task(title, len(examples), "answers") as task:
                 scores.append(
                     acceptance.score(
                         other,
