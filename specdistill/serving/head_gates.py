@@ -48,14 +48,18 @@ def verdicts(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> li
     if kind == "eagle3":
         _eagle3_in_vllm(target, draft, vllm)
     found = [vllm, _sglang(target, draft, drafting), _llama_cpp(target, draft, drafting)]
-    record = HeadRecord.read(None if draft.is_gguf else draft.directory, draft.whole_config)
-    conflict = record.conflict(target.config.get("num_hidden_layers"), "the target")
+    conflict = record_of(draft).conflict(target.config.get("num_hidden_layers"), "the target")
     for verdict in found if conflict is not None else ():
         verdict.refusals.insert(0, f"the head {conflict}")
     call = "target.generate(**inputs, assistant_model=draft)"
     found.append(Verdict("transformers", "sampled", call, [] if kind == "assistant" else [_unknown(kind)]))
     found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind)]))
     return found
+
+
+def record_of(draft: ModelFiles) -> HeadRecord:
+    """What a head's files say of its making."""
+    return HeadRecord.read(None if draft.is_gguf else draft.directory, draft.whole_config)
 
 
 def made_for(target: str, draft: str | None) -> str | None:

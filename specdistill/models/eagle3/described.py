@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
-from specdistill.files.head_record import AUX_KEY, HeadRecord
+from specdistill.files.head_record import AUX_KEY, LAYERS_KEY, HeadRecord
 from specdistill.files.stored_tensors import StoredTensor, stored_tensors
 from specdistill.models.eagle3.head import Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers
@@ -92,6 +92,7 @@ def described(
     config.draft_vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     config.own_embedding = "embed_tokens.weight" in stored
     config.target_hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
+    setattr(config, LAYERS_KEY, num_target_layers)
     config.aux_layers = read_layers(config, num_target_layers, where)
     _check_shapes(config, stored, where)
     read_ids(directory, config, where)
