@@ -52,8 +52,9 @@ def verdicts(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> li
     for verdict in found if conflict is not None else ():
         verdict.refusals.insert(0, f"the head {conflict}")
     call = "target.generate(**inputs, assistant_model=draft)"
-    found.append(Verdict("transformers", "sampled", call, [] if kind == "assistant" else [_unknown(kind)]))
-    found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind)]))
+    refused = [] if kind == "assistant" else [f"the draft is a head ({kind}), which transformers can't assist with"]
+    found.append(Verdict("transformers", "sampled", call, refused))
+    found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind, "TensorRT-LLM")]))
     return found
 
 
@@ -112,8 +113,8 @@ def incomplete(draft: ModelFiles) -> list[str]:
     return [f"the head's weights hold no {name}: download or save it again" for name in needed] if stored else []
 
 
-def _unknown(kind: str) -> str:
-    return f"the draft is a head ({kind}), not a language model, and specdistill knows no way to load it there"
+def _unknown(kind: str, engine: str) -> str:
+    return f"the draft is a head ({kind}), and 'check' knows no launch of {engine} with such heads; vLLM takes them"
 
 
 def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
@@ -144,7 +145,7 @@ def _made_for(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
 
 def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if drafting.method != "eagle3":
-        return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind))])
+        return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind), "SGLang")])
     verdict = _served("sglang", "argmax_draft", target, draft, drafting)
     variants = [name for name in VARIANTS if draft.whole_config.get(name)]
     if variants:
@@ -162,7 +163,7 @@ def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdic
 
 def _llama_cpp(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if "llama-cpp" not in METHODS[drafting.method].names:
-        return Verdict("llama.cpp", "", "", [_unknown(drafting.method)])
+        return Verdict("llama.cpp", "", "", [_unknown(drafting.method, "llama.cpp")])
     own = draft.name if draft.is_gguf else "draft.gguf"
     named = Drafting(method=drafting.method, draft=own, num_draft_tokens=drafting.num_draft_tokens)
     served = target.name if target.is_gguf else "target.gguf"

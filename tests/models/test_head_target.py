@@ -105,3 +105,11 @@ def test_a_head_of_others_says_nothing_and_is_taken(folder, tmp_path):
     assert load_pair(str(folder / "other"), str(bare), device="cpu").draft.head.aux_layers == (2, 3, 4)
     with pytest.raises(IncompatibleModelsError, match="other has 4"):
         load_pair(str(folder / "other"), str(folder / "bare"), device="cpu")
+
+
+@pytest.mark.parametrize("words", [["check", "--draft"], ["carry-head", "--output", "o", "--base"]])
+def test_a_mistyped_directory_is_said_in_our_words(folder, words, capsys):
+    assert main([*words, "nohead", "--target", str(folder / "target")]) != 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "nohead: there is no directory of that name here, and as a hub id: nothing of it is cached" in error
+    assert "snapshot" not in error and "HF_HUB_OFFLINE" not in error

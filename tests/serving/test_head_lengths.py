@@ -79,26 +79,40 @@ def test_an_export_and_the_bench_that_it_proposes_ask_for_it_too(folder, capsys)
     assert asked(said) == "4" and "--num-draft-tokens" not in said
 
 
-def test_a_gguf_head_keeps_its_length_and_its_targets_layers(folder, monkeypatch, capsys):
-    writer = gguf.GGUFWriter(folder / "target.gguf", "llama")
+def exported(folder, monkeypatch, capsys, layers=7, width=32):
+    """What the export of a head says that is served beside a file of these sizes."""
+    served, output = folder / f"target-{layers}-{width}.gguf", folder / f"head-{layers}-{width}.gguf"
+    writer = gguf.GGUFWriter(served, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{number}" for number in range(65)])
-    writer.add_block_count(7)
+    writer.add_block_count(layers)
+    writer.add_embedding_length(width)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    reader = gguf.GGUFReader(folder / "target.gguf")
-    fields = {name: field for name, field in reader.fields.items() if name.startswith("tokenizer.")}
+    fields = {name: field for name, field in gguf.GGUFReader(served).fields.items() if name.startswith("tokenizer.")}
     tokens = [f"t{number}" for number in range(65)]
     monkeypatch.setattr(gguf_writer, "served_tokenizer", lambda draft, file: (fields, tokens))
     words = ["export", "--target", str(folder / "target"), "--draft", str(folder / "head"), "--format", "gguf"]
-    more = ["--target-gguf", str(folder / "target.gguf"), "--output", str(folder / "head.gguf")]
-    assert main([*words, *more]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--target-gguf", str(served), "--output", str(output)]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [({"layers": 4}, "has 4 layers"), ({"width": 48}, "has 48 numbers in a hidden state")]
+)
+def test_the_file_of_another_model_is_warned_of_with_the_heads_target(folder, monkeypatch, capsys, sizes, words):
+    said = exported(folder, monkeypatch, capsys, **sizes)
+    assert f"{words}, and the head was made for {folder / 'target'}, which has" in said and "BEWARE" in said
+
+
+def test_a_gguf_head_keeps_its_length_and_its_targets_layers(folder, monkeypatch, capsys):
+    said = exported(folder, monkeypatch, capsys)
+    assert f"made for {folder / 'target'}: " in said and "BEWARE" not in said and "refuses" not in said
     assert "--spec-draft-n-max 3" in said and "--num-draft-tokens 3" in said
-    config = read(str(folder / "head.gguf"), "draft").config
+    config = read(str(folder / "head-7-32.gguf"), "draft").config
     assert (config["head_target_layers"], config["head_draft_tokens"]) == (7, 3)
     save(make_model(layers=4), folder / "other")
-    verdicts = check(CheckConfig.flat(target=str(folder / "other"), draft=str(folder / "head.gguf")))
+    verdicts = check(CheckConfig.flat(target=str(folder / "other"), draft=str(folder / "head-7-32.gguf")))
     (found,) = (each for each in verdicts if each.engine == "llama.cpp")
     assert "made for a target of 7 layers" in found.refusals[0] and "--spec-draft-n-max 3" in found.command
 

@@ -89,6 +89,8 @@ def test_each_engines_launch(files):
     found = verdicts(str(files / "target"), str(files / "head"), num_draft_tokens=3)
     assert {name for name, verdict in found.items() if verdict.loads} == {"vllm", "sglang", "llama.cpp"}
     assert not any(verdict.warnings for verdict in found.values() if verdict.loads)
+    assert found["transformers"].refusals == ["the draft is a head (eagle3), which transformers can't assist with"]
+    assert "knows no launch of TensorRT-LLM" in found["tensorrt-llm"].refusals[0]
     speculative = json.loads(found["vllm"].command.split("--speculative-config ")[1].strip("'"))
     assert speculative == {"method": "eagle3", "model": str(files / "head"), "num_speculative_tokens": 3}
     assert "--speculative-algorithm EAGLE3" in found["sglang"].command
