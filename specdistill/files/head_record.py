@@ -76,11 +76,11 @@ class HeadRecord:
         if self.target_layers is None or not isinstance(layers, int) or layers == self.target_layers:
             return None
         read = f"layers {', '.join(map(str, self.read_layers))} of {self.target_layers}" if self.read_layers else None
+        known = f"which has {self.target_layers} layers"
         made_for = self.target or f"a target of {self.target_layers} layers"
         return (
-            f"was made for {made_for}, {read or f'which has {self.target_layers} layers'} (by {self.said_by}); {target} "
-            f"has {layers}; a head works for one target only: name that one, or make another ('specdistill init-draft "
-            "--kind eagle3')"
+            f"was made for {made_for}, {read or known} (by {self.said_by}); {target} has {layers}; a head works "
+            "for one target only: name that one, or make another ('specdistill init-draft --kind eagle3')"
         )
 
     def remark(self, target: str) -> str | None:

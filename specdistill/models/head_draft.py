@@ -111,9 +111,7 @@ def says_head(file: Path) -> bool:
     return isinstance(content, dict) and names_head(content.get("architectures"))
 
 
-def _find_head(
-    name: str, role: str, target: load.ModelSource, say: Callable[[str], None]
-) -> load.ModelSource | None:
+def _find_head(name: str, role: str, target: load.ModelSource, say: Callable[[str], None]) -> load.ModelSource | None:
     """The head of a directory, or of a hub id whose files are here already; None for anything else."""
     path = Path(name)
     file = (

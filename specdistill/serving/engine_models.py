@@ -93,7 +93,9 @@ def recognised(config: BenchConfig) -> BenchConfig:
     wanted = METHOD_OF[kind]
     if wanted == method or (method == "draft" and wanted == "eagle3"):
         return config.replace(method=wanted)
-    raise ConfigError(f"--draft {draft} is a head ({kind}), which --method {method} does not take; set --method {wanted}")
+    raise ConfigError(
+        f"--draft {draft} is a head ({kind}), which --method {method} does not take; set --method {wanted}"
+    )
 
 
 def _head_kind(draft: str) -> str | None:

@@ -203,7 +203,7 @@ def heads(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("short", "short has 3 layers, and the head --draft .* reads the states after layers 2, 3, 4; name another form"),
+        ("short", "short has 3 layers, and the head --draft .* reads the states after layers 2, 3, 4; name another"),
         ("wide", "wide has hidden states of 48 numbers, and the head --draft .* reads 32"),
     ],
 )

@@ -155,7 +155,7 @@ def test_layers_of_a_small_target_are_named_in_the_file(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
     assert load_head(tmp_path, 3).aux_layers == (1, 2, 3)
-    with pytest.raises(IncompatibleModelsError, match="made for a target of 3 layers, layers 1, 2, 3 of 3 .*has 30"):
+    with pytest.raises(IncompatibleModelsError, match=r"made for a target of 3 layers, layers 1, 2, 3 of 3 .*has 30"):
         load_head(tmp_path, 30)
 
 

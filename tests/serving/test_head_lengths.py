@@ -1,4 +1,4 @@
-"""Launches of a head ask for the draft tokens that it was trained for: in its card, check, export and what comes next."""
+"""Launches of a head ask for the draft tokens that it was trained for: card, check, export and what comes next."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_head_of_the_hub_is_refused_too(files, monkeypatch):
 
 @pytest.mark.parametrize("method", ["eagle", "mtp", "dflash"])
 def test_a_method_of_other_heads_is_refused(files, method):
-    with pytest.raises(ConfigError, match=rf"is a head \(eagle3\), which --method {method} does not take; set --method"):
+    with pytest.raises(ConfigError, match=rf"is a head \(eagle3\), which --method {method} does not take; set"):
         engine_models.recognised(asked(files, method=method))
 
 
