@@ -17,6 +17,7 @@ def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> str:
     from specdistill.report.json_file import json_text
     from specdistill.report.serving import own_head_lines, verdict_lines
     from specdistill.serving.gates import check
+    from specdistill.serving.head_gates import made_for
     from specdistill.serving.own_head import find_own_head
 
     json = Path(config.json) if config.json else None
@@ -26,6 +27,9 @@ def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> str:
         if json is not None:
             found = {"engines": [verdict.to_json() for verdict in verdicts], "own_head": own_head}
             atomic.write_text(json, json_text(found))
+    remark = made_for(config.target, config.draft)
+    if remark is not None and any(verdict.loads for verdict in verdicts):
+        print(f"BEWARE: {remark}")
     verdict_lines(verdicts)
     own_head_lines(own_head)
     return next_command.after_check(config, verdicts, own_head)

@@ -18,4 +18,4 @@ def command(config: Annotated[ExportConfig, Parameter(name="*")]) -> str:
 
     exported = export(config, TerminalProgress())
     exported_lines(exported)
-    return next_command.after_export(config, exported.verdict.command)
+    return next_command.after_export(config, exported.verdict.command, exported.trained_tokens)

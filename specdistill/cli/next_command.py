@@ -97,20 +97,22 @@ def after_carry_head(config: CarryHeadConfig) -> str:
     return _own_head(config.output)
 
 
-def after_export(config: ExportConfig, serve: str) -> str:
+def after_export(config: ExportConfig, serve: str, trained_tokens: int | None = None) -> str:
     """Measures the exported draft in its engine; starts the server where bench has no such engine.
 
     Args:
         config: What was exported.
         serve: Command that starts the server.
+        trained_tokens: Draft tokens that a head was trained for; None leaves the number to bench.
     """
     engine = _BENCH_ENGINES.get(config.format)
     if engine is None:
         return serve
     target = config.served_gguf if config.format == "gguf" else config.files.merged_target or config.target
     own = _shared(config) if target == config.target else ["--target", target]
+    length = () if trained_tokens is None else ("--num-draft-tokens", str(trained_tokens))
     # Without a name bench measures the built-in prompts, for which few drafts are made.
-    return command("bench", *own, "--draft", config.output, "--engine", engine, "--prompts", "NEW_PROMPTS")
+    return command("bench", *own, "--draft", config.output, "--engine", engine, *length, "--prompts", "NEW_PROMPTS")
 
 
 def _own_head(target: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary, measure_label
+from specdistill.files.head_record import HeadRecord
 from specdistill.models import ModelPair
 from specdistill.models.eagle3 import Eagle3Head
 from specdistill.models.head_draft import HeadModel
@@ -185,7 +187,8 @@ def _head_paragraph(head: Eagle3Head) -> str:
 def _engine_settings(settings: Mapping[str, Any], summary: TrainSummary, is_head: bool) -> str:
     """JSON of vLLM's --speculative-config."""
     if is_head:
-        tokens = settings["unroll"]
+        # As it was written: where nothing was learned that is the start, with a length of its own.
+        tokens = HeadRecord.read(Path(settings["output"])).draft_tokens or 4
         return json.dumps({"method": "eagle3", "model": settings["output"], "num_speculative_tokens": tokens})
     in_parallel = summary.tokens_per_pass > 1 and summary.unlearned is None
     drafting: dict[str, object] = {"method": "draft_model", "model": settings["output"]}

@@ -7,8 +7,12 @@ the distributions differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
 
 from specdistill.data.batch import Example
 from specdistill.data.prompts import Prompt
@@ -22,7 +26,10 @@ from specdistill.evaluation.report import TargetComparison
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import alphas, alphas_at_1, difference, model_facts
 from specdistill.evaluation.statistics import ratio
-from specdistill.models import load, stop_ids, vocabulary
+from specdistill.models import LanguageModel, families, load, stop_ids, vocabulary
+from specdistill.models.eagle3 import is_head
+from specdistill.models.eagle3.described import read_layers
+from specdistill.models.head_draft import HeadModel
 from specdistill.models.pair import FoundPair
 from specdistill.progress import Progress
 
@@ -34,7 +41,7 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
 
     Raises:
         ModelError: It can't be found or loaded, or ends no answers.
-        IncompatibleModelsError: Its tokenizer is another one.
+        IncompatibleModelsError: Its tokenizer is another one, or it lacks what the draft, a head, reads.
     """
     if config.second.compare_target is None:
         return None
@@ -44,6 +51,8 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
         raise IncompatibleModelsError(
             f"--{ROLE} {source.name} has another tokenizer than --target {target.name}; name a target with the same one"
         )
+    if is_head(found.draft.config):
+        _check_states(source, found)
     stop_ids.check_stop_ids(source.name, ROLE, source.location, source.config, source.tokenizer)
     load.check_loadable(source, ROLE)
     needed = found.max_context
@@ -52,6 +61,24 @@ def find_other_target(config: MeasureConfig, found: FoundPair, progress: Progres
             f"--{ROLE} {source.name} takes {source.max_context} tokens, the pair {needed}; name one of the same length"
         )
     return source
+
+
+def _check_states(source: load.ModelSource, found: FoundPair) -> None:
+    """Refuses a second target without the hidden states that a head reads of the first one."""
+    draft, first = found.draft, families.num_layers(found.target.config)
+    where, layers = f"--{found.draft_role} {draft.name}", families.num_layers(source.config)
+    read = read_layers(draft.config, first, where)
+    if max(read) > layers:
+        raise IncompatibleModelsError(
+            f"--{ROLE} {source.name} has {layers} layers, and the head {where} reads the states after layers "
+            f"{', '.join(map(str, read))}; name another form of --target {found.target.name}, which has {first}"
+        )
+    width, wanted = source.config.hidden_size, found.target.config.hidden_size
+    if width != wanted:
+        raise IncompatibleModelsError(
+            f"--{ROLE} {source.name} has hidden states of {width} numbers, and the head {where} reads {wanted}; name "
+            f"another form of --target {found.target.name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,19 @@ class OtherTarget:
         )
 
 
+@contextlib.contextmanager
+def _embedding_of(other: LanguageModel, models: Models) -> Iterator[None]:
+    """Lets a head without an embedding of its own read the second target's, as a server of that target would."""
+    if not isinstance(models.draft, HeadModel):
+        yield
+        return
+    models.draft.head.use_embedding(cast(Tensor, other.model.get_input_embeddings().weight))
+    try:
+        yield
+    finally:
+        models.draft.head.use_embedding(cast(Tensor, models.target.model.get_input_embeddings().weight))
+
+
 def score_other_target(
     source: load.ModelSource,
     config: MeasureConfig,
@@ -112,7 +152,7 @@ def score_other_target(
         scores = []
         for examples, whose in ((written, "its answers"), (answers, "the target's")):
             title = f"scoring {models.draft.name} against {ROLE}, {whose}"
-            with progress.task(title, len(examples), "answers") as task:
+            with _embedding_of(other, models), progress.task(title, len(examples), "answers") as task:
                 scores.append(
                     acceptance.score(
                         other,

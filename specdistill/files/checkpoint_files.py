@@ -48,6 +48,23 @@ def weight_map(index: Path, role: str) -> dict[str, str]:
     return {str(name): str(file) for name, file in files.items()}
 
 
+def why_no_files(name: str, error: Exception) -> str:
+    """Why nothing is read under a name that is no directory here.
+
+    Args:
+        name: As the user gave it.
+        error: What the hub's library raised.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # A hub id's owner is seldom a folder here, but a mistyped directory's parent is one.
+    mistyped = "there is no directory of that name here, and as a hub id: " if Path(name).parent.is_dir() else ""
+    # The library's own sentences are about its snapshots and variables.
+    away = isinstance(error, LocalEntryNotFoundError)
+    reason = "nothing of it is cached, and the hub can't be reached" if away else first_line(error)
+    return f"{mistyped}{reason} (a hub id needs network access or a local cache)"
+
+
 def check_hub_id(name: str, role: str) -> None:
     """Raises ModelError where the name of a model that is not here can only be meant as a path."""
     if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from specdistill.files import atomic
+from specdistill.files.head_record import CUT_RECORD_FILE
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import families, vocabulary
 from specdistill.models.eagle3 import save_head
@@ -21,9 +22,6 @@ from specdistill.models.head_draft import HeadModel
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.load import ModelSource
 from specdistill.models.mask_token import embedding_weight
-
-CUT_RECORD_FILE = "init_draft.json"
-"""Record next to a draft that was cut out of its target and not trained since."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",

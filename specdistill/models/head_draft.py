@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
 from specdistill.files import checkpoint_files
+from specdistill.files.head_record import HeadRecord
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import families, load
 from specdistill.models.eagle3 import Eagle3Head, load_head
@@ -82,20 +83,20 @@ def find_draft(name: str, role: str, target: load.ModelSource, say: Callable[[st
         name: Hub id, directory or .gguf file.
         role: Flag that names it, for messages.
         target: The target, whose tokenizer a head without files of its own takes.
-        say: Called with a line of text when a slow conversion starts.
+        say: Called with a line of text when a slow conversion starts, and where a head's files name another target.
 
     Raises:
         ModelError: It can't be found or read.
-        IncompatibleModelsError: It is a head of a target of other sizes.
+        IncompatibleModelsError: It is a head of a target of other sizes or layers.
     """
-    found = _find_head(name, role, target)
+    found = _find_head(name, role, target, say)
     if found is not None:
         return found
     try:
         return load.find(name, role, say)
     except ModelError:
         # A head on the hub is refused as a model, and only now its config.json is here.
-        found = None if Path(name).exists() else _find_head(name, role, target)
+        found = None if Path(name).exists() else _find_head(name, role, target, say)
         if found is None:
             raise
         return found
@@ -110,7 +111,7 @@ def says_head(file: Path) -> bool:
     return isinstance(content, dict) and names_head(content.get("architectures"))
 
 
-def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSource | None:
+def _find_head(name: str, role: str, target: load.ModelSource, say: Callable[[str], None]) -> load.ModelSource | None:
     """The head of a directory, or of a hub id whose files are here already; None for anything else."""
     path = Path(name)
     file = (
@@ -126,10 +127,15 @@ def _find_head(name: str, role: str, target: load.ModelSource) -> load.ModelSour
                 tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
         except Exception as error:
             raise ModelError(why_not(error, str(file.parent), name, role)) from error
-    return _checked(load.ModelSource(name, name, config, tokenizer), role, target)
+    record = HeadRecord.read(file.parent)
+    found = _checked(load.ModelSource(name, name, config, tokenizer), role, target, record)
+    remark = record.remark(target.name)
+    if remark is not None:
+        say(f"BEWARE: --{role} {name} {remark}")
+    return found
 
 
-def _checked(source: load.ModelSource, role: str, target: load.ModelSource) -> load.ModelSource:
+def _checked(source: load.ModelSource, role: str, target: load.ModelSource, record: HeadRecord) -> load.ModelSource:
     config: Any = source.config
     wanted, read = target.config.hidden_size, getattr(config, "target_hidden_size", None) or config.hidden_size
     if read != wanted:
@@ -137,9 +143,13 @@ def _checked(source: load.ModelSource, role: str, target: load.ModelSource) -> l
             f"--{role} {source.name} is a head that reads hidden states of {read} numbers, and those of {target.name} "
             f"have {wanted}: it was made for another target"
         )
+    layers, where = families.num_layers(target.config), f"--target {target.name}"
+    conflict = record.conflict(layers, where)
+    if conflict is not None:
+        raise IncompatibleModelsError(f"--{role} {source.name} {conflict}")
     if source.directory is not None:
         checkpoint_files.check_weights(source.directory, source.name, role)
-        described(source.directory, families.num_layers(target.config), f"--{role} {source.name}", role)
+        described(source.directory, layers, f"--{role} {source.name}", role, where)
     # A head stands at its target's positions, whatever length it was trained at; engines do the same.
     config.max_position_embeddings = target.max_context
     return source
@@ -161,7 +171,8 @@ def load_head_model(
         ModelError: Weights are missing, damaged, not finite, or of a variant that is not run here.
     """
     layers, where = families.num_layers(target.config), f"--{role} {source.name}"
-    head = load_head(_directory(source, role), layers, dtype, device, where=where, role=role)
+    own = f"--target {target.name}"
+    head = load_head(_directory(source, role), layers, dtype, device, where=where, role=role, target=own)
     if not all(bool(weight.isfinite().all()) for weight in head.parameters()):
         raise ModelError(f"the weights of {where} are not finite; take an earlier checkpoint")
     loaded = as_draft(head, target, source.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from specdistill.errors import first_line
+from specdistill.files import checkpoint_files
 
 
 def why_not(error: Exception, location: str, name: str, role: str) -> str:
@@ -24,9 +25,7 @@ def why_not(error: Exception, location: str, name: str, role: str) -> str:
             needed = "pip install sentencepiece protobuf"
             return f"--{role} {name} holds its tokenizer as tokenizer.model, which needs: {needed}"
         return f"can't load --{role} {name}: {first_line(error)}; check the JSON and tokenizer files in the directory"
-    # A hub id's owner is seldom a folder here, but a mistyped directory's parent is one.
-    mistyped = "there is no directory of that name here, and as a hub id: " if directory.parent.is_dir() else ""
-    return f"can't load --{role} {name}: {mistyped}{first_line(error)} (a hub id needs network access or a local cache)"
+    return f"can't load --{role} {name}: {checkpoint_files.why_no_files(location, error)}"
 
 
 def out_of_reach(error: BaseException | None) -> bool:

@@ -123,9 +123,7 @@ def _fetched(name: str, role: str, weights: str) -> Path:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"can't read --{role} {name}: {first_line(error)} (a hub id needs network access or a local cache)"
-        ) from error
+        raise ModelError(f"can't read --{role} {name}: {checkpoint_files.why_no_files(name, error)}") from error
 
 
 def _check_heads(base: _Side, target: _Side) -> None:

@@ -22,7 +22,7 @@ class PlannedServer:
     """GPUs that share each model in the server."""
     num_draft_tokens: int = 0
     """Draft tokens in the launch commands; 'specdistill bench' finds the best number. 0 takes the number that a
-    parallel draft was trained to guess, and 4 for any other draft."""
+    parallel draft or an EAGLE-3 head was trained for, and 4 for any other draft."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tensor_parallel")

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from specdistill.errors import ModelError
+from specdistill.errors import ConfigError, ModelError
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import model_facts
+from specdistill.files.head_architectures import draft_kind
 from specdistill.files.stored_tensors import stored_tensors
 from specdistill.models import LanguageModel, head_draft, load
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, resolve_device, resolve_dtype
 from specdistill.serving import head_files, model_files
 from specdistill.serving.bench_config import BenchConfig
-from specdistill.serving.head_gates import VARIANTS
+from specdistill.serving.head_gates import METHOD_OF, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def find(config: BenchConfig, say: Callable[[str], None]) -> EngineSources:
     """Finds the models and compares their tokenizers.
 
     Raises:
+        ConfigError: The draft is a head, and the engine takes none.
         ModelError: A model can't be found or read.
         IncompatibleModelsError: The tokenizers differ, and the engine can't translate.
     """
@@ -68,6 +70,9 @@ def find(config: BenchConfig, say: Callable[[str], None]) -> EngineSources:
         return EngineSources(load.find(config.target, "target", say, base), None)
     draft = config.drafter
     pair = find_pair(config.target, draft, other_tokenizer=in_process, say=say, target_base=base)
+    if in_process and is_head(pair.draft.config):
+        # One of the hub: `recognised` sees files that are here.
+        _refuse_in_process(config, "eagle3")
     return EngineSources(pair.target, pair)
 
 
@@ -75,14 +80,39 @@ def recognised(config: BenchConfig) -> BenchConfig:
     """The settings with --method eagle3 where --draft is such a head and no method was named.
 
     Raises:
+        ConfigError: --draft is a head of another method, or the engine takes none.
         ModelError: The draft's header can't be read.
     """
-    if config.drafting.method != "draft" or config.engine_kind.place in ("decoder", "process") or config.draft is None:
+    place, draft, method = config.engine_kind.place, config.draft, config.drafting.method
+    kind = None if place == "decoder" or draft is None else _head_kind(draft)
+    if kind is None:
         return config
-    if not Path(config.draft).exists():
+    if place == "process":
+        _refuse_in_process(config, kind)
         return config
-    is_eagle3 = model_files.read(config.draft, "draft").draft_kind == "eagle3"
-    return config.replace(method="eagle3") if is_eagle3 else config
+    wanted = METHOD_OF[kind]
+    if wanted == method or (method == "draft" and wanted == "eagle3"):
+        return config.replace(method=wanted)
+    raise ConfigError(
+        f"--draft {draft} is a head ({kind}), which --method {method} does not take; set --method {wanted}"
+    )
+
+
+def _head_kind(draft: str) -> str | None:
+    """Kind of a head whose files are here; None for a model, and for a hub id."""
+    file = Path(draft) / "config.json"
+    if file.is_file():
+        content = head_files.read_config(file.parent)
+        return draft_kind(content.get("architectures"), content.get("model_type"))
+    return model_files.read(draft, "draft").draft_kind if Path(draft).is_file() else None
+
+
+def _refuse_in_process(config: BenchConfig, kind: str) -> None:
+    if kind != "assistant":
+        raise ConfigError(
+            f"--draft {config.draft} is a head ({kind}), which --engine {config.engine} can't assist with; leave "
+            "--engine away to measure an EAGLE-3 head in our decoder, or serve it in vLLM or llama.cpp"
+        )
 
 
 def _is_scored_head(config: BenchConfig) -> bool:

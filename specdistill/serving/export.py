@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specdistill.errors import ModelError, OutputError
 from specdistill.files import atomic, locks, run_settings
+from specdistill.files.head_record import HeadRecord
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, gguf, load, vocabulary
 from specdistill.models.checkpoint import save_draft
@@ -34,6 +35,8 @@ class Exported:
     """Differences from the draft as it was, a line each."""
     verdict: Verdict
     """The engine's own conditions, checked on the files that were written."""
+    trained_tokens: int | None = None
+    """Draft tokens that a head was trained for; None for other drafts, and where its files don't say it."""
 
 
 def export(config: ExportConfig, progress: Progress | None = None) -> Exported:
@@ -80,7 +83,9 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         written, served = export_head(config, pair, output)
         _keep_card(config, output)
         engine = "llama.cpp" if config.format == "gguf" else config.format
-        return Exported(config.output, written, next(each for each in check(served) if each.engine == engine))
+        verdict = next(each for each in check(served) if each.engine == engine)
+        tokens = HeadRecord.read(None, draft_source.config.to_dict()).draft_tokens
+        return Exported(config.output, written, verdict, tokens)
     load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "vllm":
         _check_mask(draft_source, target_source)

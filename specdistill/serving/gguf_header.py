@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specdistill.errors import ModelError, first_line
+from specdistill.files.head_record import LAYERS_KEY, TRAINED_KEY
 from specdistill.files.stored_tensors import StoredTensor
 from specdistill.serving.head_files import OwnHead, claim
 
@@ -14,6 +15,8 @@ _KINDS = {"gpt2": "BPE", "llama": "SPM", "bert": "WordPiece", "t5": "Unigram", "
 """`tokenizer.ggml.model` -> kind of vocabulary."""
 _SIZES = {
     "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    **{name: name for name in (LAYERS_KEY, TRAINED_KEY)},
     "max_position_embeddings": "context_length",
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
@@ -74,6 +77,9 @@ def read_header(path: Path, role: str) -> GgufHeader:
         value = values.get(f"{architecture}.{key}")
         # Some architectures name one number per layer.
         config |= {name: max(value) if isinstance(value, list) else value} if value else {}
+    if "num_hidden_layers" in config:
+        # The file counts the layers of the model's own head too.
+        config["num_hidden_layers"] -= config.get("num_nextn_predict_layers", 0)
     kind = str(values.get("tokenizer.ggml.model"))
     return GgufHeader(
         config,

@@ -8,16 +8,17 @@ SGLang and the other kinds of heads run in no test here.
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
+from specdistill.files.head_architectures import draft_kind
+from specdistill.files.head_record import AUX_KEY, HeadRecord
 from specdistill.files.stored_tensors import stored_tensors
-from specdistill.serving import draft_flags
+from specdistill.serving import draft_flags, head_files
 from specdistill.serving.check_config import PlannedServer
 from specdistill.serving.engine_table import METHODS, Drafting
 from specdistill.serving.model_files import ModelFiles
 from specdistill.serving.verdict import Verdict
 
-AUX_KEY = "eagle_aux_hidden_state_layer_ids"
-"""Key of config.json that names the target's layers."""
 METHOD_OF = {"eagle3": "eagle3", "eagle": "eagle", "dflash": "dflash", "dspark": "dspark", "assistant": "mtp"}
 """Kind of a head -> value of `bench --method`."""
 _VLLM_TARGETS = (
@@ -47,10 +48,33 @@ def verdicts(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> li
     if kind == "eagle3":
         _eagle3_in_vllm(target, draft, vllm)
     found = [vllm, _sglang(target, draft, drafting), _llama_cpp(target, draft, drafting)]
+    conflict = record_of(draft).conflict(target.config.get("num_hidden_layers"), "the target")
+    for verdict in found if conflict is not None else ():
+        verdict.refusals.insert(0, f"the head {conflict}")
     call = "target.generate(**inputs, assistant_model=draft)"
-    found.append(Verdict("transformers", "sampled", call, [] if kind == "assistant" else [_unknown(kind)]))
-    found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind)]))
+    refused = [] if kind == "assistant" else [f"the draft is a head ({kind}), which transformers can't assist with"]
+    found.append(Verdict("transformers", "sampled", call, refused))
+    found.append(Verdict("tensorrt-llm", "", "", [_unknown(kind, "TensorRT-LLM")]))
     return found
+
+
+def record_of(draft: ModelFiles) -> HeadRecord:
+    """What a head's files say of its making."""
+    return HeadRecord.read(None if draft.is_gguf else draft.directory, draft.whole_config)
+
+
+def made_for(target: str, draft: str | None) -> str | None:
+    """Says which target a head was made for, where its files name another one than the given; None otherwise.
+
+    Args:
+        target, draft: Names of the pair, which `check` has read; the draft None where there is none.
+    """
+    if draft is None or not Path(draft, "config.json").is_file():
+        return None
+    config = head_files.read_config(Path(draft))
+    is_head = draft_kind(config.get("architectures"), config.get("model_type")) is not None
+    remark = HeadRecord.read(Path(draft), config).remark(target) if is_head else None
+    return None if remark is None else f"--draft {draft} {remark}"
 
 
 def _eagle3_in_vllm(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
@@ -89,8 +113,8 @@ def incomplete(draft: ModelFiles) -> list[str]:
     return [f"the head's weights hold no {name}: download or save it again" for name in needed] if stored else []
 
 
-def _unknown(kind: str) -> str:
-    return f"the draft is a head ({kind}), not a language model, and specdistill knows no way to load it there"
+def _unknown(kind: str, engine: str) -> str:
+    return f"the draft is a head ({kind}), and 'check' knows no launch of {engine} with such heads; vLLM takes them"
 
 
 def _served(engine: str, rule: str, target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
@@ -121,7 +145,7 @@ def _made_for(target: ModelFiles, draft: ModelFiles, verdict: Verdict) -> None:
 
 def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if drafting.method != "eagle3":
-        return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind))])
+        return Verdict("sglang", "", "", [_unknown(str(draft.draft_kind), "SGLang")])
     verdict = _served("sglang", "argmax_draft", target, draft, drafting)
     variants = [name for name in VARIANTS if draft.whole_config.get(name)]
     if variants:
@@ -139,7 +163,7 @@ def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdic
 
 def _llama_cpp(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdict:
     if "llama-cpp" not in METHODS[drafting.method].names:
-        return Verdict("llama.cpp", "", "", [_unknown(drafting.method)])
+        return Verdict("llama.cpp", "", "", [_unknown(drafting.method, "llama.cpp")])
     own = draft.name if draft.is_gguf else "draft.gguf"
     named = Drafting(method=drafting.method, draft=own, num_draft_tokens=drafting.num_draft_tokens)
     served = target.name if target.is_gguf else "target.gguf"

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from specdistill.errors import ModelError
 from specdistill.files import atomic
+from specdistill.files.head_record import LAYERS_KEY, TRAINED_KEY
 from specdistill.models.head_draft import HeadModel
 from specdistill.serving import gguf_writer
 
@@ -66,6 +67,10 @@ def write(draft: HeadModel, served: Path, output: Path, kind: str) -> None:
             writer.add_array(f"{ARCHITECTURE}.{name}", list(head.aux_layers))
         writer.add_uint32(f"{ARCHITECTURE}.target_hidden_size", int(head.config.target_hidden_size))
         writer.add_bool(f"{ARCHITECTURE}.norm_before_residual", False)
+        # llama.cpp passes over what it does not know; `check` reads these.
+        for key in (LAYERS_KEY, TRAINED_KEY):
+            if isinstance(known := getattr(head.config, key, None), int):
+                writer.add_uint32(f"{ARCHITECTURE}.{key}", known)
         for name, field in tokenizer.items():
             gguf_writer.copy_field(writer, name, field)
         factors = gguf_writer.rope_factors(head.config)

@@ -196,10 +196,7 @@ def read(name: str, role: str, base: str | None = None) -> ModelFiles:
     try:
         directory = path if path.is_dir() else _cached(name)
     except Exception as error:
-        raise ModelError(
-            f"can't read the config.json of --{role} {name}: {first_line(error)} (a hub id needs network access or a "
-            "local cache)"
-        ) from error
+        raise ModelError(f"can't load --{role} {name}: {checkpoint_files.why_no_files(name, error)}") from error
     adapter = None
     if adapters.is_adapter(directory):
         files = directory if path.is_dir() else adapters.from_hub(name)

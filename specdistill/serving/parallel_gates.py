@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.serving.check_config import PlannedServer
 from specdistill.serving.engine_table import DEFAULT_LENGTH, Drafting
+from specdistill.serving.head_gates import record_of
 from specdistill.serving.model_files import ModelFiles
 from specdistill.serving.verdict import Verdict
 
@@ -37,13 +38,18 @@ def usual_length(parallel: ParallelDrafting | None) -> int:
 
 
 def with_length(server: PlannedServer, draft: ModelFiles) -> PlannedServer:
-    """The server with its number of draft tokens settled. A head guesses in a way of its own, mask token or not.
+    """The server with its number of draft tokens settled: those that a parallel draft or a head was trained for.
+
+    A head guesses in a way of its own, mask token or not.
 
     Raises:
         ModelError: The draft's config.json contradicts itself.
     """
-    parallel = parallel_of(draft) if draft.draft_kind is None else None
-    return dataclasses.replace(server, num_draft_tokens=server.num_draft_tokens or usual_length(parallel))
+    if draft.draft_kind is None:
+        usual = usual_length(parallel_of(draft))
+    else:
+        usual = record_of(draft).draft_tokens or DEFAULT_LENGTH
+    return dataclasses.replace(server, num_draft_tokens=server.num_draft_tokens or usual)
 
 
 def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:

@@ -7,15 +7,17 @@ import json
 import pytest
 import torch
 import wild_checkpoints as wild
+from head_drafts import make_head
 from tiny_models import make_model, make_tokenizer, perturbed, save
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from specdistill import BenchConfig, bench, load_model
 from specdistill.cli import main
 from specdistill.decoding import Sampling, generate_plain
-from specdistill.errors import ConfigError
+from specdistill.errors import ConfigError, IncompatibleModelsError
 from specdistill.evaluation.interruption import BenchFailedError
 from specdistill.evaluation.report import TargetComparison
+from specdistill.models.checkpoint import save_draft
 from specdistill.progress import Quiet
 
 RULES = ("greedy", "sampled", "argmax_draft")
@@ -180,3 +182,42 @@ def run_in(folder, more) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return wild.run("bench", folder, more)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """A target of 7 layers with a head, and second targets that are shorter, longer and wider."""
+    folder = tmp_path_factory.mktemp("heads")
+    target = make_model(layers=7)
+    save(target, folder / "target")
+    (folder / "draft").mkdir()
+    save_draft(make_head(target), target, folder / "draft")
+    save(perturbed(target, 0.05), folder / "same")
+    save(make_model(layers=3), folder / "short")
+    save(make_model(layers=9), folder / "long")
+    save(make_model(layers=7, hidden=48), folder / "wide")
+    (folder / "prompts.txt").write_text("".join(f"w{i} w{3 * i % 60}\n" for i in range(4)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("short", "short has 3 layers, and the head --draft .* reads the states after layers 2, 3, 4; name another"),
+        ("wide", "wide has hidden states of 48 numbers, and the head --draft .* reads 32"),
+    ],
+)
+def test_a_second_target_without_the_states_of_a_head_is_refused_before_work(heads, name, words, monkeypatch):
+    monkeypatch.setattr("specdistill.evaluation.measure.load_pair", None)
+    with pytest.raises(IncompatibleModelsError, match=words):
+        measure(heads, name)
+
+
+@pytest.mark.parametrize("name", ["same", "long"])
+def test_a_head_is_scored_against_a_second_target_that_has_its_layers(heads, name):
+    found = other(measure(heads, name))
+    assert found.tokens_scored > 0 and 0 < found.alpha["sampled"].mean < 1
+    if name == "same":
+        names = {"target": str(heads / "same"), "draft": str(heads / "draft"), "prompts": str(heads / "prompts.txt")}
+        alone = bench(BenchConfig.flat(**names, max_new_tokens=TOKENS, latency_prompts=1, temperature=1.0))
+        assert found.alpha["sampled"].mean == pytest.approx(alone.acceptance.alpha["sampled"].mean, abs=1e-6)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 from transformers.cache_utils import DynamicCache
 
-from specdistill.errors import ModelError
+from specdistill.errors import IncompatibleModelsError, ModelError
 from specdistill.models.eagle3 import (
     Anchors,
     AuxStates,
@@ -154,7 +154,9 @@ def test_layers_of_a_small_target_are_named_in_the_file(tmp_path):
     save_head(make_head(make_model(layers=3)), tmp_path, 3)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
-    assert load_head(tmp_path, 30).aux_layers == (1, 2, 3)
+    assert load_head(tmp_path, 3).aux_layers == (1, 2, 3)
+    with pytest.raises(IncompatibleModelsError, match=r"made for a target of 3 layers, layers 1, 2, 3 of 3 .*has 30"):
+        load_head(tmp_path, 30)
 
 
 def test_a_file_of_others_names_its_layer_by_number(tmp_path):

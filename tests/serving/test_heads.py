@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model, save
 
 from specdistill.cli import main
+from specdistill.errors import ConfigError
 from specdistill.models import load_pair
 from specdistill.models.eagle3 import save_head
 from specdistill.progress import Quiet
@@ -88,6 +89,8 @@ def test_each_engines_launch(files):
     found = verdicts(str(files / "target"), str(files / "head"), num_draft_tokens=3)
     assert {name for name, verdict in found.items() if verdict.loads} == {"vllm", "sglang", "llama.cpp"}
     assert not any(verdict.warnings for verdict in found.values() if verdict.loads)
+    assert found["transformers"].refusals == ["the draft is a head (eagle3), which transformers can't assist with"]
+    assert "knows no launch of TensorRT-LLM" in found["tensorrt-llm"].refusals[0]
     speculative = json.loads(found["vllm"].command.split("--speculative-config ")[1].strip("'"))
     assert speculative == {"method": "eagle3", "model": str(files / "head"), "num_speculative_tokens": 3}
     assert "--speculative-algorithm EAGLE3" in found["sglang"].command
@@ -111,6 +114,11 @@ def test_each_engines_refusals(files, tmp_path, edit, engine, reason):
         (tmp_path / name).mkdir()
         for file in (files / name).iterdir():
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
+        # Heads of others don't say how many layers their target had.
+        config = tmp_path / name / "config.json"
+        stored = json.loads(config.read_text())
+        stored.pop("head_target_layers", None)
+        config.write_text(json.dumps(stored))
         config = tmp_path / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | edit.get(name, {})))
     found = verdicts(str(tmp_path / "target"), str(tmp_path / "head"))[engine]
@@ -184,6 +192,28 @@ def test_a_head_is_recognised_by_itself(files):
     assert engine_models.recognised(plain) is plain
     ours = asked(files, engine="specdistill", engine_baselines=("ngram",))
     assert engine_models.recognised(ours) is ours
+
+
+def test_transformers_bench_of_a_head_is_one_line_before_models(files, capsys, monkeypatch):
+    monkeypatch.setattr("specdistill.models.load.load_model", None)
+    words = ["bench", "--target", str(files / "target"), "--draft", str(files / "head"), "--engine", "transformers"]
+    assert main([*words, "--prompts", str(files / "prompts.jsonl")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "is a head (eagle3), which --engine transformers can't assist with; leave --engine away" in error
+
+
+def test_a_head_of_the_hub_is_refused_too(files, monkeypatch):
+    """Its config.json is known once it was found."""
+    monkeypatch.setattr(engine_models, "_head_kind", lambda draft: None)
+    config = asked(files, engine="transformers", engine_baselines=("ngram",))
+    with pytest.raises(ConfigError, match="can't assist with"):
+        engine_models.find(engine_models.recognised(config), print)
+
+
+@pytest.mark.parametrize("method", ["eagle", "mtp", "dflash"])
+def test_a_method_of_other_heads_is_refused(files, method):
+    with pytest.raises(ConfigError, match=rf"is a head \(eagle3\), which --method {method} does not take; set"):
+        engine_models.recognised(asked(files, method=method))
 
 
 @contextlib.contextmanager

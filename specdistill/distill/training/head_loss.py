@@ -29,6 +29,8 @@ class HeadLoss(DistillationLoss):
     def __init__(self, draft: HeadModel, target: LanguageModel, objective: Objective) -> None:
         super().__init__(draft, target, objective)
         self._head = draft.head
+        if objective.head is not None:
+            self._head.mark_trained_for(objective.head.steps)
         self._columns = torch.full((target.vocab_size,), -1, device=draft.device)
         self._columns[draft.head.draft_ids] = torch.arange(draft.head.draft_vocab_size, device=draft.device)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 
 from specdistill.errors import IncompatibleModelsError, ModelError, first_line
+from specdistill.files.head_record import AUX_KEY, LAYERS_KEY, HeadRecord
 from specdistill.files.stored_tensors import StoredTensor, stored_tensors
-from specdistill.models.eagle3.head import AUX_KEY, Eagle3Head
+from specdistill.models.eagle3.head import Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -64,7 +65,9 @@ def read_config(directory: Path, where: str) -> LlamaConfig:
     return config
 
 
-def described(directory: Path, num_target_layers: int, where: str, role: str) -> LlamaConfig:
+def described(
+    directory: Path, num_target_layers: int, where: str, role: str, target: str = "the target"
+) -> LlamaConfig:
     """The configuration of a head whose files are whole and fit it, with the fields that `Eagle3Head` takes.
 
     Args:
@@ -72,12 +75,16 @@ def described(directory: Path, num_target_layers: int, where: str, role: str) ->
         num_target_layers: Layers of its target, which decide the layers that are read where the file names none.
         where: Names the head in messages, such as `--draft NAME`.
         role: Flag that names it.
+        target: Names its target in messages, such as `--target NAME`.
 
     Raises:
         ModelError: The files are damaged, incomplete, or of a variant that is not run here.
-        IncompatibleModelsError: It reads layers that its target lacks.
+        IncompatibleModelsError: It was made for a target of other layers, or reads layers that its target lacks.
     """
     config: Any = read_config(directory, where)
+    conflict = HeadRecord.read(directory).conflict(num_target_layers, target)
+    if conflict is not None:
+        raise IncompatibleModelsError(f"{where} {conflict}")
     if not (directory / WEIGHTS).is_file():
         raise ModelError(f"{where} holds no {WEIGHTS}; a head is one file of this name")
     stored = {inner_name(name): tensor for name, tensor in (stored_tensors(directory, role) or {}).items()}
@@ -85,6 +92,7 @@ def described(directory: Path, num_target_layers: int, where: str, role: str) ->
     config.draft_vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     config.own_embedding = "embed_tokens.weight" in stored
     config.target_hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
+    setattr(config, LAYERS_KEY, num_target_layers)
     config.aux_layers = read_layers(config, num_target_layers, where)
     _check_shapes(config, stored, where)
     read_ids(directory, config, where)

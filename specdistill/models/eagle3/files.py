@@ -19,8 +19,9 @@ from torch import Tensor
 
 from specdistill.errors import ModelError, first_line
 from specdistill.files import atomic
+from specdistill.files.head_record import AUX_KEY, LAYERS_KEY
 from specdistill.models.eagle3.described import ARCHITECTURE, WEIGHTS, described, inner_name, outer_name, read_ids
-from specdistill.models.eagle3.head import AUX_KEY, Eagle3Head
+from specdistill.models.eagle3.head import Eagle3Head
 from specdistill.models.eagle3.start import default_aux_layers
 
 
@@ -52,6 +53,8 @@ def head_json(head: Eagle3Head, num_target_layers: int, dtype: torch.dtype | Non
     for name in ("aux_layers", "own_embedding", "_name_or_path", "transformers_version"):
         content.pop(name, None)
     content |= {"architectures": [ARCHITECTURE], "dtype": str(dtype or head.dtype).removeprefix("torch.")}
+    # The usual layers are not named, and would be others of another target.
+    content[LAYERS_KEY] = num_target_layers
     rope = content.get("rope_parameters") or {}
     if "rope_theta" in rope:
         # Engines that don't read transformers 5's rope_parameters look for it here.
@@ -94,6 +97,7 @@ def load_head(
     *,
     where: str | None = None,
     role: str = "draft",
+    target: str = "the target",
 ) -> Eagle3Head:
     """Reads a head, ours or somebody else's. Give it the target's embedding next (`use_embedding`).
 
@@ -104,13 +108,14 @@ def load_head(
         device: Where to.
         where: Names the head in messages; by default its flag and directory.
         role: Flag that names it.
+        target: Names its target in messages.
 
     Raises:
         ModelError: The files are damaged, incomplete, or of a variant that is not run here.
-        IncompatibleModelsError: It reads layers that its target lacks.
+        IncompatibleModelsError: It was made for a target of other layers, or reads layers that its target lacks.
     """
     where = where or f"--{role} {directory}"
-    config = described(directory, num_target_layers, where, role)
+    config = described(directory, num_target_layers, where, role, target)
     try:
         tensors = {inner_name(name): tensor for name, tensor in load_file(directory / WEIGHTS).items()}
     except (OSError, SafetensorError) as error:

@@ -27,9 +27,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-AUX_KEY = "eagle_aux_hidden_state_layer_ids"
-"""Key of config.json for the target's layers that are read, in vLLM's counting. Left out for the usual ones: engines
-count differently where it is there (SGLang adds 1), and agree where it is not."""
+from specdistill.files.head_record import TRAINED_KEY
 
 
 class Eagle3Head(PreTrainedModel):
@@ -37,7 +35,7 @@ class Eagle3Head(PreTrainedModel):
 
     Args:
         config: A Llama configuration of one layer with three more fields: `draft_vocab_size` (rows of the output head),
-            `target_hidden_size`, and `AUX_KEY` (see `aux_layers`). `own_embedding` is set where the head has an
+            `target_hidden_size`, and `aux_layers`. `own_embedding` is set where the head has an
             embedding; without it `use_embedding` gives it the target's.
     """
 
@@ -73,6 +71,10 @@ class Eagle3Head(PreTrainedModel):
     def aux_layers(self) -> tuple[int, ...]:
         """The target's three layers that are read: k is the hidden state after k layers, before any final norm."""
         return tuple(self.config.aux_layers)
+
+    def mark_trained_for(self, tokens: int) -> None:
+        """Notes the draft tokens per round that it is trained for, which is saved with it."""
+        setattr(self.config, TRAINED_KEY, tokens)
 
     def use_embedding(self, weight: Tensor) -> None:
         """Gives the head the target's embedding [vocab, hidden], which is neither copied, trained nor saved.
