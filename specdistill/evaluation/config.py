@@ -174,7 +174,8 @@ class MeasureConfig(Config):
     """Prompts to score, spread over the categories; 0 takes all."""
     num_draft_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 0
     """Draft tokens per verification in the timed run. 0 takes the length with the highest predicted speed-up; in a real
-    engine, whose single steps can't be timed, 0 means 4."""
+    engine, whose single steps can't be timed, 0 means the number that an EAGLE-3 head, or for vLLM a parallel draft,
+    was trained for, and else 4."""
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer."""
     json: Annotated[str | None, Parameter(group=ESSENTIALS)] = None

@@ -1,4 +1,4 @@
-"""What a head's own files say of the target that it was made for, and of the draft length that it was trained for.
+"""Reads from a head's own files the target that it was made for, and the draft length that it was trained for.
 
 A head of the usual layers names none, since engines count named ones differently: of any target it would read 2, L/2
 and L - 3. So `config.json` names the number of the target's layers, under a key that no engine looks for. Heads of
@@ -11,10 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from specdistill.errors import DataError
 from specdistill.files import run_settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 LAYERS_KEY = "head_target_layers"
 """Key of config.json for the number of layers of the head's target; specdistill's own."""
@@ -29,7 +33,7 @@ CUT_RECORD_FILE = "init_draft.json"
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What is known of a head's making; every field is None where no file says it."""
+    """Everything that is known of a head's making; every field is None where no file says it."""
 
     target: str | None = None
     """Name of its target, as it was given then: the model may have moved or been renamed since."""
@@ -43,20 +47,20 @@ class HeadRecord:
     """Draft tokens per round that it was trained for."""
 
     @classmethod
-    def read(cls, directory: Path | None, config: Mapping[str, Any] | None = None) -> HeadRecord:
+    def read(cls, directory: Path | None, config: PretrainedConfig | SimpleNamespace | None = None) -> HeadRecord:
         """Reads a head's files, as far as they can be read; what is wrong with them others say.
 
         Args:
             directory: The head; None for a file with settings alone (.gguf).
-            config: Contents of its config.json; None reads it.
+            config: Its configuration, or the contents of its config.json as attributes; None reads that.
         """
-        config = (_json(directory / "config.json") if directory else {}) if config is None else config
+        content = (_json(directory / "config.json") if directory else {}) if config is None else vars(config)
         cut = _json(directory / CUT_RECORD_FILE) if directory else {}
         target = _target(directory, cut) if directory else None
-        nested = config.get("eagle_config")
-        named = config.get(AUX_KEY) or (nested.get(AUX_KEY) if isinstance(nested, Mapping) else None)
+        nested = content.get("eagle_config")
+        named = content.get(AUX_KEY) or (nested.get(AUX_KEY) if isinstance(nested, Mapping) else None)
         layers = _three(named or cut.get("layers"))
-        count, said_by = _count(config.get(LAYERS_KEY)), "config.json"
+        count, said_by = _count(content.get(LAYERS_KEY)), "config.json"
         if count is None and layers is not None and not named and layers == _usual(layers[-1] + 3):
             count, said_by = layers[-1] + 3, CUT_RECORD_FILE
         if count is None and target is not None:
@@ -64,7 +68,7 @@ class HeadRecord:
         said_by = "" if count is None else said_by
         if layers is None and count is not None and count >= _FEWEST_LAYERS:
             layers = _usual(count)
-        return cls(target, count, layers, said_by, _count(config.get(TRAINED_KEY)))
+        return cls(target, count, layers, said_by, _count(content.get(TRAINED_KEY)))
 
     def conflict(self, layers: object, target: str) -> str | None:
         """Why it is no head of a target, to be read after the head's name; None where nothing speaks against it.

@@ -88,12 +88,13 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     prompts = prompts[: config.timing.latency_prompts or None]
     scoring = AnswerJudge.find(config.score.scorer, prompts)
     trained = training_prompts(config, prompts, progress.say)
-    length = config.num_draft_tokens or DEFAULT_LENGTH
-    longest = copied_length(length)
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"
     # Prompts are checked before any weights are read.
     found = engine_models.find(config, progress.say)
+    config = engine_models.with_length(config, found)
+    length = config.num_draft_tokens or DEFAULT_LENGTH
+    longest = copied_length(length)
     room = found.max_context - config.max_new_tokens - longest - 1
     encoded = encode_all(prompts, found.target.tokenizer, room, found.target.vocab_size)
     sources = find_compared(config, found.target, progress)

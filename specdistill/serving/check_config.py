@@ -21,8 +21,8 @@ class PlannedServer:
     tensor_parallel: int = 1
     """GPUs that share each model in the server."""
     num_draft_tokens: int = 0
-    """Draft tokens in the launch commands; 'specdistill bench' finds the best number. 0 takes the number that a
-    parallel draft or an EAGLE-3 head was trained for, and 4 for any other draft."""
+    """Draft tokens in the launch commands; 'specdistill bench' finds the best number. 0 takes the number that an
+    EAGLE-3 head, or for vLLM a parallel draft, was trained for, and else 4."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tensor_parallel")

@@ -15,6 +15,8 @@ from specdistill.errors import ConfigError, ModelError
 from specdistill.evaluation.report_setup import ModelFacts
 from specdistill.evaluation.sections import model_facts
 from specdistill.files.head_architectures import draft_kind
+from specdistill.files.head_record import HeadRecord
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.files.stored_tensors import stored_tensors
 from specdistill.models import LanguageModel, head_draft, load
 from specdistill.models.eagle3 import is_head
@@ -22,6 +24,7 @@ from specdistill.models.pair import FoundPair, ModelPair, find_pair, load_pair, 
 from specdistill.serving import head_files, model_files
 from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.head_gates import METHOD_OF, VARIANTS
+from specdistill.settings.parts import Unasked
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,22 @@ def find(config: BenchConfig, say: Callable[[str], None]) -> EngineSources:
         # One of the hub: `recognised` sees files that are here.
         _refuse_in_process(config, "eagle3")
     return EngineSources(pair.target, pair)
+
+
+def with_length(config: BenchConfig, sources: EngineSources) -> BenchConfig:
+    """The settings with the number of draft tokens that the draft was trained for, where none was named."""
+    if config.num_draft_tokens or sources.pair is None:
+        return config
+    draft = sources.pair.draft
+    if is_head(draft.config):
+        trained = HeadRecord.read(None, draft.config).draft_tokens
+    else:
+        parallel = ParallelDrafting.of_config(draft.config, f"--draft {draft.name}") if config.in_one_pass else None
+        trained = None if parallel is None else parallel.trained_tokens
+    longest = config.acceptance.max_draft_tokens
+    if trained is None or not (isinstance(longest, Unasked) or trained <= longest):
+        return config
+    return config.replace(num_draft_tokens=trained)
 
 
 def recognised(config: BenchConfig) -> BenchConfig:

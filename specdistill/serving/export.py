@@ -17,8 +17,8 @@ from specdistill.models.checkpoint import save_draft
 from specdistill.models.eagle3 import is_head
 from specdistill.models.pair import find_pair
 from specdistill.progress import Progress, Quiet
-from specdistill.serving import draft_flags, gguf_writer, parallel_gates
-from specdistill.serving.engine_table import Drafting
+from specdistill.serving import draft_flags, gguf_writer
+from specdistill.serving.engine_table import DEFAULT_LENGTH, Drafting
 from specdistill.serving.export_config import ExportConfig
 from specdistill.serving.gates import Verdict, check
 from specdistill.serving.head_export import DTYPES, export_head
@@ -84,7 +84,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         _keep_card(config, output)
         engine = "llama.cpp" if config.format == "gguf" else config.format
         verdict = next(each for each in check(served) if each.engine == engine)
-        tokens = HeadRecord.read(None, draft_source.config.to_dict()).draft_tokens
+        tokens = HeadRecord.read(None, draft_source.config).draft_tokens
         return Exported(config.output, written, verdict, tokens)
     load.check_loadable(draft_source, "draft", plain=True)
     if config.format == "vllm":
@@ -104,7 +104,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
         rows = gguf_writer.write(draft, Path(config.served_gguf), output, kind)
         changes += _resized(draft.head_weight.shape[0], rows)
         changes.append(f"weights in {kind}, tokenizer of {config.served_gguf}")
-        return Exported(config.output, changes, _llama_cpp(config, target_source, draft.parallel))
+        return Exported(config.output, changes, _llama_cpp(config, target_source))
     changes += _resized(draft.head_weight.shape[0], target.head_weight.shape[0])
     if config.files.type != "auto":
         draft = dataclasses.replace(draft, stored_dtype=DTYPES[config.files.type])
@@ -131,9 +131,9 @@ def _keep_card(config: ExportConfig, output: Path) -> None:
     )
 
 
-def _llama_cpp(config: ExportConfig, target: load.ModelSource, parallel: ParallelDrafting | None) -> Verdict:
+def _llama_cpp(config: ExportConfig, target: load.ModelSource) -> Verdict:
     """The verdict for llama.cpp: it compares the tokenizers, which are now the same, so nothing is refused."""
-    drafting = Drafting(draft=config.output, num_draft_tokens=parallel_gates.usual_length(parallel))
+    drafting = Drafting(draft=config.output, num_draft_tokens=DEFAULT_LENGTH)
     command = draft_flags.command("llama.cpp", config.served_gguf, drafting)
     verdict = Verdict("llama.cpp", "argmax_draft", shlex.join(command))
     if target.adapter is not None:

@@ -39,12 +39,14 @@ def check(config: CheckConfig) -> list[Verdict]:
     target, draft = adapter_commands.as_written(
         read(config.target, "target", config.adapter.target_base), read(config.draft, "draft")
     )
-    server = parallel_gates.with_length(config.server, draft)
+    server, others = (
+        parallel_gates.with_length(config.server, draft, in_one_pass=in_one_pass) for in_one_pass in (True, False)
+    )
     if draft.draft_kind is not None:
         verdicts = head_gates.verdicts(target, draft, server)
     else:
-        gates = (_vllm, _sglang, _llama_cpp, _transformers, _tensorrt_llm)
-        verdicts = [gate(target, draft, server) for gate in gates]
+        gates = (_sglang, _llama_cpp, _transformers, _tensorrt_llm)
+        verdicts = [_vllm(target, draft, server), *(gate(target, draft, others) for gate in gates)]
         parallel_gates.remark(verdicts, target, draft, server)
     damaged = [damage for damage in (target.damage("target"), draft.damage("draft")) if damage is not None]
     damaged += head_gates.incomplete(draft)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 from specdistill.files.head_architectures import draft_kind
 from specdistill.files.head_record import AUX_KEY, HeadRecord
@@ -59,8 +60,8 @@ def verdicts(target: ModelFiles, draft: ModelFiles, server: PlannedServer) -> li
 
 
 def record_of(draft: ModelFiles) -> HeadRecord:
-    """What a head's files say of its making."""
-    return HeadRecord.read(None if draft.is_gguf else draft.directory, draft.whole_config)
+    """A head's making, as its files tell it."""
+    return HeadRecord.read(None if draft.is_gguf else draft.directory, SimpleNamespace(**draft.whole_config))
 
 
 def made_for(target: str, draft: str | None) -> str | None:
@@ -73,7 +74,7 @@ def made_for(target: str, draft: str | None) -> str | None:
         return None
     config = head_files.read_config(Path(draft))
     is_head = draft_kind(config.get("architectures"), config.get("model_type")) is not None
-    remark = HeadRecord.read(Path(draft), config).remark(target) if is_head else None
+    remark = HeadRecord.read(Path(draft), SimpleNamespace(**config)).remark(target) if is_head else None
     return None if remark is None else f"--draft {draft} {remark}"
 
 

@@ -28,28 +28,27 @@ def parallel_of(draft: ModelFiles) -> ParallelDrafting | None:
     )
 
 
-def usual_length(parallel: ParallelDrafting | None) -> int:
-    """Draft tokens of a launch where the user names none: those that a parallel draft was trained to guess.
-
-    Args:
-        parallel: How the draft guesses in one pass; None for any other draft.
-    """
-    return DEFAULT_LENGTH if parallel is None else parallel.trained_tokens or DEFAULT_LENGTH
-
-
-def with_length(server: PlannedServer, draft: ModelFiles) -> PlannedServer:
-    """The server with its number of draft tokens settled: those that a parallel draft or a head was trained for.
+def with_length(server: PlannedServer, draft: ModelFiles, *, in_one_pass: bool) -> PlannedServer:
+    """The server with its number of draft tokens settled: those that the draft was trained for, where it drafts so.
 
     A head guesses in a way of its own, mask token or not.
+
+    Args:
+        server: The user's.
+        draft: The draft.
+        in_one_pass: Whether the engine lets a parallel draft guess all tokens in one pass. Elsewhere each costs a pass,
+            as those of an ordinary draft do.
 
     Raises:
         ModelError: The draft's config.json contradicts itself.
     """
-    if draft.draft_kind is None:
-        usual = usual_length(parallel_of(draft))
-    else:
-        usual = record_of(draft).draft_tokens or DEFAULT_LENGTH
-    return dataclasses.replace(server, num_draft_tokens=server.num_draft_tokens or usual)
+    trained = None
+    if draft.draft_kind is not None:
+        trained = record_of(draft).draft_tokens
+    elif in_one_pass:
+        parallel = parallel_of(draft)
+        trained = None if parallel is None else parallel.trained_tokens
+    return dataclasses.replace(server, num_draft_tokens=server.num_draft_tokens or trained or DEFAULT_LENGTH)
 
 
 def in_one_pass(drafting: Drafting, draft: ModelFiles) -> Drafting:

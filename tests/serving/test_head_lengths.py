@@ -12,7 +12,8 @@ from tiny_runs import cut_config, prompt_rows, train, write_rows
 
 from specdistill import init_draft
 from specdistill.cli import main
-from specdistill.serving import gguf_writer
+from specdistill.serving import engine_models, gguf_writer
+from specdistill.serving.bench_config import BenchConfig
 from specdistill.serving.check_config import CheckConfig
 from specdistill.serving.gates import check
 from specdistill.serving.model_files import read
@@ -53,6 +54,13 @@ def test_card_and_check_ask_for_the_unrolled_steps(folder):
     assert asked(launches(folder, "fresh")["vllm"]) == "4", "a fresh head was trained for none"
 
 
+def test_bench_asks_an_engine_for_them_too(folder):
+    named = {"target": str(folder / "target"), "engine": "vllm"}
+    for draft, length in (("head", 3), ("fresh", 0)):
+        config = engine_models.recognised(BenchConfig.flat(**named, draft=str(folder / draft)))
+        assert engine_models.with_length(config, engine_models.find(config, print)).num_draft_tokens == length
+
+
 @pytest.mark.parametrize(("start", "expected"), [("fresh", "4"), ("head", "3")])
 def test_a_run_that_keeps_its_start_writes_the_starts_length(folder, start, expected):
     name = f"kept-{start}"
@@ -80,7 +88,7 @@ def test_an_export_and_the_bench_that_it_proposes_ask_for_it_too(folder, capsys)
 
 
 def exported(folder, monkeypatch, capsys, layers=7, width=32):
-    """What the export of a head says that is served beside a file of these sizes."""
+    """Lines of the export of a head that is served beside a file of these sizes."""
     served, output = folder / f"target-{layers}-{width}.gguf", folder / f"head-{layers}-{width}.gguf"
     writer = gguf.GGUFWriter(served, "llama")
     writer.add_tokenizer_model("gpt2")

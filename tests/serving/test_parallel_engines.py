@@ -39,6 +39,9 @@ def test_check_starts_vllm_in_one_pass_and_says_what_the_others_do(pair):
     assert not found["vllm"].warnings
     for name in ("sglang", "llama.cpp", "transformers", "tensorrt-llm"):
         assert f"behind mask token {MASK}, which this launch does not use" in found[name].warnings[0]
+    # Eight tokens would cost eight passes there.
+    assert "--speculative-num-draft-tokens 5" in found["sglang"].command
+    assert "--spec-draft-n-max 4" in found["llama.cpp"].command
     asked = CheckConfig.flat(target=str(pair / "target"), draft=str(pair / "draft"), num_draft_tokens=4)
     (warning,) = next(verdict for verdict in check(asked) if verdict.engine == "vllm").warnings
     assert "trained to guess 8 tokens in one pass, and this launch asks for 4" in warning
@@ -80,6 +83,25 @@ def test_bench_predicts_and_launches_what_the_engine_does(pair, engine, one_by_o
         assert ("parallel_drafting" in launched(" ".join(draft_flags.vllm(asked)))) == parallel
         assert not _in_one_pass(models, Drafting(method="ngram", num_draft_tokens=4)).in_one_pass
     assert not ENGINES["llama-cpp"].in_one_pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({}, 8),
+        ({"num_draft_tokens": 3}, 3),
+        ({"one_by_one": True}, 0),
+        ({"engine": "transformers"}, 0),
+        ({"max_draft_tokens": 6}, 0),
+        ({"method": "ngram", "draft": None}, 0),
+    ],
+    ids=str,
+)
+def test_bench_asks_an_engine_for_what_the_draft_was_trained_for(pair, settings, length):
+    """0 leaves the engine's usual length."""
+    named = {"target": str(pair / "target"), "draft": str(pair / "draft"), "engine": "vllm"}
+    config = BenchConfig.flat(**named | settings)
+    assert engine_models.with_length(config, engine_models.find(config, print)).num_draft_tokens == length
 
 
 @pytest.mark.parametrize("form", ["vllm", "sglang", "transformers"])
