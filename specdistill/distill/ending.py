@@ -12,11 +12,11 @@ from specdistill.distill.model_card import model_card
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.sequences.build import Built
 from specdistill.distill.sequences.run_prompts import RunPrompts
-from specdistill.distill.training.heldout_parallel import unlearned_guesses
+from specdistill.distill.training.heldout_parallel import forgotten_skill, unlearned_guesses
 from specdistill.distill.training.parallel_start import ParallelStart
 from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
-from specdistill.evaluation.summaries import TrainSummary
+from specdistill.evaluation.summaries import ONE_BY_ONE, TrainSummary
 from specdistill.files import atomic
 from specdistill.models import ModelPair, load
 from specdistill.models.checkpoint import save_draft
@@ -106,16 +106,24 @@ def _guesses(trainer: DraftTrainer, parallel: ParallelStart | None) -> dict[str,
     if parallel is None:
         return {}
     wanted = parallel.drafting.trained_tokens or 1
+    measures, records = trainer.measures, trainer.keeper.records
     if trainer.unmeasured:
-        return {"tokens_per_pass": wanted}
-    if trainer.state.kept_step:
-        unlearned = unlearned_guesses(trainer.measures.means(trainer.keeper.kept))
+        unlearned = "nobody has measured whether the guesses behind mask tokens are learned; --resume goes on"
         return {"tokens_per_pass": wanted, "unlearned": unlearned}
+    if trainer.state.kept_step:
+        before, after = measures.means(records["start"]), measures.means(trainer.keeper.kept)
+        gain = measures.gains(trainer.keeper.kept, records["start"])
+        return {
+            "tokens_per_pass": wanted,
+            "unlearned": unlearned_guesses(after),
+            "forgotten": forgotten_skill(before, after, gain[ONE_BY_ONE]),
+        }
     if parallel.before is not None:
         return {"tokens_per_pass": parallel.before.trained_tokens or wanted}
     unlearned = (
-        "no guess behind a mask token was learned: what is written is the ordinary draft that the run began with, "
-        f"which guesses one token per pass; train longer (--steps), then it guesses {wanted}"
+        "no draft of the run gave more tokens per target call than its start: what is written is the ordinary draft "
+        "that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that it "
+        "never learned); train longer (--steps)"
     )
     return {"unlearned": unlearned}
 

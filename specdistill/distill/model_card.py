@@ -158,7 +158,9 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         kept_step=summary.kept_step,
         why=summary.why,
         watched=summary.watched,
-        disagreement="".join(f"\nBeware: {each}.\n" for each in (summary.unlearned, summary.disagreement) if each),
+        disagreement="".join(
+            f"\nBeware: {each}.\n" for each in (summary.unlearned, summary.forgotten, summary.disagreement) if each
+        ),
         others=_others(summary),
         preset=_preset(summary),
         steps=summary.steps,

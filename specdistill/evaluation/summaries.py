@@ -134,6 +134,9 @@ class TrainSummary:
     unlearned: str | None = None
     """Warning that a run with --parallel has not learned to guess several tokens; None where it has."""
 
+    forgotten: str | None = None
+    """Warning that such a draft gives fewer tokens per target call one by one than before; None where it does not."""
+
     def row_label(self, name: str) -> str | None:
         """As `measure_label`, with the scorer or the rule that the number holds under."""
         label = measure_label(name)

@@ -34,7 +34,7 @@ def training_table(summary: TrainSummary) -> None:
         console.print(summary.verdict, soft_wrap=True)
     if summary.kept_step == 0 and summary.steps:
         console.print("Training found nothing better than the draft it started from; that draft was written unchanged.")
-    for warning in (summary.unlearned, summary.disagreement):
+    for warning in (summary.unlearned, summary.forgotten, summary.disagreement):
         if warning is not None:
             console.print(f"warning: {warning}", soft_wrap=True)
     kept = f"step {summary.kept_step} of {summary.steps} kept: {summary.why}"

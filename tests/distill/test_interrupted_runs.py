@@ -158,6 +158,12 @@ def test_the_unmeasured_draft_is_that_of_the_step_that_the_card_names(folder, tm
     assert any(not torch.equal(start.get_parameter(name), weight) for name, weight in checkpoint.items())
 
 
+def test_guesses_that_nobody_measured_are_served_one_token_per_pass(folder, tmp_path, monkeypatch):
+    card = interrupted_card(folder, tmp_path / "cut", monkeypatch, 3, **METHODS["parallel"])
+    assert "Beware: nobody has measured whether the guesses behind mask tokens are learned" in card
+    assert "parallel_drafting" not in card
+
+
 def test_an_earlier_best_stays_and_the_card_says_so(folder, tmp_path, monkeypatch):
     card = interrupted_card(folder, tmp_path / "cut", monkeypatch, 7, keep="last")
     assert "6 steps (interrupted)" in card and "Step 4 was kept: the last one that was measured (--keep last)" in card

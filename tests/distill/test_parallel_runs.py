@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from specdistill.distill import ending
 from specdistill.distill.reproduce import reproduce
 from specdistill.distill.target.place import Stored
 from specdistill.distill.training.anchors import Anchored
-from specdistill.distill.training.heldout_parallel import unlearned_guesses
+from specdistill.distill.training.heldout_parallel import forgotten_skill, unlearned_guesses
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.distill.training.step import learning_rate
 from specdistill.errors import ConfigError, ModelError, SpecdistillError
+from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.to_json import finite
 from specdistill.files import run_settings
 from specdistill.files.parallel_drafting import ParallelDrafting
@@ -106,7 +108,7 @@ def test_a_start_that_is_kept_stays_the_ordinary_draft_that_it_was(folder, tmp_p
     assert "parallel_drafting" not in card and "A parallel draft" not in card
     training_table(summary)
     for text in (card, capsys.readouterr().out):
-        assert "no guess behind a mask token was learned" in text and "one token per pass" in text
+        assert "no draft of the run gave more tokens per target call" in text and "one token per pass" in text
 
 
 def test_a_parallel_start_that_is_kept_guesses_as_many_tokens_as_before(folder, tmp_path):
@@ -178,6 +180,15 @@ def test_an_untrained_cut_is_told_to_learn_one_token_first(folder, tmp_path):
     assert "train it without --parallel first" in hint
 
 
+def test_a_skill_that_was_lost_is_said():
+    before = {"tokens_per_call_one_by_one": 4.27}
+    after = {"tokens_per_call_one_by_one": 3.65}
+    warning = forgotten_skill(before, after, Estimate(-0.62, -0.9, -0.3))
+    assert warning is not None and "it gives 3.65 tokens per target call, 4.27 before training" in warning
+    for gain in (Estimate(-0.62, -1.3, 0.1), Estimate(0.62, 0.1, 0.9), Estimate(-0.62, math.nan, math.nan)):
+        assert forgotten_skill(before, after, gain) is None
+
+
 @pytest.mark.parametrize("divergence", ["jsd", "tvd", "fkl", "lk_lambda"])
 def test_bounded_divergences_are_said_to_be_slow(folder, tmp_path, divergence):
     few = FEW | {"steps": 1, "eval_every": 1, "divergence": divergence}
@@ -186,9 +197,7 @@ def test_bounded_divergences_are_said_to_be_slow(folder, tmp_path, divergence):
 
 
 def test_masks_that_are_kept_less_than_the_least_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"--parallel-keep 0.05 is below --parallel-keep-least 0.1, .* lower the least"
-    ):
+    with pytest.raises(ConfigError, match=r"--parallel-keep 0.05 is below --parallel-keep-least 0.1, .* raise the one"):
         any_config(**FEW | {"parallel_keep": 0.05})
     any_config(**FEW | {"parallel_keep": 0.05, "parallel_keep_least": 0.05})
 

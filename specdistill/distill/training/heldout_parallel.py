@@ -27,6 +27,7 @@ from specdistill.distill.training.parallel_rows import Guesses, guessing_rows
 from specdistill.errors import DataError
 from specdistill.evaluation.logit_blocks import logit_blocks
 from specdistill.evaluation.rounds import expected_rounds
+from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import ONE_BY_ONE, TOKENS_PER_CALL, depth_name
 from specdistill.models import LanguageModel
 
@@ -158,6 +159,21 @@ def unlearned_guesses(means: Mapping[str, float]) -> str | None:
         f"guesses from the second on are hardly learned yet: acceptance {means[depth_name(2)]:.3f} at depth 2, "
         f"{means[depth_name(1)]:.3f} at depth 1; train longer (--steps), and serve it one token per pass until then, "
         f"{means[ONE_BY_ONE]:.2f} tokens per target call against {means[TOKENS_PER_CALL]:.2f}"
+    )
+
+
+def forgotten_skill(before: Mapping[str, float], after: Mapping[str, float], gain: Estimate) -> str | None:
+    """Warns of a draft that gives fewer tokens per target call one by one than its start did; None for any other.
+
+    Args:
+        before, after: Held-out numbers of the start and of the kept draft.
+        gain: Paired difference of the tokens per target call one by one.
+    """
+    if not gain.has_interval or gain.high >= 0:
+        return None
+    return (
+        f"one token per pass it gives {after[ONE_BY_ONE]:.2f} tokens per target call, {before[ONE_BY_ONE]:.2f} before "
+        "training: the first steps cost some of that, longer training brings it back (--steps)"
     )
 
 

@@ -66,7 +66,7 @@ class ParallelSettings:
         if self.parallel_keep < self.parallel_keep_least:
             raise ConfigError(
                 f"--parallel-keep {self.parallel_keep:g} is below --parallel-keep-least {self.parallel_keep_least:g}, "
-                "which every depth keeps anyway: lower the least too"
+                "which every depth keeps anyway: raise the one or lower the other"
             )
 
     @property
