@@ -64,8 +64,9 @@ class CountedAcceptance:
     """Acceptance as real decoding counted it."""
 
     by_position: list[float]
-    """Share of rounds in which the first i draft tokens were all kept, from real decoding; empty where an engine counts
-    no positions."""
+    """Share of the rounds that proposed i draft tokens, in our decoder, or of all rounds, in an engine, in which the
+    first i were all kept; empty where an engine counts no positions. An answer's last rounds propose fewer, so that the
+    share can rise from one i to the next."""
     by_position_conditional: list[float]
     """Share of the rounds that kept i - 1 draft tokens which also kept the i-th."""
     mean_acceptance_length: Estimate
