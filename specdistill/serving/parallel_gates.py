@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
-from specdistill.files.parallel_drafting import ParallelDrafting
+from specdistill.files.parallel_drafting import ParallelDrafting, trained_for
 from specdistill.serving.check_config import PlannedServer
 from specdistill.serving.engine_table import DEFAULT_LENGTH, Drafting
 from specdistill.serving.head_gates import record_of
@@ -79,8 +79,6 @@ def remark(verdicts: list[Verdict], target: ModelFiles, draft: ModelFiles, serve
                 f"the draft guesses several tokens in one pass behind mask token {parallel.mask_id}, which this launch "
                 "does not use: it drafts one token per pass; 'specdistill bench --one-by-one' measures that"
             )
-        elif parallel.trained_tokens not in (None, server.num_draft_tokens):
-            verdict.warnings.append(
-                f"the draft was trained to guess {parallel.trained_tokens} tokens in one pass, and this launch asks "
-                f"for {server.num_draft_tokens}; check --num-draft-tokens {parallel.trained_tokens} prints the other"
-            )
+        elif parallel.trained_tokens and parallel.trained_tokens != server.num_draft_tokens:
+            said = trained_for(parallel.trained_tokens, server.num_draft_tokens, "this launch")
+            verdict.warnings.append(f"{said}; check --num-draft-tokens {parallel.trained_tokens} prints the other")

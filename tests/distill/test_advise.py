@@ -290,7 +290,7 @@ def test_a_draft_that_fails_is_left_out_and_the_rest_stands(folder, tmp_path, mo
         (["--rule", "sampled"], "--rule sampled does not go with --temperature 0.0"),
         (["--answers", "given", "--prompts", "self:4"], "self:4 has no answers, which --answers given reads"),
         (
-            ["--max-new-tokens", "7"],
+            ["--parallel", "8", "--max-new-tokens", "7"],
             "--parallel 8 exceeds --max-new-tokens 7: guesses from 8 on would never be trained",
         ),
         (["--parallel", "1"], "--parallel must be at least 2, got 1"),

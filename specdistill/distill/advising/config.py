@@ -1,7 +1,7 @@
 """Settings of `specdistill advise`, in parts. Imports nothing heavy, so that --help stays fast."""
 
 # Without `from __future__ import annotations`: cyclopts reads inherited fields of `ServedSampling`.
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,7 +12,7 @@ from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_seed, within_answers
 from specdistill.settings.machine import Machine
-from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, box
+from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, Unasked, box
 from specdistill.settings.self_prompts import SelfPromptSettings
 
 TARGET, GIVEN = "target", "given"
@@ -42,8 +42,8 @@ class ComparedDraftSettings:
     """Layers of the target that independent and parallel drafts keep, a draft of each kind for each number."""
     vocab_keep: int = 8192
     """Ids of trimmed output heads, as init-draft's --vocab-keep; 0 keeps all, and gives an EAGLE-3 head 8192."""
-    parallel: int = 8
-    """Tokens that a parallel draft guesses in one pass."""
+    parallel: int = Unasked(8)
+    """Tokens that a parallel draft guesses in one pass. Left out, it is 8, or --max-new-tokens where that is less."""
     unroll: int = 3
     """Steps of an EAGLE-3 head's rounds in training."""
 
@@ -116,7 +116,11 @@ class AdviseConfig(Config):
         at_least(self, 0, "num_prompts")
         if not self.training_minutes > 0:
             raise ConfigError(f"--training-minutes must be above 0, got {self.training_minutes}")
-        within_answers(self.drafts.parallel, self.max_new_tokens, "--max-new-tokens")
+        if not isinstance(self.drafts.parallel, Unasked):
+            within_answers(self.drafts.parallel, self.max_new_tokens, "--max-new-tokens")
+        elif self.drafts.parallel > self.max_new_tokens >= 2:
+            shorter = replace(self.drafts, parallel=Unasked(self.max_new_tokens))
+            object.__setattr__(self, "drafts", shorter)
         # Refuses what bench would refuse, in the same words.
         _ = self.as_bench
 
