@@ -312,7 +312,7 @@ def test_supervised_needs_answers_before_anything_is_generated(folder, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"method": "magic"}, "unknown --method 'magic'"),
+        ({"method": "magic"}, "--method must be one of sft, .* online, got 'magic'"),
         ({"beta": 1.1}, "--beta must be in"),
         ({"beta": 0.5}, "--beta belongs to jsd"),
         ({"lmbda": 1.1}, "--lmbda"),

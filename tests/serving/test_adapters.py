@@ -126,7 +126,7 @@ def test_the_gguf_beside_a_gguf_draft_must_hold_the_adapter(folder, target, warn
         "format": "gguf",
         "target_gguf": "t.gguf",
     }
-    verdict = _llama_cpp(ExportConfig.flat(**names), find(names["target"], "target"), None)
+    verdict = _llama_cpp(ExportConfig.flat(**names), find(names["target"], "target"))
     assert [f"t.gguf must hold {names['target']} merged into its base" in text for text in verdict.warnings] == [
         True
     ] * warned

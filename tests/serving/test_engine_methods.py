@@ -167,7 +167,7 @@ def test_a_third_server_is_timed_in_turn_and_is_the_baseline(files, target, star
     }  # fmt: skip
     # Copying is certain: the simulation on the plain answers says what the server counts.
     assert baseline.predicted_mean_acceptance_length == {COPIED: pytest.approx(tokens / calls)}
-    assert "Drafting without a model" in html_report(report)
+    assert "The draft and ways to draft without a model" in html_report(report)
     assert report.recommendation is not None and report.overlap is not None
 
 
