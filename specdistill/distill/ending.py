@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def finish(
         answers_empty=built.answers.empty,
         right_answers=built.right,
         rule="greedy" if settings["temperature"] == 0 else settings["rule"],
-        **_guesses(trainer, parallel),
     )
+    summary = _with_guesses(summary, parallel)
     if ranks.is_main:
         atomic.write_text(output / "README.md", model_card(settings, pair, summary))
     return summary
@@ -96,36 +97,31 @@ def _write_start(pair: ModelPair, name: str, output: Path) -> None:
     save_draft(start, pair.target if pair.same_tokenizer else pair.draft, output)
 
 
-def _guesses(trainer: DraftTrainer, parallel: ParallelStart | None) -> dict[str, Any]:
-    """The summary's `tokens_per_pass` and `unlearned`; empty for an ordinary draft.
+def _with_guesses(summary: TrainSummary, parallel: ParallelStart | None) -> TrainSummary:
+    """The summary with the tokens that the draft guesses in one pass, and with warnings where that is not learned.
 
     Args:
-        trainer: After training.
+        summary: Of the run.
         parallel: How the draft was made to guess several tokens; None for an ordinary draft.
     """
     if parallel is None:
-        return {}
+        return summary
     wanted = parallel.drafting.trained_tokens or 1
-    measures, records = trainer.measures, trainer.keeper.records
-    if trainer.unmeasured:
+    if not summary.after:
         unlearned = "nobody has measured whether the guesses behind mask tokens are learned; --resume goes on"
-        return {"tokens_per_pass": wanted, "unlearned": unlearned}
-    if trainer.state.kept_step:
-        before, after = measures.means(records["start"]), measures.means(trainer.keeper.kept)
-        gain = measures.gains(trainer.keeper.kept, records["start"])
-        return {
-            "tokens_per_pass": wanted,
-            "unlearned": unlearned_guesses(after),
-            "forgotten": forgotten_skill(before, after, gain[ONE_BY_ONE]),
-        }
+        return replace(summary, tokens_per_pass=wanted, unlearned=unlearned)
+    if summary.kept_step:
+        forgotten = forgotten_skill(summary.before, summary.after, summary.gain[ONE_BY_ONE])
+        unlearned = unlearned_guesses(summary.after)
+        return replace(summary, tokens_per_pass=wanted, unlearned=unlearned, forgotten=forgotten)
     if parallel.before is not None:
-        return {"tokens_per_pass": parallel.before.trained_tokens or wanted}
+        return replace(summary, tokens_per_pass=parallel.before.trained_tokens or wanted)
     unlearned = (
         "no draft of the run gave more tokens per target call than its start: what is written is the ordinary draft "
         "that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that it "
         "never learned); train longer (--steps)"
     )
-    return {"unlearned": unlearned}
+    return replace(summary, unlearned=unlearned)
 
 
 def _why(trainer: DraftTrainer) -> str:
