@@ -159,11 +159,12 @@ class _OperationCalls:
             False,
         )
 
-    def diverging(self, kind: str, cap: float | None = None) -> Callable[[], Any]:
-        """One tile of the training loss, with its gradient."""
+    def diverging(self, kind: str, cap: float | None = None, shared: bool = False) -> Callable[[], Any]:
+        """One tile of the training loss, with its gradient; `shared` where its rows share rows of the target."""
         weights = torch.ones(4)
         # The draft's tile is overwritten with its gradient, so it has a tensor of its own.
         arguments = (self.logits(4), self.draft_rows, self.tokens, weights, kind, 0.5, 3.0, 0.7, cap, cap, True)
+        arguments += (torch.zeros(4, dtype=torch.int64),) if shared else ()
         return lambda: divergence.divergence_tile(*arguments)
 
     def basic(self) -> Calls:
@@ -191,6 +192,7 @@ class _OperationCalls:
             "sample greedy": lambda: sample.sample_fused(rows, self.row_keys, TARGET, settings, False, True),
             **{f"fused_divergence {kind}": self.diverging(kind) for kind in DIVERGENCES if kind != "lk_lambda"},
             "fused_divergence capped": self.diverging("fkl", 30.0),
+            "fused_divergence, shared target rows": self.diverging("fkl", shared=True),
             "verify greedy": self.verifying("greedy", None, False),
             "verify one-hot": self.verifying("argmax_draft", None, False),
             "verify block": self.verifying("block", rows, True),

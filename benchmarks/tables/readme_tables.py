@@ -85,6 +85,7 @@ PAGES: tuple[tuple[str, Tables], ...] = (
     ("docs/scale.md", {"plan-hours": speed_tables.plan_hours_table}),
     ("docs/study.md", STUDY_TABLES),
     ("docs/parallel.md", PARALLEL_TABLES),
+    ("docs/heads.md", {"head-step": speed_tables.head_step_table}),
     ("docs/stories/reproduce.md", {"reproduced": story_tables.reproduced_table}),
     (
         "docs/free.md",

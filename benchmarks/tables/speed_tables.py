@@ -122,9 +122,22 @@ def parallel_step_table() -> str:
     lines = [table_row([*titles, "memory above what is held"]), "|---" * (len(titles) + 1) + "|"]
     for kind in ("fresh", "known"):
         for name, row in result[f"{kind} text"].items():
-            over = "1" if name == "ordinary" else f"{row['over_ordinary']['mean']:.2f}"
+            over = "1" if name == "ordinary" else interval_cell(row["over_ordinary"])
             memory = f"{row['peak_above_held_mib']:,.0f} MiB"
             lines.append(table_row([kind, name, f"{row['guesses_per_token']:.1f}", over, memory]))
+    return "\n".join(lines)
+
+
+def head_step_table() -> str:
+    """Steps of an EAGLE-3 head against an independent draft's, by the steps that are unrolled."""
+    result = load_result("head_step.json")
+    titles = ["text", "draft", "tokens of text per second, against an independent draft's step"]
+    lines = [table_row([*titles, "memory above what is held", "kept per token of known text"]), "|---" * 5 + "|"]
+    for kind in ("fresh", "known"):
+        for name, row in result[f"{kind} text"].items():
+            over = "1" if name == "independent" else interval_cell(row["over_independent"])
+            kept = "" if kind == "fresh" else f"{row['state_bytes_per_token']:,} bytes"
+            lines.append(table_row([kind, name, over, f"{row['peak_above_held_mib']:,.0f} MiB", kept]))
     return "\n".join(lines)
 
 

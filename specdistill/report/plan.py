@@ -32,7 +32,7 @@ def plan_tables(plan: Plan) -> None:
             soft_wrap=True,
         )
     console.print(_work_table(plan))
-    console.print(f"wall time on {settings.gpus}: {plan.wall_hours:,.1f} hours")
+    console.print(f"wall time on {settings.gpus}: {_hours(plan.wall_hours)} hours")
     console.print(_memory_table(plan.memory_per_gpu))
     _smaller(console, plan, plan.memory_per_gpu)
     console.print(
@@ -55,8 +55,8 @@ def _work_table(plan: Plan) -> Table:
     for name in ("stage", "tokens", "FLOPs", "accelerator hours"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage, flops in plan.flops.items():
-        table.add_row(stage, _count(counted[stage]), f"{flops:.2e}", f"{plan.gpu_hours[stage]:,.1f}")
-    table.add_row("all", "", "", f"{plan.gpu_hours['all']:,.1f}")
+        table.add_row(stage, _count(counted[stage]), f"{flops:.2e}", _hours(plan.gpu_hours[stage]))
+    table.add_row("all", "", "", _hours(plan.gpu_hours["all"]))
     return table
 
 
@@ -73,8 +73,8 @@ def _kinds_table(plan: Plan) -> Table:
         table.add_column(names[key], justify="right")
     kinds = plan.kinds.values()
     table.add_row("parameters trained", *(_count(kind.parameters) for kind in kinds))
-    table.add_row("target reads, accelerator hours", *(f"{kind.labels:,.2f}" for kind in kinds))
-    table.add_row("draft trains, accelerator hours", *(f"{kind.trains:,.2f}" for kind in kinds))
+    table.add_row("target reads, accelerator hours", *(_hours(kind.labels) for kind in kinds))
+    table.add_row("draft trains, accelerator hours", *(_hours(kind.trains) for kind in kinds))
     fits = {True: "", False: ", does not fit"}
     table.add_row("GiB of an accelerator", *(f"{kind.memory / GIB:,.1f}{fits[kind.fits]}" for kind in kinds))
     kept = {True: "kept", False: "read again"}
@@ -110,6 +110,11 @@ def _memory_table(memory: dict[str, MemoryUse]) -> Table:
     for name, use in memory.items():
         table.add_row(name, f"{use.bytes / GIB:,.1f}", "yes" if use.fits else "no")
     return table
+
+
+def _hours(value: float) -> str:
+    """Hours with one decimal; below an hour with two digits that count, so that nothing planned reads as nothing."""
+    return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 
 def _count(value: float) -> str:

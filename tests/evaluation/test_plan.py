@@ -201,6 +201,12 @@ def test_the_command(tmp_path, capsys):
     assert "--shard both" in printed and "accelerator hours" in printed
     assert json.loads(out.read_text())["tokens"]["written"] == 80_000_000
     assert main(arguments) == 2 and "already exists" in capsys.readouterr().err
+    small = SMALL | {"prompts": 400, "answer_tokens": 64}
+    assert main(["plan", *(f"--{name.replace('_', '-')}={value}" for name, value in small.items())]) == 0
+    printed = capsys.readouterr().out
+    hours = plan(PlanConfig.flat(**small)).wall_hours
+    assert 0 < hours < 0.05 and f"wall time on 1: {hours:.2g} hours" in printed
+    assert "0.0 hours" not in printed and not re.search(r"target labels\D.*  0\.0 ", printed)
     mixture = [f"--{name.replace('_', '-')}={value}" for name, value in MIXTURE.items()]
     assert main(["plan", "--draft-params", "1B", *mixture]) == 0
     printed = capsys.readouterr().out

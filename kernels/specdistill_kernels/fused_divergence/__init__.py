@@ -61,6 +61,7 @@ def fused_divergence(
     soft_labels: SoftLabels | None = None,
     static_shapes: bool = False,
     trimmed_target: Tensor | None = None,
+    target_rows: Tensor | None = None,
 ) -> DivergenceOutput:
     """Computes `(weights * divergence(draft_hidden @ draft_weight.T, target_hidden @ target_weight.T)).sum()`.
 
@@ -93,6 +94,8 @@ def fused_divergence(
         trimmed_target: [tokens, draft_vocab + 1], as by `trimmed_log_probs`: replaces the target where the draft's head
             lacks some ids, for any kind but `ce`. They are one outcome, which the draft never says. What that adds to
             `fkl` is infinite whatever the draft does, and left out. The draft's head takes part whole.
+        target_rows: int64 [tokens], the row of the target (of whichever form) that each token is compared with; by
+            default its own. Several tokens may share a row, which the target's head is multiplied with once.
 
     Returns:
         See `DivergenceOutput`.
@@ -126,6 +129,7 @@ def fused_divergence(
     if soft_labels is not None and soft_labels.token_ids.shape != soft_labels.log_probs.shape:
         raise ValueError("soft_labels must have as many ids as log-probabilities")
     target = target_hidden if soft_labels is None else soft_labels.token_ids
+    target = target if target_rows is None else target_rows
     tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if target is None else [target.shape[0]])
     if len(set(tokens)) != 1:
         raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {tokens}")
@@ -154,8 +158,13 @@ def fused_divergence(
         static_shapes,
         trimmed_target is not None,
     )
+    if target_rows is not None and (static_shapes or soft_labels is not None):
+        # What is shared is small, or must not decide a shape.
+        target_hidden = None if target_hidden is None else target_hidden[target_rows]
+        soft_labels = None if soft_labels is None else SoftLabels(*(part[target_rows] for part in soft_labels))
+        target_rows = None
     their_head = None if target_weight is None else target_weight[:width]
     loss, per_token, statistics = ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        draft_hidden, draft_weight, target_hidden, their_head, weights, labels, soft_labels, settings
+        draft_hidden, draft_weight, target_hidden, their_head, weights, labels, soft_labels, target_rows, settings
     )
     return DivergenceOutput(loss, per_token, *statistics.unbind())

@@ -48,12 +48,31 @@ class SoftLabels(NamedTuple):
     empty place in a row with fewer than K ids; the id there counts as one of the other ids."""
 
 
+class TileTarget(NamedTuple):
+    """The target of one tile, whose rows may share some of it."""
+
+    hidden: Tensor
+    """[distinct rows, hidden]; log-probabilities where there is no head."""
+    head: Tensor | None
+    places: Tensor | None
+    """int64 [rows]: the row of `hidden` that each of the tile is compared with; None for its own."""
+
+
 class ChunkedDivergence(torch.autograd.Function):
     """The autograd function behind `fused_divergence`, with the same inputs and outputs."""
 
     @staticmethod
     def forward(
-        ctx, draft_hidden, draft_weight, target_hidden, target_weight, weights, labels, soft_labels, settings: Settings
+        ctx,
+        draft_hidden,
+        draft_weight,
+        target_hidden,
+        target_weight,
+        weights,
+        labels,
+        soft_labels,
+        target_rows,
+        settings: Settings,
     ):
         tokens = draft_hidden.shape[0]
         per_token = torch.zeros(tokens, dtype=torch.float32, device=draft_hidden.device)
@@ -70,6 +89,9 @@ class ChunkedDivergence(torch.autograd.Function):
             active = torch.arange(tokens, device=weights.device)
         else:
             active = weights.nonzero()[:, 0]
+        if target_rows is not None:
+            # Tokens that share a row of the target lie in one tile, which multiplies the target's head once for them.
+            active = active[target_rows[active].argsort(stable=True)]
         for rows in active.split(settings.tile_rows):
 
             def take(tensor: Tensor, filler: float = 0, rows: Tensor = rows) -> Tensor:
@@ -80,10 +102,16 @@ class ChunkedDivergence(torch.autograd.Function):
             soft = None
             if soft_labels is not None:
                 soft = SoftLabels(take(soft_labels.token_ids), take(soft_labels.log_probs, -torch.inf))
+            target = None
+            if target_hidden is not None and target_rows is not None:
+                distinct, places = target_rows[rows].unique(return_inverse=True)
+                target = TileTarget(target_hidden[distinct], target_weight, places)
+            elif target_hidden is not None:
+                target = TileTarget(take(target_hidden), target_weight, None)
             value, grad, tile_statistics = (_fused_tile if settings.fused else _torch_tile)(
                 hidden,
                 head,
-                None if target_hidden is None else (take(target_hidden), target_weight),
+                target,
                 None if labels is None else take(labels),
                 soft,
                 weights[rows],
@@ -116,18 +144,18 @@ class ChunkedDivergence(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         # The usual case: no copy of the head's size is made. On a GPU, reading the number would wait for the device.
         if type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss == 1:
-            return grad_hidden, grad_weight, *(None,) * 6
+            return grad_hidden, grad_weight, *(None,) * 7
         return (
             None if grad_hidden is None else grad_hidden * grad_loss,
             None if grad_weight is None else grad_weight * grad_loss,
-            *(None,) * 6,
+            *(None,) * 7,
         )
 
 
 def _torch_tile(
     hidden: Tensor,
     head: Tensor,
-    target: tuple[Tensor, Tensor | None] | None,
+    target: TileTarget | None,
     labels: Tensor | None,
     soft_labels: SoftLabels | None,
     weights: Tensor,
@@ -136,15 +164,21 @@ def _torch_tile(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Value [rows], scaled gradient of the draft's logits before soft cap and temperature, statistics [3, rows]."""
     scores = _scores(hidden, head, settings.draft_softcap)
-    target_scores = None if target is None else _scores(*target, settings.target_softcap)
+    target_scores = None if target is None else _scores(target.hidden, target.head, settings.target_softcap)
+
+    def target_of(block: slice) -> Tensor | None:
+        if target is None or target_scores is None:
+            return None
+        return target_scores[block if target.places is None else target.places[block]]
+
     if scores.device.type != "cpu":
-        return _tile_of_scores(scores, target_scores, labels, soft_labels, weights, settings, need_grad)
+        return _tile_of_scores(scores, target_of(slice(None)), labels, soft_labels, weights, settings, need_grad)
     values, statistics = [], []
     rows = max(1, _BLOCK_ENTRIES * torch.get_num_threads() // scores.shape[1])
     for block in (slice(start, start + rows) for start in range(0, max(1, len(scores)), rows)):
         value, grad, block_statistics = _tile_of_scores(
             scores[block],
-            None if target_scores is None else target_scores[block],
+            target_of(block),
             None if labels is None else labels[block],
             None if soft_labels is None else SoftLabels(*(tensor[block] for tensor in soft_labels)),
             weights[block],
@@ -226,7 +260,7 @@ def _trimmed_tile(
 def _fused_tile(
     hidden: Tensor,
     head: Tensor,
-    target: tuple[Tensor, Tensor] | None,
+    target: TileTarget | None,
     labels: Tensor | None,
     soft_labels: SoftLabels | None,
     weights: Tensor,
@@ -237,8 +271,10 @@ def _fused_tile(
     from specdistill_kernels.fused_divergence.fused import divergence_tile
 
     assert soft_labels is None, "soft labels run in torch"
-    logits = hidden.to(head.dtype) @ head.T
-    target_logits = None if target is None else target[0].to(target[1].dtype) @ target[1].T
+    logits, target_logits, places = hidden.to(head.dtype) @ head.T, None, None
+    if target is not None:
+        assert target.head is not None, "log-probabilities run in torch"
+        target_logits, places = target.hidden.to(target.head.dtype) @ target.head.T, target.places
     value, statistics = divergence_tile(
         logits,
         target_logits,
@@ -251,6 +287,7 @@ def _fused_tile(
         settings.draft_softcap,
         settings.target_softcap,
         need_grad,
+        places,
     )
     return value, logits, statistics
 

@@ -40,6 +40,7 @@ def _scores(row_ptr, columns, vocab, softcap, temperature, CAPPED: tl.constexpr)
 def divergence_rows_kernel(
     draft_ptr,
     target_ptr,
+    target_rows_ptr,
     label_ptr,
     scale_ptr,
     value_ptr,
@@ -61,14 +62,17 @@ def divergence_rows_kernel(
 ):
     """One row: value, alpha, agreement and target entropy, and the gradient times scale over the draft's logits.
 
-    statistics is float32 [3, rows].
+    statistics is float32 [3, rows]; target_rows, where given, int64 [rows].
     """
     # int64 before the multiplication: rows x vocabulary exceeds 2**31.
     row = tl.program_id(0).to(tl.int64)
     draft_row = draft_ptr + row * draft_stride
     target_row = draft_row
     if target_ptr is not None:
-        target_row = target_ptr + row * target_stride
+        place = row
+        if target_rows_ptr is not None:
+            place = tl.load(target_rows_ptr + row)
+        target_row = target_ptr + place * target_stride
     draft_peak, draft_total, draft_at = -float("inf"), 0.0, 0
     target_peak, target_total, target_at = -float("inf"), 0.0, 0
     for start in range(0, vocab, BLOCK):
@@ -237,6 +241,7 @@ def divergence_tile(
     draft_softcap: float | None,
     target_softcap: float | None,
     need_grad: bool,
+    target_rows: Tensor | None = None,
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
     """Values float32 [rows] and statistics float32 [3, rows]; the gradient replaces `draft_logits`.
@@ -245,6 +250,7 @@ def divergence_tile(
         draft_logits: [rows, vocab] as the head gave them, contiguous; **overwritten** where need_grad.
         target_logits: Likewise, or None (`ce` without a target); not changed.
         weights: float32 [rows], each row's factor of the loss.
+        target_rows: int64 [rows], the row of `target_logits` that each is compared with; None for its own.
 
     Raises:
         ValueError: An unknown kind.
@@ -256,6 +262,7 @@ def divergence_tile(
     divergence_rows_kernel[(rows,)](
         draft_logits,
         target_logits,
+        target_rows,
         labels,
         weights.float() / temperature,
         value,

@@ -53,8 +53,9 @@ class HeadLoss(DistillationLoss):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._draft.head_weight.dtype)
             weights = torch.tensor(settings.step_weights(totals.by_depth), device=hidden.device)[guesses.depths - 1]
-            wanted = None if target_hidden is None else self._target_table(target_hidden)[guesses.predicted]
-            output = self._divergence(self.kind, hidden, wanted, weights * self._share, labels)
+            table = None if target_hidden is None else self._target_table(target_hidden)
+            rows = None if table is None else guesses.predicted
+            output = self._divergence(self.kind, hidden, table, weights * self._share, labels, target_rows=rows)
             loss = output.loss
             if objective.ce_weight and self.kind != "ce":
                 labelled = objective.ce_weight * weights.masked_fill(own[guesses.predicted], 0)
@@ -85,6 +86,7 @@ class HeadLoss(DistillationLoss):
         temperature: float | None = None,
         draft: LanguageModel | None = None,
         soft_labels: SoftLabels | None = None,
+        target_rows: Tensor | None = None,
     ) -> Any:
         """As for any draft, but `target_hidden` are rows of `_target_table`."""
         columns = self._columns[labels]
@@ -103,6 +105,7 @@ class HeadLoss(DistillationLoss):
             temperature=temperature or self.temperature,
             labels=columns.clamp(min=0),
             trimmed_target=target_hidden,
+            target_rows=target_rows,
         )
 
 

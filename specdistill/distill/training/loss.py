@@ -129,9 +129,15 @@ class DistillationLoss(nn.Module):
             if settings.by_confidence:
                 weights *= guesses.reached(self._text_probabilities(target_hidden, batch.labels, soft_labels))
             share = self._share
-            wanted = None if target_hidden is None else target_hidden[predicted]
-            soft = None if soft_labels is None else SoftLabels(*(part[predicted] for part in soft_labels))
-            output = self._divergence(self.kind, hidden, wanted, weights * share, labels, soft_labels=soft)
+            output = self._divergence(
+                self.kind,
+                hidden,
+                target_hidden,
+                weights * share,
+                labels,
+                soft_labels=soft_labels,
+                target_rows=predicted,
+            )
             loss, alpha = output.loss, output.alpha[:tokens]
             if not share:
                 alpha = self._alpha(hidden[:tokens].detach(), target_hidden, batch.labels, soft_labels)
@@ -209,6 +215,7 @@ class DistillationLoss(nn.Module):
         temperature: float | None = None,
         draft: LanguageModel | None = None,
         soft_labels: SoftLabels | None = None,
+        target_rows: Tensor | None = None,
     ) -> Any:
         draft = draft or self._draft
         hidden, head = draft.loss_inputs(hidden)
@@ -230,6 +237,7 @@ class DistillationLoss(nn.Module):
             draft_softcap=draft.softcap,
             target_softcap=None if target_hidden is None else self._target.softcap,
             soft_labels=soft_labels,
+            target_rows=target_rows,
         )
 
 
