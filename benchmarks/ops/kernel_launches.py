@@ -16,6 +16,7 @@ from specdistill_kernels.expected_acceptance import fused as acceptance
 from specdistill_kernels.filter_threshold import fused as threshold
 from specdistill_kernels.fused_divergence import DIVERGENCES
 from specdistill_kernels.fused_divergence import fused as divergence
+from specdistill_kernels.fused_divergence import fused_head as divergence_head
 from specdistill_kernels.noise import TARGET, TILE
 from specdistill_kernels.sample import fused as sample
 from specdistill_kernels.sampling_settings import KernelSettings
@@ -164,8 +165,8 @@ class _OperationCalls:
         weights = torch.ones(4)
         # The draft's tile is overwritten with its gradient, so it has a tensor of its own.
         arguments = (self.logits(4), self.draft_rows, self.tokens, weights, kind, 0.5, 3.0, 0.7, cap, cap, True)
-        arguments += (torch.zeros(4, dtype=torch.int64),) if shared else ()
-        return lambda: divergence.divergence_tile(*arguments)
+        shared_rows = torch.zeros(4, dtype=torch.int64) if shared else None
+        return lambda: divergence.divergence_tile(*arguments, shared_rows)
 
     def basic(self) -> Calls:
         """Every operation once."""
@@ -173,7 +174,7 @@ class _OperationCalls:
         hidden, out = torch.zeros(4, 576, dtype=self.dtype), torch.zeros(rows.shape[1], 576)
         return {
             "fused_divergence lk_lambda": self.diverging("lk_lambda"),
-            "fused_divergence head": lambda: divergence.add_weight_gradient(out, rows, hidden),
+            "fused_divergence head": lambda: divergence_head.add_weight_gradient(out, rows, hidden),
             "expected_acceptance": lambda: acceptance.expected_acceptance_fused(rows, rows, tokens),
             "topk_membership": lambda: membership.topk_membership_fused(rows, tokens, 25),
             "filter_threshold": lambda: threshold.filter_threshold_fused(rows, self.settings_per_row),

@@ -2,7 +2,7 @@
 
 Needs only torch, numpy and, on a GPU, triton, so a serving stack can install this package alone. Each operation has a
 folder with its public function, a plain-torch `reference.py` that defines it, and Triton kernels in `fused.py`.
-`fused_divergence` also has a tiled torch version in `chunked.py`. Importing this package does not import triton.
+`fused_divergence` also has a tiled torch version in `tiles.py`. Importing this package does not import triton.
 
     expected_acceptance   how often a draft token is accepted under every rule, from a pair of logits rows
     fused_divergence      a divergence and its gradient from hidden states, without storing logits

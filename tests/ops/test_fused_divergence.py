@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
 
-from specdistill_kernels.fused_divergence import DIVERGENCES, KINDS, SoftLabels, fused_divergence
-from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence
+from specdistill_kernels.fused_divergence import DIVERGENCES, KINDS, SoftLabels, fused_divergence, tiles
 from specdistill_kernels.fused_divergence.reference import divergence
 
 PROBABILISTIC = [name for name, kind in KINDS.items() if kind.needs_target]
@@ -140,7 +138,7 @@ REGIMES = {
 def blocks(request, monkeypatch):
     """Small tiles fit in one block. With `blocks` a tile takes several, of one row or a few."""
     if request.param == "blocks":
-        monkeypatch.setattr(sys.modules[ChunkedDivergence.__module__], "_BLOCK_ENTRIES", 46)
+        monkeypatch.setattr(tiles, "_BLOCK_ENTRIES", 46)
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -8,8 +8,8 @@ import torch
 from specdistill_kernels.fused_divergence import (
     DIVERGENCES,
     SoftLabels,
-    chunked,
     fused_divergence,
+    tiles,
     trimmed_log_probs,
 )
 
@@ -70,9 +70,7 @@ def test_soft_labels_a_trimmed_target_and_static_shapes_share_rows_too(static):
             target_rows=ROWS,
             static_shapes=static,
         )
-        separate = results(
-            [draft, heads, *expanded, weights], **({name: own} if name else {}), static_shapes=static
-        )
+        separate = results([draft, heads, *expanded, weights], **({name: own} if name else {}), static_shapes=static)
         for one, other in zip(shared, separate, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -80,14 +78,14 @@ def test_soft_labels_a_trimmed_target_and_static_shapes_share_rows_too(static):
 def test_the_targets_head_is_multiplied_once_for_each_row_that_is_shared(monkeypatch):
     draft, head, target, target_head, weights = inputs()
     multiplied = []
-    scores = chunked._scores
+    scores = tiles._scores
 
     def counted(hidden, own_head, softcap):
         if own_head is not None and own_head.shape[1] == target_head.shape[1]:
             multiplied.append(len(hidden))
         return scores(hidden, own_head, softcap)
 
-    monkeypatch.setattr(chunked, "_scores", counted)
+    monkeypatch.setattr(tiles, "_scores", counted)
     fused_divergence(draft, head, target, target_head, weights, target_rows=ROWS, backend="torch")
     assert multiplied == [4]
 

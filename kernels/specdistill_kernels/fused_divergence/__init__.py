@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from specdistill_kernels.backend import choose
-from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence, Settings, SoftLabels
+from specdistill_kernels.fused_divergence.chunked import ChunkedDivergence
 from specdistill_kernels.fused_divergence.kinds import DIVERGENCES, KINDS, DivergenceKind, find_kind
+from specdistill_kernels.fused_divergence.tiles import Settings, SoftLabels
 from specdistill_kernels.fused_divergence.trimmed import trimmed_log_probs
 
 __all__ = [

@@ -3,9 +3,8 @@
 The vendor's library multiplies the output heads, a tile of rows at a time. `divergence_rows_kernel` then reads both
 logits rows three times (log-sum-exps; divergence, alpha, entropy; gradient) and writes the gradient over the draft's
 logits. That moves 14 bytes per vocabulary entry for bfloat16; the unfused formula moves many times that and keeps
-float32 copies for backward. `weight_gradient_kernel` adds the tile's part of the head's gradient in float32: sums of
-bfloat16 over many tiles would lose 4 to 23 % of it. `closed_forms.py` lists the gradients. KIND is a name from
-`kinds.KINDS`; a name without a branch for its value and its gradient does not compile.
+float32 copies for backward. `fused_head.py` adds the tile's part of the head's gradient. `closed_forms.py` lists the
+gradients. KIND is a name from `kinds.KINDS`; a name without a branch for its value and its gradient does not compile.
 
 Source of forming gradients in the forward pass: Liger kernel (Hsu et al. 2024, arXiv 2410.10989).
 """
@@ -22,7 +21,6 @@ from specdistill_kernels.fused_divergence.kinds import find_kind
 from specdistill_kernels.fused_scan import leftmost, online
 
 BLOCK, THREADS = 2048, 256
-ROWS, COLUMNS, WIDTH, DOT_THREADS = 32, 64, 64, 128
 
 
 @triton.jit
@@ -192,43 +190,6 @@ def divergence_rows_kernel(
             tl.store(draft_row + columns, grad, mask=columns < vocab)
 
 
-@triton.jit
-def weight_gradient_kernel(
-    grad_ptr,
-    hidden_ptr,
-    out_ptr,
-    grad_stride,
-    hidden_stride,
-    out_stride,
-    rows,
-    vocab,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """out[vocab, width] += grad[rows, vocab]^T hidden[rows, width] for one block of out, in float32."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    across = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    total = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    for start in range(0, rows, ROWS):
-        index = (start + tl.arange(0, ROWS)).to(tl.int64)
-        grad = tl.load(
-            grad_ptr + index[:, None] * grad_stride + columns[None, :],
-            mask=(index[:, None] < rows) & (columns[None, :] < vocab),
-            other=0.0,
-        )
-        hidden = tl.load(
-            hidden_ptr + index[:, None] * hidden_stride + across[None, :],
-            mask=(index[:, None] < rows) & (across[None, :] < width),
-            other=0.0,
-        )
-        total = tl.dot(tl.trans(grad), hidden, total, input_precision="ieee")
-    out = out_ptr + columns[:, None].to(tl.int64) * out_stride + across[None, :]
-    inside = (columns[:, None] < vocab) & (across[None, :] < width)
-    tl.store(out, tl.load(out, mask=inside, other=0.0) + total, mask=inside)
-
-
 def divergence_tile(
     draft_logits: Tensor,
     target_logits: Tensor | None,
@@ -284,24 +245,3 @@ def divergence_tile(
         num_warps=warps_of(THREADS),
     )
     return value, statistics
-
-
-def add_weight_gradient(out: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """out += grad^T hidden in float32: out float32 [vocab, width], grad [rows, vocab], hidden [rows, width]."""
-    rows, vocab = grad.shape
-    width = hidden.shape[1]
-    weight_gradient_kernel[(triton.cdiv(vocab, COLUMNS), triton.cdiv(width, WIDTH))](
-        grad,
-        hidden,
-        out,
-        grad.stride(0),
-        hidden.stride(0),
-        out.stride(0),
-        rows,
-        vocab,
-        width,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        WIDTH=WIDTH,
-        num_warps=warps_of(DOT_THREADS),
-    )
