@@ -30,9 +30,9 @@ from specdistill.distill.target.head_states import states_for
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.target.stored_states import stored_outer_weights, with_states
 from specdistill.distill.training import checkpoints, guard_rails, lora
+from specdistill.distill.training.adaspec import load_reference
 from specdistill.distill.training.anchors import Anchored
 from specdistill.distill.training.head_start import check_head
-from specdistill.distill.training.loss import load_reference
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures
 from specdistill.distill.training.packing import allow_packing, refuse_packing

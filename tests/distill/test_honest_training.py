@@ -30,7 +30,8 @@ from specdistill.data.batch import collate
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.distill.processes.ranks import ALONE
 from specdistill.distill.target.hidden_states import TargetStates
-from specdistill.distill.training.loss import StepTotals, select_tokens
+from specdistill.distill.training.adaspec import select_tokens
+from specdistill.distill.training.loss import StepTotals
 from specdistill.distill.training.step import StepRunner
 from specdistill.models import ModelPair
 

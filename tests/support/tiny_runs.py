@@ -22,7 +22,8 @@ from specdistill.decoding import Guidance, Sampling
 from specdistill.distill.sequences.on_policy import OnPolicy
 from specdistill.distill.sequences.skd import Skd
 from specdistill.distill.target.hidden_states import TargetStates
-from specdistill.distill.training.loss import DistillationLoss, LossOutput, StepTotals, select_tokens
+from specdistill.distill.training.adaspec import select_tokens
+from specdistill.distill.training.loss import DistillationLoss, LossOutput, StepTotals
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.acceptance import answer_hidden_states
 from specdistill.models import LanguageModel, ModelPair

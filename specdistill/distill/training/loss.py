@@ -6,8 +6,6 @@ of what passes through it, and a loss that reads the head around it would miss g
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +16,7 @@ from specdistill.decoding.packed_pass import predicting_states
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.parallel_rows import guessing_rows, labelled_probabilities
 from specdistill.distill.training.parallel_settings import ParallelLoss
-from specdistill.models import LanguageModel, ModelPair
-from specdistill.models.pair import load_another
+from specdistill.models import LanguageModel
 from specdistill_kernels import SoftLabels, fused_divergence
 
 
@@ -259,43 +256,9 @@ def divergence_of(loss: str, beta: float | None) -> tuple[str, float | None, flo
     return loss, beta, 1 / (beta * (1 - beta))
 
 
-def select_tokens(lags: Tensor, fraction: float) -> Tensor:
-    """Chooses the tokens that lag most behind the reference.
-
-    Args:
-        lags: [tokens] of the whole step.
-        fraction: Share of the tokens to choose, in (0, 1].
-
-    Returns:
-        [tokens]: 0, or the factor that makes the mean over tokens one over the chosen tokens.
-
-    Source: Hu et al. 2025 (arXiv 2510.19779): the tokens whose KL(target || draft) exceeds the reference's most.
-    """
-    count = math.ceil(fraction * len(lags))
-    factors = torch.zeros_like(lags)
-    factors[lags.topk(count).indices] = len(lags) / max(1, count)
-    return factors
-
-
 def leave_one_out_advantages(rewards: list[float]) -> list[float]:
     """Each reward minus the mean of the step's others: a baseline that keeps the gradient unbiased."""
     if len(rewards) == 1:
         return list(rewards)
     total = sum(rewards)
     return [reward - (total - reward) / (len(rewards) - 1) for reward in rewards]
-
-
-def load_reference(name: str, pair: ModelPair, say: Callable[[str], None]) -> LanguageModel:
-    """Loads AdaSPEC's reference draft, frozen.
-
-    Args:
-        name: Hub id, directory or .gguf file.
-        pair: Target and draft that it is compared with.
-        say: Where a slow conversion announces itself.
-
-    Raises:
-        IncompatibleModelsError: Its vocabulary is another.
-    """
-    reference = load_another(name, "reference", pair.target, pair.draft.device, torch.float32, say)
-    reference.model.requires_grad_(False)
-    return reference

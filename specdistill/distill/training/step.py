@@ -19,9 +19,10 @@ from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training import lora
+from specdistill.distill.training.adaspec import select_tokens
 from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.held_signals import held_signals
-from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages, select_tokens
+from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.models import LanguageModel, ModelPair
