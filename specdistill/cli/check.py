@@ -24,11 +24,11 @@ def command(config: Annotated[CheckConfig, Parameter(name="*")]) -> str:
     with locks.file_lock(json, "--json", print):
         atomic.refuse_existing_file(json, "--json")
         verdicts, own_head = check(config), find_own_head(config)
+        remark = made_for(config.target, config.draft) if any(verdict.loads for verdict in verdicts) else None
         if json is not None:
-            found = {"engines": [verdict.to_json() for verdict in verdicts], "own_head": own_head}
-            atomic.write_text(json, json_text(found))
-    remark = made_for(config.target, config.draft)
-    if remark is not None and any(verdict.loads for verdict in verdicts):
+            engines = [verdict.to_json() for verdict in verdicts]
+            atomic.write_text(json, json_text({"engines": engines, "own_head": own_head, "remark": remark}))
+    if remark is not None:
         print(f"BEWARE: {remark}")
     verdict_lines(verdicts)
     own_head_lines(own_head)

@@ -88,13 +88,21 @@ def test_check_refuses_it_in_every_engine_that_takes_heads(folder, tmp_path, cap
 
 @pytest.mark.parametrize("command", ["check", "export"])
 def test_a_target_of_another_name_is_said_once_and_taken(folder, tmp_path, command, capsys):
-    asked = {"check": ["check"], "export": ["export", "--format", "vllm", "--output", str(tmp_path / "out")]}[command]
+    report = tmp_path / "c.json"
+    asked = {
+        "check": ["check", "--json", str(report)],
+        "export": ["export", "--format", "vllm", "--output", str(tmp_path / "out")],
+    }[command]
     words = [*asked, "--draft", str(folder / "trained"), "--target"]
     assert main([*words, str(folder / "tuned")]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     assert said.count(f"was made for {folder / 'target'}, and the target is named {folder / 'tuned'} now") == 1
+    if report.exists():
+        assert f"was made for {folder / 'target'}, and" in json.loads(report.read_text())["remark"]
+        report.unlink()
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert main([*words, str(folder / "target")]) == 0
+    assert not report.exists() or json.loads(report.read_text())["remark"] is None
     assert "was made for" not in "".join(capsys.readouterr())
 
 
