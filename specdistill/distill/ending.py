@@ -117,9 +117,9 @@ def _with_guesses(summary: TrainSummary, parallel: ParallelStart | None) -> Trai
     if parallel.before is not None:
         return replace(summary, tokens_per_pass=parallel.before.trained_tokens or wanted)
     unlearned = (
-        "no draft of the run gave more tokens per target call than its start: what is written is the ordinary draft "
-        "that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that it "
-        "never learned); train longer (--steps)"
+        f"no draft of the run had better held-out {summary.watched} than its start: what is written is the ordinary "
+        "draft that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that "
+        "it never learned); train longer (--steps)"
     )
     return replace(summary, unlearned=unlearned)
 

@@ -10,7 +10,18 @@ import torch
 from by_hand import watched_run
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
-from tiny_runs import Said, any_config, history, same_weights, spoil_loss, train, train_config, write_folder
+from tiny_runs import (
+    Said,
+    any_config,
+    history,
+    prompt_rows,
+    same_weights,
+    spoil_loss,
+    train,
+    train_config,
+    write_folder,
+    write_rows,
+)
 
 from specdistill import train_draft
 from specdistill.distill import ending
@@ -108,7 +119,16 @@ def test_a_start_that_is_kept_stays_the_ordinary_draft_that_it_was(folder, tmp_p
     assert "parallel_drafting" not in card and "A parallel draft" not in card
     training_table(summary)
     for text in (card, capsys.readouterr().out):
-        assert "no draft of the run gave more tokens per target call" in text and "one token per pass" in text
+        assert "no draft of the run had better held-out tokens per target call" in text
+        assert "one token per pass" in text
+
+
+def test_a_kept_start_is_said_to_be_best_by_what_was_watched(folder, tmp_path):
+    """A run that watched alpha was told that no draft gave more tokens per target call, though a later one did."""
+    settings = FEW | {"draft": str(folder / "draft"), "watch": "alpha", "learning_rate": 1e-30}
+    unlearned = train(folder, tmp_path / "out", **settings).unlearned
+    assert unlearned is not None
+    assert "no draft of the run had better held-out alpha (sampled) than its start" in unlearned
 
 
 def test_a_parallel_start_that_is_kept_guesses_as_many_tokens_as_before(folder, tmp_path):
@@ -206,6 +226,20 @@ def test_guesses_that_no_answer_is_long_enough_for_are_refused():
     with pytest.raises(ConfigError, match="--parallel 40 exceeds --max-new-tokens 12: guesses from 13 on would never"):
         any_config(**FEW | {"parallel": 40, "max_new_tokens": 12})
     any_config(**FEW | {"parallel": 12, "max_new_tokens": 12})
+
+
+@pytest.mark.parametrize(("tokens", "remedy"), [(3, "lower --parallel to 3, or train on longer answers"), (5, None)])
+def test_answers_too_short_to_teach_the_later_guesses_are_said(folder, tmp_path, tokens, remedy):
+    """Held-out answers are the target's own and long: they hid that no answer to train on had a fourth token."""
+    rows = [
+        row | {"answer": " ".join(f"w{(number + i) % 60}" for i in range(tokens - 1))}
+        for number, row in enumerate(prompt_rows())
+    ]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    few = FEW | {"parallel": 5, "prompts": str(tmp_path / "prompts.jsonl"), "draft": str(folder / "draft")}
+    lines = [line for line in said_by(folder, tmp_path / "out", **few) if "too short to teach guesses" in line]
+    assert len(lines) == (remedy is not None), "once, at the first evaluation"
+    assert all(line.startswith("warning: --parallel 5") and "from 4 on" in line and remedy in line for line in lines)
 
 
 def test_numbers_that_do_not_exist_are_null_in_every_file():
