@@ -9,6 +9,7 @@ import torch
 
 from specdistill.data.batch import Example, collate
 from specdistill.data.mask_tokens import drop_masks, every_mask
+from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.sources import Source, Wrapped
 from specdistill.distill.training.parallel_rows import guessing_rows
@@ -28,7 +29,8 @@ class Anchored(Wrapped):
         draft: A parallel draft; it is asked where its rounds begin.
         settings: Anchors, and how many masks are kept.
         seed: Random seed of the run.
-        say: Where it is said, once, that text holds the mask token.
+        say: Where it is said, once, that text holds the mask token, or that answers are too short.
+        ranks: Processes that train together.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Anchored(Wrapped):
         settings: ParallelSettings,
         seed: int,
         say: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(source)
+        self._ranks = ranks
         self._draft, self._settings, self._seed, self._say = draft, settings, seed, say
         self._warned = False
         self._deepest: int | None = 0
@@ -58,9 +62,12 @@ class Anchored(Wrapped):
 
     def _warn_of_short_answers(self) -> None:
         """Answers may be shorter than the held-out ones, which only measure a guess, and may be written on the way."""
-        deepest, wanted, self._deepest = self._deepest, self._settings.parallel, None
-        # A process of several sees its share of the answers alone; deeper guesses are seldom in another's.
-        if not deepest or deepest >= wanted:
+        if self._deepest is None:
+            return
+        # Each process has seen its share of the answers alone.
+        deepest, wanted = max(self._ranks.gather([self._deepest])), self._settings.parallel
+        self._deepest = None
+        if not 0 < deepest < wanted:
             return
         lower = f"lower --parallel to {deepest}, or " if deepest > 1 else ""
         self._say(
