@@ -83,6 +83,18 @@ def test_a_draft_from_the_hub_takes_that_rate_too():
     assert rates == [1.5e-3, 3e-4], "a parallel draft that is trained on has learned to guess already"
 
 
+def test_another_mask_token_than_the_drafts_own_begins_anew_and_is_said(folder, tmp_path):
+    """It took the low rate of a draft that knows its masks, and nobody said that what it had learned was left."""
+    train(folder, tmp_path / "first", draft=str(folder / "draft"), **FEW | {"keep": "last"})
+    few = FEW | {"draft": str(tmp_path / "first"), "steps": 1, "eval_every": 1, "learning_rate": 0.0}
+    said = Said()
+    summary = train_draft(train_config(folder, tmp_path / "other", mask_token=70, **few), said)
+    (line,) = [line for line in said.lines if "the mask token that it learned" in line]
+    assert line.startswith("warning: --mask-token 70") and "65" in line
+    assert summary.learning_rate == 1.5e-3
+    assert not any("that it learned" in line for line in said_by(folder, tmp_path / "own", mask_token=FREE, **few))
+
+
 @pytest.mark.parametrize("draft", ["draft", "tied"])
 def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_path, draft):
     summary = train(folder, tmp_path / "out", draft=str(folder / draft), **FEW)
@@ -325,6 +337,7 @@ def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch, sett
 
 REFUSED = {
     "one": ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
+    "most": ({"parallel": 257, "max_new_tokens": 300}, "--parallel must be at most 256, got 257"),
     "keep": ({"parallel": 4, "parallel_keep": 0.0}, r"--parallel-keep must be in \(0, 1\], got 0.0"),
     "alone": ({"anchors": "rounds"}, "--anchors rounds has no effect here: it goes with --parallel"),
     "online": ({"parallel": 4, "method": "online", "online": "x"}, "single tokens"),
