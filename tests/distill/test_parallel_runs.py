@@ -107,6 +107,7 @@ def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_pa
     assert entries[-1]["watched"] == "heldout_tokens_per_call"
     assert entries[-1]["heldout_tokens_per_call"] == pytest.approx(summary.after["tokens_per_call"])
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "Beware" not in card
     assert '"num_speculative_tokens": 3, "parallel_drafting": true' in card
     assert "it guesses up to 3 tokens in one pass" in card
     loaded = load_model(str(tmp_path / "out"), "draft")
@@ -188,6 +189,8 @@ def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
     assert config_of(tmp_path / "out")["vocab_size"] == 66
     assert config_of(tmp_path / "out")["pard_token"] == 65
     assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in said.lines)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Beware: vLLM refuses this draft, since its mask token 65 lies beyond the target's 65 rows" in card
     assert load_model(str(tmp_path / "out"), "draft").parallel is not None
 
 
