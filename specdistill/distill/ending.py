@@ -18,7 +18,7 @@ from specdistill.distill.training.parallel_start import ParallelStart
 from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.summaries import ONE_BY_ONE, TrainSummary
-from specdistill.files import atomic
+from specdistill.files import atomic, run_settings
 from specdistill.models import ModelPair, load
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.head_draft import HeadModel, load_head_model
@@ -82,7 +82,7 @@ def finish(
     )
     summary = _with_guesses(summary, parallel)
     if ranks.is_main:
-        atomic.write_text(output / "README.md", model_card(settings, pair, summary))
+        atomic.write_text(output / run_settings.CARD_FILE, model_card(settings, pair, summary))
     return summary
 
 

@@ -127,7 +127,7 @@ def _keep_card(config: ExportConfig, output: Path, *, one_by_one: bool = False) 
         output: Where it goes.
         one_by_one: Whether the copy has lost its mask token.
     """
-    card = Path(config.draft) / "README.md"
+    card = Path(config.draft) / run_settings.CARD_FILE
     if config.format == "gguf" or not card.is_file():
         return
     text = card.read_text(encoding="utf-8", errors="replace").rstrip("\n")
