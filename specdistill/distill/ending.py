@@ -18,7 +18,7 @@ from specdistill.distill.training.parallel_start import ParallelStart
 from specdistill.distill.training.start import gain_sentence
 from specdistill.distill.training.trainer import DraftTrainer
 from specdistill.evaluation.summaries import ONE_BY_ONE, TrainSummary
-from specdistill.files import atomic
+from specdistill.files import atomic, run_settings
 from specdistill.models import ModelPair, load
 from specdistill.models.checkpoint import save_draft
 from specdistill.models.head_draft import HeadModel, load_head_model
@@ -82,7 +82,7 @@ def finish(
     )
     summary = _with_guesses(summary, parallel)
     if ranks.is_main:
-        atomic.write_text(output / "README.md", model_card(settings, pair, summary))
+        atomic.write_text(output / run_settings.CARD_FILE, model_card(settings, pair, summary))
     return summary
 
 
@@ -117,9 +117,9 @@ def _with_guesses(summary: TrainSummary, parallel: ParallelStart | None) -> Trai
     if parallel.before is not None:
         return replace(summary, tokens_per_pass=parallel.before.trained_tokens or wanted)
     unlearned = (
-        "no draft of the run gave more tokens per target call than its start: what is written is the ordinary draft "
-        "that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that it "
-        "never learned); train longer (--steps)"
+        f"no draft of the run had better held-out {summary.watched} than its start: what is written is the ordinary "
+        "draft that it began with, which guesses one token per pass (its acceptance by depth is read behind masks that "
+        "it never learned); train longer (--steps)"
     )
     return replace(summary, unlearned=unlearned)
 

@@ -159,7 +159,9 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         why=summary.why,
         watched=summary.watched,
         disagreement="".join(
-            f"\nBeware: {each}.\n" for each in (summary.unlearned, summary.forgotten, summary.disagreement) if each
+            f"\nBeware: {each}.\n"
+            for each in (_refused(pair, summary), summary.unlearned, summary.forgotten, summary.disagreement)
+            if each
         ),
         others=_others(summary),
         preset=_preset(summary),
@@ -196,6 +198,17 @@ def _engine_settings(settings: Mapping[str, Any], summary: TrainSummary, is_head
     drafting: dict[str, object] = {"method": "draft_model", "model": settings["output"]}
     drafting |= {"num_speculative_tokens": summary.tokens_per_pass if in_parallel else 4}
     return json.dumps(drafting | ({"parallel_drafting": True} if in_parallel else {}))
+
+
+def _refused(pair: ModelPair, summary: TrainSummary) -> str | None:
+    """Says that vLLM takes no draft with a mask token beyond the target's rows; None where its row is among them."""
+    parallel, rows = pair.draft.parallel, pair.target.head_weight.shape[0]
+    if parallel is None or summary.tokens_per_pass == 1 or parallel.mask_id < rows:
+        return None
+    return (
+        f"vLLM refuses this draft, since its mask token {parallel.mask_id} lies beyond the target's {rows} rows; train "
+        "it again with --mask-token, an id that your texts never hold"
+    )
 
 
 def _guesses(tokens: int) -> str:

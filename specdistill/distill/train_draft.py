@@ -203,7 +203,7 @@ def _build_trainer(
     built = Built(NoText()) if idle is not None else _build_source(run, make_engine)
     source = built.source
     if run.parallel is not None:
-        source = Anchored(source, pair.draft, config.parallel_draft, config.seed, run.progress.say)
+        source = Anchored(source, pair.draft, config.parallel_draft, config.seed, run.progress.say, ranks)
     trainer = DraftTrainer(
         pair,
         source,

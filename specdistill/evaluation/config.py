@@ -13,15 +13,12 @@ from specdistill.evaluation.baseline_settings import BaselineSettings
 from specdistill.evaluation.load_settings import LoadSettings
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
-from specdistill.settings.checks import at_least, check_seed, needs
+from specdistill.settings.checks import LONGEST_DRAFT, at_least, check_seed, needs
 from specdistill.settings.guidance import GuidanceSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, Unasked, box
 from specdistill.settings.sampling import Sampling
 from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
-
-LONGEST_DRAFT = 256
-"""Most draft tokens that a bench covers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from specdistill.decoding.costs import Costs
 from specdistill.decoding.draft_length import DraftLength
 from specdistill.decoding.proof import INSTEAD, prove
 from specdistill.errors import ConfigError
-from specdistill.evaluation.config import LONGEST_DRAFT, AcceptanceSettings, MeasureConfig
+from specdistill.evaluation.config import AcceptanceSettings, MeasureConfig
 from specdistill.evaluation.measured import Models
 from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models.eagle3 import is_head
@@ -39,10 +39,11 @@ def for_drafts(
     found = {f"{flag} {source.name}": _parallel(source, flag) for flag, source in named}
     drafts = {name: parallel for name, parallel in found.items() if parallel is not None}
     if config.acceptance.one_by_one and not drafts:
-        one, none = ("draft is", "it") if len(found) == 1 else ("drafts are", "none of them")
+        # A head is none either, and no ordinary draft.
+        none = "the draft is none: it names" if len(found) == 1 else "none of the drafts is one: each names"
         raise ConfigError(
-            f"--one-by-one is for parallel drafts, and the {one} ordinary: {none} names no mask token (pard_token) in "
-            "config.json, and takes a pass for each token anyway; leave it out"
+            f"--one-by-one is for parallel drafts, and {none} no mask token (pard_token) in config.json, and takes a "
+            "pass for each token anyway; leave it out"
         )
     if not config.in_one_pass:
         return config
@@ -51,7 +52,7 @@ def for_drafts(
         if beyond is not None:
             say(f"BEWARE: {name}: {beyond}")
     longest = config.acceptance.max_draft_tokens
-    trained = min(LONGEST_DRAFT, max((parallel.trained_tokens or 0 for parallel in drafts.values()), default=0))
+    trained = max((parallel.trained_tokens or 0 for parallel in drafts.values()), default=0)
     if trained <= longest or not isinstance(longest, Unasked):
         return config
     return config.replace(max_draft_tokens=Unasked(trained))

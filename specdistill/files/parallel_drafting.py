@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from specdistill.errors import ModelError
+from specdistill.settings.checks import LONGEST_DRAFT
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -44,7 +45,7 @@ class ParallelDrafting:
 
         Raises:
             ModelError: The mask token has no row in the embedding, two keys name different ones, or the number of
-                tokens is below 2: train-draft takes no fewer.
+                tokens is one that train-draft takes no draft of.
         """
         named = {key: getattr(config, key) for key in MASK_KEYS if _names_mask(config, key)}
         if not named:
@@ -60,10 +61,10 @@ class ParallelDrafting:
                 f"{rows - 1}; correct it, or remove it to draft one token per pass"
             )
         trained = getattr(config, TRAINED_KEY, None)
-        if trained is not None and (not _is_int(trained) or trained < 2):
+        if trained is not None and not (_is_int(trained) and 2 <= trained <= LONGEST_DRAFT):
             raise ModelError(
-                f"{where} has {TRAINED_KEY} {trained!r} in its config.json, which must be 2 or more; correct or remove "
-                "it"
+                f"{where} has {TRAINED_KEY} {trained!r} in its config.json, which must be from 2 to {LONGEST_DRAFT}; "
+                "correct or remove it"
             )
         return cls(mask_id, trained)
 

@@ -21,6 +21,9 @@ PROMPTS_FILE = "prompts.sha256"
 SUMMARY_FILE = "summary.json"
 """Name of the file with a run's result, which only a finished run has."""
 
+CARD_FILE = "README.md"
+"""Name of the model card, which a run writes when it ends or is interrupted."""
+
 ADAPTERS_FILE = "adapters.json"
 """Name of the file that names a run's adapters and their bases by content; there is none for whole models."""
 

@@ -98,13 +98,14 @@ def install_mask_token(draft: LanguageModel, drafting: ParallelDrafting, rows: i
     """
     model, mask_id = draft.model, drafting.mask_id
     before = draft.parallel
-    draft.learns_to_guess = before is None
+    is_new = before is None or before.mask_id != mask_id
+    draft.learns_to_guess = is_new
     drafting.write_to(model.config)
     wanted = max(rows, mask_id + 1)
     if draft.head_weight.shape[0] < wanted:
         vocabulary.resize_to(model, wanted, draft.vocab_size)
         drafting.write_to(model.config)
-    if before is None or before.mask_id != mask_id:
+    if is_new:
         embedding, head = embedding_weight(model), draft.head_weight
         with torch.no_grad():
             embedding[mask_id] = embedding[: draft.vocab_size].mean(0)

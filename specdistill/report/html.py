@@ -92,7 +92,7 @@ def html_report(report: Report) -> str:
         leaderboard=leaderboard_table(report),
         others=others_remark(report),
         leaderboard_remarks=leaderboard_remarks(report),
-        leader=leader(report.leaderboard) if report.leaderboard else "",
+        leader=leader(report.leaderboard, report.setup.num_draft_tokens) if report.leaderboard else "",
         load_heads=HEADS,
         load_lines=load_lines(report),
         load_remarks=load_remarks(report),

@@ -28,5 +28,5 @@ def print_leaderboard(console: Console, report: Report) -> None:
     for line in lines[1:]:
         table.add_row(broken(line[0], width), *line[1:])
     console.print(table)
-    for line in (*leaderboard_remarks(report), leader(report.leaderboard)):
+    for line in (*leaderboard_remarks(report), leader(report.leaderboard, report.setup.num_draft_tokens)):
         console.print(line, soft_wrap=True)

@@ -90,10 +90,14 @@ def others_remark(report: Report) -> str | None:
     return f"{named} in the table of drafts below"
 
 
-def leader(rows: list[LeaderboardRow]) -> str:
+def leader(rows: list[LeaderboardRow], length: int) -> str:
     """The first draft in a sentence, and whether its lead over --draft is more than chance.
 
     Drafts whose guesses depend on the round are compared by tokens per call and costs: alpha is of the first guess.
+
+    Args:
+        rows: The table, the first draft first.
+        length: Draft length of its tokens per call and rounds.
     """
     first = rows[0]
     what = "measured" if first.speedup is not None else "predicted"
@@ -102,15 +106,22 @@ def leader(rows: list[LeaderboardRow]) -> str:
         return f"--draft is the fastest of them, as {what}"
     fastest = f"the fastest as {what} is {first.draft}"
     if first.speedup is None and any(row.kind for row in rows):
-        return fastest + _lead_of_kinds(first, next((row for row in rows if row.tokens_minus_draft is None), None))
+        own = next((row for row in rows if row.tokens_minus_draft is None), None)
+        return fastest + _lead_of_kinds(first, own, length)
     unit = "speed-up" if first.speedup is not None else "alpha"
     is_clear = paired.has_interval and paired.low > 0
     certain = "more than chance" if is_clear else "no more than chance may give"
     return f"{fastest}: {unit} {estimate(paired, sign='+')} over --draft, {certain}"
 
 
-def _lead_of_kinds(first: LeaderboardRow, own: LeaderboardRow | None) -> str:
-    words = f": tokens per target call {_signed(first.tokens_minus_draft)} against --draft"
+def _lead_of_kinds(first: LeaderboardRow, own: LeaderboardRow | None, length: int) -> str:
+    lengths = {row.best_num_draft_tokens for row in (first, own) if row is not None}
+    if lengths <= {length, None} or own is None:
+        where = ":"
+    else:
+        # It leads at a length of its own: at the common one it may be behind.
+        where = f", {_best(first)} where --draft has {_best(own)}. With {tokens(length, 'draft')}:"
+    words = f"{where} tokens per target call {_signed(first.tokens_minus_draft)} against --draft"
     if own is None or own.round_cost is None or first.round_cost is None:
         return words
     return f"{words}, and a round takes it {first.round_cost:.2f} target steps where --draft takes {own.round_cost:.2f}"

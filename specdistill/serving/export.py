@@ -94,6 +94,7 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     # Only the target's shapes, files and stop ids are needed.
     target = load.load_shell(target_source)
     draft = load.load_model(draft_source, "draft")
+    draft_is_parallel = draft.parallel is not None
     changes = [*_merging(draft), *_fit(draft, target), *_parallel(config, draft, target)]
     if not pair.same_tokenizer:
         changes.append("another tokenizer than the target's: the draft keeps its own files")
@@ -112,22 +113,28 @@ def _export(config: ExportConfig, output: Path, say: Callable[[str], None]) -> E
     save_draft(draft, target, output)
     # A bench of the exported draft still knows what it was trained on.
     run_settings.copy(Path(config.draft), output)
-    _keep_card(config, output)
+    _keep_card(config, output, one_by_one=draft_is_parallel and draft.parallel is None)
     served = served_pair(config, target_source, changes)
     verdicts = check(served)
     return Exported(config.output, changes, next(verdict for verdict in verdicts if verdict.engine == config.format))
 
 
-def _keep_card(config: ExportConfig, output: Path) -> None:
-    """Takes the draft's model card along, and says in it that this is a copy; does nothing where there is none."""
-    card = Path(config.draft) / "README.md"
+def _keep_card(config: ExportConfig, output: Path, *, one_by_one: bool = False) -> None:
+    """Takes the draft's model card along, and says in it that this is a copy; does nothing where there is none.
+
+    Args:
+        config: Names both directories.
+        output: Where it goes.
+        one_by_one: Whether the copy has lost its mask token.
+    """
+    card = Path(config.draft) / run_settings.CARD_FILE
     if config.format == "gguf" or not card.is_file():
         return
     text = card.read_text(encoding="utf-8", errors="replace").rstrip("\n")
     atomic.write_text(
         output / card.name,
         f"{text}\n\nThis is a copy of `{config.draft}`, which the text above speaks of; `specdistill export --format "
-        f"{config.format}` wrote it.\n",
+        f"{config.format}` wrote it.{' It has no mask token, and drafts one token per pass.' if one_by_one else ''}\n",
     )
 
 

@@ -14,6 +14,8 @@ LARGEST_FLOAT = 1e30
 """Largest number that float32 multiplies without an overflow, with room to spare."""
 COLDEST = 0.001
 """Lowest temperature above 0: logits that are divided by less lose their differences in float32."""
+LONGEST_DRAFT = 256
+"""Most draft tokens between two checks by the target; more are a slip of the pen."""
 MAY_BE_EMPTY = ("negative_prompt",)
 """Settings for which empty text is a value."""
 
@@ -60,6 +62,8 @@ def check_parallel(config: Any) -> None:
     within_one(config, "parallel_keep_least")
     if config.parallel == 1:
         raise ConfigError("--parallel 1 is an ordinary draft; name 2 or more tokens, or leave it away")
+    if config.parallel > LONGEST_DRAFT:
+        raise ConfigError(f"--parallel must be at most {LONGEST_DRAFT}, got {config.parallel}")
 
 
 def within_answers(parallel: int, longest: int | None, limit: str) -> None:

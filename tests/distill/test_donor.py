@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import wild_checkpoints as wild
 from safetensors.torch import load_file
 from tiny_models import make_model, save
-from tiny_runs import any_config, cut_config, train, write_folder
+from tiny_runs import Said, any_config, cut_config, train, write_folder
 from tiny_tokenizers import byte_level, sentencepiece
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
@@ -153,6 +154,24 @@ def test_a_donor_of_the_same_tokenizer_needs_no_transplant(folder, tmp_path):
     assert summary.donor is not None and summary.donor.same_tokenizer and summary.donor.text.whole == 1
     donor, draft = load_model(relative, "donor"), load_model(str(tmp_path / "out"), "draft")
     assert torch.equal(draft.head_weight[: donor.vocab_size], donor.head_weight)
+
+
+@pytest.mark.parametrize("of", ["donor", "target"])
+def test_what_is_made_of_a_parallel_draft_is_an_ordinary_one(folder, tmp_path, of):
+    """Its `pard_token` went along: an id that was a word, or none, in the target's vocabulary."""
+    shutil.copytree(folder / of, tmp_path / of)
+    rows = json.loads((tmp_path / of / "config.json").read_text())["vocab_size"]
+    wild.change_json(tmp_path / of / "config.json", pard_token=rows - 1, parallel_draft_tokens=4)
+    if of == "donor":
+        config = donor_config(folder, tmp_path / "out", donor=str(tmp_path / of))
+    else:
+        config = cut_config(folder, tmp_path / "out", target=str(tmp_path / of), layers=1, choose="even")
+    said = Said()
+    init_draft(config, said)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert not {"pard_token", "parallel_draft_tokens"} & set(written)
+    assert sum("what is made of it is an ordinary draft" in line for line in said.lines) == 1
+    assert load_model(str(tmp_path / "out"), "draft").parallel is None
 
 
 def test_nothing_is_left_where_writing_fails(folder, tmp_path, monkeypatch):

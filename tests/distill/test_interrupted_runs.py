@@ -184,6 +184,28 @@ def test_before_the_first_step_there_is_no_draft_and_no_card(folder, tmp_path, m
     assert not list((tmp_path / "cut").glob("*.safetensors"))
 
 
+def test_a_second_interruption_leaves_no_card_of_a_draft_that_is_not_there(folder, tmp_path, monkeypatch):
+    """The card named step 2 and its launch, and no weights had been written."""
+    at_call(monkeypatch, Checkpoints, "write", 1)
+    assert interrupted_card(folder, tmp_path / "cut", monkeypatch, 3) is None
+    assert not list((tmp_path / "cut").glob("*.safetensors"))
+
+
+def test_the_card_of_an_interruption_goes_with_its_draft(folder, tmp_path, monkeypatch):
+    """A run that went on and was killed left a later draft under the card of an earlier step."""
+    assert interrupted_card(folder, tmp_path / "cut", monkeypatch, 3) is not None
+    save, there = trainer_module.save_draft, []
+
+    def watched(*arguments):
+        save(*arguments)
+        there.append((tmp_path / "cut/README.md").exists())
+
+    monkeypatch.setattr(trainer_module, "save_draft", watched)
+    train_draft(config(folder, tmp_path / "cut", resume=True))
+    assert there and not any(there)
+    assert "9 steps, peak" in " ".join((tmp_path / "cut/README.md").read_text().split())
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_what_it_wrote_and_goes_on(folder, tmp_path, sent, capsys):
     from specdistill.cli import main

@@ -10,7 +10,18 @@ import torch
 from by_hand import watched_run
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
-from tiny_runs import Said, any_config, history, same_weights, spoil_loss, train, train_config, write_folder
+from tiny_runs import (
+    Said,
+    any_config,
+    history,
+    prompt_rows,
+    same_weights,
+    spoil_loss,
+    train,
+    train_config,
+    write_folder,
+    write_rows,
+)
 
 from specdistill import train_draft
 from specdistill.distill import ending
@@ -72,6 +83,18 @@ def test_a_draft_from_the_hub_takes_that_rate_too():
     assert rates == [1.5e-3, 3e-4], "a parallel draft that is trained on has learned to guess already"
 
 
+def test_another_mask_token_than_the_drafts_own_begins_anew_and_is_said(folder, tmp_path):
+    """It took the low rate of a draft that knows its masks, and nobody said that what it had learned was left."""
+    train(folder, tmp_path / "first", draft=str(folder / "draft"), **FEW | {"keep": "last"})
+    few = FEW | {"draft": str(tmp_path / "first"), "steps": 1, "eval_every": 1, "learning_rate": 0.0}
+    said = Said()
+    summary = train_draft(train_config(folder, tmp_path / "other", mask_token=70, **few), said)
+    (line,) = [line for line in said.lines if "the mask token that it learned" in line]
+    assert line.startswith("warning: --mask-token 70") and "65" in line
+    assert summary.learning_rate == 1.5e-3
+    assert not any("that it learned" in line for line in said_by(folder, tmp_path / "own", mask_token=FREE, **few))
+
+
 @pytest.mark.parametrize("draft", ["draft", "tied"])
 def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_path, draft):
     summary = train(folder, tmp_path / "out", draft=str(folder / draft), **FEW)
@@ -84,6 +107,7 @@ def test_the_checkpoint_names_its_mask_token_and_drafts_both_ways(folder, tmp_pa
     assert entries[-1]["watched"] == "heldout_tokens_per_call"
     assert entries[-1]["heldout_tokens_per_call"] == pytest.approx(summary.after["tokens_per_call"])
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "Beware" not in card
     assert '"num_speculative_tokens": 3, "parallel_drafting": true' in card
     assert "it guesses up to 3 tokens in one pass" in card
     loaded = load_model(str(tmp_path / "out"), "draft")
@@ -108,7 +132,16 @@ def test_a_start_that_is_kept_stays_the_ordinary_draft_that_it_was(folder, tmp_p
     assert "parallel_drafting" not in card and "A parallel draft" not in card
     training_table(summary)
     for text in (card, capsys.readouterr().out):
-        assert "no draft of the run gave more tokens per target call" in text and "one token per pass" in text
+        assert "no draft of the run had better held-out tokens per target call" in text
+        assert "one token per pass" in text
+
+
+def test_a_kept_start_is_said_to_be_best_by_what_was_watched(folder, tmp_path):
+    """A run that watched alpha was told that no draft gave more tokens per target call, though a later one did."""
+    settings = FEW | {"draft": str(folder / "draft"), "watch": "alpha", "learning_rate": 1e-30}
+    unlearned = train(folder, tmp_path / "out", **settings).unlearned
+    assert unlearned is not None
+    assert "no draft of the run had better held-out alpha (sampled) than its start" in unlearned
 
 
 def test_a_parallel_start_that_is_kept_guesses_as_many_tokens_as_before(folder, tmp_path):
@@ -156,6 +189,8 @@ def test_without_a_free_id_the_draft_gets_a_row_of_its_own(folder, tmp_path):
     assert config_of(tmp_path / "out")["vocab_size"] == 66
     assert config_of(tmp_path / "out")["pard_token"] == 65
     assert any("row 65 beyond the target's 65" in line and "--mask-token" in line for line in said.lines)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Beware: vLLM refuses this draft, since its mask token 65 lies beyond the target's 65 rows" in card
     assert load_model(str(tmp_path / "out"), "draft").parallel is not None
 
 
@@ -206,6 +241,20 @@ def test_guesses_that_no_answer_is_long_enough_for_are_refused():
     with pytest.raises(ConfigError, match="--parallel 40 exceeds --max-new-tokens 12: guesses from 13 on would never"):
         any_config(**FEW | {"parallel": 40, "max_new_tokens": 12})
     any_config(**FEW | {"parallel": 12, "max_new_tokens": 12})
+
+
+@pytest.mark.parametrize(("tokens", "remedy"), [(3, "lower --parallel to 3, or train on longer answers"), (5, None)])
+def test_answers_too_short_to_teach_the_later_guesses_are_said(folder, tmp_path, tokens, remedy):
+    """Held-out answers are the target's own and long: they hid that no answer to train on had a fourth token."""
+    rows = [
+        row | {"answer": " ".join(f"w{(number + i) % 60}" for i in range(tokens - 1))}
+        for number, row in enumerate(prompt_rows())
+    ]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    few = FEW | {"parallel": 5, "prompts": str(tmp_path / "prompts.jsonl"), "draft": str(folder / "draft")}
+    lines = [line for line in said_by(folder, tmp_path / "out", **few) if "too short to teach guesses" in line]
+    assert len(lines) == (remedy is not None), "once, at the first evaluation"
+    assert all(line.startswith("warning: --parallel 5") and "from 4 on" in line and remedy in line for line in lines)
 
 
 def test_numbers_that_do_not_exist_are_null_in_every_file():
@@ -291,6 +340,7 @@ def test_a_failed_step_can_be_computed_again(folder, tmp_path, monkeypatch, sett
 
 REFUSED = {
     "one": ({"parallel": 1}, "--parallel 1 is an ordinary draft"),
+    "most": ({"parallel": 257, "max_new_tokens": 300}, "--parallel must be at most 256, got 257"),
     "keep": ({"parallel": 4, "parallel_keep": 0.0}, r"--parallel-keep must be in \(0, 1\], got 0.0"),
     "alone": ({"anchors": "rounds"}, "--anchors rounds has no effect here: it goes with --parallel"),
     "online": ({"parallel": 4, "method": "online", "online": "x"}, "single tokens"),

@@ -261,20 +261,26 @@ def test_a_leader_of_another_kind_is_compared_by_tokens_and_round():
         row("x", 1.3, Estimate(-0.1, -0.2, -0.05)), kind="parallel", round_cost=1.2,
         tokens_minus_draft=Estimate(-0.2, -0.3, -0.1),
     )  # fmt: skip
-    assert leader([ahead, own]) == (
-        "the fastest as predicted is x: tokens per target call -0.200 [-0.300, -0.100] against --draft, and a round "
-        "takes it 1.20 target steps where --draft takes 2.20"
+    words = (
+        "tokens per target call -0.200 [-0.300, -0.100] against --draft, and a round takes it 1.20 target steps where "
+        "--draft takes 2.20"
     )
+    assert leader([ahead, own], 4) == f"the fastest as predicted is x: {words}"
+    best = [replace(each, best_num_draft_tokens=4) for each in (ahead, own)]
+    assert leader(best, 4) == f"the fastest as predicted is x: {words}"
+    assert leader(best, 7) == (
+        f"the fastest as predicted is x, 1.30 at 4 where --draft has 1.20 at 4. With 7 draft tokens: {words}"
+    ), "a leader at a length of its own may be behind at the common one, and the sentence contradicted itself"
 
 
 def test_the_leader_in_words():
     assert (
-        leader([row("d", 1.2), row("x", 1.1, Estimate(-0.1, -0.2, -0.05))])
+        leader([row("d", 1.2), row("x", 1.1, Estimate(-0.1, -0.2, -0.05))], 4)
         == "--draft is the fastest of them, as predicted"
     )
-    ahead = leader([row("x", 1.3, Estimate(0.1, 0.05, 0.2)), row("d", 1.2)])
+    ahead = leader([row("x", 1.3, Estimate(0.1, 0.05, 0.2)), row("d", 1.2)], 4)
     assert "is x: alpha +0.100 [+0.050, +0.200] over --draft, more than chance" in ahead
-    assert "no more than chance" in leader([row("x", 1.3, Estimate(0.1, -0.05, 0.2)), row("d", 1.2)])
+    assert "no more than chance" in leader([row("x", 1.3, Estimate(0.1, -0.05, 0.2)), row("d", 1.2)], 4)
     lines = leaderboard_table(
         replace(example_report(), leaderboard=[row("x", 1.3, Estimate(0.1, 0.05, 0.2)), row("d", 1.2)])
     )

@@ -251,7 +251,8 @@ def test_one_by_one_is_refused_where_every_draft_is_ordinary(files, monkeypatch,
     found = bench(files, "plain", one_by_one=True, num_prompts=2, compare=(str(files / "bad"),))
     assert [row.draft.rsplit("/", 1)[1] for row in found.leaderboard] and found.setup.one_by_one
     monkeypatch.setattr("specdistill.evaluation.measure.load_pair", lambda *_, **__: pytest.fail("weights were read"))
-    with pytest.raises(ConfigError, match=r"--one-by-one is for parallel drafts, .* leave it out"):
+    none = "none of the drafts is one: each" if compared else "the draft is none: it"
+    with pytest.raises(ConfigError, match=rf"--one-by-one is for parallel drafts, and {none} names .* leave it out"):
         bench(files, "plain", one_by_one=True, compare=(str(files / "plain-too"),) if compared else ())
 
 

@@ -92,5 +92,36 @@ def test_the_targets_head_is_multiplied_once_for_each_row_that_is_shared(monkeyp
 
 def test_as_many_rows_as_tokens_are_needed():
     draft, head, target, target_head, weights = inputs()
-    with pytest.raises(ValueError, match="same number of tokens"):
+    with pytest.raises(ValueError, match=r"weights and target_rows must have the same number .* \[9, 9, 8\]"):
         fused_divergence(draft, head, target, target_head, weights, target_rows=ROWS[:-1])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS - 1, "between 0 and 4, the target's last row"),  # -1 was the last row, without a word.
+        (ROWS + 2, "between 0 and 4, the target's last row"),
+        (ROWS.bool(), r"int64 \[tokens\], got torch.bool \[9\]"),
+        (ROWS.to(torch.uint8), r"int64 \[tokens\], got torch.uint8 \[9\]"),
+        (ROWS[:, None], r"int64 \[tokens\], got torch.int64 \[9, 1\]"),
+    ],
+)
+def test_rows_that_do_not_exist_are_refused(rows, message, soft):
+    draft, head, target, target_head, weights = inputs()
+    labels = SoftLabels(torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), -1.0))
+    states = {"soft_labels": labels} if soft else {}
+    given = (None, None) if soft else (target, target_head)
+    with pytest.raises(ValueError, match=message):
+        fused_divergence(draft, head, *given, weights, target_rows=rows, **states)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_numbers_of_rows_may_be_int32(static):
+    draft, head, target, target_head, weights = inputs()
+    wide, narrow = (
+        results([draft, head, target, target_head, weights], target_rows=rows, static_shapes=static)
+        for rows in (ROWS, ROWS.int())
+    )
+    for one, other in zip(wide, narrow, strict=True):
+        assert torch.equal(one, other)

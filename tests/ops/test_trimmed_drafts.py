@@ -98,3 +98,12 @@ def test_targets_that_do_not_fit_are_refused():
         fused_divergence(draft, head, None, None, ones, soft_labels=soft, trimmed_target=table)
     with pytest.raises(RuntimeError, match="nor trimmed_target"):
         fused_divergence(draft, head, None, None, ones, trimmed_target=table, backend="fused")
+
+
+def test_the_targets_softcap_is_taken_once():
+    """It capped the target's log-probabilities once more."""
+    draft, head, target, target_head = inputs()
+    table = trimmed_log_probs(target, target_head, IDS, softcap=3.0)
+    fused_divergence(draft, head, None, None, torch.ones(5), trimmed_target=table, draft_softcap=2.0)
+    with pytest.raises(ValueError, match="has the target's softcap already"):
+        fused_divergence(draft, head, None, None, torch.ones(5), trimmed_target=table, target_softcap=3.0)

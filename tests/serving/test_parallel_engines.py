@@ -106,11 +106,13 @@ def test_bench_asks_an_engine_for_what_the_draft_was_trained_for(pair, settings,
 
 @pytest.mark.parametrize("form", ["vllm", "sglang", "transformers"])
 def test_an_export_keeps_the_mask_token(pair, form, capsys):
+    (pair / "draft/README.md").write_text("# A parallel draft\n")
     words = ["export", "--target", str(pair / "target"), "--draft", str(pair / "draft"), "--format", form]
     assert main([*words, "--output", str(pair / "out")]) == 0
     said = capsys.readouterr().out
     exported = load_model(str(pair / "out"), "draft")
     assert exported.parallel == ParallelDrafting(MASK, 8)
+    assert "no mask token" not in (pair / "out/README.md").read_text()
     if form == "vllm":
         assert f"mask token {MASK} is kept" in said and '"parallel_drafting": true' in said
         assert '"num_speculative_tokens": 8' in said and "trained to guess" not in said
@@ -128,5 +130,7 @@ def test_a_mask_token_beyond_the_target_is_refused_for_vllm_and_dropped_for_othe
     assert all("specdistill export" in refusals[engine][0] for engine in ("sglang", "tensorrt-llm"))
     assert main([*words, "--format", "vllm", "--output", str(pair / "out")]) == 2
     assert f"the mask token {MASK} of" in capsys.readouterr().err and not (pair / "out/config.json").exists()
+    (pair / "draft/README.md").write_text("# A parallel draft\n")
     assert main([*words, "--format", "transformers", "--output", str(pair / "other")]) == 0
     assert load_model(str(pair / "other"), "draft").parallel is None
+    assert "It has no mask token, and drafts one token per pass." in (pair / "other/README.md").read_text()

@@ -96,7 +96,8 @@ def fused_divergence(
             lacks some ids, for any kind but `ce`. They are one outcome, which the draft never says. What that adds to
             `fkl` is infinite whatever the draft does, and left out. The draft's head takes part whole.
         target_rows: int64 [tokens], the row of the target (of whichever form) that each token is compared with; by
-            default its own. Several tokens may share a row, which the target's head is multiplied with once.
+            default its own. Several tokens may share a row, which the target's head is multiplied with once. Rows are
+            counted from 0; with static_shapes nobody looks whether they exist, as that would wait for the GPU.
 
     Returns:
         See `DivergenceOutput`.
@@ -121,6 +122,8 @@ def fused_divergence(
             raise ValueError("trimmed_target replaces the target: leave out target_hidden, soft_labels and 'ce'")
         if trimmed_target.shape[1] != draft_weight.shape[0] + 1:
             raise ValueError("trimmed_target must have one column more than the draft's head has rows")
+        if target_softcap is not None:
+            raise ValueError("trimmed_target has the target's softcap already: give it to trimmed_log_probs, not here")
         target_hidden, target_weight, vocab_size = trimmed_target, None, None
     beta = row.default_beta if beta is None else beta
     if not 0 < beta < 1:
@@ -130,10 +133,12 @@ def fused_divergence(
     if soft_labels is not None and soft_labels.token_ids.shape != soft_labels.log_probs.shape:
         raise ValueError("soft_labels must have as many ids as log-probabilities")
     target = target_hidden if soft_labels is None else soft_labels.token_ids
-    target = target if target_rows is None else target_rows
-    tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if target is None else [target.shape[0]])
+    if target_rows is not None:
+        _check_rows(target_rows, None if target is None or static_shapes else len(target))
+    compared, name = (target, "target_hidden") if target_rows is None else (target_rows, "target_rows")
+    tokens = [draft_hidden.shape[0], weights.shape[0]] + ([] if compared is None else [compared.shape[0]])
     if len(set(tokens)) != 1:
-        raise ValueError(f"draft_hidden, weights and target_hidden must have the same number of tokens, got {tokens}")
+        raise ValueError(f"draft_hidden, weights and {name} must have the same number of tokens, got {tokens}")
     widths = [draft_weight.shape[0]] + ([] if target_weight is None else [target_weight.shape[0]])
     width = vocab_size or min(widths)
     if width > min(widths):
@@ -169,3 +174,16 @@ def fused_divergence(
         draft_hidden, draft_weight, target_hidden, their_head, weights, labels, soft_labels, target_rows, settings
     )
     return DivergenceOutput(loss, per_token, *statistics.unbind())
+
+
+def _check_rows(target_rows: Tensor, rows: int | None) -> None:
+    """Refuses `target_rows` that are no rows of a target with this many; None where that is not to be looked at.
+
+    Raises:
+        ValueError: Another shape or dtype, or a row out of range. Negative ones would count from the end unseen.
+    """
+    if target_rows.ndim != 1 or target_rows.dtype not in (torch.int64, torch.int32):
+        kind = f"{target_rows.dtype} {list(target_rows.shape)}"
+        raise ValueError(f"target_rows must be int64 [tokens], got {kind}")
+    if rows is not None and bool(((target_rows < 0) | (target_rows >= rows)).any()):
+        raise ValueError(f"target_rows must lie between 0 and {rows - 1}, the target's last row")

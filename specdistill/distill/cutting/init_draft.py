@@ -20,6 +20,7 @@ from specdistill.distill.cutting.layer_search import choose_layers
 from specdistill.errors import ConfigError, out_of_memory_named
 from specdistill.evaluation.summaries import CutSummary
 from specdistill.files import atomic, locks
+from specdistill.files.parallel_drafting import ParallelDrafting
 from specdistill.models import LanguageModel, cut_draft, families, load
 from specdistill.models.checkpoint import CUT_RECORD_FILE, save_draft
 from specdistill.models.eagle3.start import check_target
@@ -67,6 +68,20 @@ def init_draft(config: InitDraftConfig, progress: Progress | None = None) -> Cut
             return _make(config, source, donor, prompts, encoded, output, progress)
 
 
+def _forget_masks(model: LanguageModel, progress: Progress) -> None:
+    """Makes a parallel draft an ordinary model, in memory, before a draft is made of it.
+
+    Its masks were learned with all of its layers, and its mask token may be a word in another vocabulary.
+    """
+    if model.parallel is None:
+        return
+    ParallelDrafting.remove_from(model.config)
+    progress.say(
+        f"{model.name} guesses several tokens in one pass; what is made of it is an ordinary draft, and 'train-draft "
+        "--parallel' teaches that again"
+    )
+
+
 def _make(
     config: InitDraftConfig,
     source: load.ModelSource,
@@ -81,6 +96,7 @@ def _make(
     given = None if donor is None else _load(config, donor.source, "donor")
     target = _load(config, source, "target")
     warn_about_prompts(prompts, encoded, target, progress.say)
+    _forget_masks(target if given is None else given, progress)
     whole, transplanted = target, None
     remedy = "lower --calibration-tokens or shorten the longest prompts; --probe-steps 0 trains no candidate"
     with out_of_memory_named(remedy):

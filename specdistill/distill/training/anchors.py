@@ -9,6 +9,8 @@ import torch
 
 from specdistill.data.batch import Example, collate
 from specdistill.data.mask_tokens import drop_masks, every_mask
+from specdistill.distill.processes.ranks import ALONE, Ranks
+from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.sources import Source, Wrapped
 from specdistill.distill.training.parallel_rows import guessing_rows
 from specdistill.distill.training.parallel_settings import ParallelSettings
@@ -27,7 +29,8 @@ class Anchored(Wrapped):
         draft: A parallel draft; it is asked where its rounds begin.
         settings: Anchors, and how many masks are kept.
         seed: Random seed of the run.
-        say: Where it is said, once, that text holds the mask token.
+        say: Where it is said, once, that text holds the mask token, or that answers are too short.
+        ranks: Processes that train together.
     """
 
     def __init__(
@@ -37,15 +40,40 @@ class Anchored(Wrapped):
         settings: ParallelSettings,
         seed: int,
         say: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(source)
+        self._ranks = ranks
         self._draft, self._settings, self._seed, self._say = draft, settings, seed, say
         self._warned = False
+        self._deepest: int | None = 0
+        """Guess furthest ahead that a text so far could teach; None once that was looked at."""
 
     def next_batch(self, step: int) -> list[Example]:
         examples = super().next_batch(step)
         self._warn(examples)
         return [self._with_masks(example, step) for example in examples]
+
+    def measurements(self, *, reset: bool = False) -> Measurements:
+        """The other source's; a reset is an evaluation, before the first of which short answers are said."""
+        if reset:
+            self._warn_of_short_answers()
+        return super().measurements(reset=reset)
+
+    def _warn_of_short_answers(self) -> None:
+        """Answers may be shorter than the held-out ones, which only measure a guess, and may be written on the way."""
+        if self._deepest is None:
+            return
+        # Each process has seen its share of the answers alone.
+        deepest, wanted = max(self._ranks.gather([self._deepest])), self._settings.parallel
+        self._deepest = None
+        if not 0 < deepest < wanted:
+            return
+        lower = f"lower --parallel to {deepest}, or " if deepest > 1 else ""
+        self._say(
+            f"warning: --parallel {wanted}, but the answers trained on so far are too short to teach guesses from "
+            f"{deepest + 1} on; {lower}train on longer answers"
+        )
 
     def _warn(self, examples: list[Example]) -> None:
         """Prompts are checked before the mask token is chosen; answers come later."""
@@ -64,6 +92,8 @@ class Anchored(Wrapped):
         starts = None if settings.anchors == "all" else round_starts(self._draft, example, settings.parallel)
         seed = f"{self._seed} {step} {example.prompt_id} {example.answer_ids}"
         masks = every_mask(length, settings.parallel, starts)
+        if self._deepest is not None:
+            self._deepest = max(self._deepest, max(masks) + 1)
         kept = drop_masks(masks, settings.parallel_keep, settings.parallel_keep_least, seed)
         return dataclasses.replace(example, masks=kept)
 

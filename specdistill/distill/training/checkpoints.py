@@ -23,7 +23,7 @@ from specdistill.distill.processes import sharding
 from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.training.step import StepRunner
 from specdistill.errors import OutputError, first_line
-from specdistill.files import atomic
+from specdistill.files import atomic, run_settings
 
 DIRECTORY = "checkpoints"
 _KEPT = 2
@@ -134,6 +134,9 @@ class Checkpoints:
         stored = read(self._output, self._network, self._runner.optimizer)
         if stored is None:
             return None
+        if self._is_main:
+            # The interruption wrote it, and it speaks of the draft of then. The run's end writes it again.
+            (self._output / run_settings.CARD_FILE).unlink(missing_ok=True)
         state, tensors = stored
         self._runner.schedule.load_state_dict(state.schedule)
         # The schedule writes the rate into the optimiser only when it steps.

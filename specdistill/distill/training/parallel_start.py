@@ -40,6 +40,11 @@ class ParallelStart:
         mask_id = self.drafting.mask_id
         name = f" {self.token}" if self.token else ""
         say(f"parallel draft: {self.drafting.trained_tokens} tokens per pass, mask token {mask_id}{name}")
+        if self.before is not None and self.before.mask_id != mask_id:
+            say(
+                f"warning: --mask-token {mask_id} is not the mask token that it learned, {self.before.mask_id}: its "
+                "later guesses begin anew; leave --mask-token out to go on with them"
+            )
         if mask_id >= self.rows:
             say(
                 f"warning: no id of the vocabulary is free, so the draft gets row {mask_id} beyond the target's "

@@ -83,8 +83,7 @@ class DraftTrainer:
         self.draft, self.measures = pair.draft, measures
         # Engines want the target's; a draft with another tokenizer keeps its own.
         self._vocabulary = pair.target if pair.same_tokenizer else pair.draft
-        self._source = source
-        self._optimiser, self._evaluation = optimiser, evaluation
+        self._source, self._optimiser, self._evaluation = source, optimiser, evaluation
         self._output, self._progress, self._title = output, progress, title
         self._ranks, self._labelled, self._resume, self.idle = ranks, labelled, resume, idle
         self._state = RunState()
@@ -271,12 +270,13 @@ class DraftTrainer:
         # Shards are gathered by all ranks together, and those may be anywhere; their last checkpoint stays.
         if self._shards.sharded or not self._ranks.is_main:
             return
-        self.unmeasured = with_draft and bool(self.step) and len(self.history) == 1
-        also = ", and its draft, which was not measured" if self.unmeasured else ""
+        unmeasured = with_draft and bool(self.step) and len(self.history) == 1
+        also = ", and its draft, which was not measured" if unmeasured else ""
         self._progress.say(f"writing a checkpoint after step {self.step}{also} (Ctrl-C again ends at once)")
         self._checkpoints.write(self._boundary)
-        if self.unmeasured:
+        if unmeasured:
             save_draft(self.draft, self._vocabulary, self._output, lora.merged(self.draft.model))
+            self.unmeasured = True  # Only now: a second Ctrl-C may have come before.
 
     def _restore(self) -> bool:
         """Takes up the run where its last checkpoint was written; False where there is none."""
