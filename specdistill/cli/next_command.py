@@ -52,12 +52,13 @@ def after_annotate(config: AnnotateConfig) -> str:
     return command("train-draft", *_shared(config), *words)
 
 
-def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
+def after_train_draft(config: TrainConfig, same_tokenizer: bool = True, kept_start: bool = False) -> str:
     """Measures the draft, beside the one it was made of, on prompts that training never saw.
 
     Args:
         config: The run's settings.
         same_tokenizer: Whether the draft has the target's tokenizer; only transformers drafts with another one.
+        kept_start: Whether what is written is the start, which is not compared with itself.
     """
     same, parallel = config.draft == config.target, config.parallel_draft.wanted
     if same and not parallel:
@@ -67,7 +68,8 @@ def after_train_draft(config: TrainConfig, same_tokenizer: bool = True) -> str:
         words = *unseen_prompts(config.prompts), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
         return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
     # A target that guesses several tokens has nothing to be compared with.
-    beside = () if same else ("--compare", config.draft) if same_tokenizer else ("--engine", "transformers")
+    compared = () if kept_start else ("--compare", config.draft)
+    beside = () if same else compared if same_tokenizer else ("--engine", "transformers")
     words = "--draft", config.output, *beside, *unseen_prompts(config.prompts), "--html", f"{config.output}.html"
     return command("bench", *_shared(config), *words)
 

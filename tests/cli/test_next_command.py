@@ -103,6 +103,10 @@ CASES = [
         "bench --target tuned --target-base 'base model' --draft d --compare cut --html d.html",
     ),
     (
+        next_command.after_train_draft(TrainConfig.flat(target="T", draft="c", output="d"), kept_start=True),
+        "bench --target T --draft d --html d.html",
+    ),
+    (
         next_command.after_train_draft(
             TrainConfig.flat(target="T", draft="c", output="d", prompts="self:4:train", chat_template_kwargs=THINKING)
         ),
