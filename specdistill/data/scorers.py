@@ -15,6 +15,7 @@ from typing import Any
 
 from specdistill.data.prompt import Prompt
 from specdistill.errors import ConfigError, DataError, first_line
+from specdistill.settings.checks import LARGEST_FLOAT
 from specdistill.settings.scoring import CHOICES, LIKELIHOOD, TEXT_SCORERS
 
 Scorer = Callable[[Prompt, str], float]
@@ -22,6 +23,7 @@ Scorer = Callable[[Prompt, str], float]
 
 # A minus between two numbers is no sign, and "w7" holds no number.
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -29,9 +31,9 @@ def exact_match(prompt: Prompt, text: str) -> float:
     """1 where the answer, or its last line, equals the prompt's given answer up to case and white space; else 0.
 
     Of a given answer in GSM8K's form only what follows the last "####" counts, and of a last line in the form
-    "The answer is 42." what follows "answer is" or "####".
+    "The answer is 42." what follows "answer is" or "####". "1,200" and "1200" are one answer; "1,2" and "12" are not.
     """
-    wanted = _plain(_given(prompt).rpartition("####")[2])
+    wanted = _wanted(_given(prompt))
     last = text.strip().rpartition("\n")[2]
     candidates = {_plain(text), _plain(last), _plain(last.rpartition("####")[2])}
     lowered = last.lower()
@@ -94,8 +96,9 @@ def load_function(name: str, flag: str) -> Scorer:
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise DataError(f"{flag} {name} fails for prompt {prompt.id!r} ({reason}); mend the function") from error
-        if not math.isfinite(value):
-            raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return a finite number")
+        if not abs(value) <= LARGEST_FLOAT:
+            must = "a finite number" if not math.isfinite(value) else f"a number of at most {LARGEST_FLOAT:g}"
+            raise DataError(f"{flag} {name} gave {value} for prompt {prompt.id!r}; it must return {must}")
         return value
 
     return checked
@@ -149,6 +152,8 @@ def _check_answer(name: str, prompt: Prompt, flag: str) -> None:
         problem = 'has no field "answer"'
     elif prompt.is_empty:
         problem = 'has an empty field "answer"'
+    elif name == "exact-match" and not _wanted(prompt.answer):
+        problem = f'has nothing to compare with in its field "answer" ({prompt.answer[:40]!r})'
     elif name == "number" and _last_number(prompt.answer) is None:
         problem = f'has no number in its field "answer" ({prompt.answer[:40]!r})'
     elif name == "json":
@@ -157,7 +162,9 @@ def _check_answer(name: str, prompt: Prompt, flag: str) -> None:
         except ValueError:
             problem = f'has no JSON in its field "answer" ({prompt.answer[:40]!r})'
     if problem is not None:
-        raise DataError(f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with")
+        raise DataError(
+            f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with; write it there, or choose another scorer"
+        )
 
 
 def _given(prompt: Prompt) -> str:
@@ -165,12 +172,20 @@ def _given(prompt: Prompt) -> str:
     return prompt.answer
 
 
+def _wanted(answer: str) -> str:
+    """The text that exact-match looks for: the given answer, or what follows its last "####"."""
+    return _plain(answer.rpartition("####")[2])
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".").replace(",", "").lstrip("$ :")
+    words = " ".join(text.lower().split()).rstrip(".,").lstrip("$ :")
+    # A comma between thousands is no part of the number; any other separates two things.
+    return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), words)
 
 
 def _last_number(text: str) -> Decimal | None:
-    found = _NUMBER.findall(text)
+    # The minus of typesetting is one too.
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(found[-1].replace(",", "")) if found else None
 
 

@@ -360,6 +360,11 @@ def test_of_two_answers_that_score_the_same_the_likelier_is_kept_wherever_it_sta
         ("42", "The answer is 421.", 0),
         ("42", "42 is wrong", 0),
         ("42", "", 0),
+        ("$1,200,000.50", "1200000.50.", 1),
+        # A comma that parts two things is part of the answer.
+        ("12", "1,2", 0),
+        ("[1, 2]", "[12]", 0),
+        ("ab, c", "ab c", 0),
     ],
 )
 def test_exact_match(answer, text, score):
@@ -379,6 +384,12 @@ def test_scorers_are_found_or_refused(tmp_path, monkeypatch):
             check_scorer(name, PROMPTS)
     with pytest.raises(DataError, match='no field "answer"'):
         check_scorer("exact-match", [Prompt("x", ())])
+    # Any empty answer would be right.
+    with pytest.raises(DataError, match="'x' has nothing to compare with in its field \"answer\" \\('so ####'\\)"):
+        check_scorer("exact-match", [Prompt("x", (), answer="so ####")])
+    (tmp_path / "huge_scores_of_test.py").write_text("def huge(prompt, text):\n    return 1e300\n")
+    with pytest.raises(DataError, match=r"gave 1e\+300 .* a number of at most 1e\+30"):
+        check_scorer("huge_scores_of_test:huge", PROMPTS)(PROMPTS[0], "abc")
 
 
 def test_raw_text_is_trained_on(tiny, tmp_path):

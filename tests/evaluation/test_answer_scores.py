@@ -15,7 +15,7 @@ from specdistill import BenchConfig, bench, generate, load_model
 from specdistill.data import Prompt
 from specdistill.data.prompts import encode, load_prompts
 from specdistill.data.scorers import SCORERS, check_scorer
-from specdistill.decoding import Sampling, SpeculativeDecoder
+from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation import measure
@@ -106,6 +106,12 @@ def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monk
         (answer,) = decoder.generate([ids], max_new_tokens=LENGTH, seeds=[3 * 100_003 + number])
         texts.append(target.decode(answer.token_ids))
     assert report.score.speculative.mean == pytest.approx(sum(map(total, texts)) / 8)
+    # The draft alone samples as the server does.
+    asked = [encode(prompt, target.tokenizer) for prompt in load_prompts(str(files / "prompts.jsonl"))]
+    seeds = [3 * 100_003 + number for number in range(8)]
+    alone = generate_plain(draft, asked, sampling=Sampling(), max_new_tokens=LENGTH, seeds=seeds)
+    own = [total(draft.decode(answer.token_ids)) for answer in alone]
+    assert report.score.draft.mean == pytest.approx(sum(own) / 8)
     # The target alone wrote something else.
     assert report.score.speculative_minus_target.mean != 0
     gap = report.score.speculative.mean - report.score.target.mean
@@ -200,6 +206,8 @@ def test_equal_scores_have_an_interval_of_a_proportion(scores, low, high):
         ("number", "72", "48 + 24 = 72", True),
         ("number", "so it is\n#### 1,200", "1200.0 euros, all in all", True),
         ("number", "-3", "It is -3.", True),
+        ("number", "-3", "x = \N{MINUS SIGN}3", True),
+        ("number", "3", "x = \N{MINUS SIGN}3", False),
         ("number", "12", "between 10-12", True),
         ("number", "72", "72 or 73", False),
         ("number", "7", "w7", False),
