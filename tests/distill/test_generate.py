@@ -136,6 +136,10 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
         ({"rollouts_per_prompt": 0}, "--rollouts-per-prompt"),
         ({"match": "cost", "other": "x"}, "needs --target-price"),
         ({"target_price": 1.0}, "goes with a second model, --other"),
+        (
+            {"other": "x", "match": "cost", "target_price": 1e9, "other_price": 1e-9},
+            r"buys 4e\+18 answers of --other to each prompt, more than 10,000; both prices must be in one unit",
+        ),
     ],
 )
 def test_refuses_settings(settings, text):

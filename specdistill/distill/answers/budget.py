@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from specdistill.data.batch import Example
-from specdistill.distill.answers.generate_config import ComparisonSettings
+from specdistill.distill.answers.generate_config import ComparisonSettings, check_copies
 from specdistill.models import LanguageModel
 
 
@@ -32,9 +32,13 @@ def matched_copies(
         models: target and other.
         target_answers: All of the target's.
         first: The other model's first answers: how long its answers are is measured on them.
+
+    Raises:
+        ConfigError: The budget buys more than anybody wants; nothing is written then.
     """
     budget = num_tokens(target_answers) * token_cost(settings, models["target"], "target")
     once = num_tokens(first) * token_cost(settings, models["other"], "other")
+    check_copies(budget / once)
     return max(1, int(budget / once))
 
 

@@ -20,6 +20,26 @@ from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 from specdistill.settings.target_context import ContextSettings
 
 
+MOST_COPIES = 10_000
+"""Most answers to a prompt that a budget may buy; more are a slip of the pen in a price or a size."""
+
+
+def check_copies(copies: float) -> None:
+    """Refuses a budget that buys more answers than anybody wants.
+
+    Args:
+        copies: Answers of the second model to each prompt.
+
+    Raises:
+        ConfigError: More than `MOST_COPIES`.
+    """
+    if copies > MOST_COPIES:
+        raise ConfigError(
+            f"the budget buys {copies:.3g} answers of --other to each prompt, more than {MOST_COPIES:,}; both prices "
+            "must be in one unit; lower --rollouts-per-prompt, or take a larger --other"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
     """A second model that answers the same prompts for the same budget."""
@@ -118,6 +138,8 @@ class GenerateConfig(Config):
         scorers = self.comparison.scorer, self.comparison.strict_scorer
         self.self_prompts.check(self.prompts, "train", answers_read(scorers, self.context.target_hint))
         compares = self.comparison.other is not None
+        if self.comparison.match == "cost":
+            check_copies(self.copies * self.comparison.target_price / self.comparison.other_price)
         needs(self.batches, not self.engine.uses_engine, "--rollout-engine transformers", "batch_size")
         if self.engine.uses_engine and compares:
             raise ConfigError("--rollout-engine vllm writes one model's answers; leave --other away")
