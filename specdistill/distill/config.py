@@ -104,11 +104,7 @@ class TrainConfig(Config):
         self._check_watch()
         self._check_parallel()
         self._check_sharing()
-        if self.presets.preset == "adapt" and self.loss.reward is not None and self.sequences.target_fraction == 1:
-            raise ConfigError(
-                "--preset adapt trains on the target's answers only, which --reward does not judge; set "
-                "--target-fraction below 1, or leave one of them away"
-            )
+        self._check_reward()
 
     @classmethod
     def flat(cls, **settings: Any) -> Self:
@@ -123,6 +119,21 @@ class TrainConfig(Config):
         if self.recipe.given_answers and sequences.text is None and self.place.name != "stored":
             answers = f"--method {self.method}"
         self.self_prompts.check(self.prompts, "train", answers)
+
+    def _check_reward(self) -> None:
+        """Refuses a reward where the draft writes no answer that it could judge."""
+        if self.loss.reward is None:
+            return
+        sequences, steps, remedy = self.sequences, self.optimiser.steps, "or leave --reward away"
+        if self.method == "gkd" and sequences.lmbda == 0:
+            raise ConfigError(f"--lmbda 0 trains on no answer of the draft, which --reward could judge; raise it, {remedy}")
+        fraction = sequences.target_fraction
+        if self.method == "distillspec" and fraction is not None and round(fraction * steps) == steps:
+            adapt = " (which --preset adapt sets)" if self.presets.preset == "adapt" and fraction == 1 else ""
+            raise ConfigError(
+                f"--target-fraction {fraction:g}{adapt} leaves none of {steps} steps to the draft's own answers, which "
+                f"--reward could judge; lower it, {remedy}"
+            )
 
     def _check_watch(self) -> None:
         """Refuses to watch what nothing measures."""
@@ -214,12 +225,18 @@ class TrainConfig(Config):
         if self.parallel_draft.wanted:
             return "tokens_per_call"
         # A model that is its own target starts at alpha 1, which its training can only lower.
-        if self.recipe.learns_from_text and Path(self.target) == Path(self.draft):
+        if self.recipe.learns_from_text and self._is_itself:
             if self.sequences.judges_text:
                 return "score"
             if self.recipe.given_answers and self.sequences.text is None:
                 return "loss"
         return "alpha"
+
+    @property
+    def _is_itself(self) -> bool:
+        """Whether target and draft are one directory, file or name."""
+        places = Path(self.target), Path(self.draft)
+        return places[0] == places[1] or (all(place.exists() for place in places) and places[0].samefile(places[1]))
 
     def for_draft(self, is_head: bool) -> tuple[Objective, str]:
         """Loss and watched number, which depend on what the draft turns out to be.
@@ -241,16 +258,24 @@ class TrainConfig(Config):
     @property
     def teaches_itself(self) -> bool:
         """Whether a target of the draft's own weights would teach something: sees more, or its text says more."""
-        if self.context.adds_something or self.target_settings.guidance or self.loss.reward or self.loss.ce_weight:
+        if self.context.adds_something or self.target_settings.guidance:
+            return True
+        if self.loss.reward is not None and self.loss.distill_weight < 1:
             return True
         if self.parallel_draft.wanted:
             # The masks teach it something whatever the target is.
             return True
         if self.target_settings.target_memory in ("int8", "nf4") or self.method in ("sft", "online"):
             return True
-        # Cross entropy on plain samples of the model itself has the gradient 0 on average; sharper ones change it.
-        plain = self.sampling.temperature == 1 and not self.sampling.filtered and self.sequences.rollouts is None
-        return self.objective.kind == "ce" and (self.method == "best-of-n" or not plain)
+        # Cross entropy on samples of the model itself, at their own temperature, has the gradient 0 on average.
+        sequences, temperature = self.sequences, self.sampling.temperature
+        stored = sequences.rollouts is not None or self.place.name == "stored"
+        plain = temperature == self.objective.temperature and not self.sampling.filtered and not stored
+        if self.objective.kind == "ce":
+            return self.method == "best-of-n" or not plain
+        # Mixed-in cross entropy is never on what the draft itself writes.
+        own = {"gkd": sequences.lmbda == 1, "distillspec": sequences.target_fraction == 0 or plain}
+        return self.loss.ce_weight > 0 and not own.get(self.method, False)
 
     @property
     def place(self) -> TargetPlace:

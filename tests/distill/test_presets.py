@@ -84,7 +84,7 @@ def test_what_the_user_sets_wins_even_at_its_default():
         ({"preset": "fast"}, "unknown --preset 'fast'; choose one of none, adapt"),
         ({"enough_alpha": 1.5}, "--enough-alpha must be in"),
         ({"tolerated_drop": -0.1}, "--tolerated-drop must be in"),
-        ({"preset": "adapt", "reward": "m:f"}, "--preset adapt .*--reward .*--target-fraction below 1"),
+        ({"preset": "adapt", "reward": "m:f"}, "--target-fraction 1 .*--preset adapt sets.*--reward .*lower it"),
     ],
 )
 def test_settings_that_cannot_be(settings, text):

@@ -16,7 +16,7 @@ from specdistill.settings.chat import ChatSettings
 from specdistill.settings.checks import at_least, check_temperature, needs, within_one
 from specdistill.settings.parts import ESSENTIALS
 from specdistill.settings.sampling import Sampling
-from specdistill.settings.scoring import LIKELIHOOD
+from specdistill.settings.scoring import CHOICES, LIKELIHOOD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class SequenceSettings:
         """
         if self.scorer == LIKELIHOOD and self.keep_correct:
             raise ConfigError(
-                "--keep-correct needs a --scorer that tells right from wrong: name exact-match or module:function"
+                f"--keep-correct needs a --scorer that tells right from wrong: name {CHOICES}"
             )
         return JudgeSettings(scorer=self.scorer, score_threshold=self.score_threshold, strict_scorer=self.strict_scorer)
 
