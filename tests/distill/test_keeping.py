@@ -379,6 +379,45 @@ def test_the_default_fits_what_the_run_optimises():
             assert any_config(**settings).watch == watch, settings
 
 
+def test_one_directory_by_two_names_is_its_own_target(tiny, tmp_path):
+    (tmp_path / "link").symlink_to(tiny / "target")
+    same = {"target": str(tiny / "target"), "draft": str(tmp_path / "link"), "method": "sft"}
+    assert any_config(**same).watch == "loss" and any_config(**same, scorer="json").watch == "score"
+    assert any_config(**same | {"draft": str(tiny / "draft")}).watch == "alpha"
+
+
+FAILING = """
+CALLS, LIMIT = [], None
+
+def words(prompt, text):
+    CALLS.append(text)
+    if LIMIT is not None and len(CALLS) > LIMIT:
+        raise ValueError("no more")
+    return float(len(text.split()))
+"""
+
+
+def test_a_reward_that_fails_in_the_middle_costs_no_step(tiny, tmp_path, monkeypatch):
+    """It fails in step 4, long after the last evaluation; once it is mended the run goes on after step 3."""
+    (tmp_path / "failing_reward.py").write_text(FAILING)
+    monkeypatch.chdir(tmp_path)
+    settings = CALM | {"method": "gkd", "lmbda": 1.0, "reward": "failing_reward:words", "resume": True, "eval_every": 10}
+    uncut = train(tiny, tmp_path / "uncut", **settings)
+    import failing_reward  # pyright: ignore[reportMissingImports]
+
+    failing_reward.CALLS.clear()
+    # 9 held-out answers of the start, 8 answers of each step.
+    monkeypatch.setattr(failing_reward, "LIMIT", 9 + 3 * 8 + 4)
+    with pytest.raises(DataError, match="no more"):
+        train(tiny, tmp_path / "cut", **settings)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-000003"]
+    monkeypatch.setattr(failing_reward, "LIMIT", None)
+    spoken = Spoken()
+    resumed = train_draft(train_config(tiny, tmp_path / "cut", **settings), spoken)
+    assert "going on after step 3" in spoken.lines
+    assert resumed.after == uncut.after and same_weights(tmp_path / "cut", tmp_path / "uncut")
+
+
 def test_prompts_without_an_answer_are_refused_before_anything_is_loaded(tiny, tmp_path):
     rows = [dict(row) for row in ROWS]
     for row in rows:

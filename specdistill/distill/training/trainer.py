@@ -24,7 +24,7 @@ from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures, Records
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.distill.training.step import NotFiniteError, Reward, StepMeasurement, StepRunner
-from specdistill.errors import ServerError, SpecdistillError
+from specdistill.errors import DataError, ServerError, SpecdistillError
 from specdistill.evaluation.to_json import finite
 from specdistill.files import atomic
 from specdistill.models import LanguageModel, ModelPair
@@ -144,7 +144,7 @@ class DraftTrainer:
         except KeyboardInterrupt:
             self._keep_boundary(with_draft=True)
             raise
-        except ServerError:
+        except (ServerError, DataError):  # A scorer of the user's fails, say.
             self._keep_boundary(with_draft=False)
             raise
         finally:
