@@ -72,7 +72,7 @@ class TargetContext:
         system = None if settings.target_system is None else _read_text(settings.target_system)
         turns: tuple[Message, ...] = ()
         if settings.target_examples is not None:
-            turns = tuple(turn for prompt in load_prompts(settings.target_examples) for turn in _as_turns(prompt))
+            turns = tuple(turn for prompt in _read_examples(settings.target_examples) for turn in _as_turns(prompt))
         return TargetContext(system, turns, settings.target_hint)
 
     @property
@@ -133,12 +133,19 @@ class TargetContext:
 
 def _read_text(name: str) -> str:
     try:
-        text = Path(name).read_text(encoding="utf-8").strip()
+        text = Path(name).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--target-system {name} can't be read as text ({error}); name a UTF-8 text file") from error
     if not text:
         raise DataError(f"--target-system {name} is empty; write the system prompt into it")
     return text
+
+
+def _read_examples(name: str) -> list[Prompt]:
+    try:
+        return load_prompts(name)
+    except DataError as error:
+        raise DataError(f"--target-examples: {error}") from error
 
 
 def _as_turns(prompt: Prompt) -> list[Message]:

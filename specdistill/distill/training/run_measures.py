@@ -140,9 +140,10 @@ def _own_ids(inputs: MeasureInputs) -> Sequence[list[int]]:
 
 def _loss(inputs: MeasureInputs, answers: Sequence[Example]) -> HeldOutLoss:
     """The loss on answers like those that the method trains on: given ones, or the target's."""
-    pair, heldout, labeller = inputs.pair, inputs.prompts.heldout, inputs.target.labeller
+    pair, prompts, labeller = inputs.pair, inputs.prompts, inputs.target.labeller
+    heldout = prompts.heldout
     examples = list(answers)
-    if inputs.target.stored is None and takes_given_answers(inputs.method, inputs.settings, heldout):
+    if inputs.target.stored is None and takes_given_answers(inputs.method, inputs.settings, prompts.training):
         end = answer_end(pair.target, heldout[0].chat_template_kwargs)
         length = inputs.settings.max_new_tokens
         given, _ = given_answers(heldout, inputs.encoded, pair.target.tokenizer, end, length)

@@ -469,6 +469,7 @@ def test_files_are_checked_before_models(tiny, tmp_path):
     for flags, text in (
         ({"target_system": "nowhere.txt"}, "--target-system nowhere.txt can't be read as text"),
         ({"target_system": str(tmp_path / "empty.txt")}, "is empty; write the system prompt into it"),
+        ({"target_examples": "nowhere.jsonl"}, "--target-examples: .*nowhere.jsonl does not exist"),
         (
             {"target_examples": str(tmp_path / "unanswered.jsonl")},
             'line 1: .*--target-examples needs the field "answer"',
@@ -482,6 +483,12 @@ def test_files_are_checked_before_models(tiny, tmp_path):
         with pytest.raises(DataError, match=text):
             in_memory(tiny, tmp_path, **flags)
         assert not (tmp_path / "out").exists()
+
+
+def test_the_mark_of_the_byte_order_is_no_part_of_the_system_prompt(tmp_path):
+    """Windows' Notepad writes one."""
+    (tmp_path / "system.txt").write_bytes(b"\xef\xbb\xbfw1 w2\r\n")
+    assert TargetContext.read(ContextSettings(target_system=str(tmp_path / "system.txt"))).system == "w1 w2"
 
 
 def test_flags_that_contradict_each_other_are_refused():
@@ -539,7 +546,15 @@ NOTHING = r"teach it nothing, loss and gradient would be 0; let the target see m
         {"method": "supervised-kd"},
         {"method": "skd"},
         {"method": "seqkd"},
+        # Cross entropy at the temperature of the samples is 0 on average, whatever the temperature.
+        {"method": "seqkd", "temperature": 0.5},
         {"method": "best-of-n", "divergence": "fkl"},
+        # Cross entropy is never mixed in on what the draft itself writes.
+        {"method": "gkd", "lmbda": 1.0, "ce_weight": 0.5},
+        {"method": "distillspec", "target_fraction": 0.0, "ce_weight": 0.5},
+        {"method": "distillspec", "ce_weight": 0.5},
+        # (1 - a) times the reward.
+        {"method": "gkd", "lmbda": 1.0, "reward": "tiny_runs:count_w7", "distill_weight": 1.0},
     ],
 )
 def test_a_target_of_the_drafts_own_weights_is_refused(tiny, tmp_path, twins, settings, monkeypatch):
@@ -555,8 +570,11 @@ def test_a_target_of_the_drafts_own_weights_is_refused(tiny, tmp_path, twins, se
     [
         {"method": "gkd", "target_hint": "w57 {answer}"},
         {"method": "gkd", "guidance": 0.5, "negative_prompt": "w1"},
-        {"method": "seqkd", "temperature": 0.5},
+        {"method": "seqkd", "temperature": 0.5, "loss_temperature": 1.0},
+        {"method": "seqkd", "top_p": 0.5},
+        {"method": "seqkd", "temperature": 0.0, "rule": "greedy"},
         {"method": "supervised-kd", "ce_weight": 0.5},
+        {"method": "distillspec", "ce_weight": 0.5, "top_k": 3},
         {"method": "sft"},
         {"method": "best-of-n"},
     ],
