@@ -11,12 +11,17 @@ from tiny_models import make_model, make_tokenizer, perturbed, save
 from tiny_runs import any_config, example, prompt_rows, write_folder
 
 from specdistill import BenchConfig
+from specdistill.data.prompts import load_prompts
 from specdistill.decoding import Guidance, Sampling, SpeculativeDecoder, build_guidance, generate_plain
+from specdistill.decoding.answers import write_answers
 from specdistill.decoding.costs import measure_costs
 from specdistill.decoding.proof import prove
 from specdistill.errors import ConfigError
 from specdistill.evaluation import measure, timed_run
+from specdistill.evaluation.lenience_sweep import emitted_law
 from specdistill.evaluation.measure import measure_draft
+from specdistill.models import load_model
+from specdistill.progress import Quiet
 from specdistill.settings.chat import ChatSettings
 from specdistill.settings.guidance import GuidanceSettings
 
@@ -133,6 +138,22 @@ def test_bench_measures_the_guided_target(folder):
 def test_sampling_is_measured_and_checked_under_guidance(folder):
     report = bench(folder, temperature=0.7, top_p=0.9, **GUIDED)
     assert report.lossless.greedy_identical and report.lossless.prompts_compared == 4
+
+
+def test_the_sweep_of_lenience_is_the_guided_targets(folder):
+    """Rows decode the guided target, and count what the rule changes in its distribution."""
+    report = bench(folder, temperature=1.0, lenience_sweep=(0.3,), max_new_tokens=8, **GUIDED)
+    exact, lenient = report.lenience_sweep
+    assert exact.mean_acceptance_length.mean == report.acceptance.mean_acceptance_length.mean
+    target, draft = (plain_model(folder / name) for name in ("target", "draft"))
+    own, prompts = load_model(str(folder / "target")), load_prompts(str(folder / "prompts.jsonl"))
+    encoded = [list(prompt_of(prompt.id)) for prompt in prompts]
+    guided = {"guidance": Guidance(NEGATIVE, 0.8)}
+    answers = write_answers(own, prompts, encoded, Sampling(), 8, 0, Quiet(), **guided)
+    p = torch.cat([guided_logits(target, one, NEGATIVE, 0.8) for one in answers]).softmax(-1)
+    q = torch.cat([answer_logits(draft, one) for one in answers]).softmax(-1)
+    changed = (emitted_law(p, q, 0.3) - p).abs().sum(-1) / 2
+    assert lenient.changed_tokens.mean == pytest.approx(float(changed.mean()), rel=1e-3)
 
 
 def test_costs_and_the_greedy_check_are_the_guided_targets(folder, monkeypatch):

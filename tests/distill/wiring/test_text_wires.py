@@ -147,6 +147,14 @@ def test_lmbda_is_the_share_of_steps_on_the_drafts_own_answers(tiny, tmp_path):
     assert shares[0.15] < 0.33 and shares[0.85] > 0.67
 
 
+def test_the_seed_decides_which_steps_of_gkd_are_the_drafts_own(tiny, tmp_path):
+    def coins(seed):
+        run = frozen_run(tiny, tmp_path / str(seed), method="gkd", seed=seed, steps=12, batch_size=1, max_new_tokens=2)
+        return [writers == {DRAFT} for writers in run.writers]
+
+    assert coins(0) != coins(1)
+
+
 def test_gkd_mixes_half_and_half_by_default(tiny, tmp_path):
     run = frozen_run(tiny, tmp_path / "out", method="gkd", steps=40, batch_size=1, max_new_tokens=3)
     assert 0.26 < sum(writers == {DRAFT} for writers in run.writers) / 40 < 0.74
