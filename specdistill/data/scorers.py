@@ -163,7 +163,8 @@ def _check_answer(name: str, prompt: Prompt, flag: str) -> None:
             problem = f'has no JSON in its field "answer" ({prompt.answer[:40]!r})'
     if problem is not None:
         raise DataError(
-            f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with; write it there, or choose another scorer"
+            f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with; write it there, or choose another "
+            "scorer"
         )
 
 

@@ -126,7 +126,7 @@ class TrainConfig(Config):
             return
         sequences, steps, remedy = self.sequences, self.optimiser.steps, "or leave --reward away"
         if self.method == "gkd" and sequences.lmbda == 0:
-            raise ConfigError(f"--lmbda 0 trains on no answer of the draft, which --reward could judge; raise it, {remedy}")
+            raise ConfigError(f"--lmbda 0 leaves no answer of the draft that --reward could judge; raise it, {remedy}")
         fraction = sequences.target_fraction
         if self.method == "distillspec" and fraction is not None and round(fraction * steps) == steps:
             adapt = " (which --preset adapt sets)" if self.presets.preset == "adapt" and fraction == 1 else ""

@@ -401,7 +401,8 @@ def test_a_reward_that_fails_in_the_middle_costs_no_step(tiny, tmp_path, monkeyp
     """It fails in step 4, long after the last evaluation; once it is mended the run goes on after step 3."""
     (tmp_path / "failing_reward.py").write_text(FAILING)
     monkeypatch.chdir(tmp_path)
-    settings = CALM | {"method": "gkd", "lmbda": 1.0, "reward": "failing_reward:words", "resume": True, "eval_every": 10}
+    settings = CALM | {"method": "gkd", "lmbda": 1.0, "reward": "failing_reward:words", "eval_every": 10}
+    settings["resume"] = True
     uncut = train(tiny, tmp_path / "uncut", **settings)
     import failing_reward  # pyright: ignore[reportMissingImports]
 

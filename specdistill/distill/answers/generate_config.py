@@ -19,7 +19,6 @@ from specdistill.settings.scoring import LIKELIHOOD
 from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 from specdistill.settings.target_context import ContextSettings
 
-
 MOST_COPIES = 10_000
 """Most answers to a prompt that a budget may buy; more are a slip of the pen in a price or a size."""
 

@@ -1,4 +1,4 @@
-"""Rewards and held-out numbers beside alpha: whose answers are judged, from which seeds, behind which prompt, by hand."""
+"""Rewards and held-out numbers beside alpha, by hand: whose answers are judged, from which seeds and prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specdistill.models import load_model
 
 NEGATIVE = (3, 62, 4)
 GUIDANCE = {"guidance": 0.8, "negative_prompt": "w57"}
-NUMBERS = "def numbers(prompt, text):\n    return float(sum(int(word[1:]) for word in text.split() if word[0] == 'w'))\n"
+NUMBERS = "def numbers(prompt, text):\n    return sum(int(word[1:]) for word in text.split() if word[0] == 'w')\n"
 
 
 def numbers(text: str) -> float:
@@ -51,13 +51,14 @@ def test_each_micro_batch_gets_the_advantages_of_its_own_answers(tiny, tmp_path,
     rewards = [numbers(tokenizer.decode(one.answer_ids, skip_special_tokens=True)) for one in run.steps[0]]
     others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
     assert [len(part) for part in run.advantages] == ([1] * 8 if size == 1 else [3, 3, 2])
-    assert sum(run.advantages, []) == [close(own - other) for own, other in zip(rewards, others, strict=True)]
+    given = [advantage for part in run.advantages for advantage in part]
+    assert given == [close(own - other) for own, other in zip(rewards, others, strict=True)]
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"method": "gkd", "lmbda": 0.0}, "--lmbda 0 trains on no answer of the draft.*leave --reward away"),
+        ({"method": "gkd", "lmbda": 0.0}, "--lmbda 0 leaves no answer of the draft.*leave --reward away"),
         ({"target_fraction": 1.0}, "--target-fraction 1 leaves none of 300 steps.*leave --reward away"),
         ({"target_fraction": 0.9, "steps": 4}, "--target-fraction 0.9 leaves none of 4 steps"),
         ({"target_fraction": 0.8, "steps": 4}, None),
@@ -94,9 +95,7 @@ def test_the_watched_loss_is_against_the_guided_target(tiny, tmp_path):
 
 
 def test_the_watched_loss_is_against_the_target_that_sees_more(tiny, tmp_path):
-    run = frozen_run(
-        tiny, tmp_path / "out", method="supervised-kd", watch="loss", steps=1, target_hint="w57 {answer}"
-    )
+    run = frozen_run(tiny, tmp_path / "out", method="supervised-kd", watch="loss", steps=1, target_hint="w57 {answer}")
     hand, rows, plain = ByHand(tiny), [], []
     for one, seen in held_out_given(run.output):
         assert len(seen) > len(one.prompt_ids)
@@ -104,7 +103,8 @@ def test_the_watched_loss_is_against_the_target_that_sees_more(tiny, tmp_path):
         for prompt, losses in ((seen, rows), (one.prompt_ids, plain)):
             p = answer_logits(hand.target, dataclasses.replace(one, prompt_ids=prompt)).softmax(-1)
             losses.append(kl(p, q))
-    assert run.history[0]["heldout_loss"] == close(float(torch.cat(rows).mean())) != close(float(torch.cat(plain).mean()))
+    longer, short = (float(torch.cat(losses).mean()) for losses in (rows, plain))
+    assert run.history[0]["heldout_loss"] == close(longer) != close(short)
 
 
 def test_the_watched_loss_is_on_the_targets_answers_where_the_training_is(tiny, tmp_path):
