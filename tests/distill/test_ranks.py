@@ -66,6 +66,13 @@ def launch(arguments, environment=None, **options):
 
 CASES = {
     "gkd-accumulated": {"method": "gkd", "batch_size": 7, "micro_batch_size": 2},
+    "gkd-reward": {
+        "method": "gkd",
+        "lmbda": 1.0,
+        "batch_size": 5,
+        "micro_batch_size": 2,
+        "reward": "tiny_runs:count_w7",
+    },
     "skd": {"method": "skd", "steps": 3},
     "a-rank-without-tokens": {"method": "supervised-kd", "batch_size": 1},
     "parallel-accumulated": {"method": "gkd", "batch_size": 7, "micro_batch_size": 2, "parallel": 3},
@@ -88,7 +95,8 @@ def test_two_ranks_train_as_one(folder, padded, tmp_path, name):
         generate(GenerateConfig.flat(target=two["target"], prompts=two["prompts"], output=str(tmp_path / "answers")))
         two["rollouts"] = one["rollouts"] = str(tmp_path / "answers")
     train_draft(TrainConfig.flat(**(one | {"shard": "none"})))
-    done = launch(two)
+    # Rewards are functions of tests.
+    done = launch(two, {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == 0, done.stderr[-3000:]
     compare(folder, tmp_path)
 
@@ -99,7 +107,7 @@ def compare(folder, tmp_path):
     single, double = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(single) == len(double)
     for wanted, got in zip(single, double, strict=True):
-        for key in ("loss", "grad_norm", "alpha", "tokens_seen", "heldout_alpha_sampled"):
+        for key in ("loss", "grad_norm", "alpha", "tokens_seen", "reward", "heldout_alpha_sampled"):
             if key in wanted:
                 assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
     # Adam divides by the gradient's own size: where that is rounding, so is the step. The updates as a whole agree.

@@ -131,6 +131,14 @@ def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_named(folder, 
         train_draft(settings)
 
 
+def test_checkpoint_every_says_how_often_one_is_written(folder, tmp_path, monkeypatch):
+    break_at(monkeypatch, 9)
+    with pytest.raises(ZeroDivisionError):
+        train_draft(config(folder, tmp_path / "out", checkpoint_every=4))
+    folders = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert folders == ["step-000004", "step-000008"]
+
+
 def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(folder, tmp_path, monkeypatch):
     original = checkpoints.save_file
     calls = iter(range(1000))

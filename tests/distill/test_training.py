@@ -347,6 +347,11 @@ def test_learning_rate_by_size_and_freshness(tmp_path):
     assert rates(tmp_path) == rates(None) == [3e-4, 1e-4, 1e-5]
     (tmp_path / "init_draft.json").write_text("{}")
     assert rates(tmp_path) == [1.5e-3, 5e-4, 1e-4]
+    # Adapters start at zero: about ten times the rate of full training.
+    trained = [
+        SimpleNamespace(directory=None, num_parameters=size, learns_to_guess=False) for size in (42e6, 135e6, 1e9)
+    ]
+    assert [learning_rate(any_config(lora_rank=4).optimiser, draft) for draft in trained] == [1.5e-3, 5e-4, 1e-4]
     fixed = any_config(learning_rate=2e-5)
     assert learning_rate(fixed.optimiser, make_model()) == 2e-5
 

@@ -115,9 +115,7 @@ class SequenceSettings:
             ConfigError: They contradict each other.
         """
         if self.scorer == LIKELIHOOD and self.keep_correct:
-            raise ConfigError(
-                f"--keep-correct needs a --scorer that tells right from wrong: name {CHOICES}"
-            )
+            raise ConfigError(f"--keep-correct needs a --scorer that tells right from wrong: name {CHOICES}")
         return JudgeSettings(scorer=self.scorer, score_threshold=self.score_threshold, strict_scorer=self.strict_scorer)
 
     def check_files(self, chat: ChatSettings) -> None:

@@ -16,6 +16,7 @@ from specdistill.data.prompts import Prompt
 from specdistill.data.scorers import Scorer
 from specdistill.decoding import Sampling
 from specdistill.decoding.answers import write_answers
+from specdistill.distill.processes.ranks import ALONE, Ranks
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.heldout import HeldOutScorer
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
@@ -65,6 +66,8 @@ class OwnAnswers:
         sampling: How the draft answers.
         max_new_tokens: Most tokens of an answer.
         seed: Random seed of the answers.
+        ranks: The processes that train together. The main one's scores count for all: a judge that draws, as a language
+            model does, would let them decide differently, and wait for each other for ever.
     """
 
     def __init__(
@@ -76,8 +79,9 @@ class OwnAnswers:
         sampling: Sampling,
         max_new_tokens: int,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.name = name
+        self.name, self._ranks = name, ranks
         self._judge, self._prompts, self._encoded = judge, prompts, encoded
         self._sampling, self._max_new_tokens, self._seed = sampling, max_new_tokens, seed
 
@@ -91,7 +95,7 @@ class OwnAnswers:
             self._judge(prompt, draft.decode(answer.answer_ids))
             for prompt, answer in zip(self._prompts, answers, strict=True)
         ]
-        return np.array(scores), np.ones(len(scores))
+        return np.array(self._ranks.gather([scores])[0]), np.ones(len(scores))
 
 
 class HeldOutLoss:

@@ -107,7 +107,8 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
     for name, judge, sampling in judges:
         if judge is not None:
             ids, length = _own_ids(inputs), rollouts.max_new_tokens
-            measures.append(OwnAnswers(name, judge, prompts.heldout, ids, sampling, length, rollouts.seed))
+            answered = sampling, length, rollouts.seed, inputs.ranks
+            measures.append(OwnAnswers(name, judge, prompts.heldout, ids, *answered))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))
     return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers), remedy)

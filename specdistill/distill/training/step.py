@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
 
-from specdistill.data.batch import Batch, Example, Provenance, collate, join_soft_labels
+from specdistill.data.batch import Batch, Example, collate, join_soft_labels
 from specdistill.distill.processes.ranks import Ranks
 from specdistill.distill.processes.sharding import Shards, full_tensor
 from specdistill.distill.target.hidden_states import TargetStates
@@ -22,8 +22,9 @@ from specdistill.distill.training import lora
 from specdistill.distill.training.adaspec import select_tokens
 from specdistill.distill.training.head_loss import build_loss
 from specdistill.distill.training.held_signals import held_signals
-from specdistill.distill.training.loss import DistillationLoss, StepTotals, leave_one_out_advantages
+from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.loss_settings import Objective
+from specdistill.distill.training.rewards import Reward, StepRewards, judge_step
 from specdistill.distill.training.settings import OptimiserSettings
 from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.checkpoint import is_fresh_cut
@@ -32,9 +33,6 @@ from specdistill_kernels import SoftLabels
 _PRECISIONS: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 Inputs = tuple[Batch, Tensor | None, SoftLabels | None]
-
-Reward = Callable[[Example], float]
-"""Judges an answer that the draft wrote; more is better."""
 
 NOTHING = Example("nothing", (0, 0), (), ())
 """Trained on with weight zero by a rank that has no example left, so that it joins the collectives. Of two tokens: a
@@ -160,7 +158,7 @@ class StepRunner:
             NotFiniteError: Nothing was updated.
         """
         totals = self._count(examples)
-        rewards = self._rewards(examples)
+        rewards = judge_step(self._reward, examples, self._ranks)
         loss, alpha = self._ranks.total(list(self._forward_backward(examples, totals, rewards)))
         total_norm = self._accelerator.clip_grad_norm_(self._loss.parameters(), self._settings.max_grad_norm)
         norm = float(full_tensor(cast(Tensor, total_norm)))
@@ -174,7 +172,7 @@ class StepRunner:
             grad_norm=norm,
             learning_rate=rate,
             tokens=totals.tokens,
-            reward=None if rewards is None else sum(rewards) / len(rewards),
+            reward=None if rewards is None else rewards.mean,
         )
         with held_signals():
             self.optimizer.step()
@@ -184,13 +182,6 @@ class StepRunner:
             if updated is not None:
                 updated(measurement)
         return measurement
-
-    def _rewards(self, examples: Sequence[Example]) -> list[float] | None:
-        """Rewards of answers that the draft wrote; None without a reward, or where somebody else wrote."""
-        own = all(set(example.provenance) <= {int(Provenance.DRAFT)} for example in examples)
-        if self._reward is None or not own or not examples:
-            return None
-        return [self._reward(example) for example in examples]
 
     def _count(self, examples: Sequence[Example]) -> StepTotals:
         """Counts over all ranks, now: answers that were just written are as long as they are."""
@@ -204,12 +195,12 @@ class StepRunner:
         return StepTotals(tokens, count, tuple(by_depth))
 
     def _forward_backward(
-        self, examples: Sequence[Example], totals: StepTotals, rewards: list[float] | None
+        self, examples: Sequence[Example], totals: StepTotals, rewards: StepRewards | None
     ) -> tuple[float, float]:
         """Loss and sum of alpha over this rank's micro-batches; gradients are in the parameters afterwards."""
         advantages = None
         if rewards is not None:
-            advantages = torch.tensor(leave_one_out_advantages(rewards), device=self._draft.device)
+            advantages = torch.tensor(rewards.advantages, device=self._draft.device)
         # Every rank passes through the network equally often, or those with more would wait in a collective for ever.
         most = self._ranks.largest_share(self._settings.batch_size)
         size = self._settings.micro_batch_size or most

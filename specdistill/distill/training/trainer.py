@@ -22,8 +22,9 @@ from specdistill.distill.training.held_signals import held_signals
 from specdistill.distill.training.keeping import Keeper
 from specdistill.distill.training.loss_settings import Objective
 from specdistill.distill.training.measures import HeldOutMeasures, Records
+from specdistill.distill.training.rewards import Reward
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
-from specdistill.distill.training.step import NotFiniteError, Reward, StepMeasurement, StepRunner
+from specdistill.distill.training.step import NotFiniteError, StepMeasurement, StepRunner
 from specdistill.errors import DataError, ServerError, SpecdistillError
 from specdistill.evaluation.to_json import finite
 from specdistill.files import atomic
@@ -280,8 +281,7 @@ class DraftTrainer:
 
     def _restore(self) -> bool:
         """Takes up the run where its last checkpoint was written; False where there is none."""
-        restored = self._checkpoints.restore()
-        if restored is None:
+        if (restored := self._checkpoints.restore()) is None:
             return False
         self._state, self.keeper.records = restored
         self._source.load_state_dict(self._state.source)

@@ -319,6 +319,12 @@ def test_max_grad_norm_and_the_learning_rate_bound_a_step(tiny, tmp_path):
     assert moves["clipped"] < 1e-6
 
 
+def test_lora_rank_is_that_of_the_adapters(tiny, tmp_path):
+    run = frozen_run(tiny, tmp_path / "out", method="sft", lora_rank=3, steps=1)
+    ranks = {tensor.shape[0] for name, tensor in run.weights.items() if "lora_A" in name}
+    assert ranks == {3}
+
+
 def test_the_gradient_norm_and_the_mean_count_every_token_once_in_any_micro_batch(tiny, tmp_path, hand):
     for size in (0, 1, 3):
         run = frozen_run(tiny, tmp_path / str(size), method="distillspec", micro_batch_size=size, steps=1)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
-from by_hand import GIVEN, ByHand, answer_logits, close, frozen_run, given_answer_of, kl, prompt_of
-from tiny_runs import any_config, prompt_rows, write_rows
+from by_hand import DRAFT, GIVEN, ByHand, answer_logits, close, frozen_run, given_answer_of, kl, prompt_of
+from tiny_models import make_model
+from tiny_runs import any_config, example, prompt_rows, write_rows
 
-from specdistill.data import Example
+from specdistill.data import Example, Prompt
 from specdistill.data.prompts import load_prompts, split_prompts
 from specdistill.decoding import Sampling, generate_plain
 from specdistill.distill.answers.shards import read_rollouts, rollout_seed, to_example
+from specdistill.distill.processes.ranks import Ranks
+from specdistill.distill.training.measures import OwnAnswers
+from specdistill.distill.training.rewards import judge_step
 from specdistill.errors import ConfigError
 from specdistill.models import load_model
 
@@ -53,6 +58,41 @@ def test_each_micro_batch_gets_the_advantages_of_its_own_answers(tiny, tmp_path,
     assert [len(part) for part in run.advantages] == ([1] * 8 if size == 1 else [3, 3, 2])
     given = [advantage for part in run.advantages for advantage in part]
     assert given == [close(own - other) for own, other in zip(rewards, others, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOfTwo(Ranks):
+    """A rank of two, which hears from the other what a test says."""
+
+    theirs: Sequence[float] = ()
+
+    def gather(self, items):
+        return [*items, self.theirs] if self.is_main else [self.theirs, *items]
+
+
+def rank_of_two(number: int, theirs: Sequence[float]) -> Ranks:
+    return OneOfTwo(number, 2, theirs=theirs)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_ranks_have_one_baseline(rank):
+    """Rewards 1 and 2 here, 3 and 6 there: the mean of the other three is the baseline, as in one process."""
+    examples = [example((3, 4), (token,), DRAFT) for token in (1, 2)]
+    found = judge_step(lambda one: float(one.answer_ids[0]), examples, rank_of_two(rank, [3.0, 6.0]))
+    assert found is not None and found.mean == 3 and found.advantages == pytest.approx([1 - 11 / 3, 2 - 10 / 3])
+    # One without an answer takes part all the same, and hears the mean.
+    found = judge_step(lambda one: 0.0, [], rank_of_two(rank, [3.0, 6.0]))
+    assert found is not None and (found.mean, found.advantages) == (4.5, [])
+    given = [example((3, 4), (1,), GIVEN)]
+    assert judge_step(lambda one: 1.0, given, rank_of_two(rank, [])) is None
+
+
+def test_the_main_ranks_scores_count_for_all():
+    draft, prompts = make_model(layers=1), [Prompt(f"p{number}", ()) for number in range(2)]
+    for rank, expected in ((0, [7.0, 7.0]), (1, [0.25, 0.75])):
+        ranks = rank_of_two(rank, [0.25, 0.75])
+        own = OwnAnswers("score", lambda prompt, text: 7.0, prompts, [[3, 5, 4]] * 2, Sampling(), 2, 0, ranks)
+        assert own.sums(draft)[0].tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,11 @@ def test_the_batch_size_is_the_number_of_answers_of_a_step(tiny, tmp_path):
     assert [len(step) for step in run.steps] == [5, 5]
 
 
-@pytest.mark.parametrize(("settings", "all_answers"), [(OWN[0], 18), (THE_TARGETS[0], 36)], ids=["gkd", "seqkd"])
+@pytest.mark.parametrize(
+    ("settings", "all_answers"),
+    [(OWN[0], 18), (THE_TARGETS[0], 36), ({"method": "skd"}, 18)],
+    ids=["gkd", "seqkd", "skd"],
+)
 def test_the_seed_decides_what_is_written(tiny, tmp_path, settings, all_answers):
     """A step takes all answers, so that their order plays no part."""
     texts = {}
