@@ -18,9 +18,9 @@ class StepRewards:
     """Rewards of one optimiser step."""
 
     mean: float
-    """Over the answers of all ranks."""
+    """Mean over the answers of all ranks."""
     advantages: list[float]
-    """Of this rank's answers, in order: each reward minus the mean of the step's others."""
+    """Each reward of this rank's answers, in order, minus the mean of the step's others."""
 
 
 def judge_step(reward: Reward | None, examples: Sequence[Example], ranks: Ranks) -> StepRewards | None:
