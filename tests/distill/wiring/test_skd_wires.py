@@ -55,11 +55,11 @@ def test_a_replacement_at_temperature_0_is_the_argmax():
 
 @pytest.mark.parametrize("sampling", [Sampling(top_p=0.4), Sampling(temperature=0.0), Sampling(top_k=1)], ids=str)
 def test_ranks_are_those_of_the_raw_logits(sampling):
-    """Behind a filter that leaves one id, all others would share a rank: ids 1 and 2 stay at K = 3, id 3 does not."""
-    target = torch.tensor([LOGITS] * 4)
-    proposal = Proposal(torch.tensor([1, 2, 3]), torch.tensor([3]), None)
+    """Behind a filter that leaves one id, all others would be equal: ids 4 and 3 stay at K = 3, id 2 does not."""
+    target = torch.tensor([LOGITS[::-1]] * 4)
+    proposal = Proposal(torch.tensor([4, 3, 2]), torch.tensor([3]), None)
     verified = TopKAcceptance(3, sampling)(target, proposal, Keys(torch.tensor([0]), torch.tensor([0])))
-    assert (verified.num_accepted.tolist(), verified.next_token.tolist()) == ([2], [0])
+    assert (verified.num_accepted.tolist(), verified.next_token.tolist()) == ([2], [5])
 
 
 def test_a_replacement_is_drawn_where_the_draft_was_wrong():
