@@ -265,9 +265,11 @@ def test_every_evaluation_samples_the_drafts_own_answers_from_the_same_seeds():
     assert len(set(heard)) == 4
 
 
-def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch, keep):
     """Everything is read back from the checkpoint of the last step."""
-    settings = CALM | {"method": "sft", "scorer": "exact-match", "keep": "last", "learning_rate": 1e-2, "resume": True}
+    settings = CALM | {"method": "sft", "scorer": "exact-match", "watch": "loss", "learning_rate": 1e-2}
+    settings |= {"keep": keep, "resume": True}
     uncut = train(tiny, tmp_path / "uncut", **settings)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("specdistill.distill.train_draft.finish", lambda *given, **named: 1 // 0)
