@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.studies.folders import StudyFolder
 from benchmarks.studies.method_rows import DEPTH_BUDGET
 from benchmarks.studies.method_runs import DEPTH_LABELS, prepare_labels
-from benchmarks.studies.self_text import MAX_NEW_TOKENS, OWN, SELF, write_heldout, write_target_answers
+from benchmarks.studies.self_text import OWN, SELF, write_heldout, write_target_answers
 from benchmarks.studies.student_rows import Answers
 from benchmarks.studies.student_runs import SCALES, Study, prepare_teacher
 from benchmarks.studies.student_tasks import TASKS as STUDENT_TASKS
@@ -23,6 +23,10 @@ TOKENS, LOSS_STEPS = 8, 48
 HEAD = "head"
 """In the place of a cut's number of layers."""
 KEPT_IDS = 8192
+OPEN = OWN | {"prompts": "self:2000"}
+"""Settings that name the prompts of `open`: heads soon knew all that 45,000 tokens of answers taught them."""
+OPEN_TOKENS = 64
+"""Tokens of an answer there, at most."""
 
 
 @dataclass(frozen=True)
@@ -177,21 +181,21 @@ def open_chat(folder: Path) -> Task:
 
     def prepare() -> None:
         write_heldout(heldout)
-        write_target_answers(answers, OWN, 1)
+        write_target_answers(answers, OPEN, 1, OPEN_TOKENS)
         shape = {"output": str(labels), "rollouts": str(answers), "threads": 1, "labels": "top-k", "top_k": 64}
         annotate(AnnotateConfig.flat(target=str(target_file()), **shape), TerminalProgress())
 
     return Task(
         name="open",
         target=str(target_file()),
-        prompts=OWN["prompts"],
+        prompts=OPEN["prompts"],
         heldout=heldout,
         labels=labels,
         answers=answers,
         budget={
             "steps": 500,
             "batch_size": 8,
-            "max_new_tokens": MAX_NEW_TOKENS,
+            "max_new_tokens": OPEN_TOKENS,
             "heldout_prompts": 8,
             "self_max_tokens": SELF.self_max_tokens,
         },
@@ -203,4 +207,4 @@ def open_chat(folder: Path) -> Task:
 
 
 TASKS = {"mails": mails, "code": code, "open": open_chat}
-"""Name -> the task in a folder of its own; one of methods.py does for `code`, one of self_prompts.py for `open`."""
+"""Name -> the task in a folder of its own; one of methods.py does for `code`."""

@@ -4,7 +4,7 @@
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR --bench    (alone on the machine)
     python benchmarks/studies/kinds.py TASK FOLDER --output DIR --collect  (adds to results/kinds_TASK.json)
 
-Each task makes what it needs in FOLDER. A folder of methods.py does for `code`, one of self_prompts.py for `open`.
+Each task makes what it needs in FOLDER. A folder of methods.py does for `code`.
 
 1. Cuts of 2 and 4 layers with a head of 8192 ids learn to guess one token: the starts.
 2. From each start a parallel draft and, for the same processor time, an ordinary one are trained further by forward KL

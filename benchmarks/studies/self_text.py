@@ -28,19 +28,22 @@ def write_heldout(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in heldout))
 
 
-def write_target_answers(answers: Path, prompts: dict[str, Any], per_prompt: int) -> None:
+def write_target_answers(
+    answers: Path, prompts: dict[str, Any], per_prompt: int, max_new_tokens: int = MAX_NEW_TOKENS
+) -> None:
     """Writes the target's sampled answers to prompts, where they are missing.
 
     Args:
         answers: Their folder.
         prompts: Settings that name the prompts.
         per_prompt: Answers to each.
+        max_new_tokens: Tokens of an answer at most.
     """
     config = GenerateConfig.flat(
         target=str(target_file()),
         output=str(answers),
         rollouts_per_prompt=per_prompt,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         batch_size=64,
         **prompts,
     )

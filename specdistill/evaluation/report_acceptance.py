@@ -66,9 +66,9 @@ class CountedAcceptance:
     by_position: list[float]
     """Share of the rounds that proposed i draft tokens, in our decoder, or of all rounds, in an engine, in which the
     first i were all kept; empty where an engine counts no positions. An answer's last rounds propose fewer, so that the
-    share can rise from one i to the next."""
+    share can rise from one i to the next. Null where no round proposed so many."""
     by_position_conditional: list[float]
-    """Share of the rounds that kept i - 1 draft tokens which also kept the i-th."""
+    """Share of the rounds that kept i - 1 draft tokens which also kept the i-th; null where none came that far."""
     mean_acceptance_length: Estimate
     """Tokens per target call (tau) of real decoding, bonus token included; sum over sum."""
     mean_acceptance_length_macro: float

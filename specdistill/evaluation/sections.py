@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -192,15 +193,18 @@ def alphas_at_1(records: Sequence[PromptAcceptance]) -> dict[str, Estimate] | No
 
 
 def by_position(generations: Sequence[Generation], num_draft_tokens: int) -> tuple[list[float], list[float]]:
-    """Joint survival S_i and P(accept i | 1..i-1 accepted), over the rounds in which position i was proposed."""
+    """Joint survival S_i and P(accept i | 1..i-1 accepted), over the rounds in which position i was proposed.
+
+    NaN where no round came that far.
+    """
     rounds = [entry for generation in generations for entry in generation.rounds]
     joint, conditional = [], []
     for position in range(1, num_draft_tokens + 1):
         proposed = [entry for entry in rounds if entry.proposed >= position]
         reached = [entry for entry in proposed if entry.accepted >= position - 1]
         kept = sum(entry.accepted >= position for entry in proposed)
-        joint.append(kept / len(proposed) if proposed else 0.0)
-        conditional.append(kept / len(reached) if reached else 0.0)
+        joint.append(kept / len(proposed) if proposed else math.nan)
+        conditional.append(kept / len(reached) if reached else math.nan)
     return joint, conditional
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -155,7 +156,7 @@ def _positions(console: Console, report: Report) -> None:
             "acceptance by position in the draft, real decoding",
             "position",
             [str(position) for position in range(1, len(acceptance.by_position) + 1)],
-            {name: [f"{value:.3f}" for value in values] for name, values in both.items()},
+            {name: ["-" if math.isnan(value) else f"{value:.3f}" for value in values] for name, values in both.items()},
         )
     for line in depth_lines(report):
         console.print(line, soft_wrap=True)

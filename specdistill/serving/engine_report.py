@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -150,7 +151,7 @@ def _counted(
     proposed = np.array([counts.proposed for _, counts in counting], dtype=float)
     accepted = np.array([counts.accepted for _, counts in counting], dtype=float)
     joint = [kept / total.rounds for kept in total.accepted_by_position or () if total.rounds]
-    conditional = [now / then if then else 0.0 for now, then in zip(joint, [1.0, *joint], strict=False)]
+    conditional = [now / then if then else math.nan for now, then in zip(joint, [1.0, *joint], strict=False)]
     rates = counted(joint, conditional, emitted, rounds, accepted, proposed)
     rates = dataclasses.replace(rates, counters=_counters(total, engine.counters))
     if predicted_columns is None:

@@ -88,7 +88,8 @@ def _served_model(config: ExportConfig, pair: FoundPair) -> list[str]:
 def _check_layers(config: ExportConfig, head: HeadModel, layers: int) -> None:
     usual = default_aux_layers(layers)
     if config.format == "sglang" and (head.head.aux_layers != usual or layers < 7):
+        read = ", ".join(map(str, head.head.aux_layers))
         raise ConfigError(
-            f"--draft {config.draft} reads layers {head.head.aux_layers} of the target; SGLang counts layers that a "
+            f"--draft {config.draft} reads layers {read} of the target; SGLang counts layers that a "
             "config.json names in another way, so only heads of the usual layers 2, L/2 and L-3 are written for it"
         )

@@ -150,6 +150,7 @@ def test_only_empty_answers_are_refused_before_weights_are_read(tmp_path, capsys
     write_rows(folder / "empty.jsonl", [row | {"answer": " "} for row in prompt_rows(8)])
     draft = ["--draft", str(folder / "draft")] if words[0] == "train-draft" else []
     places = ["--target", str(folder / "target"), "--prompts", str(folder / "empty.jsonl")]
+    capsys.readouterr()  # transformers' progress of writing the folder
     line = run_line(capsys, *words, *draft, *places, "--output", str(tmp_path / "out"))
     assert "answers are empty (prompt 'p" in line and "generate" in line
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -143,6 +144,14 @@ def test_positions_joint_and_conditional():
     rounds = [Round(3, 3, 4), Round(3, 1, 2), Round(3, 0, 1), Round(1, 1, 2)]
     joint, conditional = by_position([Generation(rounds=rounds)], 3)
     assert joint == pytest.approx([3 / 4, 1 / 3, 1 / 3]) and conditional == pytest.approx([3 / 4, 1 / 2, 1])
+
+
+def test_a_position_that_no_round_reached_is_unknown():
+    """It was an acceptance of 0."""
+    rounds = [Round(3, 1, 2), Round(3, 0, 1)]
+    joint, conditional = by_position([Generation(rounds=rounds)], 4)
+    assert joint == pytest.approx([1 / 2, 0, 0, math.nan], nan_ok=True)
+    assert conditional == pytest.approx([1 / 2, 0, math.nan, math.nan], nan_ok=True)
 
 
 def test_bootstrap_covers_and_pairs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,16 @@ def test_acceptance_of_twelve_draft_tokens_is_whole(capsys, monkeypatch, width, 
         cells = [word for line in lines if line.startswith(f"│ {name} ") for word in line.split() if word[0] in "01"]
         assert cells == [f"{value:.3f}" for value in values]
     assert all(len(line) <= width for line in lines if line[:1] in "┃│┏┡└")
+
+
+def test_an_acceptance_that_nothing_tells_is_a_dash(capsys, monkeypatch):
+    """It was an acceptance of 0.000."""
+    report = example_report()
+    counted = replace(report.acceptance, by_position=[0.5, 0.0, math.nan], by_position_conditional=[0.5, 0.0, math.nan])
+    rows = printed(replace(report, acceptance=counted), capsys, monkeypatch, 160).splitlines()
+    for name in ("joint", "conditional"):
+        (row,) = [row for row in rows if row.startswith(f"│ {name} ")]
+        assert row.strip("│").split()[1:] == ["│", "0.500", "│", "0.000", "│", "-"]
 
 
 def _share(count, pieces, piece):

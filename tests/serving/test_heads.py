@@ -80,7 +80,7 @@ def test_layers_that_sglang_would_count_otherwise_are_not_written(tmp_path, caps
     save_head(make_head(target).head, tmp_path / "head", 3)
     words = ["export", "--target", str(tmp_path / "target"), "--draft", str(tmp_path / "head"), "--format"]
     assert main([*words, "sglang", "--output", str(tmp_path / "out")]) == 2
-    assert "SGLang counts layers" in capsys.readouterr().err
+    assert "reads layers 1, 2, 3 of the target; SGLang counts layers" in capsys.readouterr().err
     found = verdicts(str(tmp_path / "target"), str(tmp_path / "head"))
     assert found["vllm"].loads and "SGLang adds 1" in found["sglang"].warnings[0]
 
