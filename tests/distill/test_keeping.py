@@ -424,6 +424,7 @@ def test_prompts_without_an_answer_are_refused_before_anything_is_loaded(tiny, t
     for row in rows:
         del row["answer"]
     write_rows(tmp_path / "bare.jsonl", rows)
-    with pytest.raises(DataError, match='has no field "answer", which --scorer exact-match compares with'):
+    text = '6 of 6 prompts have no field "answer" .*bare.jsonl, line .* are id, prompt.*, which --scorer'
+    with pytest.raises(DataError, match=text):
         train(tiny, tmp_path / "out", prompts=str(tmp_path / "bare.jsonl"), scorer="exact-match")
     assert not (tmp_path / "out").exists()
