@@ -16,7 +16,7 @@ from typing import Any
 from specdistill.data.prompt import Prompt, lacking_answers
 from specdistill.errors import ConfigError, DataError, first_line
 from specdistill.settings.checks import LARGEST_FLOAT
-from specdistill.settings.scoring import CHOICES, LIKELIHOOD, TEXT_SCORERS
+from specdistill.settings.scoring import LIKELIHOOD, TEXT_SCORERS, check_name
 
 Scorer = Callable[[Prompt, str], float]
 """(prompt, answer's text) -> a number; more is better."""
@@ -134,7 +134,8 @@ def check_scorer(
         ConfigError: No such scorer.
         DataError: It compares with the field answer, and a prompt has none that it can read.
     """
-    if name == LIKELIHOOD and likelihood:
+    check_name(name, flag, likelihood=likelihood)
+    if name == LIKELIHOOD:
         return None
     if name in SCORERS:
         if (lacking := lacking_answers(prompts)) is not None:
@@ -142,9 +143,6 @@ def check_scorer(
         for prompt in prompts:
             _check_answer(name, prompt, flag)
         return SCORERS[name]
-    if ":" not in name:
-        first = f"{LIKELIHOOD}, " if likelihood else ""
-        raise ConfigError(f"unknown {flag} {name!r}; choose {first}{CHOICES}")
     return load_function(name, flag)
 
 
