@@ -55,6 +55,13 @@ def test_the_split_is_said_once_and_answers_where_they_do_not_count(folder, tmp_
     assert len(warnings) == len(set(warnings))
 
 
+def test_the_split_says_why_fewer_prompts_are_held_out_than_asked(folder, tmp_path):
+    progress = Lines()
+    settings = {"method": "sft", "steps": 1, "eval_every": 1, "heldout_prompts": 16}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    assert "8 prompts: 4 to train on, 4 held out (--heldout-prompts 16, but at most half)" in progress.said
+
+
 @pytest.mark.parametrize(
     ("settings", "zero"),
     [
