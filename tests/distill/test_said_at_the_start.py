@@ -23,10 +23,13 @@ class Lines(Quiet):
     """Progress that keeps what it was told."""
 
     def __init__(self):
-        self.said = []
+        self.said, self.notes = [], []
 
     def say(self, text):
         self.said.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,21 @@ def test_the_split_says_why_fewer_prompts_are_held_out_than_asked(folder, tmp_pa
     settings = {"method": "sft", "steps": 1, "eval_every": 1, "heldout_prompts": 16}
     train_draft(train_config(folder, tmp_path / "out", **settings), progress)
     assert "8 prompts: 4 to train on, 4 held out (--heldout-prompts 16, but at most half)" in progress.said
+
+
+@pytest.mark.parametrize(("top_k", "warned"), [(1, 1), (65, 0)])
+def test_skd_says_in_words_how_much_the_target_replaced_and_warns_once(folder, tmp_path, top_k, warned):
+    progress = Lines()
+    settings = {"method": "skd", "skd_top_k": top_k, "steps": 4, "eval_every": 2, "patience": 0}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()][1:]
+    rates = [entry["skd_rejection_rate"] for entry in entries]
+    assert len(rates) == 2 and all((rate > 0.9) == bool(warned) for rate in rates)
+    lines = [line for line in progress.said if "is nearly all the target's own" in line]
+    assert len(lines) == warned
+    share = f"arget replaced {100 * rates[0]:.0f} % of the draft's tokens"
+    assert all(line.startswith(f"warning: the t{share}") for line in lines)
+    assert any(f"  t{share}  " in note for note in progress.notes)
 
 
 @pytest.mark.parametrize(
