@@ -119,6 +119,26 @@ def test_between_equal_scores_alpha_decides(monkeypatch):
     assert any("so alpha (sampled) decides" in warning for warning in keeper.warnings(state))
 
 
+@pytest.mark.parametrize(
+    ("alpha", "keep", "why"),
+    [
+        (ALPHA, "best", "every held-out reward was equal; kept by alpha (sampled)"),
+        (ALPHA[::-1], "best", "every held-out reward was equal; kept by alpha (sampled)"),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], "best", "the start; every held-out reward was equal; kept by alpha (sampled)"),
+        (ALPHA, "last", "the last one that was measured (--keep last); every held-out reward was equal"),
+    ],
+)
+def test_where_alpha_decided_alone_the_reason_says_so(monkeypatch, alpha, keep, why):
+    monkeypatch.setitem(OTHERS, "reward", [0.0] * 5)
+    keeper, state, _, _ = run_by_hand("reward", alpha=alpha, keep=keep)
+    state.history = [{"heldout_reward": 0.0}] * 5
+    assert keeper.why(state) == why
+    # One that differs was not equal to the others, and of one evaluation nothing can be said.
+    for rewards in ([0.0, 0.0, -1.0, 0.0, 0.0], [0.0]):
+        state.history = [{"heldout_reward": value} for value in rewards]
+        assert "equal" not in keeper.why(state)
+
+
 @pytest.mark.parametrize("watch", ["alpha", "loss"])
 def test_keep_last_writes_every_step_and_still_stops_by_the_watched_number(watch):
     keeper, state, steps, stopped = run_by_hand(watch, patience=2, keep="last")

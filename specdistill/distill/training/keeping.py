@@ -91,12 +91,24 @@ class Keeper:
 
     def why(self, state: RunState) -> str:
         """Why the draft that is written is kept, in words."""
-        best = self.best(state)
+        best, merits = self.best(state), self._merits(state)
+        equal = f"every held-out {self._measures.label(self._measures.watched)} was equal"
+        all_equal = len(merits) > 1 and len({*merits}) == 1 and self._measures.breaks_ties
         if self._settings.keep == "last":
-            return f"the last one that was measured (--keep last); best held-out {best} at step {state.best_step}"
+            which = equal if all_equal else f"best held-out {best} at step {state.best_step}"
+            return f"the last one that was measured (--keep last); {which}"
+        if all_equal:
+            start = "" if state.best_step else "the start; "
+            return f"{start}{equal}; kept by {self._measures.decides_between_equals}"
         if not state.best_step:
             return f"the start; no later draft had a better held-out {best}"
         return f"best held-out {best}"
+
+    def _merits(self, state: RunState) -> list[float]:
+        """The watched number of each evaluation, with the sign that makes more better."""
+        watched = self._measures.watched
+        key = self._measures.history_key(watched)
+        return [self._measures.merit({watched: cast(float, entry[key])}) for entry in state.history]
 
     def warnings(self, state: RunState) -> list[str]:
         """Warns of a watched number that gets worse, or that can't get better."""
@@ -104,8 +116,7 @@ class Keeper:
         name, history = self._measures.label(watched), state.history
         if len(history) == 1 and self._measures.is_alpha(watched) and state.best_value > _PERFECT_ALPHA:
             return self._own_target(name)
-        key = self._measures.history_key(watched)
-        merits = [self._measures.merit({watched: cast(float, entry[key])}) for entry in history]
+        merits = self._merits(state)
         worse = guard_rails.worsening(merits)
         if len(merits) == _EVALUATIONS_TO_TELL and len({*merits}) == 1:
             other = self._measures.decides_between_equals

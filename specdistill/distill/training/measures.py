@@ -220,6 +220,11 @@ class HeldOutMeasures:
         return self.label(self._base.watched)
 
     @property
+    def breaks_ties(self) -> bool:
+        """Whether another number than the watched one decides between equals."""
+        return self.watched != self._base.watched
+
+    @property
     def low_is_good(self) -> bool:
         """Whether less of the watched number is better."""
         return self.watched == HeldOutLoss.name
