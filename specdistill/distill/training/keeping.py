@@ -47,6 +47,9 @@ class Keeper:
         self.records["last"] = records
         if is_best:
             self.records["best"] = records
+            # A later step that is no better by any number starts no new patience.
+            only_later = self._measures.own_target and value == state.best_value
+            state.waited = state.waited + state.step - state.best_step if only_later else 0
             state.best_step, state.best_value = state.step, value
         keeps = is_best or self._settings.keep == "last"
         if keeps:
@@ -61,17 +64,18 @@ class Keeper:
         if value != state.best_value:
             return False
         new, best = (self._measures.means(each) for each in (records, self.records["best"]))
-        return self._measures.between_equals(new) > self._measures.between_equals(best)
+        return self._measures.wins_between_equals(new, best)
 
     def no_patience_left(self, state: RunState) -> bool:
         """Whether too many evaluations brought no better watched number."""
         patience = self._settings.patience
-        return bool(patience) and (state.step - state.best_step) // self._settings.eval_every >= patience
+        waited = state.step - state.best_step + state.waited
+        return bool(patience) and waited // self._settings.eval_every >= patience
 
     def no_patience_line(self, state: RunState) -> str:
         """Says why the run stops."""
         best = self._measures.label(self._measures.watched)
-        return f"stopped at step {state.step}: no better {best} since step {state.best_step}"
+        return f"stopped at step {state.step}: no better {best} since step {state.best_step - state.waited}"
 
     def lines(self, state: RunState) -> list[str]:
         """An evaluation in words: warnings, the numbers, and at the start which of them are bounds."""
@@ -102,6 +106,8 @@ class Keeper:
             return f"{start}{equal}; kept by {self._measures.decides_between_equals}"
         if not state.best_step:
             return f"the start; no later draft had a better held-out {best}"
+        if self._measures.own_target and self._measures.breaks_ties and merits and merits[0] == state.best_value:
+            return f"held-out {best}, no better than the start's; kept by {self._measures.decides_between_equals}"
         return f"best held-out {best}"
 
     def _merits(self, state: RunState) -> list[float]:

@@ -162,6 +162,7 @@ class HeldOutMeasures:
         watch: `alpha`, or the name of one of the others.
         guesses: Those of a parallel draft; None for any other.
         remedy: Settings to change where the watched number gets worse, for people.
+        own_target: Whether the draft's start is the target itself.
     """
 
     def __init__(
@@ -171,8 +172,10 @@ class HeldOutMeasures:
         watch: str = "alpha",
         guesses: Measures | None = None,
         remedy: str = "lower --learning-rate",
+        *,
+        own_target: bool = False,
     ) -> None:
-        self.remedy = remedy
+        self.remedy, self.own_target = remedy, own_target
         self._base, self._measures, self._guesses = base, {measure.name: measure for measure in measures}, guesses
         self._others = [*self._measures, *([] if guesses is None else guesses.names)]
         self.measure = base.measure
@@ -210,14 +213,23 @@ class HeldOutMeasures:
         value = means[self.watched]
         return -value if self.low_is_good else value
 
-    def between_equals(self, means: Mapping[str, float]) -> float:
-        """The number that decides between drafts with the same watched number: alpha under --rule, or text's."""
-        return means[self._base.watched]
+    def wins_between_equals(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        """Whether a draft is better than an earlier one with the same watched number.
+
+        Alpha under --rule decides, or the likelihood of text. Where the draft is its own target both are best for the
+        untrained start, so the later one is taken.
+
+        Args:
+            new, best: Means of the two.
+        """
+        if not self.breaks_ties:
+            return False
+        return self.own_target or new[self._base.watched] > best[self._base.watched]
 
     @property
     def decides_between_equals(self) -> str:
-        """Its name, for people."""
-        return self.label(self._base.watched)
+        """What decides between drafts with the same watched number, for people."""
+        return "order (the later step)" if self.own_target and self.breaks_ties else self.label(self._base.watched)
 
     @property
     def breaks_ties(self) -> bool:
