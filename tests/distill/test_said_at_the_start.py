@@ -65,6 +65,43 @@ def test_the_split_says_why_fewer_prompts_are_held_out_than_asked(folder, tmp_pa
     assert "8 prompts: 4 to train on, 4 held out (--heldout-prompts 16, but at most half)" in progress.said
 
 
+REWARD = """
+def right(prompt, text):
+    return float(prompt.answer is not None and prompt.answer in text)
+
+def words(prompt, text):
+    return float(len(text))
+"""
+
+
+@pytest.mark.parametrize(("function", "answered"), [("right", 0), ("right", 5), ("right", 8), ("words", 0)])
+def test_a_reward_that_tells_nothing_apart_is_said_before_the_first_step(
+    folder, tmp_path, monkeypatch, function, answered
+):
+    (tmp_path / "start_rewards.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"w{number} w3", "id": str(number)} for number in range(8)]
+    for row in rows[:answered]:
+        row["answer"] = "no such words"
+    prompts, progress = tmp_path / "prompts.jsonl", Lines()
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"method": "gkd", "lmbda": 1.0, "reward": f"start_rewards:{function}", "heldout_prompts": 3}
+    settings |= {"steps": 1, "eval_every": 1, "prompts": str(prompts)}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    told = [line for line in progress.said if "tells nothing apart yet" in line]
+    if function == "words":
+        assert not told
+        return
+    (line,) = told
+    start, missing = "warning: the held-out reward is 0.000 for all 3 prompts: it tells nothing apart yet", ""
+    if answered < 8:
+        missing = f'; {8 - answered} of 8 prompts have no field "answer" (the first is '
+    assert line.startswith(start + missing) and (answered < 8 or line == start)
+    assert answered == 8 or line.endswith("; the fields there are prompt, id), so prompt.answer is None there")
+    first = next(number for number, said in enumerate(progress.said) if said.startswith("step 1:"))
+    assert progress.said.index(line) < first
+
+
 @pytest.mark.parametrize(("top_k", "warned"), [(1, 1), (65, 0)])
 def test_skd_says_in_words_how_much_the_target_replaced_and_warns_once(folder, tmp_path, top_k, warned):
     progress = Lines()

@@ -84,8 +84,11 @@ class Keeper:
         best = "  (best)" if state.step and state.step == state.best_step else ""
         lines = [f"warning: {warning}" for warning in self.warnings(state)]
         lines.append(f"step {state.step}: held-out {self._measures.measure}: {shown}{best}")
-        caveat = None if state.step else self._measures.caveat
-        return lines if caveat is None else [*lines, caveat]
+        if state.step:
+            return lines
+        blind = self._measures.blind_reward(self.records["start"])
+        lines += [] if blind is None else [f"warning: {blind}"]
+        return lines if self._measures.caveat is None else [*lines, self._measures.caveat]
 
     def best(self, state: RunState) -> str:
         """The watched number's name and its best value."""

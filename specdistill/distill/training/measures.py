@@ -163,6 +163,7 @@ class HeldOutMeasures:
         guesses: Those of a parallel draft; None for any other.
         remedy: Settings to change where the watched number gets worse, for people.
         own_target: Whether the draft's start is the target itself.
+        lacking: Which prompts have no field `answer`, for people; None where all have.
     """
 
     def __init__(
@@ -174,8 +175,9 @@ class HeldOutMeasures:
         remedy: str = "lower --learning-rate",
         *,
         own_target: bool = False,
+        lacking: str | None = None,
     ) -> None:
-        self.remedy, self.own_target = remedy, own_target
+        self.remedy, self.own_target, self._lacking = remedy, own_target, lacking
         self._base, self._measures, self._guesses = base, {measure.name: measure for measure in measures}, guesses
         self._others = [*self._measures, *([] if guesses is None else guesses.names)]
         self.measure = base.measure
@@ -207,6 +209,16 @@ class HeldOutMeasures:
         """name -> paired difference with its interval."""
         others = {name: paired_difference(sums, before.sums[name]) for name, sums in after.sums.items()}
         return self._base.gains(after.base, before.base) | others
+
+    def blind_reward(self, records: Records) -> str | None:
+        """Says that the reward is the same for every held-out prompt; None where it tells any apart, or is not there."""
+        if "reward" not in records.sums:
+            return None
+        rewards, _ = records.sums["reward"]
+        if len(rewards) < 2 or len({*rewards.tolist()}) > 1:
+            return None
+        lacking = "" if self._lacking is None else f"; {self._lacking}, so prompt.answer is None there"
+        return f"the held-out reward is {rewards[0]:.3f} for all {len(rewards)} prompts: it tells nothing apart yet{lacking}"
 
     def merit(self, means: Mapping[str, float]) -> float:
         """The watched number with the sign that makes more better."""

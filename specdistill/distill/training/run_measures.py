@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt import lacking_answers
 from specdistill.data.prompts import encode_all
 from specdistill.distill.answers.given import given_answers
 from specdistill.distill.answers.shards import RolloutSettings
@@ -112,8 +113,9 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
             measures.append(OwnAnswers(name, judge, prompts.heldout, ids, *answered))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))
-    own = _is_its_own_target(inputs)
-    return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers), remedy, own_target=own)
+    own, lacking = _is_its_own_target(inputs), lacking_answers([*prompts.training, *prompts.heldout])
+    guesses = _guesses(inputs, answers)
+    return HeldOutMeasures(base, measures, inputs.watch, guesses, remedy, own_target=own, lacking=lacking)
 
 
 def _is_its_own_target(inputs: MeasureInputs) -> bool:
