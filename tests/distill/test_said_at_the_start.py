@@ -65,6 +65,23 @@ def test_the_split_says_why_fewer_prompts_are_held_out_than_asked(folder, tmp_pa
     assert "8 prompts: 4 to train on, 4 held out (--heldout-prompts 16, but at most half)" in progress.said
 
 
+@pytest.mark.parametrize(
+    ("settings", "watched"),
+    [
+        ({"scorer": "tiny_runs:count_w7"}, "alpha (sampled)"),
+        ({"scorer": "tiny_runs:count_w7", "rule": "greedy"}, "alpha (greedy)"),
+        ({"scorer": "tiny_runs:count_w7", "watch": "score"}, None),
+        ({}, None),
+    ],
+)
+def test_a_scorer_that_is_not_watched_is_said_once(folder, tmp_path, settings, watched):
+    progress = Lines()
+    settings = {"method": "best-of-n", "steps": 2, "eval_every": 1, "heldout_prompts": 3} | settings
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    lines = [line for line in progress.said if line.startswith("watched:")]
+    assert lines == ([] if watched is None else [f"watched: {watched}; --watch score watches the scorer"])
+
+
 REWARD = """
 def right(prompt, text):
     return float(prompt.answer is not None and prompt.answer in text)

@@ -88,7 +88,7 @@ class Keeper:
             return lines
         blind = self._measures.blind_reward(self.records["start"])
         lines += [] if blind is None else [f"warning: {blind}"]
-        return lines if self._measures.caveat is None else [*lines, self._measures.caveat]
+        return [*lines, *filter(None, (self._measures.unwatched_scorer, self._measures.caveat))]
 
     def best(self, state: RunState) -> str:
         """The watched number's name and its best value."""

@@ -220,6 +220,13 @@ class HeldOutMeasures:
         lacking = "" if self._lacking is None else f"; {self._lacking}, so prompt.answer is None there"
         return f"the held-out reward is {rewards[0]:.3f} for all {len(rewards)} prompts: it tells nothing apart yet{lacking}"
 
+    @property
+    def unwatched_scorer(self) -> str | None:
+        """Says what is watched in place of a scorer's score; None without a scorer, or where it is watched."""
+        if "score" not in self._measures or self.watched == "score":
+            return None
+        return f"watched: {self.label(self.watched)}; --watch score watches the scorer"
+
     def merit(self, means: Mapping[str, float]) -> float:
         """The watched number with the sign that makes more better."""
         value = means[self.watched]
