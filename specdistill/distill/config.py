@@ -126,7 +126,7 @@ class TrainConfig(Config):
             return
         sequences, steps, remedy = self.sequences, self.optimiser.steps, "or leave --reward away"
         if self.loss.distill_weight == 1:
-            raise ConfigError(f"--distill-weight 1 leaves no weight to --reward; lower it, {remedy} (--scorer measures)")
+            raise ConfigError(f"--distill-weight 1 leaves no weight to --reward; lower it, {remedy}")
         if self.optimiser.batch_size == 1:
             raise ConfigError(
                 "--batch-size 1 leaves --reward no baseline, which is the mean reward of the step's other answers; "

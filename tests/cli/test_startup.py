@@ -55,7 +55,7 @@ def test_help_of_a_command_loads_no_torch_and_documents_every_flag(command):
 
 @pytest.mark.parametrize(
     ("command", "first"),
-    [("train-draft --output o --draft d", "target-l"), ("generate --output o", "target-l"), ("bench --draft d", "exact")],
+    [("train-draft --output o --draft d", "target-"), ("generate --output o", "target-"), ("bench --draft d", "exact")],
 )
 def test_a_misspelled_scorer_is_refused_before_torch_is_loaded(command, first):
     code = (

@@ -44,7 +44,8 @@ def check_answers(prompts: Sequence[Prompt], method: str) -> None:
         DataError: A prompt has no answer, or all answers are empty.
     """
     if (lacking := lacking_answers(prompts)) is not None:
-        raise DataError(f"{lacking}, which {method} needs (--method seqkd or distillspec let the target answer instead)")
+        remedy = "--method seqkd or distillspec let the target answer instead"
+        raise DataError(f"{lacking}, which {method} needs ({remedy})")
     check_some_text(prompts)
 
 

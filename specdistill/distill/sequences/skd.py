@@ -31,7 +31,6 @@ from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
 
-
 _NEARLY_ALL = 0.9
 """Share of the draft's tokens that are replaced, from which on the text is the target's."""
 
@@ -164,8 +163,8 @@ class Skd(SampledSource):
         if self._say is None or rate is None or rate <= _NEARLY_ALL:
             return
         self._say(
-            f"warning: the target replaced {100 * rate:.0f} % of the draft's tokens, so that the text is nearly all the "
-            "target's own; raise --skd-top-k to keep more of the draft's, or train it by --method distillspec first"
+            f"warning: the target replaced {100 * rate:.0f} % of the draft's tokens, so that the text is nearly all "
+            "the target's own; raise --skd-top-k to keep more of the draft's, or train it by --method distillspec first"
         )
         self._say = None
 

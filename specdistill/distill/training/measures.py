@@ -211,14 +211,15 @@ class HeldOutMeasures:
         return self._base.gains(after.base, before.base) | others
 
     def blind_reward(self, records: Records) -> str | None:
-        """Says that the reward is the same for every held-out prompt; None where it tells any apart, or is not there."""
+        """Says that the reward is the same for every held-out prompt; None where it tells some apart, or is missing."""
         if "reward" not in records.sums:
             return None
         rewards, _ = records.sums["reward"]
         if len(rewards) < 2 or len({*rewards.tolist()}) > 1:
             return None
         lacking = "" if self._lacking is None else f"; {self._lacking}, so prompt.answer is None there"
-        return f"the held-out reward is {rewards[0]:.3f} for all {len(rewards)} prompts: it tells nothing apart yet{lacking}"
+        same = f"the held-out reward is {rewards[0]:.3f} for all {len(rewards)} prompts"
+        return f"{same}: it tells nothing apart yet{lacking}"
 
     @property
     def unwatched_scorer(self) -> str | None:

@@ -119,7 +119,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
 
 
 def _is_its_own_target(inputs: MeasureInputs) -> bool:
-    """Whether the draft's start is the target, so that nothing can have a better alpha; not where the target sees more."""
+    """Whether the draft's start is the target, whose alpha nothing can exceed; not where the target sees more."""
     if inputs.target.view.ids or inputs.rollouts.guidance is not None:
         return False
     pair = inputs.pair
