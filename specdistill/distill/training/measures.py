@@ -248,7 +248,7 @@ class HeldOutMeasures:
 
     @property
     def decides_between_equals(self) -> str:
-        """What decides between drafts with the same watched number, for people."""
+        """The number, or the order, that decides between drafts with the same watched number, for people."""
         return "order (the later step)" if self.own_target and self.breaks_ties else self.label(self._base.watched)
 
     @property
