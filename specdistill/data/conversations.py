@@ -62,6 +62,7 @@ def read_prompt(record: Record, place: str, number: int) -> Prompt:
         reply=reply,
         left_out=tuple(left_out),
         place=place,
+        fields=tuple(record),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Prompt:
     """Parts of the row that were not read, each with the part that was read in its place."""
     place: str = field(default="", compare=False, repr=False)
     """File and line that the prompt was read from, for messages."""
+    fields: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Names of the row's fields, for messages; empty where no row was read."""
 
     @property
     def where(self) -> str:
@@ -50,3 +52,17 @@ class Prompt:
         """Whether role and text of each turn say everything that was asked."""
         plain = all(turn.keys() == {"role", "content"} and isinstance(turn["content"], str) for turn in self.messages)
         return plain and not self.tools and not self.chat_template_kwargs
+
+
+def lacking_answers(prompts: Sequence[Prompt]) -> str | None:
+    """Says how many prompts lack their given answer, and which fields their rows have; None where none does.
+
+    Args:
+        prompts: All that need one.
+    """
+    bare = [prompt for prompt in prompts if prompt.answer is None]
+    if not bare:
+        return None
+    fields = list(dict.fromkeys(name for prompt in bare for name in prompt.fields))
+    there = f"; the fields there are {', '.join(fields)}" if fields else ""
+    return f'{len(bare)} of {len(prompts)} prompts have no field "answer" (the first is {bare[0].where}{there})'

@@ -13,10 +13,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from specdistill.data.prompt import Prompt
+from specdistill.data.prompt import Prompt, lacking_answers
 from specdistill.errors import ConfigError, DataError, first_line
 from specdistill.settings.checks import LARGEST_FLOAT
-from specdistill.settings.scoring import CHOICES, LIKELIHOOD, TEXT_SCORERS
+from specdistill.settings.scoring import LIKELIHOOD, TEXT_SCORERS, check_name
 
 Scorer = Callable[[Prompt, str], float]
 """(prompt, answer's text) -> a number; more is better."""
@@ -134,33 +134,31 @@ def check_scorer(
         ConfigError: No such scorer.
         DataError: It compares with the field answer, and a prompt has none that it can read.
     """
-    if name == LIKELIHOOD and likelihood:
+    check_name(name, flag, likelihood=likelihood)
+    if name == LIKELIHOOD:
         return None
     if name in SCORERS:
+        if (lacking := lacking_answers(prompts)) is not None:
+            raise DataError(f"{lacking}, which {flag} {name} compares with; write it there, or choose another scorer")
         for prompt in prompts:
             _check_answer(name, prompt, flag)
         return SCORERS[name]
-    if ":" not in name:
-        first = f"{LIKELIHOOD}, " if likelihood else ""
-        raise ConfigError(f"unknown {flag} {name!r}; choose {first}{CHOICES}")
     return load_function(name, flag)
 
 
 def _check_answer(name: str, prompt: Prompt, flag: str) -> None:
-    problem = None
-    if prompt.answer is None:
-        problem = 'has no field "answer"'
-    elif prompt.is_empty:
+    answer, problem = _given(prompt), None
+    if prompt.is_empty:
         problem = 'has an empty field "answer"'
-    elif name == "exact-match" and not _wanted(prompt.answer):
-        problem = f'has nothing to compare with in its field "answer" ({prompt.answer[:40]!r})'
-    elif name == "number" and _last_number(prompt.answer) is None:
-        problem = f'has no number in its field "answer" ({prompt.answer[:40]!r})'
+    elif name == "exact-match" and not _wanted(answer):
+        problem = f'has nothing to compare with in its field "answer" ({answer[:40]!r})'
+    elif name == "number" and _last_number(answer) is None:
+        problem = f'has no number in its field "answer" ({answer[:40]!r})'
     elif name == "json":
         try:
-            _json_value(prompt.answer)
+            _json_value(answer)
         except ValueError:
-            problem = f'has no JSON in its field "answer" ({prompt.answer[:40]!r})'
+            problem = f'has no JSON in its field "answer" ({answer[:40]!r})'
     if problem is not None:
         raise DataError(
             f"prompt {prompt.id!r} {problem}, which {flag} {name} compares with; write it there, or choose another "

@@ -121,10 +121,17 @@ class TrainConfig(Config):
         self.self_prompts.check(self.prompts, "train", answers)
 
     def _check_reward(self) -> None:
-        """Refuses a reward where the draft writes no answer that it could judge."""
+        """Refuses a reward that could judge no answer of the draft, or would move nothing."""
         if self.loss.reward is None:
             return
         sequences, steps, remedy = self.sequences, self.optimiser.steps, "or leave --reward away"
+        if self.loss.distill_weight == 1:
+            raise ConfigError(f"--distill-weight 1 leaves no weight to --reward; lower it, {remedy}")
+        if self.optimiser.batch_size == 1:
+            raise ConfigError(
+                "--batch-size 1 leaves --reward no baseline, which is the mean reward of the step's other answers; "
+                f"take at least 2 answers a step, {remedy}"
+            )
         if self.method == "gkd" and sequences.lmbda == 0:
             raise ConfigError(f"--lmbda 0 leaves no answer of the draft that --reward could judge; raise it, {remedy}")
         fraction = sequences.target_fraction
@@ -258,9 +265,7 @@ class TrainConfig(Config):
     @property
     def teaches_itself(self) -> bool:
         """Whether a target of the draft's own weights would teach something: sees more, or its text says more."""
-        if self.context.adds_something or self.target_settings.guidance:
-            return True
-        if self.loss.reward is not None and self.loss.distill_weight < 1:
+        if self.context.adds_something or self.target_settings.guidance or self.loss.reward is not None:
             return True
         if self.parallel_draft.wanted:
             # The masks teach it something whatever the target is.

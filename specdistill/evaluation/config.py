@@ -18,6 +18,7 @@ from specdistill.settings.guidance import GuidanceSettings
 from specdistill.settings.machine import Machine
 from specdistill.settings.parts import ESSENTIALS, MACHINE, Config, Unasked, box
 from specdistill.settings.sampling import Sampling
+from specdistill.settings.scoring import check_name
 from specdistill.settings.self_prompts import SelfPromptSettings, answers_read
 
 
@@ -87,6 +88,10 @@ class ScoreSettings:
     """Also score the finished answers of the target alone, the draft alone and speculative decoding: exact-match,
     number (the last number in the text) or json (equal values) compare with the prompts' field answer; module:function
     is your own function(prompt, text) -> float. Shows what a lossy rule costs, and how good the draft is by itself."""
+
+    def __post_init__(self) -> None:
+        if self.scorer is not None:
+            check_name(self.scorer, likelihood=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ TOGETHER = {
         "baseline_url": SERVED,
         "server_model": SERVED | {"server_model": "m"},
         "engine_args": {"engine": "vllm", "engine_args": "--enforce-eager"},
+        "scorer": {"scorer": "number"},
         "rule": {"rule": "block", "temperature": 1.0},
         "lenience": {"rule": "lenient", "lenience": 0.5, "temperature": 1.0},
         "confidence": {"confidence": 0.2, "draft_length": "confidence"},
@@ -86,6 +87,7 @@ TOGETHER = {
     },
     "generate": {
         "match": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},
+        "scorer": {"scorer": "number"},
         "score_threshold": {"scorer": "m:f", "score_threshold": 0.5},
         "strict_scorer": {"scorer": "m:f", "strict_scorer": "exact-match"},
         "target_price": {"match": "cost", "other": "x", "target_price": 2.0, "other_price": 1.0},

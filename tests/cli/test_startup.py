@@ -53,6 +53,20 @@ def test_help_of_a_command_loads_no_torch_and_documents_every_flag(command):
     assert "--target" in shown and "--no-" not in shown and "--empty-" not in shown
 
 
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [("train-draft --output o --draft d", "target-"), ("generate --output o", "target-"), ("bench --draft d", "exact")],
+)
+def test_a_misspelled_scorer_is_refused_before_torch_is_loaded(command, first):
+    code = (
+        "import sys; from specdistill.cli import main\n"
+        f"assert main([*'{command}'.split(), '--target', 't', '--scorer', 'exactmatch']) == 2\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert run.returncode == 0 and f"unknown --scorer 'exactmatch'; choose {first}" in run.stderr, run.stderr
+
+
 def test_every_public_name_resolves():
     code = "import specdistill\nfor name in specdistill.__all__: getattr(specdistill, name)\n"
     subprocess.run([sys.executable, "-c", code], check=True)

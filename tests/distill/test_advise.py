@@ -283,7 +283,7 @@ def test_a_draft_that_fails_is_left_out_and_the_rest_stands(folder, tmp_path, mo
     ("flags", "text"),
     [
         (["--answers", "nowhere"], "--answers nowhere is no directory; it takes target, given, or a directory"),
-        (["--answers", "given", "--prompts", "asked.jsonl"], "has no answer; --answers given needs the field"),
+        (["--answers", "given", "--prompts", "asked.jsonl"], "there are prompt), which --answers given needs"),
         (["--cut-layers", "7"], "--cut-layers 7 must be below the target's 7 layers"),
         (["--cut-layers", "2", "2"], "--cut-layers takes different numbers of layers from 1 on, such as 2 4; got 2 2"),
         (["--training-minutes", "0"], "--training-minutes must be above 0, got 0"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -72,14 +75,14 @@ ALPHA = [0.3, 0.5, 0.4, 0.2, 0.1]
 OTHERS = {"score": [0.0, 0.1, 0.9, 0.9, 0.5], "reward": [0.2, 1, 5, 12, 11], "loss": [4.0, 3.0, 2.0, 2.5, 1.5]}
 
 
-def run_by_hand(watch, prompts=8, alpha=ALPHA, **settings):
+def run_by_hand(watch, prompts=8, alpha=ALPHA, own_target=False, **settings):
     """Five evaluations, one every ten steps; the steps that were written, and the keeper with its state."""
 
     def each(values):
         return [np.full(prompts, value) for value in values]
 
     others = [GivenMeasure(name, each(values)) for name, values in OTHERS.items()]
-    measures = HeldOutMeasures(Given(each(alpha)), others, watch)
+    measures = HeldOutMeasures(Given(each(alpha)), others, watch, own_target=own_target)
     keeper = Keeper(measures, EvaluationSettings(eval_every=10, **settings))
     state, written, stopped = RunState(), [], None
     for step in range(0, 50, 10):
@@ -117,6 +120,47 @@ def test_between_equal_scores_alpha_decides(monkeypatch):
     assert keeper.kept is keeper.records["best"]
     state.history = [{"heldout_score": 0.0}] * 3
     assert any("so alpha (sampled) decides" in warning for warning in keeper.warnings(state))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "keep", "why"),
+    [
+        (ALPHA, "best", "every held-out reward was equal; kept by alpha (sampled)"),
+        (ALPHA[::-1], "best", "every held-out reward was equal; kept by alpha (sampled)"),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], "best", "the start; every held-out reward was equal; kept by alpha (sampled)"),
+        (ALPHA, "last", "the last one that was measured (--keep last); every held-out reward was equal"),
+    ],
+)
+def test_where_alpha_decided_alone_the_reason_says_so(monkeypatch, alpha, keep, why):
+    monkeypatch.setitem(OTHERS, "reward", [0.0] * 5)
+    keeper, state, _, _ = run_by_hand("reward", alpha=alpha, keep=keep)
+    state.history = [{"heldout_reward": 0.0}] * 5
+    assert keeper.why(state) == why
+    # One that differs was not equal to the others, and of one evaluation nothing can be said.
+    for rewards in ([0.0, 0.0, -1.0, 0.0, 0.0], [0.0]):
+        state.history = [{"heldout_reward": value} for value in rewards]
+        assert "equal" not in keeper.why(state)
+
+
+ORDER = "order (the later step)"
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "stopped", "why"),
+    [
+        ([0.0] * 5, 40, 20, f"every held-out score was equal; kept by {ORDER}"),
+        ([0.5, 0.2, 0.5, 0.2, 0.2], 20, 20, f"held-out score 0.500, no better than the start's; kept by {ORDER}"),
+        ([0.0, 0.5, 0.5, 0.2, 0.2], 20, 30, "best held-out score 0.500"),
+        ([0.5, 0.2, 0.2, 0.2, 0.2], 0, 20, "the start; no later draft had a better held-out score 0.500"),
+    ],
+)
+def test_a_draft_that_is_its_own_target_keeps_the_later_of_equals(monkeypatch, scores, best, stopped, why):
+    """Its alpha is best before any training. A later step that is no better brings no patience."""
+    monkeypatch.setitem(OTHERS, "score", scores)
+    falling = [1.0, 0.9, 0.8, 0.7, 0.6]
+    keeper, state, _, ended = run_by_hand("score", alpha=falling, own_target=True, patience=2)
+    state.history = [{"heldout_score": value} for value in scores]
+    assert (state.best_step, ended, keeper.why(state)) == (best, stopped, why)
 
 
 @pytest.mark.parametrize("watch", ["alpha", "loss"])
@@ -215,6 +259,28 @@ def test_a_model_that_is_its_own_target_keeps_what_it_learned_from_given_answers
     assert alpha.kept_step == 0 and same_weights(tmp_path / "alpha", tiny / "target")
     assert any("it is its own target" in text and "--keep last" in text for text in spoken.lines)
     assert alpha.disagreement is not None and any("differ widely" in text for text in spoken.lines)
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["alike", "the target sees more"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_equal_scores_of_a_model_that_is_its_own_target_keep_what_was_trained(
+    tiny, tmp_path, monkeypatch, copied, more
+):
+    """Alpha would keep the untrained start; where the target sees more, alpha says what was learned of that."""
+    (tmp_path / "scores_all_equal.py").write_text("def none(prompt, text):\n    return 0.0\n")
+    monkeypatch.chdir(tmp_path)
+    draft = tiny / "target"
+    if copied:
+        draft = Path(shutil.copytree(draft, tmp_path / "copy"))
+    settings = {"method": "best-of-n", "draft": str(draft), "scorer": "scores_all_equal:none", "watch": "score"}
+    settings |= {"target_hint": "w57 {answer}"} if more else {}
+    summary, last = trained(tiny, tmp_path / "out", **settings)
+    values = [entry["heldout_alpha_sampled"] for entry in history(tmp_path / "out")]
+    best = 5 * max(range(5), key=values.__getitem__)
+    assert summary.kept_step == (best if more else 20) and (more or best == 0)
+    decided = "alpha (sampled)" if more else ORDER
+    assert summary.why.endswith(f"every held-out score was equal; kept by {decided}")
+    assert more or equal(tmp_path / "out", last)
 
 
 class Spoken(Quiet):
@@ -426,6 +492,7 @@ def test_prompts_without_an_answer_are_refused_before_anything_is_loaded(tiny, t
     for row in rows:
         del row["answer"]
     write_rows(tmp_path / "bare.jsonl", rows)
-    with pytest.raises(DataError, match='has no field "answer", which --scorer exact-match compares with'):
+    text = '6 of 6 prompts have no field "answer" .*bare.jsonl, line .* are id, prompt.*, which --scorer'
+    with pytest.raises(DataError, match=text):
         train(tiny, tmp_path / "out", prompts=str(tmp_path / "bare.jsonl"), scorer="exact-match")
     assert not (tmp_path / "out").exists()

@@ -23,10 +23,13 @@ class Lines(Quiet):
     """Progress that keeps what it was told."""
 
     def __init__(self):
-        self.said = []
+        self.said, self.notes = [], []
 
     def say(self, text):
         self.said.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,82 @@ def test_the_split_is_said_once_and_answers_where_they_do_not_count(folder, tmp_
     ]
     warnings = [line for line in progress.said if line.startswith("warning")]
     assert len(warnings) == len(set(warnings))
+
+
+def test_the_split_says_why_fewer_prompts_are_held_out_than_asked(folder, tmp_path):
+    progress = Lines()
+    settings = {"method": "sft", "steps": 1, "eval_every": 1, "heldout_prompts": 16}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    assert "8 prompts: 4 to train on, 4 held out (--heldout-prompts 16, but at most half)" in progress.said
+
+
+@pytest.mark.parametrize(
+    ("settings", "watched"),
+    [
+        ({"scorer": "tiny_runs:count_w7"}, "alpha (sampled)"),
+        ({"scorer": "tiny_runs:count_w7", "rule": "greedy"}, "alpha (greedy)"),
+        ({"scorer": "tiny_runs:count_w7", "watch": "score"}, None),
+        ({}, None),
+    ],
+)
+def test_a_scorer_that_is_not_watched_is_said_once(folder, tmp_path, settings, watched):
+    progress = Lines()
+    settings = {"method": "best-of-n", "steps": 2, "eval_every": 1, "heldout_prompts": 3} | settings
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    lines = [line for line in progress.said if line.startswith("watched:")]
+    assert lines == ([] if watched is None else [f"watched: {watched}; --watch score watches the scorer"])
+
+
+REWARD = """
+def right(prompt, text):
+    return float(prompt.answer is not None and prompt.answer in text)
+
+def words(prompt, text):
+    return float(len(text))
+"""
+
+
+@pytest.mark.parametrize(("function", "answered"), [("right", 0), ("right", 5), ("right", 8), ("words", 0)])
+def test_a_reward_that_tells_nothing_apart_is_said_before_the_first_step(
+    folder, tmp_path, monkeypatch, function, answered
+):
+    (tmp_path / "start_rewards.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"w{number} w3", "id": str(number)} for number in range(8)]
+    for row in rows[:answered]:
+        row["answer"] = "no such words"
+    prompts, progress = tmp_path / "prompts.jsonl", Lines()
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"method": "gkd", "lmbda": 1.0, "reward": f"start_rewards:{function}", "heldout_prompts": 3}
+    settings |= {"steps": 1, "eval_every": 1, "prompts": str(prompts)}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    told = [line for line in progress.said if "tells nothing apart yet" in line]
+    if function == "words":
+        assert not told
+        return
+    (line,) = told
+    start, missing = "warning: the held-out reward is 0.000 for all 3 prompts: it tells nothing apart yet", ""
+    if answered < 8:
+        missing = f'; {8 - answered} of 8 prompts have no field "answer" (the first is '
+    assert line.startswith(start + missing) and (answered < 8 or line == start)
+    assert answered == 8 or line.endswith("; the fields there are prompt, id), so prompt.answer is None there")
+    first = next(number for number, said in enumerate(progress.said) if said.startswith("step 1:"))
+    assert progress.said.index(line) < first
+
+
+@pytest.mark.parametrize(("top_k", "warned"), [(1, 1), (65, 0)])
+def test_skd_says_in_words_how_much_the_target_replaced_and_warns_once(folder, tmp_path, top_k, warned):
+    progress = Lines()
+    settings = {"method": "skd", "skd_top_k": top_k, "steps": 4, "eval_every": 2, "patience": 0}
+    train_draft(train_config(folder, tmp_path / "out", **settings), progress)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()][1:]
+    rates = [entry["skd_rejection_rate"] for entry in entries]
+    assert len(rates) == 2 and all((rate > 0.9) == bool(warned) for rate in rates)
+    lines = [line for line in progress.said if "is nearly all the target's own" in line]
+    assert len(lines) == warned
+    share = f"arget replaced {100 * rates[0]:.0f} % of the draft's tokens"
+    assert all(line.startswith(f"warning: the t{share}") for line in lines)
+    assert any(f"  t{share}  " in note for note in progress.notes)
 
 
 @pytest.mark.parametrize(

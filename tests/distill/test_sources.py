@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -109,7 +110,17 @@ def test_given_answers_end_with_eos_and_are_required():
     answers, _ = given.given_answers(PROMPTS, ENCODED, tokenizer, 1, 8)
     assert answers[2].answer_ids == (7, 1) and set(answers[2].provenance) == {Provenance.GIVEN}
     assert given.given_answers(PROMPTS, ENCODED, tokenizer, 1, 1)[0][0].answer_ids == (5,)
-    with pytest.raises(DataError, match="prompt 'x' has no answer; sft needs"):
+    bare = [
+        Prompt("x", PROMPTS[0].messages, place="f, line 2", fields=("prompt", "reply")),
+        Prompt("y", PROMPTS[0].messages, fields=("prompt", "id")),
+    ]
+    message = (
+        '2 of 4 prompts have no field "answer" (the first is f, line 2; the fields there are prompt, reply, id), which '
+        "sft needs"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        given.check_answers([PROMPTS[0], *bare, PROMPTS[1]], "sft")
+    with pytest.raises(DataError, match=re.escape("1 of 1 prompts have no field \"answer\" (the first is prompt 'x')")):
         given.check_answers([Prompt("x", PROMPTS[0].messages)], "sft")
 
 

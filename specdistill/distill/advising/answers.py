@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specdistill.data.batch import Example
-from specdistill.data.prompts import Prompt, check_ids
+from specdistill.data.prompt import Prompt, lacking_answers
+from specdistill.data.prompts import check_ids
 from specdistill.decoding.answers import write_answers
 from specdistill.distill.advising.config import GIVEN, TARGET, AdviseConfig
 from specdistill.distill.answers.given import check_some_text, given_answers, without_empty
@@ -54,12 +55,8 @@ def check_given(config: AdviseConfig, prompts: Sequence[Prompt]) -> None:
     """
     if config.answers != GIVEN:
         return
-    for prompt in prompts:
-        if prompt.answer is None:
-            raise DataError(
-                f'prompt {prompt.id!r} has no answer; --answers given needs the field "answer" in every record, and '
-                "--answers target lets the target answer"
-            )
+    if (lacking := lacking_answers(prompts)) is not None:
+        raise DataError(f"{lacking}, which --answers given needs; --answers target lets the target answer")
     check_some_text(prompts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specdistill.data.batch import Example, Provenance
-from specdistill.data.prompts import Prompt
+from specdistill.data.prompt import Prompt, lacking_answers
 from specdistill.data.templates import answer_text
 from specdistill.errors import DataError
 
@@ -43,12 +43,9 @@ def check_answers(prompts: Sequence[Prompt], method: str) -> None:
     Raises:
         DataError: A prompt has no answer, or all answers are empty.
     """
-    for prompt in prompts:
-        if prompt.answer is None:
-            raise DataError(
-                f'prompt {prompt.id!r} has no answer; {method} needs the field "answer" in every record '
-                "(--method seqkd or distillspec let the target answer instead)"
-            )
+    if (lacking := lacking_answers(prompts)) is not None:
+        remedy = "--method seqkd or distillspec let the target answer instead"
+        raise DataError(f"{lacking}, which {method} needs ({remedy})")
     check_some_text(prompts)
 
 

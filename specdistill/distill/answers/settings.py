@@ -7,7 +7,7 @@ from typing import Literal
 
 from specdistill.errors import ConfigError
 from specdistill.settings.checks import at_least, needs
-from specdistill.settings.scoring import CHOICES, LIKELIHOOD
+from specdistill.settings.scoring import CHOICES, LIKELIHOOD, check_name
 
 RolloutEngineName = Literal["transformers", "vllm"]
 
@@ -64,6 +64,9 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         if self.strict_scorer == LIKELIHOOD:
             raise ConfigError(f"--strict-scorer must tell right from wrong: name {CHOICES}")
+        check_name(self.scorer)
+        if self.strict_scorer is not None:
+            check_name(self.strict_scorer, "--strict-scorer", likelihood=False)
         if self.scorer != LIKELIHOOD:
             return
         for flag, value in (("--score-threshold", self.score_threshold), ("--strict-scorer", self.strict_scorer)):

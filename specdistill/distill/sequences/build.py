@@ -132,6 +132,7 @@ def _skd(inputs: SequenceInputs) -> Built:
         seed=inputs.seed + 1,
         ranks=inputs.ranks,
         view=inputs.target.view,
+        say=inputs.progress.say,
     )
     return Built(source)
 

@@ -188,7 +188,10 @@ class RunPrompts:
         if self.blocks or settings.text is not None:
             return
         count = len(self.training) + len(self.heldout)
-        line = f"{count} prompts: {len(self.training)} to train on, {len(self.heldout)} held out (--heldout-prompts)"
+        asked = "--heldout-prompts"
+        if len(self.heldout) < settings.heldout_prompts:
+            asked += f" {settings.heldout_prompts}, but at most half"
+        line = f"{count} prompts: {len(self.training)} to train on, {len(self.heldout)} held out ({asked})"
         given = sum(prompt.answer is not None for prompt in self.training)
         stored = place.name == "stored" or settings.rollouts is not None
         if given and not stored and not takes_given_answers(method, settings, self.training):

@@ -26,7 +26,8 @@ class SequenceSettings:
     max_new_tokens: Annotated[int, Parameter(group=ESSENTIALS)] = 128
     """Tokens per answer, in rollouts and on the held-out prompts. Longer given answers are cut and counted."""
     heldout_prompts: int = 16
-    """Prompts kept out of training to judge the draft; chosen by a hash of their text. Early stopping watches them."""
+    """Prompts kept out of training to judge the draft, at most half of them; chosen by a hash of their text. Early
+    stopping watches them."""
     text: str | None = None
     """Raw text to train on instead of answers, as in pre-training: a .txt file (blank lines between documents), a
     .jsonl file or a datasets name[:split] with a field text. It is read as a stream. Prompts then only judge the draft.

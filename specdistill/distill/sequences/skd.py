@@ -12,7 +12,7 @@ emits, and on the raw logits: after top-p most entries are -inf and a top K of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ from specdistill.distill.sequences.measurements import Measurements
 from specdistill.distill.sequences.pool import PromptSampler, SampledSource
 from specdistill.models import ModelPair
 from specdistill_kernels import Verified, topk_membership
+
+_NEARLY_ALL = 0.9
+"""Share of the draft's tokens that are replaced, from which on the text is the target's."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Skd(SampledSource):
         seed: Random seed of the prompts' order and of the sampling.
         ranks: The processes that train together.
         target_sampling: How the target samples its replacements; None takes `sampling`.
+        view: The prompts as the target sees them.
+        say: Where the warning goes that nearly all tokens are replaced.
     """
 
     def __init__(
@@ -97,8 +102,9 @@ class Skd(SampledSource):
         ranks: Ranks = ALONE,
         target_sampling: Sampling | None = None,
         view: TargetView | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self._view = view or TargetView()
+        self._view, self._say = view or TargetView(), say
         self._decoder = SpeculativeDecoder(
             pair.target,
             pair.draft,
@@ -148,8 +154,19 @@ class Skd(SampledSource):
         """skd_rejection_rate and skd_rejection_by_position since the last reset."""
         rates = self._rejections.rates()
         if reset:
+            self._warn(self._rejections.rate)
             self._rejections = Rejections(len(self._rejections.tested))
         return rates
+
+    def _warn(self, rate: float | None) -> None:
+        """Says once that the text is the target's own, where it replaces nearly all."""
+        if self._say is None or rate is None or rate <= _NEARLY_ALL:
+            return
+        self._say(
+            f"warning: the target replaced {100 * rate:.0f} % of the draft's tokens, so that the text is nearly all "
+            "the target's own; raise --skd-top-k to keep more of the draft's, or train it by --method distillspec first"
+        )
+        self._say = None
 
 
 class Rejections:
@@ -167,11 +184,16 @@ class Rejections:
             if accepted < proposed:
                 self.rejected[accepted] += 1
 
+    @property
+    def rate(self) -> float | None:
+        """Replaced / tested, in all; None where nothing was tested."""
+        total = sum(self.tested)
+        return sum(self.rejected) / total if total else None
+
     def rates(self) -> Measurements:
         """Replaced / tested, in all and by position; None where a position was never tested."""
         pairs = list(zip(self.rejected, self.tested, strict=True))
-        total = sum(self.tested)
         return {
-            "skd_rejection_rate": sum(self.rejected) / total if total else None,
+            "skd_rejection_rate": self.rate,
             "skd_rejection_by_position": [rejected / tested if tested else None for rejected, tested in pairs],
         }

@@ -11,16 +11,29 @@ from specdistill.models import ModelPair
 from specdistill.models.vocabulary import KEPT_IDS_FILE
 
 
+def same_place(target: str, draft: str) -> bool:
+    """Whether two names are of one model: the same name, or names of the same file or directory."""
+    places = Path(target), Path(draft)
+    same = target == draft or (all(place.exists() for place in places) and places[0].samefile(places[1]))
+    # With a trimmed head the draft is another model than its directory's weights.
+    return same and not (places[1] / KEPT_IDS_FILE).exists()
+
+
+def same_weights(pair: ModelPair) -> bool:
+    """Whether the draft is a copy of the target: all weights are equal, at the precision that the target has."""
+    theirs, ours = (dict(model.model.named_parameters()) for model in (pair.target, pair.draft))
+    if pair.draft.kept_ids is not None or theirs.keys() != ours.keys():
+        return False
+    return all(_equal(theirs[name], ours[name]) for name in theirs)
+
+
 def refuse_same_name(target: str, draft: str) -> None:
     """Refuses two names of one model; needs no model.
 
     Raises:
         ConfigError: They are the same name, or lead to the same file or directory.
     """
-    places = Path(target), Path(draft)
-    same = target == draft or (all(place.exists() for place in places) and places[0].samefile(places[1]))
-    # With a trimmed head the draft is another model than its directory's weights.
-    if same and not (places[1] / KEPT_IDS_FILE).exists():
+    if same_place(target, draft):
         raise ConfigError(_nothing_to_learn(f"--target and --draft are both {draft}"))
 
 
@@ -30,10 +43,7 @@ def refuse_same_weights(pair: ModelPair) -> None:
     Raises:
         ConfigError: All weights are equal, at the precision that the target has.
     """
-    theirs, ours = (dict(model.model.named_parameters()) for model in (pair.target, pair.draft))
-    if pair.draft.kept_ids is not None or theirs.keys() != ours.keys():
-        return
-    if all(_equal(theirs[name], ours[name]) for name in theirs):
+    if same_weights(pair):
         raise ConfigError(
             _nothing_to_learn(f"--target {pair.target.name} and --draft {pair.draft.name} have the same weights")
         )

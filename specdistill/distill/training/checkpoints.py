@@ -51,6 +51,8 @@ class RunState:
     best_step: int = 0
     best_value: float = -math.inf
     """The watched number of that step, with the sign that makes more better."""
+    waited: int = 0
+    """Steps before `best_step` in which the watched number was no better; it only equalled that of then."""
     kept_step: int = 0
     """Step of the draft that is written; 0 is the start."""
     history: list[Measurements] = dataclasses.field(default_factory=list)

@@ -47,6 +47,9 @@ class Keeper:
         self.records["last"] = records
         if is_best:
             self.records["best"] = records
+            # A later step that is no better by any number starts no new patience.
+            only_later = self._measures.own_target and value == state.best_value
+            state.waited = state.waited + state.step - state.best_step if only_later else 0
             state.best_step, state.best_value = state.step, value
         keeps = is_best or self._settings.keep == "last"
         if keeps:
@@ -61,17 +64,18 @@ class Keeper:
         if value != state.best_value:
             return False
         new, best = (self._measures.means(each) for each in (records, self.records["best"]))
-        return self._measures.between_equals(new) > self._measures.between_equals(best)
+        return self._measures.wins_between_equals(new, best)
 
     def no_patience_left(self, state: RunState) -> bool:
         """Whether too many evaluations brought no better watched number."""
         patience = self._settings.patience
-        return bool(patience) and (state.step - state.best_step) // self._settings.eval_every >= patience
+        waited = state.step - state.best_step + state.waited
+        return bool(patience) and waited // self._settings.eval_every >= patience
 
     def no_patience_line(self, state: RunState) -> str:
         """Says why the run stops."""
         best = self._measures.label(self._measures.watched)
-        return f"stopped at step {state.step}: no better {best} since step {state.best_step}"
+        return f"stopped at step {state.step}: no better {best} since step {state.best_step - state.waited}"
 
     def lines(self, state: RunState) -> list[str]:
         """An evaluation in words: warnings, the numbers, and at the start which of them are bounds."""
@@ -80,8 +84,11 @@ class Keeper:
         best = "  (best)" if state.step and state.step == state.best_step else ""
         lines = [f"warning: {warning}" for warning in self.warnings(state)]
         lines.append(f"step {state.step}: held-out {self._measures.measure}: {shown}{best}")
-        caveat = None if state.step else self._measures.caveat
-        return lines if caveat is None else [*lines, caveat]
+        if state.step:
+            return lines
+        blind = self._measures.blind_reward(self.records["start"])
+        lines += [] if blind is None else [f"warning: {blind}"]
+        return [*lines, *filter(None, (self._measures.unwatched_scorer, self._measures.caveat))]
 
     def best(self, state: RunState) -> str:
         """The watched number's name and its best value."""
@@ -91,12 +98,26 @@ class Keeper:
 
     def why(self, state: RunState) -> str:
         """Why the draft that is written is kept, in words."""
-        best = self.best(state)
+        best, merits = self.best(state), self._merits(state)
+        equal = f"every held-out {self._measures.label(self._measures.watched)} was equal"
+        all_equal = len(merits) > 1 and len({*merits}) == 1 and self._measures.breaks_ties
         if self._settings.keep == "last":
-            return f"the last one that was measured (--keep last); best held-out {best} at step {state.best_step}"
+            which = equal if all_equal else f"best held-out {best} at step {state.best_step}"
+            return f"the last one that was measured (--keep last); {which}"
+        if all_equal:
+            start = "" if state.best_step else "the start; "
+            return f"{start}{equal}; kept by {self._measures.decides_between_equals}"
         if not state.best_step:
             return f"the start; no later draft had a better held-out {best}"
+        if self._measures.own_target and self._measures.breaks_ties and merits and merits[0] == state.best_value:
+            return f"held-out {best}, no better than the start's; kept by {self._measures.decides_between_equals}"
         return f"best held-out {best}"
+
+    def _merits(self, state: RunState) -> list[float]:
+        """The watched number of each evaluation, with the sign that makes more better."""
+        watched = self._measures.watched
+        key = self._measures.history_key(watched)
+        return [self._measures.merit({watched: cast(float, entry[key])}) for entry in state.history]
 
     def warnings(self, state: RunState) -> list[str]:
         """Warns of a watched number that gets worse, or that can't get better."""
@@ -104,8 +125,7 @@ class Keeper:
         name, history = self._measures.label(watched), state.history
         if len(history) == 1 and self._measures.is_alpha(watched) and state.best_value > _PERFECT_ALPHA:
             return self._own_target(name)
-        key = self._measures.history_key(watched)
-        merits = [self._measures.merit({watched: cast(float, entry[key])}) for entry in history]
+        merits = self._merits(state)
         worse = guard_rails.worsening(merits)
         if len(merits) == _EVALUATIONS_TO_TELL and len({*merits}) == 1:
             other = self._measures.decides_between_equals

@@ -162,6 +162,8 @@ class HeldOutMeasures:
         watch: `alpha`, or the name of one of the others.
         guesses: Those of a parallel draft; None for any other.
         remedy: Settings to change where the watched number gets worse, for people.
+        own_target: Whether the draft's start is the target itself.
+        lacking: Which prompts have no field `answer`, for people; None where all have.
     """
 
     def __init__(
@@ -171,8 +173,11 @@ class HeldOutMeasures:
         watch: str = "alpha",
         guesses: Measures | None = None,
         remedy: str = "lower --learning-rate",
+        *,
+        own_target: bool = False,
+        lacking: str | None = None,
     ) -> None:
-        self.remedy = remedy
+        self.remedy, self.own_target, self._lacking = remedy, own_target, lacking
         self._base, self._measures, self._guesses = base, {measure.name: measure for measure in measures}, guesses
         self._others = [*self._measures, *([] if guesses is None else guesses.names)]
         self.measure = base.measure
@@ -205,19 +210,51 @@ class HeldOutMeasures:
         others = {name: paired_difference(sums, before.sums[name]) for name, sums in after.sums.items()}
         return self._base.gains(after.base, before.base) | others
 
+    def blind_reward(self, records: Records) -> str | None:
+        """Says that the reward is the same for every held-out prompt; None where it tells some apart, or is missing."""
+        if "reward" not in records.sums:
+            return None
+        rewards, _ = records.sums["reward"]
+        if len(rewards) < 2 or len({*rewards.tolist()}) > 1:
+            return None
+        lacking = "" if self._lacking is None else f"; {self._lacking}, so prompt.answer is None there"
+        same = f"the held-out reward is {rewards[0]:.3f} for all {len(rewards)} prompts"
+        return f"{same}: it tells nothing apart yet{lacking}"
+
+    @property
+    def unwatched_scorer(self) -> str | None:
+        """Says what is watched in place of a scorer's score; None without a scorer, or where it is watched."""
+        if "score" not in self._measures or self.watched == "score":
+            return None
+        return f"watched: {self.label(self.watched)}; --watch score watches the scorer"
+
     def merit(self, means: Mapping[str, float]) -> float:
         """The watched number with the sign that makes more better."""
         value = means[self.watched]
         return -value if self.low_is_good else value
 
-    def between_equals(self, means: Mapping[str, float]) -> float:
-        """The number that decides between drafts with the same watched number: alpha under --rule, or text's."""
-        return means[self._base.watched]
+    def wins_between_equals(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        """Whether a draft is better than an earlier one with the same watched number.
+
+        Alpha under --rule decides, or the likelihood of text. Where the draft is its own target both are best for the
+        untrained start, so the later one is taken.
+
+        Args:
+            new, best: Means of the two.
+        """
+        if not self.breaks_ties:
+            return False
+        return self.own_target or new[self._base.watched] > best[self._base.watched]
 
     @property
     def decides_between_equals(self) -> str:
-        """Its name, for people."""
-        return self.label(self._base.watched)
+        """The number, or the order, that decides between drafts with the same watched number, for people."""
+        return "order (the later step)" if self.own_target and self.breaks_ties else self.label(self._base.watched)
+
+    @property
+    def breaks_ties(self) -> bool:
+        """Whether another number than the watched one decides between equals."""
+        return self.watched != self._base.watched
 
     @property
     def low_is_good(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specdistill.data.batch import Example
+from specdistill.data.prompt import lacking_answers
 from specdistill.data.prompts import encode_all
 from specdistill.distill.answers.given import given_answers
 from specdistill.distill.answers.shards import RolloutSettings
@@ -16,6 +17,7 @@ from specdistill.distill.sequences.fixed import takes_given_answers
 from specdistill.distill.sequences.retokenise import retokenise
 from specdistill.distill.sequences.run_prompts import RunPrompts
 from specdistill.distill.sequences.settings import SequenceSettings
+from specdistill.distill.target import itself
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.target.place import OpenTarget
 from specdistill.distill.training.guard_rails import worsening_remedy
@@ -111,7 +113,17 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
             measures.append(OwnAnswers(name, judge, prompts.heldout, ids, *answered))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))
-    return HeldOutMeasures(base, measures, inputs.watch, _guesses(inputs, answers), remedy)
+    own, lacking = _is_its_own_target(inputs), lacking_answers([*prompts.training, *prompts.heldout])
+    guesses = _guesses(inputs, answers)
+    return HeldOutMeasures(base, measures, inputs.watch, guesses, remedy, own_target=own, lacking=lacking)
+
+
+def _is_its_own_target(inputs: MeasureInputs) -> bool:
+    """Whether the draft's start is the target, whose alpha nothing can exceed; not where the target sees more."""
+    if inputs.target.view.ids or inputs.rollouts.guidance is not None:
+        return False
+    pair = inputs.pair
+    return itself.same_place(pair.target.name, pair.draft.name) or itself.same_weights(pair)
 
 
 def _guesses(inputs: MeasureInputs, answers: Sequence[Example]) -> ParallelHeldOut | None:

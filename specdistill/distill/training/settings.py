@@ -78,7 +78,7 @@ class EvaluationSettings:
     it samples, by --reward. loss: the run's own, on given answers where the method trains on them, else on the
     target's. auto: reward with --reward; tokens_per_call with --parallel or a head; for sft of a model that is its own
     target, and best-of-n of one, score with a scorer, else (sft) loss; alpha otherwise. Of drafts with equal
-    numbers the one with the best alpha is kept."""
+    numbers the one with the best alpha is kept, or the latest of a model that is its own target."""
     keep: Literal["best", "last"] = "best"
     """Draft that --output holds in the end. best: the one with the best watched number, which may be the start. last:
     the last step's, bit for bit."""

@@ -235,7 +235,7 @@ class DraftTrainer:
     def _note(self, task: Task, measurement: StepMeasurement, speed: float) -> None:
         own = "" if measurement.alpha is None else f"  alpha {measurement.alpha:.3f}"
         rejected = self._source.measurements().get("skd_rejection_rate")
-        replaced = "" if rejected is None else f"  replaced {rejected:.2f}"
+        replaced = "" if rejected is None else f"  target replaced {100 * rejected:.0f} % of the draft's tokens"
         best = self.keeper.best(self._state)
         task.note(f"loss {measurement.loss:.3f}{own}  best held-out {best}{replaced}  {speed:.0f} tokens/s")
 

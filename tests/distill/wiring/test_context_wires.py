@@ -553,8 +553,6 @@ NOTHING = r"teach it nothing, loss and gradient would be 0; let the target see m
         {"method": "gkd", "lmbda": 1.0, "ce_weight": 0.5},
         {"method": "distillspec", "target_fraction": 0.0, "ce_weight": 0.5},
         {"method": "distillspec", "ce_weight": 0.5},
-        # (1 - a) times the reward.
-        {"method": "gkd", "lmbda": 1.0, "reward": "tiny_runs:count_w7", "distill_weight": 1.0},
     ],
 )
 def test_a_target_of_the_drafts_own_weights_is_refused(tiny, tmp_path, twins, settings, monkeypatch):

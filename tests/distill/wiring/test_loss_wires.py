@@ -195,15 +195,16 @@ def test_with_a_reward_the_divergence_is_reverse_kl_times_its_weight(tiny, tmp_p
     (tmp_path / "rewards_all_equal.py").write_text("def one(prompt, text):\n    return 1.0\n")
     monkeypatch.chdir(tmp_path)
     losses = {}
-    for weight in (1.0, 0.25, None):
+    for weight in (0.75, 0.25, None):
         settings = {} if weight is None else {"distill_weight": weight}
         settings |= {"reward": "rewards_all_equal:one", "max_new_tokens": 2, "steps": 1}
         run = frozen_run(tiny, tmp_path / f"out-{weight}", method="gkd", lmbda=1.0, **settings)
         losses[weight] = run.losses[0]
         assert run.steps[0] == run.examples
-    assert losses[0.25] == close(0.25 * losses[1.0]) and losses[None] == close(0.5 * losses[1.0])
+    whole = losses[0.75] / 0.75
+    assert losses[0.25] == close(0.25 * whole) and losses[None] == close(0.5 * whole)
     kinds = {kind: hand.loss(kind, run.examples) for kind in ("fkl", "jsd")}
-    assert all(losses[1.0] != close(value) for value in kinds.values())
+    assert all(whole != close(value) for value in kinds.values())
 
 
 def test_the_rewards_gradient_is_at_the_temperature_of_sampling(tiny, tmp_path, judged):

@@ -101,7 +101,10 @@ def test_the_main_ranks_scores_count_for_all():
         ({"method": "gkd", "lmbda": 0.0}, "--lmbda 0 leaves no answer of the draft.*leave --reward away"),
         ({"target_fraction": 1.0}, "--target-fraction 1 leaves none of 300 steps.*leave --reward away"),
         ({"target_fraction": 0.9, "steps": 4}, "--target-fraction 0.9 leaves none of 4 steps"),
+        ({"method": "gkd", "distill_weight": 1.0}, "--distill-weight 1 leaves no weight to --reward; lower it"),
+        ({"method": "gkd", "batch_size": 1}, "--batch-size 1 leaves --reward no baseline.*at least 2 answers a step"),
         ({"target_fraction": 0.8, "steps": 4}, None),
+        ({"method": "gkd", "batch_size": 2, "distill_weight": 0.99}, None),
         ({"method": "gkd", "lmbda": 0.01}, None),
     ],
 )
