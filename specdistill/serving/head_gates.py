@@ -154,8 +154,8 @@ def _sglang(target: ModelFiles, draft: ModelFiles, drafting: Drafting) -> Verdic
     named = _named_layers(draft)
     if named is not None:
         verdict.warnings.append(
-            f"config.json names the target's layers {', '.join(map(str, named))}: SGLang adds 1 to each, vLLM and llama.cpp do not; a head "
-            "that was trained for the usual layers needs no such entry"
+            f"config.json names the target's layers {', '.join(map(str, named))}: SGLang adds 1 to each, vLLM and "
+            "llama.cpp do not; a head that was trained for the usual layers needs no such entry"
         )
     else:
         _enough_layers(target, verdict)
