@@ -176,6 +176,20 @@ def test_a_function_that_cannot_be_asked_is_refused_at_once(tmp_path, monkeypatc
         check_scorer("odd_test:judge", [])
 
 
+@pytest.mark.parametrize("flag", ["--scorer", "--strict-scorer", "--reward"])
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [
+        ("my_checks.py:reasoning", "my_checks:reasoning"),
+        ("./my_checks.py:reasoning", "my_checks:reasoning"),
+        ("checks/mine.py:reasoning", "checks.mine:reasoning"),
+    ],
+)
+def test_a_file_in_place_of_a_module_is_told_how_to_write_it(flag, typed, right):
+    with pytest.raises(ConfigError, match=f"{flag} {typed} names a file, not a module; write {right}$"):
+        check_scorer(typed, [], flag=flag)
+
+
 def test_generate_scores_what_one_model_writes(files, tmp_path):
     settings = {"prompts": str(files / "prompts.jsonl"), "max_new_tokens": LENGTH, "temperature": 0.0}
     summary = generate(generate_config(files, tmp_path / "greedy", scorer="exact-match", **settings))
