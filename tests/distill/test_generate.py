@@ -130,6 +130,14 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
     assert other.target_log_likelihood < target.target_log_likelihood, "the target likes its own answers more"
 
 
+def test_the_folder_of_two_models_answers_names_its_halves(tmp_path):
+    for half in ("target", "other"):
+        (tmp_path / half).mkdir()
+        (tmp_path / half / shards.SHARD.format(0)).touch()
+    with pytest.raises(DataError, match=f"name one of them: {tmp_path}/other or {tmp_path}/target$"):
+        shards.find_shards(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
