@@ -28,6 +28,7 @@ from specdistill.report.wording import (
     lenience_name,
     lossless_line,
     number,
+    score_line,
     score_rows,
     target_cell,
     target_cost,
@@ -84,6 +85,8 @@ def bench_tables(report: Report, show: int = 0) -> None:
     if report.recommendation is not None:
         found = verdict(report)
         console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
+    if line := score_line(report):
+        console.print(line, soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from specdistill.evaluation.answer_scores import AnswerJudge
 from specdistill.evaluation.statistics import ratio, share
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
+from specdistill.report.wording_verdict import verdict
 
 LENGTH = 8
 SUMS = "def total(prompt, text):\n    return sum(int(word[1:]) for word in text.split() if word[0] == 'w') / 100\n"
@@ -89,6 +92,23 @@ def test_target_draft_and_speculation_are_scored_apart(files, capsys, monkeypatc
     for text in ("target alone", "draft alone", "speculative, by greedy", "0.750 ["):
         assert text in shown and text in page
     assert f"score of {Path(better).name} alone" in shown
+
+
+def test_a_students_bench_ends_with_its_score(files, capsys):
+    """A model that cannot pay as a draft may be a good student: nobody tells it not to train."""
+    report = bench(config(files, scorer="exact-match", latency_prompts=7))
+    economics = dataclasses.replace(report.economics, verdict="cannot pay")
+    report = dataclasses.replace(report, economics=economics, recommendation=None)
+    bench_tables(report)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("the verdict is about drafting; a model that is served alone counts by its score: 0.250 [")
+    assert " alone, 0.750 [" in last and " of the target, -0.500 [" in last and last.endswith(" paired")
+    assert last[1:] in html.unescape(html_report(report)) and "Do not train" not in html_report(report)
+    assert verdict(report).next == ""
+    drafted = dataclasses.replace(report, score=None)
+    assert verdict(drafted).next.startswith("Do not train this draft") and "Do not train" in html_report(drafted)
+    bench_tables(drafted)
+    assert "the verdict is about drafting" not in capsys.readouterr().out
 
 
 def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monkeypatch):
