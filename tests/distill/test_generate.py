@@ -11,7 +11,7 @@ import time
 import datasets
 import pytest
 from tiny_models import make_model
-from tiny_runs import generate_config, write_folder
+from tiny_runs import Said, generate_config, write_folder
 
 from specdistill import GenerateConfig, generate, load_model
 from specdistill.data import Provenance
@@ -128,6 +128,14 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
         assert 1 <= generator.distinct_per_prompt <= generator.rollouts / 10
         assert generator.target_log_likelihood < 0 and 0 <= generator.right_answers.coverage <= 1
     assert other.target_log_likelihood < target.target_log_likelihood, "the target likes its own answers more"
+
+
+def test_a_larger_other_is_warned_of(folder, tmp_path):
+    said = Said()
+    settings = {"other": str(folder / "target"), "target": str(folder / "small"), "rollouts_per_prompt": 1}
+    generate(generate_config(folder, tmp_path / "out", **settings), said)
+    (line,) = [line for line in said.lines if "swapped" in line]
+    assert line.startswith("warning: --other") and line.endswith("are they swapped?")
 
 
 def test_the_folder_of_two_models_answers_names_its_halves(tmp_path):

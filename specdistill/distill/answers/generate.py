@@ -92,7 +92,7 @@ def _generate(
         run_settings.check_adapters(output, found.adapter_labels)
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
-    models = _load(config, found)
+    models = _load(config, found, progress.say)
     prompts = asked.prompts
     warn_about_prompts(prompts, asked.encoded, models["target"], progress.say)
     run_settings.write(output, _settings(config))
@@ -140,14 +140,16 @@ def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
     return FoundPair(source, source, same_tokenizer=True)
 
 
-def _load(config: GenerateConfig, found: FoundPair) -> dict[str, LanguageModel]:
+def _load(config: GenerateConfig, found: FoundPair, say: Callable[[str], None]) -> dict[str, LanguageModel]:
     """The models by role; of a target that Ray's workers load only the shell."""
     if config.cluster.ray is not None:
         return {"target": load.load_shell(found.target)}
     other, device = config.comparison.other, config.machine.device
     if other is None:
         return {"target": _load_target(config, found.target)}
-    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True)
+    pair = load_pair(
+        config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True, say=say
+    )
     return {"target": pair.target, "other": pair.draft}
 
 
