@@ -172,6 +172,8 @@ class GeneratorSummary:
     """Mean score; None without a scorer."""
     right_answers: RightAnswers | None = None
     """Right answers among them; None without a scorer."""
+    example: str | None = None
+    """A wrong answer, or the first where all are right, with its prompt and what was wanted; None without a scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)

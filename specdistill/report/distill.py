@@ -66,6 +66,9 @@ def generation_table(summary: GenerateSummary) -> None:
     for row in zip(*(_right_answers(one) for one in counts), strict=True):
         table.add_row(row[0][0], *(value for _, value in row))
     console.print(table)
+    for role, generator in generators.items():
+        if generator.example is not None:
+            console.print(f"an answer of {role}: {generator.example}", soft_wrap=True)
 
 
 def _right_answers(counts: RightAnswers) -> list[tuple[str, str]]:
