@@ -12,6 +12,7 @@ from specdistill.distill.answers import scorers
 from specdistill.distill.answers.budget import num_tokens, token_cost
 from specdistill.distill.answers.generate_config import GenerateConfig
 from specdistill.distill.answers.selection import Judge
+from specdistill.evaluation.cut_answers import is_cut
 from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
 from specdistill.models import LanguageModel
 
@@ -34,7 +35,13 @@ def generate_summary(
     """
     generators = {role: _generator(config, role, models, examples, prompts, judge) for role, examples in answers.items()}
     match = config.comparison.match if config.comparison.other else None
-    return GenerateSummary(output=str(Path(config.output)), match=match, generators=generators)
+    return GenerateSummary(
+        output=str(Path(config.output)),
+        match=match,
+        temperature=config.sampling.temperature,
+        max_new_tokens=config.max_new_tokens,
+        generators=generators,
+    )
 
 
 def _generator(
@@ -53,6 +60,7 @@ def _generator(
         rollouts=len(examples),
         tokens=tokens,
         budget=tokens * token_cost(config.comparison, model, role),
+        cut=sum(is_cut(row.answer_ids, config.max_new_tokens, model.eos_token_ids) for row in examples),
     )
     if config.comparison.other is not None:
         target = models["target"]
