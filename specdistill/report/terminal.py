@@ -42,7 +42,7 @@ from specdistill.report.wording_leaderboard import others_remark
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import break_even, depth_lines, first_guess_line, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
-from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
+from specdistill.report.wording_warnings import cut_lines, length_warnings, prediction_warning, speed_warning
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -196,9 +196,9 @@ def _scores(console: Console, report: Report, scorer: str) -> None:
         over = "" if row.over is None else estimate(row.over, sign="+")
         table.add_row(row.writer, str(row.prompts), estimate(row.score), over)
     console.print(table)
-    line = compared_score(report)
-    if line is not None:
-        console.print(line, soft_wrap=True)
+    for line in (compared_score(report), *cut_lines(report)):
+        if line is not None:
+            console.print(line, soft_wrap=True)
 
 
 def _speed(console: Console, latency: Latency, setup: Setup) -> None:

@@ -21,7 +21,7 @@ from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation import measure
-from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.answer_scores import AnswerJudge, PromptScores
 from specdistill.evaluation.statistics import ratio, share
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
@@ -35,11 +35,15 @@ def total(text):
     return sum(int(word[1:]) for word in text.split() if word[0] == "w") / 100
 
 
-def greedy_text(model, prompt):
+def greedy_ids(model, prompt):
     """The model's own greedy answer, by transformers."""
     ids = torch.tensor([encode(prompt, model.tokenizer)])
     written = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH)
-    return model.decode(written[0, ids.shape[1] :].tolist())
+    return written[0, ids.shape[1] :].tolist()
+
+
+def greedy_text(model, prompt):
+    return model.decode(greedy_ids(model, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,14 @@ def test_target_draft_and_speculation_are_scored_apart(files, capsys, monkeypatc
     for text in ("target alone", "draft alone", "speculative, by greedy", "0.750 ["):
         assert text in shown and text in page
     assert f"score of {Path(better).name} alone" in shown
+    # Answers that were scored without their end are counted, by transformers' own text.
+    named = (("target", score.target_cut, "the target"), ("draft", score.draft_cut, "the draft alone"))
+    for name, counted, whose in named:
+        model = load_model(str(files / name), "draft")
+        ids = [greedy_ids(model, prompt) for prompt in prompts]
+        assert counted == sum(len(one) == LENGTH and one[-1] not in model.eos_token_ids for one in ids) > 0
+        line = f"warning: {counted} of 8 answers of {whose} were cut at --max-new-tokens {LENGTH} and scored"
+        assert line in shown and line in page
 
 
 def test_a_students_bench_ends_with_its_score(files, capsys):
@@ -140,9 +152,9 @@ def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monk
 
 def test_the_speculative_score_is_paired_with_the_plain_answers_of_the_same_timed_run():
     """The target's answers beside them are other samples: p0 came out wrong there, and right in the timed run."""
-    judge = AnswerJudge("exact-match", SCORERS["exact-match"], ())
-    target, draft = {"p0": 0.0, "p1": 0.0, "p2": 1.0}, {"p0": 0.0, "p1": 0.0, "p2": 0.0}
-    score = judge.section(target, draft, ({"p0": 1.0, "p1": 0.0}, {"p0": 0.0, "p1": 0.0}))
+    judge = AnswerJudge("exact-match", SCORERS["exact-match"], (), LENGTH)
+    target, draft = PromptScores(p0=0.0, p1=0.0, p2=1.0), PromptScores(p0=0.0, p1=0.0, p2=0.0)
+    score = judge.section(target, draft, (PromptScores(p0=1.0, p1=0.0), PromptScores(p0=0.0, p1=0.0)))
     assert score.speculative_minus_target.mean == -1 / 2
     assert score.draft_minus_target.mean == pytest.approx(-1 / 3)
 
