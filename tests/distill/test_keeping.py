@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
-from tiny_runs import any_config, example, history, same_weights, train, train_config, write_folder, write_rows
+from tiny_runs import Said, any_config, example, history, same_weights, train, train_config, write_folder, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from specdistill import train_draft
@@ -263,6 +263,29 @@ def test_every_evaluation_samples_the_drafts_own_answers_from_the_same_seeds():
     written = generate_plain(draft, encoded, sampling=Sampling(), max_new_tokens=6, seeds=seeds)
     assert heard == [draft.decode(answer.token_ids) for answer in written] * 3
     assert len(set(heard)) == 4
+
+
+def test_answers_that_were_cut_are_said_where_their_number_changes():
+    draft, said = make_model(layers=1), []
+    prompts, encoded = [Prompt(f"p{number}", ()) for number in range(8)], [[3, 5 + number, 4] for number in range(8)]
+    own = OwnAnswers("score", lambda *given: 0.0, prompts, encoded, Sampling(), 20, seed=7, say=said.append)
+    seeds = [7 * 100_003 + number for number in range(8)]
+    written = generate_plain(draft, encoded, sampling=Sampling(), max_new_tokens=20, seeds=seeds)
+    cut = sum(answer.finish_reason == "length" for answer in written)
+    assert 0 < cut < 8
+    for _ in range(2):
+        own.sums(draft)
+    assert said == [
+        f"warning: {cut} of 8 answers of the draft (held-out score) were cut at --max-new-tokens 20 and scored without "
+        "their end; raise it"
+    ]
+
+
+def test_a_run_says_that_held_out_answers_were_cut(tiny, tmp_path):
+    said = Said()
+    settings = {"method": "sft", "scorer": "exact-match", "steps": 1, "eval_every": 1, "max_new_tokens": 2}
+    train_draft(train_config(tiny, tmp_path / "out", **settings), said)
+    assert any("of 6 answers of the draft (held-out score) were cut at --max-new-tokens 2" in line for line in said.lines)
 
 
 def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch):
