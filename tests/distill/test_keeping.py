@@ -200,6 +200,37 @@ def test_keep_last_is_bit_for_bit_the_last_step(tiny, tmp_path, keep):
     assert f"Step {summary.kept_step} was kept" in card and "Held-out alpha (sampled) was watched" in card
 
 
+def test_a_students_card_leads_with_its_score_and_serves_it_alone(tiny, tmp_path):
+    """A model whose answers were judged is of use on its own; it comes as a draft after that."""
+    settings = {"method": "sft", "scorer": "exact-match", "steps": 2, "eval_every": 2}
+    summary = train(tiny, tmp_path / "out", watch="score", keep="last", **settings)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "no use on its own" not in card and card.count("## Measured") == card.count("## Training") == 1
+    score = f"Score of its own greedy answers (exact-match): **{summary.after['score']:.3f}**, before training "
+    order = [score, "| on 6 held-out prompts |", f"vllm serve {tmp_path / 'out'}\n", "## Training", "## As a draft"]
+    order += ["| rule of the server |", "--speculative-config"]
+    places = [card.index(part) for part in order]
+    assert places == sorted(places)
+    assert "tags: [distillation, specdistill]" in card and "{" not in card[: places[-1]]
+    # The same run that watches alpha makes a draft.
+    train(tiny, tmp_path / "draft", watch="alpha", **settings)
+    card = (tmp_path / "draft" / "README.md").read_text()
+    assert "It is no use on its own" in card and "## As a draft" not in card
+
+
+@pytest.mark.parametrize("itself", ["target", "foreign"])
+def test_a_model_that_is_its_own_target_or_was_judged_is_no_draft(tiny, tmp_path, itself):
+    """Tuned for itself, or watched by its score with another tokenizer: both are served alone."""
+    settings = {"steps": 1, "eval_every": 1, "max_new_tokens": 4}
+    if itself == "target":
+        settings |= {"method": "sft", "draft": str(tiny / "target")}
+    else:
+        settings |= {"method": "sft", "draft": str(tiny / "foreign"), "scorer": "exact-match", "watch": "score"}
+    train(tiny, tmp_path / "out", **settings)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index(f"vllm serve {tmp_path / 'out'}\n") < card.index("## As a draft") < card.index("### Serving")
+
+
 def test_a_model_that_is_its_own_target_keeps_what_it_learned_from_given_answers(tiny, tmp_path):
     """Its alpha starts at 1, so that nothing could be better: by default the loss is watched, or the score."""
     settings = {"method": "sft", "draft": str(tiny / "target"), "steps": 40, "eval_every": 20}
@@ -285,7 +316,9 @@ def test_a_run_says_that_held_out_answers_were_cut(tiny, tmp_path):
     said = Said()
     settings = {"method": "sft", "scorer": "exact-match", "steps": 1, "eval_every": 1, "max_new_tokens": 2}
     train_draft(train_config(tiny, tmp_path / "out", **settings), said)
-    assert any("of 6 answers of the draft (held-out score) were cut at --max-new-tokens 2" in line for line in said.lines)
+    assert any(
+        "of 6 answers of the draft (held-out score) were cut at --max-new-tokens 2" in line for line in said.lines
+    )
 
 
 def test_a_run_that_is_cut_off_after_its_last_step_still_knows_what_it_kept(tiny, tmp_path, monkeypatch):

@@ -145,9 +145,7 @@ def _load(config: GenerateConfig, found: FoundPair, say: Callable[[str], None]) 
     other, device = config.comparison.other, config.machine.device
     if other is None:
         return {"target": _load_target(config, found.target)}
-    pair = load_pair(
-        config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True, say=say
-    )
+    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True, say=say)
     return {"target": pair.target, "other": pair.draft}
 
 

@@ -33,7 +33,9 @@ def generate_summary(
         prompts: All that were asked.
         judge: Scores the answers.
     """
-    generators = {role: _generator(config, role, models, examples, prompts, judge) for role, examples in answers.items()}
+    generators = {
+        role: _generator(config, role, models, examples, prompts, judge) for role, examples in answers.items()
+    }
     match = config.comparison.match if config.comparison.other else None
     return GenerateSummary(
         output=str(Path(config.output)),
