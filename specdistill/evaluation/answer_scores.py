@@ -24,6 +24,7 @@ from specdistill.models.eagle3 import is_head
 from specdistill.models.load import ModelSource
 from specdistill.progress import Progress
 
+
 class PromptScores(dict[str, float]):
     """Prompt's id -> score of an answer to it."""
 

@@ -13,7 +13,6 @@ from specdistill.models.eagle3 import is_head
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.outer_weights import OuterWeights, with_outer_weights
 
-
 _LARGER = 1.05
 """Share of the target's parameters above which a draft is larger: a row for a mask token or some padding is not."""
 

@@ -149,7 +149,9 @@ CASES = [
     ),
     (
         # A head writes no answers alone, which bench refuses to score.
-        next_command.after_train_draft(TrainConfig.flat(target="T", draft="c", output="d", scorer="my:f"), scored=False),
+        next_command.after_train_draft(
+            TrainConfig.flat(target="T", draft="c", output="d", scorer="my:f"), scored=False
+        ),
         "bench --target T --draft d --compare c --html d.html",
     ),
     (
@@ -202,10 +204,10 @@ def test_settings_of_the_project_are_carried_on(named, expected):
 
 def test_answers_of_two_models_are_both_named():
     config = GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")
-    shared = "specdistill train-draft --target T --draft DRAFT --method best-of-n --keep-correct --scorer json --rollouts"
+    shared = "specdistill train-draft --target T --draft DRAFT --method best-of-n --keep-correct --scorer json"
     one, other = next_command.after_generate(config).split("\nor: ")
-    assert one == f"{shared} matched/target --output draft"
-    assert other == f"{shared} matched/other --output draft-other"
+    assert one == f"{shared} --rollouts matched/target --output draft"
+    assert other == f"{shared} --rollouts matched/other --output draft-other"
 
 
 def test_judged_greedy_answers_are_not_trained_on():

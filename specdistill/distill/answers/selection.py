@@ -64,10 +64,8 @@ class Judge:
         prompt = next(prompt for prompt in prompts if prompt.id == examples[place].prompt_id)
         wanted = "" if prompt.answer is None else f", wanted {_shortened(prompt.answer)}"
         asked = prompt.messages[-1].get("content") if prompt.messages else prompt.id
-        return (
-            f"prompt {_shortened(str(asked), 80)}, answer {_shortened(model.decode(examples[place].answer_ids))}{wanted}, "
-            f"score {scores[place]:g}"
-        )
+        answer = _shortened(model.decode(examples[place].answer_ids))
+        return f"prompt {_shortened(str(asked), 80)}, answer {answer}{wanted}, score {scores[place]:g}"
 
     def count(
         self,
@@ -183,8 +181,8 @@ def select_answers(
         )
         raise DataError(
             f"none of {counts.answers} answers to {counts.prompts} prompts scores {judge.threshold:g} or more by "
-            f"--scorer {judge.name}; the first: {judge.example(examples, scores, prompts, target)}; sample more (--rollouts-per-prompt), {other}, or let a better "
-            f"model answer{again}"
+            f"--scorer {judge.name}; the first: {judge.example(examples, scores, prompts, target)}; "
+            f"sample more (--rollouts-per-prompt), {other}, or let a better model answer{again}"
         )
     if keep_correct:
         return distinct(right, target), counts
