@@ -11,7 +11,7 @@ from specdistill.distill import model_card_texts as texts
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary, measure_label
 from specdistill.files.head_record import HeadRecord
-from specdistill.models import ModelPair
+from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.eagle3 import Eagle3Head
 from specdistill.models.head_draft import HeadModel
 from specdistill.settings.target_context import ContextSettings
@@ -28,24 +28,9 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
     Returns:
         Markdown with a front matter.
     """
-    trimmed = ""
     is_head = isinstance(pair.draft, HeadModel)
-    if isinstance(pair.draft, HeadModel):
-        trimmed = _head_paragraph(pair.draft.head)
-    elif pair.draft.kept_ids is not None:
-        trimmed = (
-            f"\nspecdistill runs it with an output head of {len(pair.draft.kept_ids):,} ids (`draft_vocabulary.json`); "
-            "the weights hold the full head for engines that demand it.\n"
-        )
-    serving = texts.HEAD_SERVING if is_head else texts.SERVING
-    parts = (texts.ALPHA, serving) if pair.same_tokenizer else (texts.TEXT, texts.OTHER_TOKENIZER)
     student = not is_head and _is_student(settings, summary)
-    template = (
-        (texts.STUDENT if student else texts.DRAFT)
-        .replace("{training}", texts.TRAINING)
-        .replace("{measured}", parts[0])
-    )
-    template = template.replace("{serving}", parts[1].replace("## Serving", "### Serving") if student else parts[1])
+    template = _template(student, is_head, pair.same_tokenizer)
     is_gguf = settings["target"].endswith(".gguf")
     return template.format(
         **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
@@ -58,7 +43,7 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         whose="the target's" if pair.same_tokenizer else "its own",
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,
-        trimmed=trimmed,
+        trimmed=_proposes(pair.draft),
         context=_context(settings, pair),
         rows=_rows(summary),
         left_out=_left_out(summary, settings["max_new_tokens"]),
@@ -82,6 +67,31 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         engine=_engine_settings(settings, summary, is_head),
         guesses=_guesses(summary.tokens_per_pass),
         learning_rate=summary.learning_rate,
+    )
+
+
+def _template(student: bool, is_head: bool, same_tokenizer: bool) -> str:
+    """The card's text, with names in braces."""
+    measured = texts.ALPHA if same_tokenizer else texts.TEXT
+    serving = texts.HEAD_SERVING if is_head else texts.SERVING if same_tokenizer else texts.OTHER_TOKENIZER
+    if student:
+        serving = serving.replace("## Serving", "### Serving")
+    card = texts.STUDENT if student else texts.DRAFT
+    named = {"{training}": texts.TRAINING, "{measured}": measured, "{serving}": serving}
+    for name, text in named.items():
+        card = card.replace(name, text)
+    return card
+
+
+def _proposes(draft: LanguageModel) -> str:
+    """Paragraph on a head, or on a trimmed output head; empty for any other draft."""
+    if isinstance(draft, HeadModel):
+        return _head_paragraph(draft.head)
+    if draft.kept_ids is None:
+        return ""
+    return (
+        f"\nspecdistill runs it with an output head of {len(draft.kept_ids):,} ids (`draft_vocabulary.json`); "
+        "the weights hold the full head for engines that demand it.\n"
     )
 
 

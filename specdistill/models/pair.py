@@ -100,8 +100,7 @@ def load_pair(
     """Finds both models, compares their tokenizers, then loads the weights.
 
     Args:
-        target: Hub id, directory or .gguf file.
-        draft: Hub id, directory or .gguf file.
+        target, draft: Hub id, directory or .gguf file.
         found: Result of `find_pair` for these names, if the caller has it.
         device: A torch device, or `auto`; see `resolve_device`.
         target_device: Device of the target, if it differs from the draft's.
