@@ -182,7 +182,7 @@ def compared_score(report: Report) -> str | None:
 
 
 def score_line(report: Report) -> str:
-    """What counts where the draft is a student that is served alone; empty without --scorer."""
+    """Line on the score, which counts where the draft is a student that is served alone; empty without --scorer."""
     scores = report.score
     if scores is None:
         return ""
