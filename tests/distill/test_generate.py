@@ -134,7 +134,7 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
 
 
 def test_the_report_names_temperature_budget_and_cut_answers(folder, tmp_path, capsys, monkeypatch):
-    """What `generate --match` left of the budget, and how many answers were scored without their end."""
+    """The share of the budget that --match used, and how many answers were scored without their end."""
     monkeypatch.setenv("COLUMNS", "200")
     settings = {"other": str(folder / "small"), "scorer": "exact-match", "temperature": 0.5}
     summary = generate(three_answers(folder, tmp_path / "out", **settings))
