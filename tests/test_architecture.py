@@ -41,7 +41,7 @@ MAY_IMPORT[API] = set(MAY_IMPORT) - {"__main__", "cli"}
 KERNEL_USERS = {"distill", "evaluation", "decoding", "models", "data"}
 # The rooms of specdistill/distill/, in the same way: the command with its model card and the replay of a failed step,
 # then the parts of a run, then the table of methods. init-draft's room is beside those that train.
-ROOMS = ("train_draft", "reproduce", "before_loading", "ending", "model_card", "config")
+ROOMS = ("train_draft", "reproduce", "before_loading", "ending", "model_card", "model_card_texts", "config")
 ROOMS += ("training", "sequences", "target", "answers", "processes", "presets", "methods")
 ROOM_MAY_IMPORT = {room: set(ROOMS[position + 1 :]) for position, room in enumerate(ROOMS)}
 ROOM_MAY_IMPORT["cutting"] = {"sequences", "target", "answers", "processes"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specdistill.settings.checks import flag
 from specdistill.settings.command_line import PROJECT, changed_flags, command, unseen_prompts
 from specdistill.settings.parts import Config, defaults
+from specdistill.settings.scoring import LIKELIHOOD
 
 if TYPE_CHECKING:
     from specdistill.distill.answers.annotate_config import AnnotateConfig
@@ -40,10 +41,22 @@ def after_init_draft(config: InitDraftConfig) -> str:
 
 
 def after_generate(config: GenerateConfig) -> str:
-    """Trains on the answers."""
-    answers = config.output if config.comparison.other is None else f"{config.output}/target"
-    words = "--draft", "DRAFT", *_prompts(config), "--rollouts", answers, "--output", "draft"
-    return command("train-draft", *_shared(config), *words)
+    """Trains on the answers, or on each half of those of two models; nothing where greedy answers were only judged."""
+    comparison = config.comparison
+    judged = comparison.scorer != LIKELIHOOD
+    if judged and config.sampling.greedy:
+        # One answer per prompt leaves nothing to choose from: the scores were what was asked for.
+        return ""
+    method = ["--method", "best-of-n", "--keep-correct"] if judged else []
+    method += changed_flags(config, ("scorer", "score_threshold", "strict_scorer"))
+    words = "--draft", "DRAFT", *_prompts(config), *method
+    answers = {"draft": config.output}
+    if comparison.other is not None:
+        answers = {"draft": f"{config.output}/target", "draft-other": f"{config.output}/other"}
+    return "\nor: ".join(
+        command("train-draft", *_shared(config), *words, "--rollouts", directory, "--output", output)
+        for output, directory in answers.items()
+    )
 
 
 def after_annotate(config: AnnotateConfig) -> str:
@@ -52,25 +65,30 @@ def after_annotate(config: AnnotateConfig) -> str:
     return command("train-draft", *_shared(config), *words)
 
 
-def after_train_draft(config: TrainConfig, same_tokenizer: bool = True, kept_start: bool = False) -> str:
+def after_train_draft(
+    config: TrainConfig, same_tokenizer: bool = True, kept_start: bool = False, scored: bool = True
+) -> str:
     """Measures the draft, beside the one it was made of, on prompts that training never saw.
 
     Args:
         config: The run's settings.
         same_tokenizer: Whether the draft has the target's tokenizer; only transformers drafts with another one.
         kept_start: Whether what is written is the start, which is not compared with itself.
+        scored: Whether --scorer has judged the draft's own answers; a head writes none.
     """
     same, parallel = config.draft == config.target, config.parallel_draft.wanted
+    scorer = ("--scorer", config.sequences.scorer) if scored and config.sequences.judges_text else ()
     if same and not parallel:
         # A model that was tuned is no draft of what it was: see how it answers.
-        sequences = config.sequences
-        scorer = ("--scorer", sequences.scorer) if sequences.judges_text else ()
         words = *unseen_prompts(config.prompts), "--temperature", "0", *scorer, "--output", f"{config.output}-answers"
         return command("generate", "--target", config.output, *_shared(config, "target", "target_base"), *words)
     # A target that guesses several tokens has nothing to be compared with.
     compared = () if kept_start else ("--compare", config.draft)
     beside = () if same else compared if same_tokenizer else ("--engine", "transformers")
-    words = "--draft", config.output, *beside, *unseen_prompts(config.prompts), "--html", f"{config.output}.html"
+    # Only our decoder has guidance, and it takes drafts of the target's tokenizer.
+    guidance = changed_flags(config, ("guidance", "negative_prompt")) if same_tokenizer else []
+    measured = *guidance, *unseen_prompts(config.prompts), *scorer
+    words = "--draft", config.output, *beside, *measured, "--html", f"{config.output}.html"
     return command("bench", *_shared(config), *words)
 
 

@@ -20,5 +20,8 @@ def command(config: Annotated[TrainConfig, Parameter(name="*")]) -> str:
     summary = train_draft(config, TerminalProgress(), make_engine=maker_of(config.on_policy.rollout_engine))
     training_table(summary)
     return next_command.after_train_draft(
-        config, same_tokenizer=summary.measure == "alpha", kept_start=summary.kept_step == 0
+        config,
+        same_tokenizer=summary.measure == "alpha",
+        kept_start=summary.kept_step == 0,
+        scored="score" in summary.before,
     )

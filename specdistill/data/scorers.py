@@ -73,6 +73,9 @@ def load_function(name: str, flag: str) -> Scorer:
         ConfigError: Not of that form, or there is no such function.
     """
     module, _, function = name.partition(":")
+    if module.endswith(".py") and function:
+        importable = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(f"{flag} {name} names a file, not a module; write {importable}:{function}")
     if not module or not function or module.startswith("."):
         raise ConfigError(f"{flag} must be module:function, got {name!r}")
     here = str(Path.cwd())

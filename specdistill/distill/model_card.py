@@ -7,108 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specdistill.distill import model_card_texts as texts
 from specdistill.evaluation.statistics import Estimate
 from specdistill.evaluation.summaries import TrainSummary, measure_label
 from specdistill.files.head_record import HeadRecord
-from specdistill.models import ModelPair
+from specdistill.models import LanguageModel, ModelPair
 from specdistill.models.eagle3 import Eagle3Head
 from specdistill.models.head_draft import HeadModel
 from specdistill.settings.target_context import ContextSettings
-
-_TEMPLATE = """---
-{library}tags: [speculative-decoding, draft-model, specdistill]
----
-
-# Draft model for {target}
-
-Proposes tokens for `{target}` in speculative decoding. It is no use on its own: its worth is how often that target
-agrees with it. {parameters:,} parameters ({share:.0%} of the target's), {whose} vocabulary and tokenizer files.
-{trimmed}{guesses}{context}
-## Measured
-
-{measured}{others}
-## Training
-
-Method `{method}`, divergence `{loss}`, {trained_on}, {steps} steps{ended}, peak learning
-rate {learning_rate:g}. Step {kept_step} was kept: {why}. Held-out {watched} was watched. All settings are in
-`specdistill.yaml`, the curve in `history.jsonl`.
-{preset}{disagreement}{left_out}
-{serving}"""
-
-_CONTEXT = """
-The target saw more than the draft: `target_context.json` has what was added to its prompts. Below, alpha compares with
-the target that sees it; serve the draft without it.
-"""
-
-_ADAPTER = """
-`{target}` is an adapter of `{base}`, and what was measured is the two merged. Serve the merged model:
-`specdistill export --merged-target merged-target` writes it.
-"""
-
-_ALPHA = """Alpha, the share of draft tokens that verification accepts, on the target's own answers to
-{heldout_prompts} held-out prompts (sampled at temperature {temperature}, up to {max_new_tokens} tokens; early stopping
-watched these prompts, so run `specdistill bench` on fresh ones before you deploy):
-
-| rule of the server | before | after | paired difference [95 % interval] |
-|---|---|---|---|
-{rows}
-
-The rules: `greedy` is argmax agreement (temperature 0); `sampled` is sum min(p, q) (transformers, vLLM with
-`draft_sample_method: probabilistic`); `argmax_draft` is p_target(argmax q) (vLLM's default, SGLang, llama.cpp above
-temperature 0).
-{caveat}
-Alpha alone does not say whether serving gets faster: that depends on what a draft step costs. Ask
-`specdistill bench --target {target} --draft {output}`.
-"""
-
-_TEXT = """Mean log-likelihood per byte, in nats, of the target's own answers to {heldout_prompts} held-out prompts
-(sampled at temperature {temperature}, up to {max_new_tokens} tokens). The two models' tokenizers differ, so there is no
-alpha.
-
-| | before | after | paired difference [95 % interval] |
-|---|---|---|---|
-{rows}
-"""
-
-_SERVING = """## Serving
-{gguf}
-```
-vllm serve {served} --speculative-config '{engine}'
-```
-
-```python
-target.generate(**inputs, assistant_model=AutoModelForCausalLM.from_pretrained("{output}"))
-```
-"""
-
-_HEAD_SERVING = """## Serving
-
-```
-vllm serve {served} --speculative-config '{engine}'
-```
-
-The files are in the flat EAGLE-3 format (`LlamaForCausalLMEagle3`). transformers' assisted generation does not take
-heads.
-"""
-
-_GGUF = """
-`{target}` is a .gguf file. For llama.cpp, write this draft with `specdistill export --format gguf`. vLLM and
-transformers take checkpoints: TARGET below is the one that the file was made from.
-"""
-
-_OTHER_TOKENIZER = """## Serving
-
-The tokenizers differ, so vLLM, SGLang and llama.cpp can't use it; transformers can (universal assisted decoding):
-
-```python
-target.generate(
-    **inputs,
-    assistant_model=AutoModelForCausalLM.from_pretrained("{output}"),
-    tokenizer=target_tokenizer,
-    assistant_tokenizer=AutoTokenizer.from_pretrained("{output}"),
-)
-```
-"""
 
 
 def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSummary) -> str:
@@ -122,18 +28,9 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
     Returns:
         Markdown with a front matter.
     """
-    trimmed = ""
     is_head = isinstance(pair.draft, HeadModel)
-    if isinstance(pair.draft, HeadModel):
-        trimmed = _head_paragraph(pair.draft.head)
-    elif pair.draft.kept_ids is not None:
-        trimmed = (
-            f"\nspecdistill runs it with an output head of {len(pair.draft.kept_ids):,} ids (`draft_vocabulary.json`); "
-            "the weights hold the full head for engines that demand it.\n"
-        )
-    serving = _HEAD_SERVING if is_head else _SERVING
-    parts = (_ALPHA, serving) if pair.same_tokenizer else (_TEXT, _OTHER_TOKENIZER)
-    template = _TEMPLATE.replace("{measured}", parts[0]).replace("{serving}", parts[1])
+    student = not is_head and _is_student(settings, summary)
+    template = _template(student, is_head, pair.same_tokenizer)
     is_gguf = settings["target"].endswith(".gguf")
     return template.format(
         **{name: settings[name] for name in ("target", "output", "temperature", "max_new_tokens", "method")},
@@ -141,12 +38,12 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
         library="" if is_head else "library_name: transformers\n",
         loss=settings["divergence"],
         served="TARGET" if is_gguf else settings["target"] if pair.target.adapter is None else "merged-target",
-        gguf=_GGUF.format(target=settings["target"]) if is_gguf else "",
+        gguf=texts.GGUF.format(target=settings["target"]) if is_gguf else "",
         caveat="" if summary.caveat is None else f"\nHere {summary.caveat}.\n",
         whose="the target's" if pair.same_tokenizer else "its own",
         parameters=pair.draft.num_parameters,
         share=pair.draft.num_parameters / pair.target.num_parameters,
-        trimmed=trimmed,
+        trimmed=_proposes(pair.draft),
         context=_context(settings, pair),
         rows=_rows(summary),
         left_out=_left_out(summary, settings["max_new_tokens"]),
@@ -163,12 +60,38 @@ def model_card(settings: Mapping[str, Any], pair: ModelPair, summary: TrainSumma
             for each in (_refused(pair, summary), summary.unlearned, summary.forgotten, summary.disagreement)
             if each
         ),
-        others=_others(summary),
+        others=_others(summary, f"{summary.heldout_prompts} held-out prompts" if student else "the same prompts"),
+        score=_score(summary),
         preset=_preset(summary),
         steps=summary.steps,
         engine=_engine_settings(settings, summary, is_head),
         guesses=_guesses(summary.tokens_per_pass),
         learning_rate=summary.learning_rate,
+    )
+
+
+def _template(student: bool, is_head: bool, same_tokenizer: bool) -> str:
+    """The card's text, with names in braces."""
+    measured = texts.ALPHA if same_tokenizer else texts.TEXT
+    serving = texts.HEAD_SERVING if is_head else texts.SERVING if same_tokenizer else texts.OTHER_TOKENIZER
+    if student:
+        serving = serving.replace("## Serving", "### Serving")
+    card = texts.STUDENT if student else texts.DRAFT
+    named = {"{training}": texts.TRAINING, "{measured}": measured, "{serving}": serving}
+    for name, text in named.items():
+        card = card.replace(name, text)
+    return card
+
+
+def _proposes(draft: LanguageModel) -> str:
+    """Paragraph on a head, or on a trimmed output head; empty for any other draft."""
+    if isinstance(draft, HeadModel):
+        return _head_paragraph(draft.head)
+    if draft.kept_ids is None:
+        return ""
+    return (
+        f"\nspecdistill runs it with an output head of {len(draft.kept_ids):,} ids (`draft_vocabulary.json`); "
+        "the weights hold the full head for engines that demand it.\n"
     )
 
 
@@ -223,9 +146,9 @@ def _guesses(tokens: int) -> str:
 
 def _context(settings: Mapping[str, Any], pair: ModelPair) -> str:
     """Paragraphs on what the target saw, and on what it is."""
-    seen = _CONTEXT if any(settings[name] for name in ContextSettings.__dataclass_fields__) else ""
+    seen = texts.CONTEXT if any(settings[name] for name in ContextSettings.__dataclass_fields__) else ""
     adapter = pair.target.adapter
-    return seen if adapter is None else seen + _ADAPTER.format(target=settings["target"], base=adapter.base)
+    return seen if adapter is None else seen + texts.ADAPTER.format(target=settings["target"], base=adapter.base)
 
 
 def _left_out(summary: TrainSummary, max_new_tokens: int) -> str:
@@ -242,13 +165,29 @@ def _rows(summary: TrainSummary) -> str:
     return "\n".join(_row(summary, rule, rule) for rule in summary.before if measure_label(rule) is None)
 
 
-def _others(summary: TrainSummary) -> str:
-    """The table of what was measured beside alpha; empty without such numbers."""
+def _is_student(settings: Mapping[str, Any], summary: TrainSummary) -> bool:
+    """Whether the model was trained for its own answers, and not to be a draft."""
+    itself = settings["draft"] == settings["target"] and summary.tokens_per_pass == 1
+    return summary.watched in ("score", "reward") or itself
+
+
+def _score(summary: TrainSummary) -> str:
+    """Sentence on the score or the reward; empty without either."""
+    name = next((name for name in (summary.watched, "score", "reward") if name in summary.before), None)
+    label = None if name is None else summary.row_label(name)
+    if name is None or label is None:
+        return ""
+    after = f"{summary.after[name]:.3f}" if name in summary.after else "not measured"
+    return f"{label[0].upper()}{label[1:]}: **{after}**, before training {summary.before[name]:.3f}. "
+
+
+def _others(summary: TrainSummary, on: str) -> str:
+    """The table of what was measured beside alpha, on these prompts; empty without such numbers."""
     names = [name for name in summary.before if measure_label(name) is not None]
     if not names:
         return ""
     rows = "\n".join(_row(summary, name, summary.row_label(name) or name) for name in names)
-    head = "| on the same prompts | before | after | paired difference [95 % interval] |\n|---|---|---|---|"
+    head = f"| on {on} | before | after | paired difference [95 % interval] |\n|---|---|---|---|"
     return f"\n{head}\n{rows}\n"
 
 

@@ -13,6 +13,7 @@ from specdistill.data.scorers import Scorer, check_scorer
 from specdistill.decoding.answers import write_answers
 from specdistill.errors import ConfigError
 from specdistill.evaluation.config import MeasureConfig
+from specdistill.evaluation.cut_answers import is_cut
 from specdistill.evaluation.interruption import UNKNOWN, Interruption
 from specdistill.evaluation.latency import TimedRun
 from specdistill.evaluation.measured import Models
@@ -23,8 +24,12 @@ from specdistill.models.eagle3 import is_head
 from specdistill.models.load import ModelSource
 from specdistill.progress import Progress
 
-PromptScores = Mapping[str, float]
-"""Prompt's id -> score of an answer to it."""
+
+class PromptScores(dict[str, float]):
+    """Prompt's id -> score of an answer to it."""
+
+    cut: int = 0
+    """Answers among them that --max-new-tokens cut."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,16 @@ class AnswerJudge:
         name: Value of --scorer.
         scorer: Judges an answer's text.
         prompts: The prompts.
+        max_new_tokens: Limit of an answer, at which it is cut.
     """
 
     name: str
     scorer: Scorer
     prompts: Sequence[Prompt]
+    max_new_tokens: int
 
     @staticmethod
-    def find(name: str | None, prompts: Sequence[Prompt]) -> AnswerJudge | None:
+    def find(name: str | None, prompts: Sequence[Prompt], max_new_tokens: int) -> AnswerJudge | None:
         """Finds the scorer before any model is loaded; None without --scorer.
 
         Raises:
@@ -53,11 +60,11 @@ class AnswerJudge:
             return None
         scorer = check_scorer(name, prompts, likelihood=False)
         assert scorer is not None, "only the likelihood has none"
-        return AnswerJudge(name, scorer, prompts)
+        return AnswerJudge(name, scorer, prompts, max_new_tokens)
 
     def examples(self, answers: Sequence[Example], model: LanguageModel) -> PromptScores:
         """Scores of answers that a model wrote."""
-        return self._scores((answer.prompt_id, model.decode(answer.answer_ids)) for answer in answers)
+        return self._scores(((answer.prompt_id, answer.answer_ids) for answer in answers), model)
 
     def timed(self, runs: Sequence[TimedRun], target: LanguageModel) -> tuple[PromptScores, PromptScores]:
         """Scores of the plain and of the speculative answers to the first prompts, in their order."""
@@ -65,20 +72,23 @@ class AnswerJudge:
         def scores(way: str) -> PromptScores:
             answers = [answer for run in runs for answer in getattr(run, way)]
             pairs = zip(self.prompts, answers, strict=False)
-            return self._scores((prompt.id, target.decode(answer.token_ids)) for prompt, answer in pairs)
+            return self._scores(((prompt.id, answer.token_ids) for prompt, answer in pairs), target)
 
         return scores("plain"), scores("speculative")
 
-    def _scores(self, texts: Iterable[tuple[str, str]]) -> PromptScores:
-        known = {prompt.id: prompt for prompt in self.prompts}
-        return {name: self.scorer(known[name], text) for name, text in texts}
+    def _scores(self, answers: Iterable[tuple[str, Sequence[int]]], model: LanguageModel) -> PromptScores:
+        known, scores = {prompt.id: prompt for prompt in self.prompts}, PromptScores()
+        for name, ids in answers:
+            scores[name] = self.scorer(known[name], model.decode(ids))
+            scores.cut += is_cut(ids, self.max_new_tokens, model.eos_token_ids)
+        return scores
 
     def section(
         self,
         target: PromptScores,
         draft: PromptScores,
         timed: tuple[PromptScores, PromptScores],
-        compared: PromptScores | None = None,
+        compared: Mapping[str, float] | None = None,
     ) -> AnswerScores:
         """`score` of the report.
 
@@ -93,6 +103,8 @@ class AnswerJudge:
             prompts=len(draft),
             target=mean(target),
             draft=mean(draft),
+            target_cut=target.cut,
+            draft_cut=draft.cut,
             draft_minus_target=difference(draft, target),
             speculative_prompts=len(speculative),
             speculative=mean(speculative),
@@ -132,12 +144,12 @@ def own_scores(
     return judge.examples(answers, models.draft)
 
 
-def mean(scores: PromptScores) -> Estimate:
+def mean(scores: Mapping[str, float]) -> Estimate:
     """Mean score with its interval over prompts; NaN without any."""
     return share(list(scores.values())) if scores else UNKNOWN
 
 
-def difference(after: PromptScores, before: PromptScores) -> Estimate:
+def difference(after: Mapping[str, float], before: Mapping[str, float]) -> Estimate:
     """Mean difference over the prompts that both answered, paired."""
     names = [name for name in after if name in before]
     if not names:

@@ -64,7 +64,7 @@ def measure_draft(config: MeasureConfig, progress: Progress | None = None, keep:
     _check_input(config)
     config.machine.limit_threads()
     prompts = scored_prompts(config, progress)
-    judge = AnswerJudge.find(config.score.scorer, prompts)
+    judge = AnswerJudge.find(config.score.scorer, prompts, config.max_new_tokens)
     trained = training_prompts(config, prompts, progress.say)
     # Prompts are checked before any weights are read.
     found = find_pair(config.target, config.drafter, say=progress.say, target_base=config.adapter.target_base)

@@ -19,6 +19,10 @@ class AnswerScores:
     """Score of the target alone; in a real engine, of the server without a draft."""
     draft: Estimate
     """Score of the draft alone, which writes by our decoder."""
+    target_cut: int
+    """Answers of the target that --max-new-tokens cut."""
+    draft_cut: int
+    """Answers of the draft alone that --max-new-tokens cut."""
     draft_minus_target: Estimate
     """Draft minus target, paired by prompt."""
     speculative_prompts: int

@@ -164,6 +164,8 @@ class GeneratorSummary:
     """Tokens of all answers."""
     budget: float
     """Sampling FLOPs, or the price of the tokens."""
+    cut: int
+    """Answers that --max-new-tokens cut."""
     distinct_per_prompt: float | None = None
     """Different answers per prompt; only where two models are compared."""
     target_log_likelihood: float | None = None
@@ -172,6 +174,8 @@ class GeneratorSummary:
     """Mean score; None without a scorer."""
     right_answers: RightAnswers | None = None
     """Right answers among them; None without a scorer."""
+    example: str | None = None
+    """A wrong answer, or the first where all are right, with its prompt and what was wanted; None without a scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +185,19 @@ class GenerateSummary:
     output: str
     match: Literal["compute", "cost"] | None
     """Unit of the budgets that two models were matched by; None for one model."""
+    temperature: float
+    """At which answers were sampled."""
+    max_new_tokens: int
+    """Limit of an answer."""
     generators: Mapping[str, GeneratorSummary]
     """By role: target, and other where there is one."""
+
+    @property
+    def budget_used(self) -> float | None:
+        """Share of the target's budget that the other model's answers cost; None for one model."""
+        if self.match is None:
+            return None
+        return self.generators["other"].budget / self.generators["target"].budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,9 @@ from specdistill.models.eagle3 import is_head
 from specdistill.models.language_model import LanguageModel
 from specdistill.models.outer_weights import OuterWeights, with_outer_weights
 
+_LARGER = 1.05
+"""Share of the target's parameters above which a draft is larger: a row for a mask token or some padding is not."""
+
 
 @dataclass(frozen=True)
 class ModelPair:
@@ -97,8 +100,7 @@ def load_pair(
     """Finds both models, compares their tokenizers, then loads the weights.
 
     Args:
-        target: Hub id, directory or .gguf file.
-        draft: Hub id, directory or .gguf file.
+        target, draft: Hub id, directory or .gguf file.
         found: Result of `find_pair` for these names, if the caller has it.
         device: A torch device, or `auto`; see `resolve_device`.
         target_device: Device of the target, if it differs from the draft's.
@@ -133,11 +135,21 @@ def load_pair(
     else:
         target_model = with_outer_weights(load.load_shell(found.target), outer, device, target_dtype)
     draft_model = load_draft(found.draft, found.draft_role, target_model, device, draft_dtype or target_dtype)
+    _warn_if_swapped(target_model, draft_model, found.draft_role, say)
     if found.same_tokenizer:
         fit(draft_model, target_model.vocab_size)
     if draft_answers and found.same_tokenizer:
         draft_model.target_stop_ids = target_model.eos_token_ids
     return ModelPair(target_model, draft_model, found.same_tokenizer)
+
+
+def _warn_if_swapped(target: LanguageModel, draft: LanguageModel, role: str, say: Callable[[str], None]) -> None:
+    ours, theirs = draft.num_parameters, target.num_parameters
+    if ours > _LARGER * theirs:
+        say(
+            f"warning: --{role} {draft.name} has {ours / 1e6:.1f}M parameters, more than --target {target.name} with "
+            f"{theirs / 1e6:.1f}M: are they swapped?"
+        )
 
 
 def load_draft(

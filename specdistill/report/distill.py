@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from specdistill.evaluation.cut_answers import cut_line
 from specdistill.evaluation.summaries import (
     AnnotateSummary,
     GenerateSummary,
@@ -45,7 +46,7 @@ def generation_table(summary: GenerateSummary) -> None:
     """Prints the summary that `generate` returned."""
     console = plain_console()
     generators = summary.generators
-    table = Table(title=f"answers in {summary.output}")
+    table = Table(title=f"answers in {summary.output}, sampled at temperature {summary.temperature:g}")
     table.add_column("")
     for role, generator in generators.items():
         table.add_column(f"{role}: {generator.name}", justify="right")
@@ -55,6 +56,7 @@ def generation_table(summary: GenerateSummary) -> None:
         "rollouts": ("answers", "{:,}"),
         "tokens": ("tokens", "{:,}"),
         "budget": (unit, "{:.3g}"),
+        "cut": (f"answers cut at {summary.max_new_tokens} tokens", "{:,}"),
         "distinct_per_prompt": ("different answers per prompt", "{:.2f}"),
         "target_log_likelihood": ("target's mean log-likelihood per token", "{:.3f}"),
         "mean_score": ("mean score", "{:.3f}"),
@@ -66,6 +68,24 @@ def generation_table(summary: GenerateSummary) -> None:
     for row in zip(*(_right_answers(one) for one in counts), strict=True):
         table.add_row(row[0][0], *(value for _, value in row))
     console.print(table)
+    if summary.budget_used is not None:
+        console.print(_budget_line(summary.budget_used, summary.temperature), soft_wrap=True)
+    for role, generator in generators.items():
+        if generator.mean_score is not None:
+            line = cut_line(role, generator.cut, generator.rollouts, summary.max_new_tokens)
+            # The table has the number; a line of its own says that it matters.
+            if line.startswith("warning"):
+                console.print(line, soft_wrap=True)
+        if generator.example is not None:
+            console.print(f"an answer of {role}: {generator.example}", soft_wrap=True)
+
+
+def _budget_line(used: float, temperature: float) -> str:
+    """The share of the target's budget that the other model used, and how to come nearer to it."""
+    remedy = "raise --rollouts-per-prompt to come nearer"
+    if temperature == 0:
+        remedy = "set --temperature above 0 to let it answer more often"
+    return f"other used {used:.0%} of the target's budget, in whole answers to every prompt; {remedy}"
 
 
 def _right_answers(counts: RightAnswers) -> list[tuple[str, str]]:

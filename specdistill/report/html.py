@@ -21,6 +21,7 @@ from specdistill.report.wording import (
     guidance_lines,
     lenience_name,
     number,
+    score_line,
     score_rows,
     target_cell,
     target_cost,
@@ -50,7 +51,7 @@ from specdistill.report.wording_samples import (
     visible,
 )
 from specdistill.report.wording_verdict import tokens, verdict
-from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
+from specdistill.report.wording_warnings import cut_lines, length_warnings, prediction_warning, speed_warning
 
 
 def html_report(report: Report) -> str:
@@ -76,6 +77,8 @@ def html_report(report: Report) -> str:
         first_guess=first_guess_line(report),
         scores=score_rows(report),
         compared_score=compared_score(report),
+        score_line=score_line(report),
+        cut_lines=cut_lines(report),
         expert_line=expert_line(report),
         break_even=break_even(report),
         drafting_cost=drafting_cost(report),

@@ -29,6 +29,7 @@ from specdistill.report.wording import (
     lenience_name,
     lossless_line,
     number,
+    score_line,
     score_rows,
     target_cell,
     target_cost,
@@ -42,7 +43,7 @@ from specdistill.report.wording_leaderboard import others_remark
 from specdistill.report.wording_names import short_names
 from specdistill.report.wording_parallel import break_even, depth_lines, first_guess_line, one_by_one_lines
 from specdistill.report.wording_verdict import tokens, verdict
-from specdistill.report.wording_warnings import length_warnings, prediction_warning, speed_warning
+from specdistill.report.wording_warnings import cut_lines, length_warnings, prediction_warning, speed_warning
 
 
 def bench_tables(report: Report, show: int = 0) -> None:
@@ -85,6 +86,8 @@ def bench_tables(report: Report, show: int = 0) -> None:
     if report.recommendation is not None:
         found = verdict(report)
         console.print(Text.assemble((found.headline, "bold"), f": {found.why}."), soft_wrap=True)
+    if line := score_line(report):
+        console.print(line, soft_wrap=True)
 
 
 def _headline(console: Console, report: Report) -> None:
@@ -194,9 +197,9 @@ def _scores(console: Console, report: Report, scorer: str) -> None:
         over = "" if row.over is None else estimate(row.over, sign="+")
         table.add_row(row.writer, str(row.prompts), estimate(row.score), over)
     console.print(table)
-    line = compared_score(report)
-    if line is not None:
-        console.print(line, soft_wrap=True)
+    for line in (compared_score(report), *cut_lines(report)):
+        if line is not None:
+            console.print(line, soft_wrap=True)
 
 
 def _speed(console: Console, latency: Latency, setup: Setup) -> None:

@@ -181,6 +181,18 @@ def compared_score(report: Report) -> str | None:
     return f"score of {name} alone: {score}; the draft's minus it, paired: {paired}"
 
 
+def score_line(report: Report) -> str:
+    """Line on the score, which counts where the draft is a student that is served alone; empty without --scorer."""
+    scores = report.score
+    if scores is None:
+        return ""
+    return (
+        "the verdict is about drafting; a model that is served alone counts by its score: "
+        f"{estimate(scores.draft)} alone, {estimate(scores.target)} of the target, "
+        f"{estimate(scores.draft_minus_target, sign='+')} paired"
+    )
+
+
 def estimate(value: Estimate, digits: int = 3, sign: str = "") -> str:
     """`0.512 [0.480, 0.541]`; `unknown` where an engine does not tell; `0.512 (too few)` without an interval."""
     if not math.isfinite(value.mean):

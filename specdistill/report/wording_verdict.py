@@ -31,7 +31,15 @@ class Verdict(NamedTuple):
 
 
 def verdict(report: Report) -> Verdict:
-    """The recommendation; without one, the verdict on the draft."""
+    """The recommendation; without one, the verdict on the draft.
+
+    With --scorer the draft may be a student that is served alone: nothing is advised where it does not pay as a draft.
+    """
+    found = _about_drafting(report)
+    return found if found.good or report.score is None else found._replace(next="", is_command=False)
+
+
+def _about_drafting(report: Report) -> Verdict:
     found = report.recommendation
     if found is not None:
         command = found.next.startswith("specdistill ")

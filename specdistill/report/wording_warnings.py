@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from specdistill.evaluation.cut_answers import cut_line
 from specdistill.evaluation.disturbed import disturbed_checks
 from specdistill.evaluation.report import Report
 from specdistill.files.parallel_drafting import trained_for
@@ -29,6 +30,19 @@ def prediction_warning(report: Report) -> str | None:
         f"the engine's tokens per target call are {off.mean:+.1%} [{off.low:+.1%}, {off.high:+.1%}] off what its rule "
         "should give: it runs another rule, another model or other settings than you think, or verifies wrongly"
     )
+
+
+def cut_lines(report: Report) -> list[str]:
+    """Answers that were scored without their end; empty without --scorer."""
+    scores = report.score
+    if scores is None:
+        return []
+    limit = report.setup.max_new_tokens
+    lines = (
+        cut_line("the target", scores.target_cut, scores.prompts, limit),
+        cut_line("the draft alone", scores.draft_cut, scores.prompts, limit),
+    )
+    return [line for line in lines if line]
 
 
 def length_warnings(report: Report) -> list[str]:

@@ -86,7 +86,7 @@ def bench_engine(config: BenchConfig, progress: Progress, keep: Keep | None = No
     config.machine.limit_threads()
     prompts = scored_prompts(config, progress, target_is_present=config.target_is_present)
     prompts = prompts[: config.timing.latency_prompts or None]
-    scoring = AnswerJudge.find(config.score.scorer, prompts)
+    scoring = AnswerJudge.find(config.score.scorer, prompts, config.max_new_tokens)
     trained = training_prompts(config, prompts, progress.say)
     # Servers are measured first: our own copies of the models would take their memory.
     in_process = config.engine_kind.place == "process"

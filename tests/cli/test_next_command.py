@@ -138,8 +138,44 @@ CASES = [
         "bench --target T --draft d --html d.html",
     ),
     (
-        next_command.after_generate(GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")),
-        "train-draft --target T --draft DRAFT --rollouts matched/target --output draft",
+        next_command.after_train_draft(
+            TrainConfig.flat(
+                **{"target": "T", "draft": "c", "output": "d", "prompts": "p.jsonl", "scorer": "my:f"},
+                **{"guidance": 0.5, "negative_prompt": ""},
+            )
+        ),
+        "bench --target T --draft d --compare c --guidance 0.5 --negative-prompt '' --prompts NEW_PROMPTS "
+        "--scorer my:f --html d.html",
+    ),
+    (
+        # A head writes no answers alone, which bench refuses to score.
+        next_command.after_train_draft(
+            TrainConfig.flat(target="T", draft="c", output="d", scorer="my:f"), scored=False
+        ),
+        "bench --target T --draft d --compare c --html d.html",
+    ),
+    (
+        # Guidance is for our decoder alone.
+        next_command.after_train_draft(
+            TrainConfig.flat(
+                target="T", draft="S", output="d", method="seqkd", guidance=0.5, negative_prompt="x", scorer="my:f"
+            ),
+            same_tokenizer=False,
+        ),
+        "bench --target T --draft d --engine transformers --scorer my:f --html d.html",
+    ),
+    (
+        next_command.after_generate(
+            GenerateConfig.flat(
+                target="T", scorer="my:f", strict_scorer="json", score_threshold=0.5, output="a", prompts="p.jsonl"
+            )
+        ),
+        "train-draft --target T --draft DRAFT --prompts p.jsonl --method best-of-n --keep-correct --scorer my:f "
+        "--score-threshold 0.5 --strict-scorer json --rollouts a --output draft",
+    ),
+    (
+        next_command.after_generate(GenerateConfig.flat(target="T", temperature=0, output="a")),
+        "train-draft --target T --draft DRAFT --rollouts a --output draft",
     ),
     (
         next_command.after_annotate(AnnotateConfig.flat(target="T", text="corpus.jsonl", output="labels")),
@@ -164,6 +200,20 @@ CASES = [
 def test_settings_of_the_project_are_carried_on(named, expected):
     assert named == f"specdistill {expected}"
     app.parse_args(shlex.split(expected.replace("N --output", "2 --output")), exit_on_error=False, print_error=False)
+
+
+def test_answers_of_two_models_are_both_named():
+    config = GenerateConfig.flat(target="T", other="S", scorer="json", output="matched")
+    shared = "specdistill train-draft --target T --draft DRAFT --method best-of-n --keep-correct --scorer json"
+    one, other = next_command.after_generate(config).split("\nor: ")
+    assert one == f"{shared} --rollouts matched/target --output draft"
+    assert other == f"{shared} --rollouts matched/other --output draft-other"
+
+
+def test_judged_greedy_answers_are_not_trained_on():
+    """They were written to be scored: best-of-n would have one answer to choose from."""
+    greedy = GenerateConfig.flat(target="student", temperature=0, scorer="json", output="a")
+    assert next_command.after_generate(greedy) == ""
 
 
 def test_where_bench_has_no_such_engine_the_server_is_started():

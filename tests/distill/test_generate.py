@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,15 @@ import time
 import datasets
 import pytest
 from tiny_models import make_model
-from tiny_runs import generate_config, write_folder
+from tiny_runs import Said, generate_config, write_folder
 
 from specdistill import GenerateConfig, generate, load_model
 from specdistill.data import Provenance
 from specdistill.distill.answers import shards
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError, OutputError
+from specdistill.evaluation.cut_answers import cut_line, is_cut
+from specdistill.report.distill import generation_table
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,53 @@ def test_two_models_on_one_budget(folder, tmp_path, match, settings):
         assert 1 <= generator.distinct_per_prompt <= generator.rollouts / 10
         assert generator.target_log_likelihood < 0 and 0 <= generator.right_answers.coverage <= 1
     assert other.target_log_likelihood < target.target_log_likelihood, "the target likes its own answers more"
+
+
+def test_the_report_names_temperature_budget_and_cut_answers(folder, tmp_path, capsys, monkeypatch):
+    """The share of the budget that --match used, and how many answers were scored without their end."""
+    monkeypatch.setenv("COLUMNS", "200")
+    settings = {"other": str(folder / "small"), "scorer": "exact-match", "temperature": 0.5}
+    summary = generate(three_answers(folder, tmp_path / "out", **settings))
+    generation_table(summary)
+    shown = capsys.readouterr().out
+    assert "sampled at temperature 0.5" in shown
+    target, other = summary.generators["target"], summary.generators["other"]
+    used = other.tokens * other.parameters / (target.tokens * target.parameters)
+    assert f"other used {used:.0%} of the target's budget" in shown and "raise --rollouts-per-prompt to come" in shown
+    for role, generator in (("target", target), ("other", other)):
+        rows = read_rollouts(tmp_path / "out" / role)
+        cut = sum(row["finish_reason"] == "length" for row in rows)
+        assert generator.cut == cut > 0.1 * len(rows)
+        assert f"warning: {cut} of {len(rows)} answers of {role} were cut at --max-new-tokens 12 and scored" in shown
+    assert re.search(rf"answers cut at 12 tokens +\S +{target.cut} +\S +{other.cut}", shown)
+    # Unscored answers may well be cut: the table says how many.
+    generation_table(generate(three_answers(folder, tmp_path / "unscored")))
+    shown = capsys.readouterr().out
+    assert "answers cut at 12 tokens" in shown and "warning" not in shown and "budget" not in shown
+
+
+def test_few_cut_answers_are_no_warning():
+    assert cut_line("target", 0, 20, 8) == ""
+    assert cut_line("target", 1, 20, 8) == "1 of 20 answers of target were cut at --max-new-tokens 8"
+    assert cut_line("target", 2, 20, 8).startswith("warning: 2 of 20")
+    # An answer whose last token is its own end was not cut.
+    assert is_cut([5, 6], 2, {1}) and not is_cut([5, 1], 2, {1}) and not is_cut([5], 2, {1})
+
+
+def test_a_larger_other_is_warned_of(folder, tmp_path):
+    said = Said()
+    settings = {"other": str(folder / "target"), "target": str(folder / "small"), "rollouts_per_prompt": 1}
+    generate(generate_config(folder, tmp_path / "out", **settings), said)
+    (line,) = [line for line in said.lines if "swapped" in line]
+    assert line.startswith("warning: --other") and line.endswith("are they swapped?")
+
+
+def test_the_folder_of_two_models_answers_names_its_halves(tmp_path):
+    for half in ("target", "other"):
+        (tmp_path / half).mkdir()
+        (tmp_path / half / shards.SHARD.format(0)).touch()
+    with pytest.raises(DataError, match=f"name one of them: {tmp_path}/other or {tmp_path}/target$"):
+        shards.find_shards(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
-from tiny_runs import any_config, example, history, same_weights, train, train_config, write_folder, write_rows
+from tiny_runs import Said, any_config, example, history, same_weights, train, train_config, write_folder, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from specdistill import train_draft
@@ -244,6 +244,37 @@ def test_keep_last_is_bit_for_bit_the_last_step(tiny, tmp_path, keep):
     assert f"Step {summary.kept_step} was kept" in card and "Held-out alpha (sampled) was watched" in card
 
 
+def test_a_students_card_leads_with_its_score_and_serves_it_alone(tiny, tmp_path):
+    """A model whose answers were judged is of use on its own; it comes as a draft after that."""
+    settings = {"method": "sft", "scorer": "exact-match", "steps": 2, "eval_every": 2}
+    summary = train(tiny, tmp_path / "out", watch="score", keep="last", **settings)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "no use on its own" not in card and card.count("## Measured") == card.count("## Training") == 1
+    score = f"Score of its own greedy answers (exact-match): **{summary.after['score']:.3f}**, before training "
+    order = [score, "| on 6 held-out prompts |", f"vllm serve {tmp_path / 'out'}\n", "## Training", "## As a draft"]
+    order += ["| rule of the server |", "--speculative-config"]
+    places = [card.index(part) for part in order]
+    assert places == sorted(places)
+    assert "tags: [distillation, specdistill]" in card and "{" not in card[: places[-1]]
+    # The same run that watches alpha makes a draft.
+    train(tiny, tmp_path / "draft", watch="alpha", **settings)
+    card = (tmp_path / "draft" / "README.md").read_text()
+    assert "It is no use on its own" in card and "## As a draft" not in card
+
+
+@pytest.mark.parametrize("itself", ["target", "foreign"])
+def test_a_model_that_is_its_own_target_or_was_judged_is_no_draft(tiny, tmp_path, itself):
+    """Tuned for itself, or watched by its score with another tokenizer: both are served alone."""
+    settings = {"steps": 1, "eval_every": 1, "max_new_tokens": 4}
+    if itself == "target":
+        settings |= {"method": "sft", "draft": str(tiny / "target")}
+    else:
+        settings |= {"method": "sft", "draft": str(tiny / "foreign"), "scorer": "exact-match", "watch": "score"}
+    train(tiny, tmp_path / "out", **settings)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index(f"vllm serve {tmp_path / 'out'}\n") < card.index("## As a draft") < card.index("### Serving")
+
+
 def test_a_model_that_is_its_own_target_keeps_what_it_learned_from_given_answers(tiny, tmp_path):
     """Its alpha starts at 1, so that nothing could be better: by default the loss is watched, or the score."""
     settings = {"method": "sft", "draft": str(tiny / "target"), "steps": 40, "eval_every": 20}
@@ -329,6 +360,31 @@ def test_every_evaluation_samples_the_drafts_own_answers_from_the_same_seeds():
     written = generate_plain(draft, encoded, sampling=Sampling(), max_new_tokens=6, seeds=seeds)
     assert heard == [draft.decode(answer.token_ids) for answer in written] * 3
     assert len(set(heard)) == 4
+
+
+def test_answers_that_were_cut_are_said_where_their_number_changes():
+    draft, said = make_model(layers=1), []
+    prompts, encoded = [Prompt(f"p{number}", ()) for number in range(8)], [[3, 5 + number, 4] for number in range(8)]
+    own = OwnAnswers("score", lambda *given: 0.0, prompts, encoded, Sampling(), 20, seed=7, say=said.append)
+    seeds = [7 * 100_003 + number for number in range(8)]
+    written = generate_plain(draft, encoded, sampling=Sampling(), max_new_tokens=20, seeds=seeds)
+    cut = sum(answer.finish_reason == "length" for answer in written)
+    assert 0 < cut < 8
+    for _ in range(2):
+        own.sums(draft)
+    assert said == [
+        f"warning: {cut} of 8 answers of the draft (held-out score) were cut at --max-new-tokens 20 and scored without "
+        "their end; raise it"
+    ]
+
+
+def test_a_run_says_that_held_out_answers_were_cut(tiny, tmp_path):
+    said = Said()
+    settings = {"method": "sft", "scorer": "exact-match", "steps": 1, "eval_every": 1, "max_new_tokens": 2}
+    train_draft(train_config(tiny, tmp_path / "out", **settings), said)
+    assert any(
+        "of 6 answers of the draft (held-out score) were cut at --max-new-tokens 2" in line for line in said.lines
+    )
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 import sys
 from pathlib import Path
@@ -19,10 +21,11 @@ from specdistill.decoding import Sampling, SpeculativeDecoder, generate_plain
 from specdistill.distill.answers.shards import read_rollouts
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation import measure
-from specdistill.evaluation.answer_scores import AnswerJudge
+from specdistill.evaluation.answer_scores import AnswerJudge, PromptScores
 from specdistill.evaluation.statistics import ratio, share
 from specdistill.report.html import html_report
 from specdistill.report.terminal import bench_tables
+from specdistill.report.wording_verdict import verdict
 
 LENGTH = 8
 SUMS = "def total(prompt, text):\n    return sum(int(word[1:]) for word in text.split() if word[0] == 'w') / 100\n"
@@ -32,11 +35,15 @@ def total(text):
     return sum(int(word[1:]) for word in text.split() if word[0] == "w") / 100
 
 
-def greedy_text(model, prompt):
+def greedy_ids(model, prompt):
     """The model's own greedy answer, by transformers."""
     ids = torch.tensor([encode(prompt, model.tokenizer)])
     written = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH)
-    return model.decode(written[0, ids.shape[1] :].tolist())
+    return written[0, ids.shape[1] :].tolist()
+
+
+def greedy_text(model, prompt):
+    return model.decode(greedy_ids(model, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,31 @@ def test_target_draft_and_speculation_are_scored_apart(files, capsys, monkeypatc
     for text in ("target alone", "draft alone", "speculative, by greedy", "0.750 ["):
         assert text in shown and text in page
     assert f"score of {Path(better).name} alone" in shown
+    # Answers that were scored without their end are counted, by transformers' own text.
+    named = (("target", score.target_cut, "the target"), ("draft", score.draft_cut, "the draft alone"))
+    for name, counted, whose in named:
+        model = load_model(str(files / name), "draft")
+        ids = [greedy_ids(model, prompt) for prompt in prompts]
+        assert counted == sum(len(one) == LENGTH and one[-1] not in model.eos_token_ids for one in ids) > 0
+        line = f"warning: {counted} of 8 answers of {whose} were cut at --max-new-tokens {LENGTH} and scored"
+        assert line in shown and line in page
+
+
+def test_a_students_bench_ends_with_its_score(files, capsys):
+    """A model that cannot pay as a draft may be a good student: nobody tells it not to train."""
+    report = bench(config(files, scorer="exact-match", latency_prompts=7))
+    economics = dataclasses.replace(report.economics, verdict="cannot pay")
+    report = dataclasses.replace(report, economics=economics, recommendation=None)
+    bench_tables(report)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("the verdict is about drafting; a model that is served alone counts by its score: 0.250 [")
+    assert " alone, 0.750 [" in last and " of the target, -0.500 [" in last and last.endswith(" paired")
+    assert last[1:] in html.unescape(html_report(report)) and "Do not train" not in html_report(report)
+    assert verdict(report).next == ""
+    drafted = dataclasses.replace(report, score=None)
+    assert verdict(drafted).next.startswith("Do not train this draft") and "Do not train" in html_report(drafted)
+    bench_tables(drafted)
+    assert "the verdict is about drafting" not in capsys.readouterr().out
 
 
 def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monkeypatch):
@@ -120,9 +152,9 @@ def test_the_score_of_a_lossy_rule_is_that_of_its_own_text(files, tmp_path, monk
 
 def test_the_speculative_score_is_paired_with_the_plain_answers_of_the_same_timed_run():
     """The target's answers beside them are other samples: p0 came out wrong there, and right in the timed run."""
-    judge = AnswerJudge("exact-match", SCORERS["exact-match"], ())
-    target, draft = {"p0": 0.0, "p1": 0.0, "p2": 1.0}, {"p0": 0.0, "p1": 0.0, "p2": 0.0}
-    score = judge.section(target, draft, ({"p0": 1.0, "p1": 0.0}, {"p0": 0.0, "p1": 0.0}))
+    judge = AnswerJudge("exact-match", SCORERS["exact-match"], (), LENGTH)
+    target, draft = PromptScores(p0=0.0, p1=0.0, p2=1.0), PromptScores(p0=0.0, p1=0.0, p2=0.0)
+    score = judge.section(target, draft, (PromptScores(p0=1.0, p1=0.0), PromptScores(p0=0.0, p1=0.0)))
     assert score.speculative_minus_target.mean == -1 / 2
     assert score.draft_minus_target.mean == pytest.approx(-1 / 3)
 
@@ -174,6 +206,20 @@ def test_a_function_that_cannot_be_asked_is_refused_at_once(tmp_path, monkeypatc
         return
     with pytest.raises(ConfigError, match=text):
         check_scorer("odd_test:judge", [])
+
+
+@pytest.mark.parametrize("flag", ["--scorer", "--strict-scorer", "--reward"])
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [
+        ("my_checks.py:reasoning", "my_checks:reasoning"),
+        ("./my_checks.py:reasoning", "my_checks:reasoning"),
+        ("checks/mine.py:reasoning", "checks.mine:reasoning"),
+    ],
+)
+def test_a_file_in_place_of_a_module_is_told_how_to_write_it(flag, typed, right):
+    with pytest.raises(ConfigError, match=f"{flag} {typed} names a file, not a module; write {right}$"):
+        check_scorer(typed, [], flag=flag)
 
 
 def test_generate_scores_what_one_model_writes(files, tmp_path):

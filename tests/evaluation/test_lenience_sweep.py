@@ -130,7 +130,7 @@ def test_a_judge_scores_the_answers_of_every_lenience(folder):
 
     settings = config(folder, lenience_sweep=(0.2,), max_new_tokens=6)
     answers = write_answers(models.target, prompts, encoded, Sampling(), 6, 0, Quiet())
-    judge = AnswerJudge("numbers", score, prompts)
+    judge = AnswerJudge("numbers", score, prompts, 8)
     rows = lenience_rows(models, settings, encoded, answers, 2, Quiet(), judge)
     expected = []
     for rule, lenience in (("sampled", 1.0), ("lenient", 0.2)):

@@ -134,6 +134,20 @@ def test_pair_of_different_tokenizers_names_both_and_the_first_differing_token(t
         check_same_vocabulary(make_tokenizer(), shorter, "a", "b")
 
 
+def test_a_draft_larger_than_its_target_is_warned_of(tmp_path):
+    large, small = save(make_model(layers=3), tmp_path / "large"), save(make_model(layers=1), tmp_path / "small")
+    # A row more, as for a mask token, is no larger model.
+    padded = save(make_model(layers=3, vocab_size=66), tmp_path / "padded")
+    said = []
+    for target, draft in ((large, small), (large, large), (large, padded)):
+        load_pair(str(target), str(draft), say=said.append)
+    assert said == []
+    load_pair(str(small), str(large), say=said.append)
+    (line,) = said
+    assert line.startswith(f"warning: --draft {large} has ") and f" more than --target {small} with " in line
+    assert line.endswith("are they swapped?")
+
+
 def test_vocabularies_padded_differently_are_one_family(tmp_path):
     target = save(make_model(vocab_size=80), tmp_path / "target")
     draft = save(make_model(vocab_size=72, layers=1), tmp_path / "draft")

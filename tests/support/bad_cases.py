@@ -211,6 +211,7 @@ SETTINGS = [
             "nosuch:f": "can't import nosuch",
             "scores": "must be module:function",
             ".scores:fine": "must be module:function",
+            "scores.py:fine": "write scores:fine",
             "scores:number": "scores has no function number",
             "breaks:f": "ZeroDivisionError",
             "leaves:f": "SystemExit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,17 +10,18 @@ from specdistill.data.prompt_checks import warn_about_prompts
 from specdistill.data.prompts import Prompt, load_prompts
 from specdistill.data.target_context import TargetContext, TargetView
 from specdistill.decoding.self_prompts import Weights, prompts_file
-from specdistill.distill.answers import on_ray, scorers, shards
+from specdistill.distill.answers import on_ray, shards
 from specdistill.distill.answers.asked import Asked, ask
-from specdistill.distill.answers.budget import matched_copies, num_tokens, token_cost
+from specdistill.distill.answers.budget import matched_copies
 from specdistill.distill.answers.engine import MakeEngine, build_engine, check_make_engine
 from specdistill.distill.answers.generate_config import GenerateConfig
+from specdistill.distill.answers.generate_summary import generate_summary
 from specdistill.distill.answers.interrupts import reported_interrupt
 from specdistill.distill.answers.same_context import check_same_context, write_context
 from specdistill.distill.answers.selection import Judge, build_judge
 from specdistill.distill.answers.shard_plan import ShardPlan, ShardWork, plan_shards
 from specdistill.errors import out_of_memory_named, smaller_batch
-from specdistill.evaluation.summaries import GenerateSummary, GeneratorSummary
+from specdistill.evaluation.summaries import GenerateSummary
 from specdistill.files import locks, run_settings
 from specdistill.models import LanguageModel, load, load_pair
 from specdistill.models.pair import FoundPair, find_pair, resolve_device, resolve_dtype
@@ -92,7 +92,7 @@ def _generate(
         run_settings.check_adapters(output, found.adapter_labels)
     if config.copies < config.rollouts_per_prompt:
         progress.say("at --temperature 0 all answers to a prompt are the same: one is written")
-    models = _load(config, found)
+    models = _load(config, found, progress.say)
     prompts = asked.prompts
     warn_about_prompts(prompts, asked.encoded, models["target"], progress.say)
     run_settings.write(output, _settings(config))
@@ -104,9 +104,7 @@ def _generate(
         first = writer.write("other", 1)
         copies = matched_copies(config.comparison, models, answers["target"], first)
         answers["other"] = writer.write("other", config.sampling.distinct_copies(copies))
-    generators = {role: _summary(config, role, models, examples, prompts, judge) for role, examples in answers.items()}
-    match = config.comparison.match if config.comparison.other else None
-    return GenerateSummary(output=str(output), match=match, generators=generators)
+    return generate_summary(config, models, answers, prompts, judge)
 
 
 def _check_before_loading(
@@ -140,14 +138,14 @@ def _find(config: GenerateConfig, say: Callable[[str], None]) -> FoundPair:
     return FoundPair(source, source, same_tokenizer=True)
 
 
-def _load(config: GenerateConfig, found: FoundPair) -> dict[str, LanguageModel]:
+def _load(config: GenerateConfig, found: FoundPair, say: Callable[[str], None]) -> dict[str, LanguageModel]:
     """The models by role; of a target that Ray's workers load only the shell."""
     if config.cluster.ray is not None:
         return {"target": load.load_shell(found.target)}
     other, device = config.comparison.other, config.machine.device
     if other is None:
         return {"target": _load_target(config, found.target)}
-    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True)
+    pair = load_pair(config.target, other, found=found, device=device, dtype=config.dtype, draft_answers=True, say=say)
     return {"target": pair.target, "other": pair.draft}
 
 
@@ -261,38 +259,6 @@ def _load_target(config: GenerateConfig, source: load.ModelSource) -> LanguageMo
         return load.load_shell(source)
     device = resolve_device(config.machine.device)
     return load.load_model(source, "target", device=device, dtype=resolve_dtype(config.dtype, device))
-
-
-def _summary(
-    config: GenerateConfig,
-    role: str,
-    models: Mapping[str, LanguageModel],
-    examples: Sequence[Example],
-    prompts: Sequence[Prompt],
-    judge: Judge,
-) -> GeneratorSummary:
-    model, tokens = models[role], num_tokens(examples)
-    summary = GeneratorSummary(
-        name=model.name,
-        parameters=model.num_parameters,
-        prompts=len(prompts),
-        rollouts=len(examples),
-        tokens=tokens,
-        budget=tokens * token_cost(config.comparison, model, role),
-    )
-    if config.comparison.other is not None:
-        target = models["target"]
-        likelihoods = scorers.mean_log_likelihoods(target, [row.as_target_reads for row in examples])
-        summary = dataclasses.replace(
-            summary,
-            distinct_per_prompt=len({(row.prompt_id, row.answer_ids) for row in examples}) / len(prompts),
-            target_log_likelihood=sum(likelihoods) / len(likelihoods),
-        )
-    if judge.scorer is None:
-        return summary
-    scores = judge.scores(examples, prompts, model)
-    right = judge.count(examples, scores, prompts, model)
-    return dataclasses.replace(summary, mean_score=sum(scores) / len(scores), right_answers=right)
 
 
 def _settings(config: GenerateConfig) -> run_settings.FlatSettings:

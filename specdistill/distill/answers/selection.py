@@ -6,6 +6,7 @@ right answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,25 @@ class Judge:
         assert self.threshold is not None, "without a threshold no answer is wrong"
         return [row for row, score in zip(examples, scores, strict=True) if score >= self.threshold]
 
+    def example(
+        self, examples: Sequence[Example], scores: Sequence[float], prompts: Sequence[Prompt], model: LanguageModel
+    ) -> str:
+        """The first wrong answer, or the first one where all are right: prompt, answer, what was wanted, and the score.
+
+        Args:
+            examples: At least one sampled answer.
+            scores: From `scores`.
+            prompts: All that were asked.
+            model: Its tokenizer decodes the answers.
+        """
+        least = -math.inf if self.threshold is None else self.threshold
+        place = next((place for place, score in enumerate(scores) if score < least), 0)
+        prompt = next(prompt for prompt in prompts if prompt.id == examples[place].prompt_id)
+        wanted = "" if prompt.answer is None else f", wanted {_shortened(prompt.answer)}"
+        asked = prompt.messages[-1].get("content") if prompt.messages else prompt.id
+        answer = _shortened(model.decode(examples[place].answer_ids))
+        return f"prompt {_shortened(str(asked), 80)}, answer {answer}{wanted}, score {scores[place]:g}"
+
     def count(
         self,
         examples: Sequence[Example],
@@ -75,6 +95,12 @@ class Judge:
             distinct_right=len(distinct(right, model)),
             false_positives=false_positives,
         )
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    """The text in quotes, on one line; of a longer one its beginning and its end, which scorers look at."""
+    half = (most - 5) // 2
+    return repr(text if len(text) <= most else f"{text[:half]} ... {text[-half:]}")
 
 
 def build_judge(settings: JudgeSettings, prompts: Sequence[Prompt], *, threshold_needed: bool) -> Judge:
@@ -155,8 +181,8 @@ def select_answers(
         )
         raise DataError(
             f"none of {counts.answers} answers to {counts.prompts} prompts scores {judge.threshold:g} or more by "
-            f"--scorer {judge.name}; sample more (--rollouts-per-prompt), {other}, or let a better "
-            f"model answer{again}"
+            f"--scorer {judge.name}; the first: {judge.example(examples, scores, prompts, target)}; "
+            f"sample more (--rollouts-per-prompt), {other}, or let a better model answer{again}"
         )
     if keep_correct:
         return distinct(right, target), counts

@@ -200,6 +200,8 @@ def find_shards(source: Path) -> list[Path]:
     """
     shards = sorted(source.glob("*.parquet"))
     if not shards:
+        if inside := sorted({str(path.parent) for path in source.glob("*/*.parquet")}):
+            raise DataError(f"{source} holds its rollouts in folders; name one of them: {' or '.join(inside)}")
         raise DataError(f"{source} holds no rollouts (*.parquet); 'specdistill generate' and train-draft write them")
     return shards
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.heldout import HeldOutScorer
 from specdistill.distill.training.loss import DistillationLoss, StepTotals
 from specdistill.distill.training.loss_settings import Objective
+from specdistill.evaluation.cut_answers import cut_line, is_cut
 from specdistill.evaluation.statistics import Estimate, paired_difference, ratio
 from specdistill.evaluation.summaries import OTHER_MEASURES, TOKENS_PER_CALL
 from specdistill.models import LanguageModel, ModelPair
@@ -68,6 +69,7 @@ class OwnAnswers:
         seed: Random seed of the answers.
         ranks: The processes that train together. The main one's scores count for all: a judge that draws, as a language
             model does, would let them decide differently, and wait for each other for ever.
+        say: Told how many answers were cut at the limit, where the number changes.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class OwnAnswers:
         max_new_tokens: int,
         seed: int,
         ranks: Ranks = ALONE,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.name, self._ranks = name, ranks
+        self._say, self._cut = say, 0
         self._judge, self._prompts, self._encoded = judge, prompts, encoded
         self._sampling, self._max_new_tokens, self._seed = sampling, max_new_tokens, seed
 
@@ -91,11 +95,19 @@ class OwnAnswers:
         answers = write_answers(
             draft, self._prompts, self._encoded, self._sampling, self._max_new_tokens, self._seed, Quiet()
         )
+        self._say_cut([answer.answer_ids for answer in answers], draft)
         scores = [
             self._judge(prompt, draft.decode(answer.answer_ids))
             for prompt, answer in zip(self._prompts, answers, strict=True)
         ]
         return np.array(self._ranks.gather([scores])[0]), np.ones(len(scores))
+
+    def _say_cut(self, answers: Sequence[Sequence[int]], draft: LanguageModel) -> None:
+        cut = sum(is_cut(ids, self._max_new_tokens, draft.eos_token_ids) for ids in answers)
+        line = cut_line(f"the draft (held-out {self.name})", cut, len(answers), self._max_new_tokens)
+        if line and cut != self._cut:
+            self._say(line)
+        self._cut = cut
 
 
 class HeldOutLoss:

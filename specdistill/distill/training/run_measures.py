@@ -109,7 +109,7 @@ def build_measures(inputs: MeasureInputs) -> HeldOutMeasures:
     for name, judge, sampling in judges:
         if judge is not None:
             ids, length = _own_ids(inputs), rollouts.max_new_tokens
-            answered = sampling, length, rollouts.seed, inputs.ranks
+            answered = sampling, length, rollouts.seed, inputs.ranks, inputs.progress.say
             measures.append(OwnAnswers(name, judge, prompts.heldout, ids, *answered))
     if inputs.watch == "loss":
         measures.append(_loss(inputs, answers))

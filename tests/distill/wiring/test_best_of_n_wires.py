@@ -237,8 +237,20 @@ def test_exact_match_leaves_out_prompts_that_no_answer_is_right_for(tiny, tmp_pa
 
 def test_a_run_without_a_right_answer_is_refused(tiny, tmp_path):
     answers = write_answers(tmp_path / "answers", {row["id"]: ["w51", "w52"] for row in prompt_rows()})
-    with pytest.raises(DataError, match="none of 36 answers to 18 prompts scores 1 or more by --scorer exact-match; "):
+    told = (
+        "none of 36 answers to 18 prompts scores 1 or more by --scorer exact-match; the first: "
+        r"prompt 'w\d+ w\d+', answer 'w51', wanted 'w\d+ w\d+', score 0; sample more"
+    )
+    with pytest.raises(DataError, match=told):
         train(tiny, tmp_path / "out", method="best-of-n", scorer="exact-match", rollouts=str(answers))
+
+
+def test_an_example_keeps_the_ends_of_a_long_answer(target):
+    """Scorers look at the last line or the last number."""
+    (row,) = sampled(target, [("0", "w0 " + "w3 " * 300 + "w9")])
+    shown = Judge("table", lambda prompt, text: 0.25, 0.5).example([row], [0.25], PROMPTS, target)
+    assert "answer 'w0 w3 " in shown and " ... " in shown and "w3 w9'" in shown and shown.endswith("score 0.25")
+    assert len(shown) < 400
 
 
 def test_answers_that_are_all_wrong_can_be_judged_again_as_the_refusal_says(tiny, tmp_path, scorer_module):
@@ -294,7 +306,14 @@ def test_generate_counts_right_answers_of_one_model(tiny, tmp_path, scorer_modul
     assert counts.distinct_right == sum(len(set(copies)) for copies in right.values())
     assert (counts.prompts, counts.answers, counts.false_positives) == (24, 72, counts.right)
     generation_table(generate(config))
-    assert f"{counts.coverage:.1%}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{counts.coverage:.1%}" in shown
+    # One answer that is not right, with what was wanted.
+    rows = {prompt["id"]: prompt for prompt in prompt_rows()}
+    wrong = next(row for row in read_rollouts(tmp_path / "out") if "w7" not in row["answer"].split())
+    asked = rows[wrong["prompt_id"]]
+    expected = f"prompt {asked['prompt']!r}, answer {wrong['answer']!r}, wanted {asked['answer']!r}, score 0"
+    assert summary.example == expected and f"an answer of target: {expected}" in shown
 
 
 @pytest.mark.parametrize(
