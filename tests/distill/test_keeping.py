@@ -21,7 +21,8 @@ from specdistill.decoding import Sampling, generate_plain
 from specdistill.distill.target.hidden_states import TargetStates
 from specdistill.distill.training.checkpoints import RunState
 from specdistill.distill.training.keeping import Keeper
-from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, OwnAnswers
+from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures
+from specdistill.distill.training.own_answers import OwnAnswers
 from specdistill.distill.training.settings import EvaluationSettings
 from specdistill.errors import ConfigError, DataError
 from specdistill.evaluation.statistics import paired_difference, ratio

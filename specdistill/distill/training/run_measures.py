@@ -25,7 +25,8 @@ from specdistill.distill.training.heldout_answers import heldout_answers, heldou
 from specdistill.distill.training.heldout_head import head_scorers
 from specdistill.distill.training.heldout_parallel import ParallelHeldOut, labels_say, target_says
 from specdistill.distill.training.loss_settings import Objective
-from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, Measure, OwnAnswers
+from specdistill.distill.training.measures import HeldOutLoss, HeldOutMeasures, Measure
+from specdistill.distill.training.own_answers import OwnAnswers
 from specdistill.models import ModelPair
 from specdistill.models.answer_end import answer_end
 from specdistill.models.head_draft import HeadModel

@@ -16,7 +16,7 @@ from specdistill.data.prompts import load_prompts, split_prompts
 from specdistill.decoding import Sampling, generate_plain
 from specdistill.distill.answers.shards import read_rollouts, rollout_seed, to_example
 from specdistill.distill.processes.ranks import Ranks
-from specdistill.distill.training.measures import OwnAnswers
+from specdistill.distill.training.own_answers import OwnAnswers
 from specdistill.distill.training.rewards import judge_step
 from specdistill.errors import ConfigError
 from specdistill.models import load_model
