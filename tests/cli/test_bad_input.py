@@ -60,7 +60,10 @@ CASES = {
     "missing rollouts": (changed(TRAIN, rollouts="nowhere"), "--rollouts nowhere is no directory of rollouts"),
     "rollouts of something else": (changed(TRAIN, rollouts="used"), "used holds no rollouts"),
     "missing text": (changed(TRAIN, method="sft", text="no.txt"), "--text no.txt does not exist"),
-    "no answers": (changed(TRAIN, method="sft"), 'sft needs the field "answer"'),
+    "no answers": (
+        changed(TRAIN, method="sft"),
+        'have no field "answer" (the first is fine.txt, line 2; the fields there are prompt), which sft needs',
+    ),
     "missing reward": (changed(TRAIN, method="gkd", reward="nowhere:f"), "can't import nowhere"),
     "unknown scorer": (changed(TRAIN, method="best-of-n", scorer="magic"), "unknown --scorer 'magic'"),
     "unknown tracker": (changed(TRAIN, report_to="magic"), "--report-to magic"),

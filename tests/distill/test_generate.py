@@ -108,8 +108,11 @@ def test_a_broken_shard_is_named(folder, tmp_path):
     (tmp_path / "out" / shards.SHARD.format(0)).write_bytes(b"PAR1 nonsense")
     with pytest.raises(DataError, match=r"train-00000.parquet can't be read"):
         read_rollouts(tmp_path / "out")
-    with pytest.raises(DataError, match="holds no rollouts"):
+    with pytest.raises(DataError, match=f"holds its rollouts in folders; name one of them: {tmp_path / 'out'}"):
         read_rollouts(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no rollouts"):
+        read_rollouts(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(("match", "settings"), [("compute", {}), ("cost", {"target_price": 6.0, "other_price": 1.5})])
