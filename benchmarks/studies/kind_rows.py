@@ -141,7 +141,8 @@ class Task:
 
 def mails(folder: Path) -> Task:
     """Mails to JSON, for a target that is fine-tuned on them."""
-    study = Study(StudyFolder(folder), replace(STUDENT_TASKS["mails"], adapter=None), SCALES["cpu"], "cpu")
+    scale = replace(SCALES["cpu"], heldout=64)
+    study = Study(StudyFolder(folder), replace(STUDENT_TASKS["mails"], adapter=None), scale, "cpu")
     budget = {"steps": 100, "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 160, "heldout_prompts": 4}
     return Task(
         name="mails",

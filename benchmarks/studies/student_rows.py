@@ -37,7 +37,7 @@ class StudentRow:
 
 
 FORWARD_KL = {"method": "distillspec", "target_fraction": 1.0}
-"""Forward KL on the target's sampled answers: what warms a student up."""
+"""Forward KL on the target's sampled answers."""
 
 
 def _gkd(lmbda: float, divergence: str) -> StudentRow:

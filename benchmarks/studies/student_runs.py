@@ -14,7 +14,7 @@ import torch
 from benchmarks.studies.folders import StudyFolder, has_weights, is_finished
 from benchmarks.studies.scores import answers_once
 from benchmarks.studies.student_results import SCORES_FILE, SECONDS_FILE
-from benchmarks.studies.student_rows import FORWARD_KL, ROWS, Answers
+from benchmarks.studies.student_rows import ROWS, Answers
 from benchmarks.studies.student_tasks import Task
 from benchmarks.support.commands import run_command
 from benchmarks.support.paths import target_file
@@ -48,11 +48,12 @@ class Scale:
     """Size of the study."""
 
     finetuning: int
+    warming: int
+    """Records whose given answers warm the students up; none of them is trained on afterwards."""
     train: int
     heldout: int
-    teacher_share: float
-    """Share of the task's steps of fine-tuning."""
-    warm_steps: int
+    finetuning_share: float
+    """Share of the task's steps of fine-tuning, of teacher and students."""
     steps: int
     batch_size: int
     vocab_keep: int
@@ -61,11 +62,11 @@ class Scale:
 
 
 SCALES = {
-    "study": Scale(2000, 512, 128, 1.0, 250, 60, 16, 0, 8),
+    "study": Scale(2000, 8000, 512, 128, 1.0, 60, 16, 0, 8),
     # For two CPU cores and some nights.
-    "cpu": Scale(1000, 256, 64, 1.0, 250, 30, 8, 8192, 256),
+    "cpu": Scale(1000, 8000, 256, 128, 1.0, 30, 8, 8192, 256),
     # Proves in minutes that every part runs; its numbers mean nothing.
-    "try": Scale(16, 12, 4, 0.01, 2, 2, 2, 8192, 8),
+    "try": Scale(16, 16, 12, 4, 0.01, 2, 2, 8192, 8),
 }
 
 
@@ -137,6 +138,20 @@ class Study:
         train_draft(config, TerminalProgress())
         write_text(run / SECONDS_FILE, json.dumps(clock() - began))
 
+    def finetune(
+        self, run: Path, start: Path, target: Path | str, prompts: str, whole_steps: int, **settings: Any
+    ) -> None:
+        """Fine-tunes on given answers for the scale's share of so many steps."""
+        self.train(
+            run,
+            start,
+            target,
+            prompts,
+            max(2, round(whole_steps * self.scale.finetuning_share)),
+            method="sft",
+            **settings,
+        )
+
     def answer(self, model: Path, answers: Answers, copies: int) -> float:
         """Stores a model's sampled answers to the training prompts, and how long that took, in seconds."""
         folder = self.stored(answers)
@@ -177,8 +192,7 @@ def prepare(study: Study, depths: Sequence[int]) -> None:
             prompts += [part for name, number in size.items() for part in (f"--calibration-{name}", str(number))]
             pair = ["--target", str(study.teacher), "--output", str(folder.cut(depth)), "--device", study.device]
             run_command("init-draft", *pair, *shape, *prompts)
-        warm = FORWARD_KL | {"soft_labels": str(study.labels)}
-        study.train(study.start(depth), folder.cut(depth), study.teacher, "train", scale.warm_steps, **warm)
+        study.finetune(study.start(depth), folder.cut(depth), study.teacher, "warming", study.task.warm_steps)
     copies = small_copies(study)
     seconds["small_answers_seconds"] = study.answer(study.start(SMALL_TEACHER), Answers.SMALL, copies)
     judge = Judge(study)
@@ -195,7 +209,7 @@ def prepare_teacher(study: Study) -> dict[str, float]:
     """Prompts, teacher, its answers and their labels; returns what the last two took, in seconds."""
     folder, scale = study.folder, study.scale
     folder.root.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(("finetuning", "train", "heldout"), 1):
+    for number, name in enumerate(("finetuning", "train", "heldout", "warming"), 1):
         study.task.write_records(folder.prompts(name), getattr(scale, name), number)
     make_teacher(study)
     return {"answers_seconds": study.answer(study.teacher, Answers.TARGET, COPIES), "labels_seconds": study.label()}
@@ -208,8 +222,7 @@ def make_teacher(study: Study) -> None:
         if not has_weights(study.teacher):
             save_merged(load_model(load.find(str(adapter), "target", print, str(base)), "target"), study.teacher)
         return
-    steps = max(2, round(study.task.teacher_steps * study.scale.teacher_share))
-    study.train(study.teacher, base, target_file(), "finetuning", steps, method="sft", learning_rate=2e-4)
+    study.finetune(study.teacher, base, target_file(), "finetuning", study.task.teacher_steps, learning_rate=2e-4)
 
 
 def small_copies(study: Study) -> int:

@@ -61,6 +61,8 @@ class Task:
     max_new_tokens: int
     teacher_steps: int
     """Steps of the fine-tuning that makes the teacher, where it is no committed adapter."""
+    warm_steps: int
+    """Steps of a student's own fine-tuning: enough to do the job, and too few to do it as well as the teacher."""
     adapter: Path | None = None
     """The teacher as an adapter of SmolLM2."""
 
@@ -73,6 +75,7 @@ TASKS = {
         {"exact match": mail_score, "fields right": mail_fields},
         max_new_tokens=160,
         teacher_steps=120,
+        warm_steps=300,
         adapter=MAIL_ADAPTER,
     ),
     "problems": Task(
@@ -82,5 +85,6 @@ TASKS = {
         {"right answer": problem_score, "right in every step": problem_steps},
         max_new_tokens=96,
         teacher_steps=300,
+        warm_steps=700,
     ),
 }

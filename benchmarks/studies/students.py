@@ -10,8 +10,7 @@ several right ways (`word_problems.py`). For each:
 
 1. The teacher is SmolLM2-135M-Instruct, fine-tuned; for mails by the committed adapter. It answers the training
    prompts four times, sampled.
-2. Students of 4 and 8 of its layers are cut out and warmed up by forward KL on those answers, from stored
-   labels: the start.
+2. Students of 4 and 8 of its layers are cut out and fine-tuned on other prompts with given answers: the start.
 3. From the start every row of `student_rows.py` goes on with equally many steps, three seeds each; `offline-equal-time`
    with as many as fit into the time of `gkd-1-fkl`. The last step is kept.
 4. Judged on held-out prompts: the student's own greedy answers by the task's scores, and alpha under every rule on the
