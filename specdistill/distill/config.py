@@ -19,6 +19,7 @@ from specdistill.distill.training.loss_settings import LossSettings, Objective
 from specdistill.distill.training.parallel_settings import ParallelSettings
 from specdistill.distill.training.settings import EvaluationSettings, OptimiserSettings
 from specdistill.errors import ConfigError
+from specdistill.files.same_file import is_same_file
 from specdistill.settings import checks
 from specdistill.settings.adapter import AdapterSettings
 from specdistill.settings.chat import ChatSettings
@@ -242,8 +243,7 @@ class TrainConfig(Config):
     @property
     def _is_itself(self) -> bool:
         """Whether target and draft are one directory, file or name."""
-        places = Path(self.target), Path(self.draft)
-        return places[0] == places[1] or (all(place.exists() for place in places) and places[0].samefile(places[1]))
+        return Path(self.target) == Path(self.draft) or is_same_file(self.target, self.draft)
 
     def for_draft(self, is_head: bool) -> tuple[Objective, str]:
         """Loss and watched number, which depend on what the draft turns out to be.

@@ -15,6 +15,7 @@ from specdistill.data.prompt_checks import dated
 from specdistill.data.prompts import Prompt
 from specdistill.data.target_context import TargetView
 from specdistill.errors import DataError
+from specdistill.files.same_file import is_same_file
 from specdistill.settings.target_context import FLAGS
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def labels_by_another(labelled_by: str, target: str) -> list[str]:
 
 
 def _others(names: set[str], target: str) -> list[str]:
-    return sorted(name for name in names - {target} if not _same_place(name, target))
+    return sorted(name for name in names - {target} if not is_same_file(name, target))
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
@@ -186,7 +187,3 @@ def _text(messages: Sequence[Mapping[str, Any]]) -> str:
     """Chat turns as one string; a parquet file fills fields that a turn lacks with None."""
     turns = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
     return json.dumps(turns, sort_keys=True, default=str)
-
-
-def _same_place(one: str, other: str) -> bool:
-    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)

@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 
 from specdistill.errors import ConfigError
+from specdistill.files.same_file import is_same_file
 from specdistill.models import ModelPair
 from specdistill.models.vocabulary import KEPT_IDS_FILE
 
 
 def same_place(target: str, draft: str) -> bool:
     """Whether two names are of one model: the same name, or names of the same file or directory."""
-    places = Path(target), Path(draft)
-    same = target == draft or (all(place.exists() for place in places) and places[0].samefile(places[1]))
     # With a trimmed head the draft is another model than its directory's weights.
-    return same and not (places[1] / KEPT_IDS_FILE).exists()
+    return (target == draft or is_same_file(target, draft)) and not (Path(draft) / KEPT_IDS_FILE).exists()
 
 
 def same_weights(pair: ModelPair) -> bool:
